@@ -1,0 +1,304 @@
+"""``adapt``: make a language model an image classifier, as CMDA §3 describes it.
+
+Open the images three ways, put an embedder and a head round the backbone, align the embeddings with text for some epochs
+where asked, train what the freeze plan lets train, keep the best validation epoch, and score the test set once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crossalign.cache import write_json
+from crossalign.config import AdaptConfig, to_dict
+from crossalign.data.augment import augment
+from crossalign.data.batches import TrainBatches, eval_batches
+from crossalign.data.images import ImageSet, ImageSplits, channel_statistics, open_images
+from crossalign.environment import environment, is_main_process
+from crossalign.errors import UserError
+from crossalign.models.backbone import probe
+from crossalign.models.classifier import ImageClassifier
+from crossalign.scoring import Scores, score
+from crossalign.training import checkpoint as ckpt
+from crossalign.training.alignment import align
+from crossalign.training.loop import Batch, Run, Stage, StageResult, fit
+from crossalign.training.precision import choose_precision, peak_memory_bytes
+from crossalign.training.run import (
+    claim_folder,
+    flatten,
+    locked,
+    make_accelerator,
+    read_json,
+    resolve_device,
+    resolved,
+    write_config,
+)
+from crossalign.training.tracking import RunLog
+
+MATCH_BATCH = 256  # training images on which the input scale is measured
+
+
+def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False) -> dict[str, Any]:
+    """Adapt a language model to images and return the result that result.json holds.
+
+    A finished run is returned as it stands; an unfinished one with the same configuration goes on where it stopped.
+
+    Raises:
+        UserError: bad input, before any training. Interrupted, Diverged, DiskFull: see ``training.loop``.
+    """
+    config = claim_folder(config)
+    with locked(config.output):
+        finished = config.output / "result.json"
+        if finished.is_file():
+            return read_json(finished)
+        config = resolved(config, loop={"device": resolve_device(config.loop.device)})
+        with _main_process_first(config.loop.device):  # the others then find the decoded images in the cache
+            splits = open_images(config.data)
+        config = _resolve(config, splits.train)
+        model = build_model(config, splits.train)
+        _check_before_training(config, splits, model)
+        config = _resolve_precision(config, model, splits.train)
+        if is_main_process():
+            write_config(config.output, config)
+            write_json(config.output / "environment.json", environment())
+            if not quiet:
+                print(f"{splits.source}\n{model.plan}")
+        resume = ckpt.latest(config.output / "checkpoints", rank=_rank())
+        rows = resume.extra["rows"] if resume else 0
+        with RunLog(config.output, config.tracking, config.output.name, flatten(to_dict(config)), rows=rows) as log:
+            run = Run(config.output, make_accelerator(config.loop), config.loop, log, resume)
+            model.to(run.accelerator.device)
+            alignment = _align(config, model, splits, run)
+            _seed(config.seed + 1)
+            trained = fit(_training_stage(config, model, splits, run), run)
+            scores = evaluate_split(model, splits.test, config, run.accelerator) if config.score_test else None
+            result = _result(config, recipe, splits, model, trained, scores, alignment)
+            if run.accelerator.is_main_process:
+                _write(config, splits, model, scores, result)
+                log.summary({f"test/{name}": value for name, value in (scores.summary() if scores else {}).items()})
+            run.accelerator.wait_for_everyone()
+        return result
+
+
+def build_model(config: AdaptConfig, train: ImageSet) -> ImageClassifier:
+    """The classifier for resolved settings, its input scale matched on training images where asked."""
+    shape = train.pixels.shape[1:]
+    model = ImageClassifier.from_backbone(
+        config.backbone.ref,
+        classes=train.classes,
+        input_shape=tuple(shape),
+        mean=config.data.mean,
+        std=config.data.std,
+        backbone=config.backbone,
+        embedder=config.embedder,
+        tune=config.tune,
+        head=config.head,
+        seed=config.seed,
+    )
+    if model.backbone.attention != "none":
+        probe(model.backbone)
+    if config.embedder.match_scale:
+        model.match_input_scale(torch.from_numpy(train.pixels[:MATCH_BATCH].copy()))
+    return model
+
+
+def _resolve(config: AdaptConfig, train: ImageSet) -> AdaptConfig:
+    """Put in what was left to the data and the machine."""
+    data = {}
+    if config.data.mean is None or config.data.std is None:
+        mean, std = channel_statistics(train)
+        data = {"mean": config.data.mean or mean, "std": config.data.std or std}
+    channels = train.pixels.shape[1]
+    for name in ("mean", "std"):
+        value = data.get(name) or getattr(config.data, name)
+        if len(value) != channels:
+            raise UserError(f"--data.{name} has {len(value)} values, but the images have {channels} channels")
+    return dataclasses.replace(resolved(config, data=data), row=config.row or _row_name(config))
+
+
+def _row_name(config: AdaptConfig) -> str:
+    method = {"fpt": "FPT", "lora": "LoRA", "full": "Full fine-tuning"}[config.tune.method]
+    weights = config.backbone.ref.split(":")[0]
+    control = f", {weights} weights" if weights in ("random", "shuffled") else ""
+    return method + control + ("" if config.align.metric == "none" else f" + alignment ({config.align.metric})")
+
+
+def _check_before_training(config: AdaptConfig, splits: ImageSplits, model: ImageClassifier) -> None:
+    """All that can be known to fail later fails here, before any long work."""
+    loop, align_config = config.loop, config.align
+    if loop.epochs < 1 or loop.accumulation < 1 or loop.batch_size < 1:
+        raise UserError("--loop.epochs, --loop.batch-size and --loop.accumulation must be at least 1")
+    if loop.batch_size > len(splits.train):
+        raise UserError(f"--loop.batch-size {loop.batch_size} is larger than the {len(splits.train)} training images")
+    if align_config.metric != "none" and align_config.batch_size > len(splits.train):
+        raise UserError(f"--align.batch-size {align_config.batch_size} is larger than the {len(splits.train)} training images")
+    trained = sum(t.numel() * 4 for t in model.trained_state().values())
+    # Two checkpoints stand beside each other while one takes the other's place; each holds the weights and Adam's two
+    # moments. The best weights and the model folder come on top.
+    ckpt.check_room(config.output, 2 * 3 * trained + 2 * trained + 50_000_000)
+
+
+def _resolve_precision(config: AdaptConfig, model: ImageClassifier, train: ImageSet) -> AdaptConfig:
+    if config.loop.precision != "auto":
+        return config
+    images = torch.from_numpy(train.pixels[: config.loop.batch_size].copy()).to(config.loop.device)
+    model.to(config.loop.device)
+
+    def step(dtype: torch.dtype | None) -> None:
+        with torch.autocast(config.loop.device, dtype=dtype or torch.float32, enabled=dtype is not None):
+            model(images).float().square().mean().backward()
+        model.zero_grad(set_to_none=True)
+
+    signature = f"{model.language_model.config.__class__.__name__} {model.plan} {tuple(images.shape)}"
+    precision = choose_precision("auto", config.loop.device, step, signature)
+    if is_main_process():
+        print(f"precision {precision.name}: {precision.reason}")
+    return resolved(config, loop={"precision": precision.name})
+
+
+def _align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Run) -> dict[str, Any]:
+    """The alignment stage, or what it found if the run is past it."""
+    file = config.output / "alignment.json"
+    if config.align.metric == "none":
+        return {}
+    if run.resume is not None and run.resume.stage == "train":
+        return read_json(file)
+    _seed(config.seed)
+    found = align(config, model, splits, run)
+    if run.accelerator.is_main_process:
+        write_json(file, found)
+    return found
+
+
+def _training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Run) -> Stage:
+    device, settings = run.accelerator.device, config.data.augment
+    batches = TrainBatches(
+        splits.train,
+        batch_size=config.loop.batch_size,
+        seed=config.seed,
+        augment=settings,
+        accumulation=config.loop.accumulation,
+        rank=run.accelerator.process_index,
+        world=run.world,
+    )
+
+    def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        labels = batch["labels"].to(device, non_blocking=True)
+        images = augment(batch["images"].to(device, non_blocking=True), batch["draw"], settings)
+        logits = wrapped(images).float()
+        correct = (logits.argmax(-1) == labels).sum()
+        return F.cross_entropy(logits, labels, reduction="sum"), {"accuracy": correct}
+
+    def evaluate(wrapped: nn.Module) -> dict[str, float]:
+        return _score(wrapped, splits.validation, config, run.accelerator).summary()
+
+    return Stage(
+        name="train",
+        model=model,
+        loss=loss,
+        steps=batches.epoch,
+        steps_per_epoch=len(batches),
+        epochs=config.loop.epochs,
+        optim=config.optim,
+        state=model.trained_state,
+        load=model.load_trained_state,
+        evaluate=evaluate,
+        select="accuracy",
+    )
+
+
+def _score(model: nn.Module, images: ImageSet, config: AdaptConfig, accelerator: Any) -> Scores:
+    batches = eval_batches(images, config.loop.eval_batch_size, accelerator.process_index, accelerator.num_processes)
+    return score(model, batches, images.labels, accelerator)
+
+
+def evaluate_split(model: ImageClassifier, images: ImageSet, config: AdaptConfig, accelerator: Any) -> Scores:
+    """Scores of ``model`` on ``images``, in the run's precision."""
+    model.eval()
+    with accelerator.autocast():
+        return _score(model, images, config, accelerator)
+
+
+def _result(
+    config: AdaptConfig,
+    recipe: str,
+    splits: ImageSplits,
+    model: ImageClassifier,
+    trained: StageResult,
+    scores: Scores | None,
+    alignment: dict[str, Any],
+) -> dict[str, Any]:
+    """result.json: the numbers of tables, with what is needed to compare them fairly."""
+    device, kind = config.loop.device, model.language_model.kind
+    name = f"{device} ({torch.get_num_threads()} threads)" if device == "cpu" else torch.cuda.get_device_name()
+    return {
+        "verb": "adapt",
+        "recipe": recipe,
+        "row": config.row,
+        "method": config.tune.method if kind not in ("none", "vit") else kind,
+        "align": config.align.metric,
+        "backbone": config.backbone.ref,
+        "weights": kind,
+        "seed": config.seed,
+        "data": splits.source,
+        "data_fingerprint": splits.fingerprint,
+        "classes": list(splits.test.classes),
+        "best_epoch": trained.best_epoch,
+        "epochs": config.loop.epochs,
+        "validation": trained.best,
+        "test": _test_numbers(scores, len(splits.test.classes)),
+        "parameters": {"trainable": model.plan.trainable, "total": model.plan.total, "groups": model.plan.groups()},
+        "learning_rate": config.optim.lr,
+        "alignment": alignment,
+        "seconds": {"align": alignment.get("seconds", 0.0), "train": trained.seconds},
+        "images_per_second": trained.examples / max(trained.seconds, 1e-9),
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "precision": config.loop.precision,
+        "device": name,
+    }
+
+
+def _test_numbers(scores: Scores | None, classes: int) -> dict[str, Any] | None:
+    if scores is None:
+        return None
+    return scores.summary() | {"n": len(scores.labels), "confusion": scores.confusion(classes)}
+
+
+def _write(
+    config: AdaptConfig, splits: ImageSplits, model: ImageClassifier, scores: Scores | None, result: dict[str, Any]
+) -> None:
+    """The model, the answers on the test set, and last the result, whose presence says that the run is complete."""
+    from crossalign.predictions import write_predictions, write_samples
+
+    folder: Path = config.output
+    facts = {"data": splits.source, "validation accuracy": f"{result['validation']['accuracy']:.2%}", "seed": config.seed}
+    if scores is not None:
+        facts["test accuracy"] = f"{result['test']['accuracy']:.2%} on {result['test']['n']} images"
+        write_predictions(folder / "predictions.parquet", scores)
+        write_samples(folder / "samples.parquet", splits.test, scores, seed=config.data.split_seed)
+    model.save_pretrained(folder / "model", facts=facts)
+    write_json(folder / "result.json", result)
+
+
+def _main_process_first(device: str) -> AbstractContextManager[None]:
+    from accelerate import PartialState
+
+    return PartialState(cpu=device == "cpu").main_process_first()  # type: ignore[no-any-return]
+
+
+def _seed(seed: int) -> None:
+    from accelerate.utils import set_seed
+
+    set_seed(seed)
+
+
+def _rank() -> int:
+    import os
+
+    return int(os.environ.get("RANK", "0"))

@@ -1,0 +1,113 @@
+"""What the divergences share: checked samples in full precision, pairwise distances, gradients known in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def full_precision(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give x (..., n, d) and y (..., m, d) in one dtype of at least float32, with autocast off inside the block.
+
+    Leading dimensions are broadcast against each other. Raises ValueError for shapes or dtypes that don't fit.
+    """
+    if x.ndim < 2 or y.ndim < 2:
+        raise ValueError(f"samples need the shape (n, d); got {tuple(x.shape)} and {tuple(y.shape)}")
+    if x.shape[-1] != y.shape[-1]:
+        raise ValueError(f"samples must have one width; got {x.shape[-1]} and {y.shape[-1]}")
+    if 0 in (x.shape[-2], y.shape[-2], x.shape[-1]):
+        raise ValueError(f"samples must not be empty; got {tuple(x.shape)} and {tuple(y.shape)}")
+    if not (x.is_floating_point() and y.is_floating_point()):
+        raise ValueError(f"samples must be floating point; got {x.dtype} and {y.dtype}")
+    dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
+    lead = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    with torch.autocast(x.device.type, enabled=False):
+        yield x.to(dtype).expand(*lead, -1, -1), y.to(dtype).expand(*lead, -1, -1)
+
+
+def need_points(name: str, least: int, x: Tensor, y: Tensor) -> None:
+    """Raise ValueError where a sample has too few points for the measure to be defined."""
+    fewest = min(x.shape[-2], y.shape[-2])
+    if fewest < least:
+        raise ValueError(f"{name} needs at least {least} points in each sample; got {x.shape[-2]} and {y.shape[-2]}")
+
+
+def wants_gradient(x: Tensor) -> bool:
+    """Whether a gradient for x will be asked for."""
+    return x.requires_grad and torch.is_grad_enabled()
+
+
+def pooled_centre(x: Tensor, y: Tensor) -> Tensor:
+    """The point (..., 1, d) half-way between the means, detached."""
+    return ((x.mean(-2, keepdim=True) + y.mean(-2, keepdim=True)) / 2).detach()
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """Squared distances (..., n, m) of the points of x (..., n, d) and y (..., m, d), by one matrix product.
+
+    The pooled mean is taken off first: language models have coordinates far from zero, and |x|^2 + |y|^2 - 2xy of those
+    loses every digit. Pass the same tensor twice for distances within a sample: its diagonal is then exactly zero.
+    """
+    centre = pooled_centre(x, y)
+    a, b = x - centre, y - centre
+    cross = a @ b.mT
+    distances = cross.mul_(-2).add_(a.square().sum(-1)[..., :, None]).add_(b.square().sum(-1)[..., None, :])
+    distances.clamp_min_(0)
+    if x is y:
+        distances.diagonal(dim1=-2, dim2=-1).zero_()
+    return distances
+
+
+def pair_gradient(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient in x of sum_ij weights_ij |x_i - y_j|^2 / 2 with constant weights (..., n, m)."""
+    centre = pooled_centre(x, y)
+    return weights.sum(-1, keepdim=True) * (x - centre) - weights @ (y - centre)
+
+
+def mean_squared_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Mean squared distance (...) of two points drawn from x and y in equal parts, detached; 1 where all points agree.
+
+    Equal parts, whatever n and m are: so unequal batch sizes don't change the length that it stands for.
+    """
+    x, y = x.detach(), y.detach()
+    centre_x, centre_y = x.mean(-2, keepdim=True), y.mean(-2, keepdim=True)
+    spread = (x - centre_x).square().sum(-1).mean(-1) + (y - centre_y).square().sum(-1).mean(-1)
+    return one_if_zero(spread + (centre_x - centre_y).square().sum((-2, -1)) / 2)
+
+
+def one_if_zero(value: Tensor) -> Tensor:
+    """The value, with 1 in place of 0, so that identical points can be divided by their scale."""
+    return torch.where(value == 0, torch.ones_like(value), value)
+
+
+class _KnownGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors[len(tensors) // 2 :])
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            # A constant second derivative would be taken for 0 in a sum with other losses.
+            raise RuntimeError("divergences have no second derivative: call backward without create_graph")
+        gradients = ctx.saved_tensors
+        return (None, *(upstream[..., None, None] * gradient for gradient in gradients), *(None for _ in gradients))
+
+
+def with_gradient(value: Tensor, *pairs: tuple[Tensor, Tensor | None]) -> Tensor:
+    """Attach gradients that are known already: pairs (tensor (..., n, d), gradient of the value (...) in it or None).
+
+    Nothing of size n x m is then kept for the backward pass, which holds no matrix product that an ambient autocast
+    could round. Asking for a second derivative raises RuntimeError.
+    """
+    known = [(tensor, gradient) for tensor, gradient in pairs if gradient is not None]
+    if not known:
+        return value
+    result: Tensor = _KnownGradient.apply(value, *(t for t, _ in known), *(g for _, g in known))
+    return result

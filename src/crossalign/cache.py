@@ -1,0 +1,46 @@
+"""Files that can be made again: one folder, content-hash names, atomic writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def cache_dir(kind: str) -> Path:
+    """The folder for one kind of cached file, made if need be: ``$CROSSALIGN_CACHE`` or ``~/.cache/crossalign``."""
+    root = os.environ.get("CROSSALIGN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "crossalign"
+    folder = Path(root).expanduser() / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def content_key(**parts: Any) -> str:
+    """A short hash of JSON-able parts: the same parts, the same key."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends well, and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

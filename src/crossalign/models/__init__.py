@@ -1,0 +1,1 @@
+"""Modules built from pretrained parts: backbones, embedders, heads, and the plan of what trains."""

@@ -1,0 +1,278 @@
+"""Open a language model by one string, wherever it lies, and the controls made from it.
+
+package:minilm        weights that a pip package carries
+PATH                  a Hugging Face folder
+FILE.gguf             a llama.cpp file, dequantised to fp32
+hf:ORG/NAME[@REV]     the hub, or its local cache
+random:REF            the same architecture with the model's own initialisation
+shuffled:REF          the pretrained tensors, each with its entries permuted: same scale, no structure
+none:REF              no backbone: the identity at the width of REF
+vit:REF               a transformer encoder from scratch of REF's depth, width, heads and MLP width
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from crossalign.cache import content_key
+from crossalign.errors import UserError
+from crossalign.models.families import Family, family_of
+from crossalign.models.source import CONTROLS, Source, check_config, files_hash, locate, weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+Head = Literal["none", "causal"]
+Kind = Literal["pretrained", "random", "shuffled", "none", "vit"]
+
+# Parts of published checkpoints that a base model has no place for, and constants that old versions used to save.
+_HEADS = re.compile(
+    r"(^|\.)(lm_head|embed_out|cls|pooler|classifier|pre_classifier|score|qa_outputs|vocab_(transform|layer_norm|projector))\."
+)
+_CONSTANTS = re.compile(r"(position_ids|token_type_ids|inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
+
+
+@dataclass
+class LanguageModel:
+    """An opened model with what is known of it."""
+
+    model: Any
+    """The PreTrainedModel: base or causal, in fp32 and eval mode; on the meta device if weights=False."""
+    config: PreTrainedConfig
+    """The transformers configuration of ``model``."""
+    ref: str
+    """The reference that was opened."""
+    kind: Kind
+    """Pretrained, or which control."""
+    seed: int
+    """Seed of a control's weights."""
+    source: Source
+    """Where the files lie."""
+
+    @property
+    def family(self) -> Family:
+        """The architecture's row in the table of families."""
+        return family_of(self.config)
+
+    @property
+    def width(self) -> int:
+        """Width D of the vectors that go in."""
+        return _input_width(self.config)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the content: of the weight files, or of the configuration and seed that made the weights."""
+        is_meta = any(parameter.is_meta for parameter in self.model.parameters())
+        if self.kind in ("pretrained", "shuffled") and not is_meta:
+            weights = files_hash(weight_files(self.source))
+            return weights if self.kind == "pretrained" else content_key(shuffled=weights, seed=self.seed)
+        config = {k: v for k, v in self.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+        return content_key(kind=self.kind, config=config, seed=self.seed)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that lies beside the weights.
+
+        Raises:
+            UserError: there is none.
+        """
+        from transformers import AutoTokenizer
+
+        folder, gguf = self.source.folder, self.source.gguf
+        files = (
+            "tokenizer.json",
+            "tokenizer.model",
+            "vocab.json",
+            "vocab.txt",
+            "spiece.model",
+            "sentencepiece.bpe.model",
+        )
+        if folder is None or not (gguf or any((folder / name).is_file() for name in files)):
+            raise UserError(f"'{self.ref}' has no tokenizer (tokenizer.json) beside its configuration")
+        try:
+            with _quiet():
+                return AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False, **({"gguf_file": gguf} if gguf else {})
+                )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise UserError(f"cannot open the tokenizer of '{self.ref}': {_first_line(error)}") from error
+
+
+def open_language_model(ref: str, head: Head = "none", weights: bool = True, seed: int = 0) -> LanguageModel:
+    """Open a language model, or a control made from one.
+
+    Args:
+        ref: see the top of this file.
+        head: "none" for the base model, "causal" for the model that predicts the next token.
+        weights: False builds it on the meta device: no memory, no weights at hand, for counting.
+        seed: of the weights of ``random:``, ``shuffled:`` and ``vit:``.
+
+    Raises:
+        UserError: nothing lies at ``ref``, its architecture is not supported, it has no weights or weights that do not
+            fit, or they are pickles of a kind that is never opened.
+    """
+    prefix, _, rest = ref.partition(":")
+    kind: Kind = prefix if prefix in CONTROLS else "pretrained"  # type: ignore[assignment]
+    base = rest if prefix in CONTROLS else ref
+    if base.partition(":")[0] in CONTROLS:
+        raise UserError(f"'{ref}' makes a control of a control: name a pretrained model after '{prefix}:'")
+    if not base:
+        raise UserError(f"'{ref}' names no model: give a folder, a .gguf file, package:NAME or hf:ORG/NAME")
+    loads = weights and kind in ("pretrained", "shuffled")
+    source = locate(base, weights=loads)
+    config = _control_config(kind, _read_config(source))
+    family = family_of(config)
+    if head == "causal" and family.attention != "causal":
+        raise UserError(f"'{ref}' is a {family.name} model, which does not predict the next token: name a causal one")
+    if loads:
+        model = _load(source, config, head)
+        if kind == "shuffled":
+            _shuffle(model, seed)
+    else:
+        model = _build(config, head, seed, meta=not weights)
+    return LanguageModel(model.eval(), model.config, ref, kind, seed, source)
+
+
+def _read_config(source: Source) -> Any:
+    from transformers import AutoConfig
+
+    from crossalign.models import scratch  # noqa: F401  (registers the controls' configurations)
+
+    if source.published:
+        return AutoConfig.for_model(**source.published)
+    if not source.gguf:
+        check_config(source)
+    gguf = {"gguf_file": source.gguf} if source.gguf else {}
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(str(source.folder), local_files_only=True, trust_remote_code=False, **gguf)
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        raise UserError(f"cannot read the configuration of '{source.ref}': {_first_line(error)}") from error
+    if not source.gguf and getattr(config, "quantization_config", None):
+        raise UserError(f"'{source.ref}' is quantized, so its weights cannot train: name the unquantized model")
+    return config
+
+
+def _control_config(kind: Kind, config: Any) -> Any:
+    """The configuration to build: REF's own, or that of the control which takes its place."""
+    from crossalign.models import scratch
+
+    if kind == "vit":
+        return scratch.vit_config_like(config)
+    if kind == "none":
+        return scratch.NoBackboneConfig(hidden_size=_input_width(config))
+    return config
+
+
+def _input_width(config: Any) -> int:
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)  # OPT-350m's inputs are narrower
+
+
+def _auto_class(head: Head) -> Any:
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    return AutoModel if head == "none" else AutoModelForCausalLM
+
+
+def _extra_arguments(config: Any, head: Head) -> dict[str, Any]:
+    return {"add_pooling_layer": False} if head == "none" and family_of(config).pooler else {}
+
+
+def _load(source: Source, config: Any, head: Head) -> Any:
+    """Pretrained weights in fp32, every tensor of the model found in the files."""
+    from safetensors import SafetensorError
+
+    files = weight_files(source)
+    arguments = {
+        "config": config,
+        "dtype": torch.float32,  # transformers would keep a half-precision checkpoint's type
+        "attn_implementation": "sdpa",
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # to be told of them, and to refuse them, in a sentence
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "weights_only": True,  # of a .bin
+        **_extra_arguments(config, head),
+        **(_gguf_arguments(source) if source.gguf else {"use_safetensors": files[0].suffix == ".safetensors"}),
+    }
+    try:
+        with _quiet():
+            model, info = _auto_class(head).from_pretrained(source.folder, **arguments)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"'{files[0]}' holds more than tensors, so it was not opened: "
+            "save the model as safetensors with its save_pretrained"
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise UserError(f"cannot load the weights of '{source.ref}': {_first_line(error)}") from error
+    _check_keys(source.ref, info)
+    return model
+
+
+def _gguf_arguments(source: Source) -> dict[str, Any]:
+    import transformers
+
+    arguments: dict[str, Any] = {"gguf_file": source.gguf}
+    if hasattr(transformers, "GgufConfig"):  # newer releases keep the blocks packed, which cannot train, unless told
+        arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    return arguments
+
+
+def _check_keys(ref: str, info: dict[str, Any]) -> None:
+    """A tensor that was not loaded would be left at random without a word; one left over shows a wrong architecture."""
+    extra = [key for key in info["unexpected_keys"] if not _HEADS.search(key) and not _CONSTANTS.search(key)]
+    resized = [f"{key} {tuple(theirs)}, not {tuple(ours)}" for key, theirs, ours in info["mismatched_keys"]]
+    for names, fault in (
+        (resized, "do not fit its config.json"),
+        (info["missing_keys"], "lack tensors of the model"),
+        (extra, "hold tensors that the model has no place for"),
+    ):
+        if names:
+            some = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise UserError(f"the weights of '{ref}' {fault}: {some}")
+
+
+def _build(config: Any, head: Head, seed: int, meta: bool) -> Any:
+    """The model's own initialisation under ``seed``, leaving the caller's random state alone; or no memory at all."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
+        torch.manual_seed(seed)
+        return _auto_class(head).from_config(
+            config, dtype=torch.float32, attn_implementation="sdpa", **_extra_arguments(config, head)
+        )
+
+
+@torch.no_grad()
+def _shuffle(model: Any, seed: int) -> None:
+    """Permute the entries of each tensor, embeddings and norms included: its values stay, their places go."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        order = torch.randperm(parameter.numel(), generator=generator)
+        parameter.copy_(parameter.flatten()[order].view_as(parameter))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and load reports: what matters in them is checked here and raised."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,1 @@
+"""One training loop for every recipe, and what it stands on: precision, checkpoints, records."""

@@ -1,0 +1,161 @@
+"""The alignment stage (CMDA §3.1.5): before training, move the image embeddings towards text embeddings.
+
+Only the embedder and the new positions train; the backbone is never run, since both samples live where token vectors enter
+it. A divergence is a function of the whole batch, so every process computes the whole step and none is cut up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossalign.alignment import collapse_warning, get_divergence, health, mmd_orca
+from crossalign.config import AdaptConfig, OptimConfig
+from crossalign.data.augment import augment
+from crossalign.data.batches import TrainBatches, TrainStep
+from crossalign.data.images import ImageSplits
+from crossalign.errors import UserError
+from crossalign.models.classifier import ImageClassifier
+from crossalign.models.targets import TextTargets, masked_mean, text_targets
+from crossalign.training.loop import Batch, Run, Stage, fit
+
+HELD_OUT = 512  # validation images, and text sequences, on which health is measured
+
+
+def align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Run) -> dict[str, Any]:
+    """Run the stage; returns its cost and the health of the embeddings before and after.
+
+    Raises:
+        UserError: unknown metric, or text targets that cannot be had.
+    """
+    divergence = _divergence(config)
+    labels = getattr(divergence, "needs_labels", False)
+    table = model.backbone.text_embedding_table()
+    targets = text_targets(model.language_model, table, config.align, labels=labels, seed=config.seed)
+    targets = targets.to(run.accelerator.device)
+    held_out = torch.from_numpy(splits.validation.pixels[:HELD_OUT].copy()).to(run.accelerator.device)
+
+    def measure(_: nn.Module | None = None) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(config.seed)
+        with torch.no_grad():
+            x = _sample(model.embed(held_out), config, generator)
+            y, _ = _text(targets, HELD_OUT, config, generator)
+            return {name: float(value) for name, value in health(x, y).items()}
+
+    before = measure()
+    done = fit(_stage(config, model, splits, run, targets, divergence, measure), run)
+    after = measure()
+    warning = collapse_warning(_beside(before, after))
+    if warning and run.accelerator.is_main_process:
+        warnings.warn(f"alignment by {config.align.metric}: {warning}", stacklevel=2)
+    return {"before": before, "after": after, "seconds": done.seconds, "warning": warning or ""}
+
+
+def _beside(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """``after`` beside what can be asked of it: the text's spread, or the embeddings' own at the start if that was less.
+
+    Images fill few directions to begin with; a collapse is to lose those.
+    """
+    beside = dict(after)
+    for name in ("std", "effective_rank"):
+        beside[f"{name}_text"] = min(after[f"{name}_text"], before[name])
+    beside["norm_ratio"] = after["norm_ratio"] / min(1.0, before["norm_ratio"])
+    return beside
+
+
+def _divergence(config: AdaptConfig) -> Any:
+    settings = config.align
+    if settings.metric == "mmd" and settings.mmd_estimator == "orca":
+        return mmd_orca
+    try:
+        divergence = get_divergence(settings.metric)
+    except ValueError as error:
+        raise UserError(f"--align.metric: {error}") from error
+    if getattr(divergence, "needs_labels", False) and settings.level == "token":
+        raise UserError(
+            f"--align.metric {settings.metric} uses the labels of whole images and texts: set --align.level sequence"
+        )
+    return divergence
+
+
+def _stage(
+    config: AdaptConfig,
+    model: ImageClassifier,
+    splits: ImageSplits,
+    run: Run,
+    targets: TextTargets,
+    divergence: Any,
+    measure: Any,
+) -> Stage:
+    device, settings = run.accelerator.device, config.data.augment
+    batches = TrainBatches(splits.train, batch_size=config.align.batch_size, seed=config.seed + 1_000_003, augment=settings)
+
+    def generator(epoch: int, step: int) -> torch.Generator:
+        """Draws of one step, a function of its place, so that a resumed stage draws the same."""
+        return torch.Generator().manual_seed((config.seed * 10_007 + epoch) * 1_000_003 + step)
+
+    def steps(epoch: int, first: int) -> Iterator[TrainStep]:
+        for step in batches.epoch(epoch, first):
+            yield dataclasses.replace(
+                step, micro_batches=[{**b, "generator": generator(epoch, step.step)} for b in step.micro_batches]
+            )
+
+    def loss(_: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        images = augment(batch["images"].to(device), batch["draw"], settings)
+        x = _sample(model.embed(images), config, batch["generator"])
+        y, text_labels = _text(targets, len(images), config, batch["generator"])
+        if getattr(divergence, "needs_labels", False):
+            value = divergence(x, batch["labels"].to(device), y, text_labels)
+        else:
+            value = divergence(x, y)
+        # The loop divides by the examples of the step; a divergence is one number a step.
+        return value * len(images), {"divergence": value.detach() * len(images)}
+
+    trained = {f"embedding.{name}": p for name, p in model.embedding.named_parameters()}
+
+    def load(state: dict[str, Tensor]) -> None:
+        model.embedding.load_state_dict({name.removeprefix("embedding."): tensor for name, tensor in state.items()})
+
+    return Stage(
+        name="align",
+        model=model.embedding,
+        loss=loss,
+        steps=steps,
+        steps_per_epoch=len(batches),
+        epochs=config.align.epochs,
+        optim=_optim(config),
+        state=lambda: trained,  # type: ignore[return-value]
+        load=load,
+        evaluate=measure,
+        replicated=True,
+    )
+
+
+def _optim(config: AdaptConfig) -> OptimConfig:
+    """The training stage's optimiser at the alignment stage's rate: constant, and undecayed, since decay pulls to zero."""
+    return dataclasses.replace(config.optim, lr=config.align.lr, schedule="constant", warmup_fraction=0.0, weight_decay=0.0)
+
+
+def _sample(x_BTD: Tensor, config: AdaptConfig, generator: torch.Generator) -> Tensor:
+    """Image vectors to compare: (B, D) means of each sequence, or up to ``max_tokens`` single tokens (n, D)."""
+    if config.align.level == "sequence":
+        return x_BTD.mean(1)
+    tokens = x_BTD.flatten(0, 1)
+    return tokens[_draw(len(tokens), config.align.max_tokens, generator, tokens.device)]
+
+
+def _text(targets: TextTargets, n: int, config: AdaptConfig, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Text vectors to compare, of the same level: ``n`` sequence means and their labels, or ``max_tokens`` tokens."""
+    if config.align.level == "token":
+        return targets.tokens(config.align.max_tokens, generator), None
+    vectors_NLD, mask_NL, labels = targets.batch(n, generator)
+    return masked_mean(vectors_NLD, mask_NL), labels
+
+
+def _draw(n: int, most: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    return torch.randperm(n, generator=generator)[:most].to(device)

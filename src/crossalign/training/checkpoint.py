@@ -1,0 +1,158 @@
+"""Checkpoints: written whole or not at all, holding everything that an exact resume needs."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import random
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from crossalign.errors import UserError
+
+
+class DiskFull(RuntimeError):
+    """The disk filled up while a checkpoint was written; the one before it is whole."""
+
+
+@dataclass
+class Checkpoint:
+    """All the state of a stage at one step."""
+
+    stage: str
+    epoch: int
+    step: int
+    """Steps done in this epoch."""
+    model: dict[str, Tensor]
+    """The tensors that training changes."""
+    optimizer: dict[str, Any]
+    rng: dict[str, Any]
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Plain values: metric sums, best score, rows logged, seconds spent."""
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every random number generator that training may draw from."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put :func:`rng_state` back."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save(folder: Path, checkpoint: Checkpoint, *, rank: int = 0) -> Path:
+    """Write ``checkpoint`` under ``folder`` and drop the older ones once it is whole.
+
+    Every rank calls this: rank 0 writes the shared part, each rank its own generators. The caller puts a barrier after it.
+
+    Raises:
+        DiskFull: there was no room; nothing partial is left and the previous checkpoint is untouched.
+    """
+    target = folder / f"{checkpoint.stage}-{checkpoint.epoch:04d}-{checkpoint.step:07d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if rank:  # beside, not inside: rank 0 renames its folder when it likes
+        _write_torch(folder / f"{target.name}.rng-{rank}.pt", checkpoint.rng)
+        return target
+    if target.exists():  # the same step of the same run: the same content
+        return target
+    temporary = folder / f".{target.name}.{os.getpid()}"
+    try:
+        temporary.mkdir()
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.model.items()}
+        save_file(tensors, temporary / "model.safetensors")
+        state = {"optimizer": checkpoint.optimizer, "rng": checkpoint.rng, "extra": checkpoint.extra}
+        _write_torch(temporary / "state.pt", state)
+        os.rename(temporary, target)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if is_full(error):
+            raise DiskFull(f"no room left to write {target}; the checkpoint before it is whole") from error
+        raise
+    for old in _all(folder):
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+    for orphan in [*folder.glob("*.rng-*.pt"), *folder.glob(".*-*-*.*")]:
+        if not orphan.name.startswith(target.name):
+            shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink(missing_ok=True)
+    return target
+
+
+def latest(folder: Path, *, rank: int = 0) -> Checkpoint | None:
+    """The newest whole checkpoint under ``folder``, or None.
+
+    Raises:
+        UserError: its files are damaged.
+    """
+    found = _all(folder)
+    if not found:
+        return None
+    path = max(found, key=lambda p: (p.stat().st_mtime_ns, p.name))
+    stage, epoch, step = path.name.rsplit("-", 2)
+    try:
+        state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+        own = folder / f"{path.name}.rng-{rank}.pt"
+        rng = torch.load(own, weights_only=True) if rank and own.exists() else state["rng"]
+        tensors = load_file(path / "model.safetensors")
+    except Exception as error:
+        raise UserError(f"the checkpoint {path} cannot be read ({error}); delete it to start over") from error
+    return Checkpoint(stage, int(epoch), int(step), tensors, state["optimizer"], rng, state["extra"])
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Fail before a long run whose checkpoints (``needed`` bytes at the most) would not fit on the disk.
+
+    Raises:
+        UserError: too little room; it names both figures.
+    """
+    existing = next(p for p in [folder, *folder.parents] if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"checkpoints in {folder} need up to {needed / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free: "
+            "free some space or choose another --output"
+        )
+
+
+def _write_torch(path: Path, value: Any) -> None:
+    buffer = io.BytesIO()  # torch's own writer hides the operating system's reason when the disk is full
+    torch.save(value, buffer)
+    with path.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _all(folder: Path) -> list[Path]:
+    """Folders named STAGE-EPOCH-STEP; temporary ones start with a dot."""
+    if not folder.is_dir():
+        return []
+    return [p for p in folder.iterdir() if p.is_dir() and re.fullmatch(r"[a-z]\w*-\d{4,}-\d{7,}", p.name)]
+
+
+def is_full(error: BaseException) -> bool:
+    """ENOSPC, a quota or a size limit, however deep a library wrapped it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    text = str(error)
+    return any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))

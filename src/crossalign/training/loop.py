@@ -1,0 +1,352 @@
+"""The one training loop: every verb hands it stages, and it steps through them, logs, saves and resumes.
+
+A stage's loss is a sum over examples; the loop divides by the number of examples of the whole step, over all processes and
+micro-batches, so accumulation and world size change nothing, and the last partial batch counts for what it holds.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from crossalign.config import LoopConfig, OptimConfig
+from crossalign.training import checkpoint as ckpt
+from crossalign.training.optim import build_optimizer, lr_factor
+from crossalign.training.progress import progress
+from crossalign.training.tracking import RunLog
+
+Batch = Mapping[str, Any]
+
+
+class Interrupted(RuntimeError):
+    """Ctrl-C or SIGTERM: the run was saved and can be resumed."""
+
+
+class Diverged(RuntimeError):
+    """The loss or a weight is no longer a number."""
+
+
+class Step(Protocol):
+    """One optimiser step: this process's micro-batches, and the examples of the whole step over all processes."""
+
+    @property
+    def micro_batches(self) -> Sequence[Batch]: ...
+    @property
+    def count(self) -> int: ...
+
+
+@dataclass
+class Stage:
+    """One stage of a run, as the loop sees it."""
+
+    name: str
+    model: nn.Module
+    """What trains; ``state`` and ``load`` say which of its tensors a checkpoint holds."""
+    loss: Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
+    """(model, micro-batch) → sum of the losses, and further sums over examples to report as means."""
+    steps: Callable[[int, int], Iterable[Step]]
+    """(epoch, first step) → the steps of that epoch from there on."""
+    steps_per_epoch: int
+    epochs: int
+    optim: OptimConfig
+    state: Callable[[], dict[str, Tensor]]
+    load: Callable[[dict[str, Tensor]], None]
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    """Called at the end of every epoch, in eval mode, on all processes; its numbers become the validation row."""
+    select: str | None = None
+    """The validation number whose largest value picks the weights to keep; None keeps the last."""
+    replicated: bool = False
+    """Every process computes the whole step (batch-coupled losses of small modules): no sharding, no reduction."""
+
+
+@dataclass
+class StageResult:
+    """What a stage leaves behind."""
+
+    best_epoch: int
+    best: dict[str, float]
+    """Validation numbers of that epoch."""
+    seconds: float
+    """Time in training steps, without evaluation and checkpoints."""
+    examples: int
+    """Examples trained on in that time by this call."""
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class Run:
+    """What all stages of a run share."""
+
+    folder: Path
+    accelerator: Any
+    loop: LoopConfig
+    log: RunLog
+    resume: ckpt.Checkpoint | None = None
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+        return int(self.accelerator.num_processes)
+
+
+def fit(stage: Stage, run: Run) -> StageResult:
+    """Train ``stage`` to its end, from the run's checkpoint if that one is of this stage.
+
+    Raises:
+        Interrupted: a signal came; the run is saved.
+        Diverged: the loss is not finite; says where it began, and the last checkpoint is from before.
+        DiskFull: no room for a checkpoint.
+    """
+    return _Fit(stage, run).run_all()
+
+
+class _Fit:
+    """The loop's working state; one object, so that saving and restoring are each one place."""
+
+    def __init__(self, stage: Stage, run: Run) -> None:
+        self.stage, self.run, self.loop = stage, run, run.loop
+        self.optimizer = build_optimizer(stage.model, stage.optim)
+        self.base_lr = stage.optim.lr
+        self.epoch, self.step = 0, 0
+        self.best_epoch, self.best = -1, {}  # type: ignore[assignment]
+        self.best_state: dict[str, Tensor] | None = None
+        self.seconds, self.examples = 0.0, 0
+        self.epoch_sums: dict[str, Tensor] = {}
+        self.interval_sums: dict[str, Tensor] = {}
+        self.history: list[dict[str, float]] = []
+        self.best_file = run.folder / "checkpoints" / f"best-{stage.name}.safetensors"
+        if run.resume is not None and run.resume.stage == stage.name:
+            self._restore(run.resume)
+        accelerator = run.accelerator
+        if stage.replicated:
+            self.model = stage.model
+        else:
+            self.model = accelerator.prepare(torch.compile(stage.model) if self.loop.compile else stage.model)
+            self.optimizer = accelerator.prepare(self.optimizer)
+
+    def run_all(self) -> StageResult:
+        stage, total = self.stage, self.stage.steps_per_epoch * self.stage.epochs
+        done = self.epoch * stage.steps_per_epoch + self.step
+        saved_at = time.monotonic()
+        with _catch_signals() as stopped, progress(total, stage.name, initial=done) as bar:
+            while self.epoch < stage.epochs:
+                stage.model.train()
+                for step in stage.steps(self.epoch, self.step):
+                    started = time.perf_counter()
+                    self._train_step(step, total)
+                    self.seconds += time.perf_counter() - started
+                    bar.update(1)
+                    if self._agree(stopped):
+                        self._save()
+                        self.run.log.set_status("KILLED")
+                        raise Interrupted(f"stopped by a signal and saved at step {self.step} of epoch {self.epoch + 1}")
+                    if self.step < stage.steps_per_epoch and self._time_is_up(saved_at):
+                        self._save()
+                        saved_at = time.monotonic()
+                self._end_epoch()
+                self._save()
+                saved_at = time.monotonic()
+        return self._finish()
+
+    def _train_step(self, step: Step, total: int) -> None:
+        accelerator, stage = self.run.accelerator, self.stage
+        position = self.epoch * stage.steps_per_epoch + self.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.base_lr * lr_factor(stage.optim, position, total)
+        self.optimizer.zero_grad(set_to_none=True)
+        scale = (1 if stage.replicated else self.run.world) / step.count  # DDP averages gradients over processes
+        for i, batch in enumerate(step.micro_batches):
+            last = i == len(step.micro_batches) - 1
+            with nullcontext() if last or stage.replicated else accelerator.no_sync(self.model):
+                loss_sum, sums = stage.loss(self.model, batch)
+                accelerator.backward(loss_sum * scale) if not stage.replicated else (loss_sum * scale).backward()
+            self._count(loss=loss_sum.detach(), **sums)
+        if stage.optim.clip > 0:
+            norm = self._clip()
+            _add(self.interval_sums, grad_norm=norm.detach(), steps=torch.ones_like(norm))
+        self.optimizer.step()
+        self._count(examples=torch.tensor(float(step.count) / (1 if stage.replicated else self.run.world)))
+        self.step += 1
+        self.examples += step.count
+        if self.step % self.loop.log_every == 0:
+            self._flush_interval()
+
+    def _clip(self) -> Tensor:
+        parameters = [p for p in self.stage.model.parameters() if p.requires_grad]
+        if self.stage.replicated:
+            return torch.nn.utils.clip_grad_norm_(parameters, self.stage.optim.clip)
+        return self.run.accelerator.clip_grad_norm_(parameters, self.stage.optim.clip)  # type: ignore[no-any-return]
+
+    def _count(self, **sums: Tensor) -> None:
+        for meter in (self.epoch_sums, self.interval_sums):
+            _add(meter, **sums)
+
+    def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Sums over all processes, divided by the examples: the one place where the host waits for the device."""
+        names = [name for name in sums if name not in ("examples", "steps", "grad_norm")]
+        device = self.run.accelerator.device
+        values = torch.stack([sums[n].double().cpu() for n in [*names, "examples"]])
+        if self.run.world > 1 and not self.stage.replicated:
+            values = self.run.accelerator.reduce(values.to(device), "sum").cpu()
+        means = {name: float(v / values[-1]) for name, v in zip(names, values, strict=False)}
+        if "steps" in sums:
+            means["grad_norm"] = float(sums["grad_norm"].cpu() / sums["steps"].cpu())
+        return means
+
+    def _flush_interval(self) -> None:
+        if not self.interval_sums:
+            return
+        means = self._means(self.interval_sums)
+        self.interval_sums = {}
+        self._check_finite(means)
+        lr = self.optimizer.param_groups[0]["lr"]
+        self._log("train_step", means | {"lr": lr, "examples_per_second": self.examples / max(self.seconds, 1e-9)})
+
+    def _end_epoch(self) -> None:
+        self._flush_interval()
+        stage = self.stage
+        self._log("train", self._means(self.epoch_sums))
+        self.epoch_sums = {}
+        self.epoch, self.step = self.epoch + 1, 0
+        if stage.evaluate is not None:
+            stage.model.eval()
+            numbers = stage.evaluate(self.model)
+            self._log("validation", numbers)
+            self.history.append(numbers)
+            if stage.select is None or not self.best or numbers[stage.select] > self.best[stage.select]:
+                self.best_epoch, self.best = self.epoch, numbers
+                if stage.select is not None:
+                    self._keep_best()
+        self.run.log.flush()
+
+    def _keep_best(self) -> None:
+        from safetensors.torch import save_file
+
+        from crossalign.cache import atomic_path
+
+        self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.stage.state().items()}
+        if self.run.accelerator.is_main_process:
+            try:
+                with atomic_path(self.best_file) as temporary:
+                    save_file({n: t.contiguous() for n, t in self.best_state.items()}, temporary)
+            except Exception as error:
+                if ckpt.is_full(error):
+                    raise ckpt.DiskFull(f"no room left to write {self.best_file}") from error
+                raise
+
+    def _log(self, split: str, numbers: dict[str, float]) -> None:
+        epoch = self.epoch + (split != "validation")
+        step = self.epoch * self.stage.steps_per_epoch + self.step
+        row = {
+            "stage": self.stage.name,
+            "split": split,
+            "epoch": epoch,
+            "step": step,
+            "seconds": round(self.seconds, 3),
+        }
+        self.run.log.log(row | numbers)
+
+    def _check_finite(self, means: dict[str, float]) -> None:
+        bad = [name for name, value in means.items() if value != value or value in (float("inf"), float("-inf"))]
+        if not bad:
+            return
+        weights = [n for n, p in self.stage.model.named_parameters() if p.requires_grad and not p.isfinite().all()]
+        where = f"; the weights {', '.join(weights[:3])} are not finite" if weights else "; all weights are still finite"
+        raise Diverged(
+            f"{' and '.join(bad)} of stage '{self.stage.name}' stopped being a number within the {self.loop.log_every} steps "
+            f"before step {self.step} of epoch {self.epoch + 1}{where}. Lower the learning rate ({self.base_lr:g}), "
+            "turn clipping on, or use --loop.precision fp32; the last checkpoint is from before"
+        )
+
+    def _agree(self, stopped: threading.Event) -> bool:
+        """Whether any process was told to stop; processes compare notes only at logging steps."""
+        if self.run.world == 1:
+            return stopped.is_set()
+        if self.step % self.loop.log_every:
+            return False
+        flag = torch.tensor(float(stopped.is_set()), device=self.run.accelerator.device)
+        return bool(self.run.accelerator.reduce(flag, "sum") > 0)
+
+    def _time_is_up(self, saved_at: float) -> bool:
+        if self.run.world > 1 and self.step % self.loop.log_every:
+            return False
+        due = torch.tensor(float(time.monotonic() - saved_at > 60 * self.loop.checkpoint_minutes))
+        if self.run.world > 1:
+            due = self.run.accelerator.reduce(due.to(self.run.accelerator.device), "sum")
+        return bool(due > 0)
+
+    def _save(self) -> None:
+        if self.interval_sums:
+            self._check_finite(self._means(self.interval_sums))
+        extra = {
+            "best_epoch": self.best_epoch,
+            "best": self.best,
+            "seconds": self.seconds,
+            "examples": self.examples,
+            "epoch_sums": {n: t.cpu() for n, t in self.epoch_sums.items()},
+            "interval_sums": {n: t.cpu() for n, t in self.interval_sums.items()},
+            "history": self.history,
+            "rows": self.run.log.rows,
+        }
+        state = {name: tensor.detach() for name, tensor in self.stage.state().items()}
+        optimizer = self.optimizer.state_dict()
+        now = ckpt.Checkpoint(self.stage.name, self.epoch, self.step, state, optimizer, ckpt.rng_state(), extra)
+        ckpt.save(self.run.folder / "checkpoints", now, rank=self.run.accelerator.process_index)
+        self.run.log.flush()
+        self.run.accelerator.wait_for_everyone()
+
+    def _restore(self, saved: ckpt.Checkpoint) -> None:
+        self.stage.load(saved.model)
+        self.optimizer.load_state_dict(saved.optimizer)
+        self.epoch, self.step = saved.epoch, saved.step
+        extra, device = saved.extra, self.run.accelerator.device
+        self.best_epoch, self.best, self.history = extra["best_epoch"], extra["best"], extra["history"]
+        self.seconds, self.examples = extra["seconds"], extra["examples"]
+        self.epoch_sums = {n: t.to(device) for n, t in extra["epoch_sums"].items()}
+        self.interval_sums = {n: t.to(device) for n, t in extra["interval_sums"].items()}
+        ckpt.set_rng_state(saved.rng)
+
+    def _finish(self) -> StageResult:
+        if not self.stage.replicated:
+            self.run.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if self.stage.select is not None and self.best_epoch > 0:
+            from safetensors.torch import load_file
+
+            self.stage.load(self.best_state or load_file(self.best_file))
+        self.stage.model.eval()
+        return StageResult(self.best_epoch, self.best, self.seconds, self.examples, self.history)
+
+
+def _add(meter: dict[str, Tensor], **sums: Tensor) -> None:
+    for name, value in sums.items():
+        meter[name] = meter[name] + value if name in meter else value
+
+
+@contextmanager
+def _catch_signals() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into an event to stop at the next step; a second Ctrl-C stops at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def handle(number: int, frame: object) -> None:
+        if stopped.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,45 @@
+"""Optimisers and learning-rate schedules: torch's own, with the field's rule for what decays."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from crossalign.config import OptimConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW, fused where the device has it, over the parameters of ``model`` that train.
+
+    Matrices decay; norms, biases, positions and class tokens do not, unless ``config.decay_all``.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = [p for name, p in parameters.items() if config.decay_all or _decays(name, p)]
+    rest = [p for name, p in parameters.items() if not (config.decay_all or _decays(name, p))]
+    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": config.weight_decay}]
+    if rest:
+        groups.append({"params": rest, "weight_decay": 0.0})
+    cls = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    fused = all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in parameters.values())
+    return cls(groups, lr=config.lr, fused=fused)
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim >= 2 and not name.endswith(("embedding.positions", "embedding.cls"))
+
+
+def lr_factor(config: OptimConfig, step: int, total: int) -> float:
+    """The share of the peak learning rate at ``step`` (0-based) of ``total``: linear warm-up, then decay to zero.
+
+    A function of the step alone, so that a resumed run needs no scheduler state.
+    """
+    warmup = int(config.warmup_fraction * total)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1 - done if config.schedule == "linear" else 1.0

@@ -1,0 +1,54 @@
+"""How far a stage is: a bar with rate and time left on a terminal, a plain line now and then in a log file."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import NoReturn, TextIO
+
+from tqdm import tqdm
+
+from crossalign.environment import is_main_process
+
+QUIET_SECONDS = 2.0
+LINE_SECONDS = 30.0
+
+
+def progress(total: int, description: str, initial: int = 0) -> tqdm[NoReturn]:
+    """A bar over ``total`` steps of which ``initial`` are done; use it as a context manager and call ``update(1)``.
+
+    It shows in the main process only, and only once two seconds have passed. Where stderr is no terminal it prints
+    one plain line every 30 seconds at most, so that a log file holds no control characters.
+    """
+    plain = not sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit="step",
+        delay=QUIET_SECONDS,
+        disable=not is_main_process(),
+        file=_Lines(sys.stderr) if plain else sys.stderr,
+        mininterval=LINE_SECONDS if plain else 0.2,
+        miniters=1,
+        ncols=100 if plain else shutil.get_terminal_size().columns,
+        ascii=plain,
+    )
+
+
+class _Lines:
+    """A text stream that turns each redrawing of a bar into a line of its own."""
+
+    encoding = "ascii"
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        line = text.strip()
+        if line:
+            self._stream.write(line + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()

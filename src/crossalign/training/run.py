@@ -1,0 +1,147 @@
+"""A run folder: opened fresh or to be resumed, locked against a second process, with its facts written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from crossalign.cache import atomic_path
+from crossalign.config import LoopConfig, to_dict, update
+from crossalign.errors import UserError
+
+C = TypeVar("C")
+OURS = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "alignment.json", "predictions.parquet",
+        "samples.parquet", "mlflow_run.txt", "report.html", "checkpoints", "model")  # fmt: skip
+NOT_COMPARED = ("output", "overwrite", "tracking")
+
+
+def claim_folder(config: C) -> C:
+    """Make or reopen ``config.output`` and return the configuration to run with.
+
+    A folder that holds the same configuration is resumed: settings that were ``auto`` or measured keep what the first call
+    resolved them to. Nothing that crossalign did not write is ever deleted.
+
+    Raises:
+        UserError: the folder holds another configuration (the differing settings are named), or is not a run folder.
+    """
+    folder: Path = config.output  # type: ignore[attr-defined]
+    file = folder / "config.yaml"
+    if config.overwrite and file.is_file():  # type: ignore[attr-defined]
+        for name in OURS:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if file.is_file():
+        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+        asked = {k: v for k, v in to_dict(config).items() if k not in NOT_COMPARED}
+        differing = list(_differences(asked, saved))
+        if differing:
+            raise UserError(
+                f"{folder} holds a run of another configuration ({'; '.join(differing[:4])}): "
+                "choose another --output, or --overwrite to delete that run"
+            )
+        return update(config, {k: v for k, v in saved.items() if k not in NOT_COMPARED})
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and not a run folder: choose another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    return config
+
+
+def write_config(folder: Path, config: Any) -> None:
+    """Write the resolved configuration as config.yaml."""
+    with atomic_path(folder / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def read_config(config: C, file: Path) -> C:
+    """``config`` with the values of a config.yaml put in.
+
+    Raises:
+        UserError: no such file, no YAML, or a key that the configuration does not have.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {file} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {file} holds no settings: a config.yaml of a run is wanted")
+    return update(config, values)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a run folder; processes of one distributed run share the lock through rank 0.
+
+    Raises:
+        UserError: another process is running there.
+    """
+    if int(os.environ.get("RANK", "0")):
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is running in {folder}: wait for it, or choose another --output") from error
+        yield
+
+
+def make_accelerator(loop: LoopConfig) -> Any:
+    """The accelerate ``Accelerator`` for resolved loop settings; one process or as many as the launcher started."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # The state is a process-wide singleton, which would keep the precision of an earlier run of the same process.
+    AcceleratorState._reset_state(reset_partial_state=loop.device == "cpu")
+    precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[loop.precision]
+    return Accelerator(mixed_precision=precision, cpu=loop.device == "cpu")
+
+
+def resolve_device(requested: str) -> str:
+    """``auto`` to the best device at hand.
+
+    Raises:
+        UserError: the device asked for is not here.
+    """
+    import torch
+
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if requested == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if here[name])
+    if not here[requested]:
+        raise UserError(f"--loop.device {requested} is not on this machine; it has {', '.join(n for n in here if here[n])}")
+    return requested
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as ``section.key`` names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON file that crossalign wrote."""
+    return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def _differences(asked: dict[str, Any], saved: dict[str, Any]) -> Iterator[str]:
+    old = flatten(saved)
+    for key, value in flatten(asked).items():
+        if key in old and old[key] != value and value not in ("auto", None):
+            yield f"{key} is {old[key]!r} there and {value!r} here"
+
+
+def resolved(config: C, **sections: dict[str, Any]) -> C:
+    """``config`` with resolved values put into its sections: ``resolved(c, loop={"precision": "bf16"})``."""
+    changes = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]

@@ -1,0 +1,390 @@
+"""The record of a run: metrics.jsonl, which is the truth, and an MLflow run that follows it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import logging
+import math
+import os
+import re
+import sqlite3
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from crossalign.config import TrackingConfig
+from crossalign.environment import command_line, git_state, is_main_process
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+Row = dict[str, Any]
+
+METRICS_FILE = "metrics.jsonl"
+RUN_ID_FILE = "mlflow_run.txt"
+
+# MLflow takes 1000 metrics, parameters and tags in a call; the last place is for the tag that counts the rows it has.
+METRICS_PER_CALL = 999
+PARAMS_PER_CALL = 100
+VALUE_LENGTH = 6000
+TAG_LENGTH = 8000
+KEY_LENGTH = 250
+ROWS_TAG = "crossalign.rows"
+SEND_SECONDS = 30.0
+RETRY_SECONDS = 600.0
+# These place a row; everything else in it was measured.
+PLACES = ("stage", "split", "step", "epoch")
+
+
+class RunLog:
+    """Writes rows of metrics to ``folder/metrics.jsonl`` at once, and to MLflow in batches.
+
+    Only the main process writes; in the others every method does nothing. Trouble with MLflow (not installed, server
+    gone, database locked, disk full) costs one warning, never the training: what MLflow missed is sent later, at the
+    latest when the run closes or is next resumed.
+
+    Args:
+        folder: the run folder. MLflow's local store lies beside it: ``mlflow.db`` and ``mlartifacts``.
+        config: whether and where to use MLflow.
+        run_name: MLflow's name of the run.
+        params: flat settings for MLflow; values are cut to 6000 characters.
+        rows: ``rows`` as the checkpoint being resumed had it; later rows are dropped, so that no step is there twice.
+            0 starts the file anew.
+        parent: ``mlflow_run_id`` of the run that this one is a trial of.
+
+    As a context manager it ends the run as FINISHED, as FAILED after an exception, as KILLED after Ctrl-C or an exit,
+    or as ``set_status`` said.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrackingConfig,
+        run_name: str,
+        params: Mapping[str, Any],
+        rows: int = 0,
+        parent: str = "",
+    ) -> None:
+        self.rows = rows
+        self._status: Status | None = None
+        self._file: int | None = None
+        self._unwritten = b""
+        self._warned = False
+        self._mirror: _Mirror | None = None
+        if not is_main_process():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / METRICS_FILE
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self.rows = _keep_rows(path, rows)
+        if self.rows < rows:
+            warnings.warn(f"{path} holds {self.rows} of the {rows} rows that the checkpoint had seen", stacklevel=2)
+        if config.mlflow and _mlflow_installed():
+            self._mirror = _Mirror(folder, config, run_name, params, parent)
+            self._mirror.send()
+
+    @property
+    def mlflow_run_id(self) -> str:
+        """Id of the MLflow run, to give as ``parent`` to its trials; empty without one."""
+        return self._mirror.run_id if self._mirror else ""
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one flat row: "stage", "split", "epoch", "step" and what was measured there.
+
+        Values are plain, or tensors and arrays of one element. One that is not finite becomes null, since JSON has
+        no word for it, and MLflow does not get it.
+        """
+        number, self.rows = self.rows, self.rows + 1
+        if self._file is None:
+            return
+        plain = {key: _plain(value) for key, value in row.items()}
+        self._unwritten += (json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        self._write()
+        if self._mirror:
+            self._mirror.add(number, plain)
+
+    def flush(self) -> None:
+        """Bring every row to the disk and to MLflow; call it with each checkpoint."""
+        if self._file is not None:
+            self._write(sync=True)
+        if self._mirror:
+            self._mirror.send()
+
+    def summary(self, values: Mapping[str, float]) -> None:
+        """Show final results, such as ``{"test/accuracy": 0.61}``, on the MLflow run."""
+        if self._mirror:
+            self._mirror.summary(values)
+
+    def artifact(self, path: Path) -> None:
+        """Keep a copy of a file or folder with the MLflow run."""
+        if self._mirror:
+            self._mirror.artifact(path)
+
+    def set_status(self, status: Status) -> None:
+        """Say how the run ends, before ``close``."""
+        self._status = status
+
+    def close(self) -> None:
+        """Send what waits and end the run; a second call does nothing."""
+        if self._file is not None:
+            self._write(sync=True)
+            os.close(self._file)
+            self._file = None
+        if self._mirror:
+            self._mirror.end(self._status or "FINISHED")
+            self._mirror = None
+
+    def _write(self, sync: bool = False) -> None:
+        """Write what waits. A full disk costs a warning, and the rows stay in memory until there is room."""
+        assert self._file is not None
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
+            if sync:
+                os.fsync(self._file)
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(f"{METRICS_FILE} cannot be written: {error.strerror}", stacklevel=3)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None and self._status is None:
+            self.set_status("FAILED" if issubclass(kind, Exception) else "KILLED")
+        self.close()
+
+
+class _Mirror:
+    """An MLflow run that follows the rows of a metrics file.
+
+    Rows are numbered as in the file, and a tag of the run says how many it has. So a resumed run sends neither twice
+    what it repeats from its checkpoint, nor forgets what was in the file but not yet sent when the process died.
+    """
+
+    def __init__(self, folder: Path, config: TrackingConfig, run_name: str, params: Mapping[str, Any], parent: str) -> None:
+        self.run_id = ""
+        self._connect = functools.partial(_open_run, folder, config, run_name, dict(params), parent)
+        self._metrics_file = folder / METRICS_FILE
+        self._client: MlflowClient | None = None
+        self._sent = 0
+        self._waiting: list[tuple[int, int, Row]] = []  # row number, milliseconds since 1970, row
+        self._next_send = 0.0
+        self._retry_at = 0.0
+        self._warned = False
+
+    def add(self, number: int, row: Row) -> None:
+        """Queue a row; send the queue when it fills a call or has waited for half a minute."""
+        self._waiting.append((number, _now(), row))
+        full = len(self._waiting) * len(row) >= METRICS_PER_CALL
+        if full or time.monotonic() >= self._next_send:
+            self.send()
+
+    def send(self) -> None:
+        """Send every row that waits."""
+        self._next_send = time.monotonic() + SEND_SECONDS
+        self._guard(self._send)
+
+    def summary(self, values: Mapping[str, float]) -> None:
+        self._guard(lambda client: client.log_batch(self.run_id, metrics=list(_metrics(values, "", 0, _now()))))
+
+    def artifact(self, path: Path) -> None:
+        self._guard(lambda client: client.log_artifact(self.run_id, str(path)))
+
+    def end(self, status: Status) -> None:
+        self._retry_at = 0.0  # the last chance: try even if the server was away a moment ago
+        self._guard(self._send)
+        self._guard(lambda client: client.set_terminated(self.run_id, status))
+
+    def _guard(self, action: Callable[[MlflowClient], object]) -> None:
+        """Do ``action``, connecting first if need be; after a failure, warn once and leave MLflow alone for a while."""
+        if time.monotonic() < self._retry_at:
+            return
+        try:
+            if self._client is None:
+                self._client, self.run_id, self._sent = self._connect()
+                self._waiting = list(_rows_after(self._metrics_file, self._sent))
+            action(self._client)
+        except Exception as error:  # whatever a tracking server does, the training goes on
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            if not self._warned:
+                self._warned = True
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                warnings.warn(f"MLflow fails, {METRICS_FILE} goes on: {reason}", stacklevel=4)
+
+    def _send(self, client: MlflowClient) -> None:
+        from mlflow.entities import RunTag
+
+        self._waiting = [item for item in self._waiting if item[0] >= self._sent]
+        while self._waiting:
+            metrics: list[Any] = []
+            taken = 0
+            for _, when, row in self._waiting:
+                more = list(_row_metrics(row, when))
+                if metrics and len(metrics) + len(more) > METRICS_PER_CALL:
+                    break
+                metrics += more
+                taken += 1
+            sent = self._waiting[taken - 1][0] + 1
+            client.log_batch(self.run_id, metrics=metrics, tags=[RunTag(ROWS_TAG, str(sent))])
+            self._sent = sent
+            del self._waiting[:taken]
+
+
+@functools.cache
+def _mlflow_installed() -> bool:
+    if importlib.util.find_spec("mlflow") is not None:
+        return True
+    notice = "MLflow is not installed (pip install 'crossalign[tracking]'): only run folders are kept"
+    warnings.warn(notice, stacklevel=3)
+    return False
+
+
+def _open_run(
+    folder: Path, config: TrackingConfig, run_name: str, params: Mapping[str, Any], parent: str
+) -> tuple[MlflowClient, str, int]:
+    """Client, run id and number of rows that the run has: the folder's own run if it has one, else a new one."""
+    store = config.mlflow_uri or f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
+    client, experiment = _open_experiment(store, config.experiment)
+    id_file = folder / RUN_ID_FILE
+    if id_file.exists():
+        run_id = id_file.read_text(encoding="utf-8").strip()
+        run = _find_run(client, run_id)
+        if run is not None:
+            client.update_run(run_id, status="RUNNING")
+            return client, run_id, int(run.data.tags.get(ROWS_TAG, "0"))
+    tags = {"mlflow.source.name": command_line(), "mlflow.source.type": "LOCAL"}
+    commit, _ = git_state()
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+    if parent:
+        tags["mlflow.parentRunId"] = parent
+    run_id = client.create_run(experiment, run_name=run_name, tags=_cut(tags, TAG_LENGTH)).info.run_id
+    _log_params(client, run_id, params)
+    id_file.write_text(run_id + "\n", encoding="utf-8")
+    return client, run_id, 0
+
+
+def _open_experiment(store: str, name: str) -> tuple[MlflowClient, str]:
+    """Client of ``store`` and the id of its experiment, both made if need be, by one process at a time."""
+    # MLflow reads these when it is imported. Its own patience with a dead server, four minutes a call, would stall
+    # the training.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    from mlflow import MlflowClient
+
+    # It tells of each new database, and prints a traceback for each error that we report in a line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    database = Path(store.removeprefix("sqlite:///")) if store.startswith("sqlite:///") else None
+    artifacts = (database.resolve().parent / "mlartifacts").as_uri() if database else None
+    with _lock(database):
+        _check_database(database)
+        client = MlflowClient(tracking_uri=store)
+        found = client.get_experiment_by_name(name)
+        return client, found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
+
+
+def _lock(database: Path | None) -> AbstractContextManager[object]:
+    """A lock beside a SQLite file: two processes that both find it empty would both make its tables, and one fail."""
+    if database is None:
+        return nullcontext()
+    from filelock import FileLock
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(database.with_name(f".{database.name}.lock"), timeout=120)
+
+
+def _check_database(database: Path | None) -> None:
+    """Fail at once where SQLite cannot read or lock the file: MLflow would try ten times, for a hundred seconds."""
+    if database is not None:
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA schema_version")
+            connection.execute("BEGIN IMMEDIATE")
+
+
+def _find_run(client: MlflowClient, run_id: str) -> Any:
+    """The run, or None where this store has none of that id, or it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    plain = _cut({_clean_key(key): str(value) for key, value in params.items()}, VALUE_LENGTH)
+    entities = [Param(key, value) for key, value in plain.items()]
+    for start in range(0, len(entities), PARAMS_PER_CALL):
+        client.log_batch(run_id, params=entities[start : start + PARAMS_PER_CALL])
+
+
+def _cut(values: Mapping[str, str], length: int) -> dict[str, str]:
+    return {key: value if len(value) <= length else value[: length - 3] + "..." for key, value in values.items()}
+
+
+def _clean_key(key: str) -> str:
+    """``key`` in the characters that MLflow allows, and not readable as a path that leads elsewhere."""
+    key = re.sub(r"[^\w./ -]", "_", key)
+    parts = [part for part in key.split("/") if part.strip(". ")]
+    return "/".join(parts)[:KEY_LENGTH].rstrip("/") or "_"
+
+
+def _row_metrics(row: Row, when: int) -> Iterator[Any]:
+    """MLflow metrics of a row, named like train/validation/accuracy."""
+    place = "/".join(str(row[key]) for key in ("stage", "split") if row.get(key))
+    measured = {key: value for key, value in row.items() if key not in PLACES}
+    return _metrics(measured, place, int(row.get("step") or 0), when)
+
+
+def _metrics(values: Mapping[str, Any], place: str, step: int, when: int) -> Iterator[Any]:
+    from mlflow.entities import Metric
+
+    for key, value in values.items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            yield Metric(_clean_key(f"{place}/{key}"), float(value), when, step)
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: one-element tensors and arrays opened, what is not finite as None."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _keep_rows(path: Path, rows: int) -> int:
+    """Cut the file after its first ``rows`` whole lines; how many those are."""
+    lines = path.read_bytes().splitlines(keepends=True)[:rows]
+    whole = [line for line in lines if line.endswith(b"\n")]
+    os.truncate(path, sum(len(line) for line in whole))
+    return len(whole)
+
+
+def _rows_after(path: Path, sent: int) -> Iterator[tuple[int, int, Row]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines):
+            if number >= sent:
+                yield number, _now(), json.loads(line)
+
+
+def _now() -> int:
+    """Milliseconds since 1970, as MLflow counts time."""
+    return int(time.time() * 1000)

@@ -1,0 +1,31 @@
+"""What every test shares: no network, a cache of its own, one thread, and the path of the real data where it exists."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+DATA = Path(os.environ.get("CROSSALIGN_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep cached files of one test run out of the user's cache and out of the next run."""
+    monkeypatch.setenv("CROSSALIGN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real data sets and models; tests that need it skip where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real data at {DATA}; set CROSSALIGN_TEST_DATA to its folder")
+    return DATA

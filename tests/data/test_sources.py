@@ -1,0 +1,251 @@
+"""Every kind of source gives each image its own label, in the splits that it has."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pictures import THREE, check_rows, open_source, png, sizes
+
+from crossalign.data import decode as decoding
+from crossalign.errors import UserError
+
+# -- digits --
+
+
+def test_digits() -> None:
+    from sklearn.datasets import load_digits
+
+    splits = open_source("sklearn:digits", channels="gray")
+    assert sizes(splits) == (1150, 288, 359)
+    assert splits.train.pixels.shape == (1150, 1, 8, 8) and splits.train.pixels.dtype == np.uint8
+    assert splits.train.labels.dtype == torch.int64 and splits.train.classes == tuple("0123456789")
+    data = load_digits()
+    grey = np.rint(data.images * 255 / 16).astype(np.uint8)
+    for part in (splits.train, splits.validation, splits.test):
+        check_rows(part, lambda name: (grey[int(name[6:])][None], str(data.target[int(name[6:])])))
+    names = [set(part.names or ()) for part in (splits.train, splits.validation, splits.test)]
+    assert len(names[0] | names[1] | names[2]) == 1797
+    assert open_source("sklearn:digits", image_size=32).test.pixels.shape == (359, 3, 32, 32)
+    assert "1,150 train, 288 validation, 359 test" in splits.source and "seed 0" in splits.source
+
+
+def test_without_scikit_learn_the_install_line_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'crossalign\[offline\]'"):
+        open_source("sklearn:digits")
+
+
+def test_without_datasets_the_install_line_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'crossalign\[hub\]'"):
+        open_source("hf:some/set")
+
+
+# -- class folders --
+
+
+def test_class_folders(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "zoo", THREE)
+    (folder / ".cache").mkdir()
+    (folder / "cat" / ".hidden.png").write_bytes(b"no")
+    (folder / "cat" / "notes.txt").write_text("no")
+    (folder / "bee" / "deep").mkdir()
+    shutil.move(str(folder / "bee" / "003.png"), str(folder / "bee" / "deep" / "x.PNG"))
+    splits = open_source(folder)
+    assert splits.train.classes == ("ant", "bee", "cat") and sum(sizes(splits)) == 60 and sizes(splits)[2] == 12
+    for part in (splits.train, splits.validation, splits.test):
+        check_rows(part, lambda n: (decoding.decode(folder / n, None, "rgb"), n.split("/")[0]))
+
+
+def test_folders_with_splits_of_their_own(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    for split, seed in {"train": 0, "valid": 1000, "test": 2000}.items():
+        write_folder(tmp_path / "zoo" / split, THREE if split == "train" else {"ant": 3, "cat": 4}, seed=seed)
+    splits = open_source(tmp_path / "zoo")
+    assert sizes(splits) == (60, 7, 7) and splits.train.classes == splits.test.classes == ("ant", "bee", "cat")
+    check_rows(splits.test, lambda n: (decoding.decode(tmp_path / "zoo" / "test" / n, None, "rgb"), n.split("/")[0]))
+    assert "its own test split" in splits.source and "its own validation split" in splits.source
+
+
+def test_a_class_may_be_called_train(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "vehicles", {"car": 10, "train": 10})
+    assert open_source(folder).train.classes == ("car", "train")
+
+
+def test_test_images_from_elsewhere(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "zoo", THREE)
+    other = write_folder(tmp_path / "photos", {"cat": 5, "bee": 5}, seed=500)
+    splits = open_source(folder, test_source=str(other))
+    assert sizes(splits) == (48, 12, 10) and "test images from photos" in splits.source
+    check_rows(splits.test, lambda n: (decoding.decode(other / n, None, "rgb"), n.split("/")[0]))
+    stranger = write_folder(tmp_path / "strangers", {"cat": 5, "dog": 5}, seed=600)
+    with pytest.raises(UserError, match="has class 'dog', which the training images lack"):
+        open_source(folder, test_source=str(stranger))
+    with pytest.raises(UserError, match="is the training data"):
+        open_source(folder, test_source=str(folder))
+    small = write_folder(tmp_path / "small", {"cat": 5, "dog": 5}, size=(9, 9), seed=700)
+    with pytest.raises(UserError, match="has class 'dog'"):
+        open_source(folder, test_source=str(small))
+
+
+# -- parquet --
+
+
+def row_of(labels: list[Any], seed: int = 0) -> Callable[[str], tuple[np.ndarray, str]]:
+    def expected(name: str) -> tuple[np.ndarray, str]:
+        row = int(name.split()[-1])
+        return decoding.decode(png(seed + row), None, "rgb"), str(labels[row])
+
+    return expected
+
+
+HUB = {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}, "img": {"_type": "Image"}}}}
+
+
+@pytest.mark.parametrize(
+    "options,names",
+    [
+        ({}, ("0", "1")),
+        ({"image": "image", "struct": True}, ("0", "1")),
+        ({"label": "fine_label"}, ("0", "1")),
+        ({"metadata": {"class_names": "no,yes"}}, ("no", "yes")),
+        ({"metadata": {"huggingface": json.dumps(HUB)}, "struct": True}, ("no", "yes")),
+        ({"metadata": {"huggingface": "not JSON"}}, ("0", "1")),
+    ],
+)
+def test_parquet(tmp_path: Path, write_parquet: Callable[..., Path], options: dict[str, Any], names: tuple[str, ...]) -> None:
+    labels = [0, 1, 1] * 10
+    splits = open_source(write_parquet(tmp_path / "set.parquet", labels, **options))
+    assert splits.train.classes == names and sum(sizes(splits)) == 30
+    for part in (splits.train, splits.validation, splits.test):
+        check_rows(part, row_of([names[label] for label in labels]))
+
+
+@pytest.mark.parametrize(
+    "train,test",
+    [
+        ("train.parquet", "test.parquet"),
+        ("x_train_v2.parquet", "x_test_v2.parquet"),
+        ("train-00000-of-00001.parquet", "test-00000-of-00001.parquet"),
+    ],
+)
+def test_a_test_file_beside_the_training_file(
+    tmp_path: Path, write_parquet: Callable[..., Path], train: str, test: str
+) -> None:
+    file = write_parquet(tmp_path / train, [0, 1] * 20)
+    write_parquet(tmp_path / test, [0, 1] * 4, seed=100)
+    write_parquet(tmp_path / "other.parquet", [0, 1] * 3, seed=200)
+    for source in (file, tmp_path):
+        splits = open_source(source)
+        assert sizes(splits) == (32, 8, 8)
+        check_rows(splits.test, row_of([0, 1] * 4, seed=100))
+    splits = open_source(file, test_source=str(tmp_path / "other.parquet"))
+    assert sizes(splits) == (32, 8, 6)
+    with pytest.raises(UserError, match="is the training data"):
+        open_source(file, test_source=str(file))
+    with pytest.raises(UserError, match="is the training data"):
+        open_source(tmp_path, test_source=str(file))
+
+
+def test_parquet_folders_in_the_hubs_layouts(tmp_path: Path, write_parquet: Callable[..., Path]) -> None:
+    write_parquet(tmp_path / "data" / "train-00000-of-00002.parquet", ["no", "yes"] * 10)
+    write_parquet(tmp_path / "data" / "train-00001-of-00002.parquet", ["no", "yes"] * 10, seed=100)
+    write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", ["yes", "no"] * 3, seed=200)
+    splits = open_source(tmp_path)
+    assert sizes(splits) == (32, 6, 8) and splits.train.classes == ("no", "yes")
+    check_rows(splits.validation, row_of(["yes", "no"] * 3, seed=200))
+    write_parquet(tmp_path / "by_folder" / "train" / "0000.parquet", [0, 1] * 10)
+    write_parquet(tmp_path / "by_folder" / "test" / "0000.parquet", [0, 1] * 5, seed=100)
+    assert sizes(open_source(tmp_path / "by_folder")) == (16, 4, 10)
+
+
+def test_a_path_instead_of_bytes(tmp_path: Path, write_parquet: Callable[..., Path]) -> None:
+    cells = [{"bytes": png(i), "path": None} for i in range(20)]
+    (tmp_path / "seven.png").write_bytes(png(7))
+    cells[7] = {"bytes": None, "path": "seven.png"}
+    splits = open_source(write_parquet(tmp_path / "set.parquet", [0, 1] * 10, struct=True, cells=cells))
+    for part in (splits.train, splits.validation, splits.test):
+        check_rows(part, row_of([0, 1] * 10))
+
+
+# -- the hub's library --
+
+
+def test_hub_sets_are_read_from_a_local_folder(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    datasets = pytest.importorskip("datasets")
+    folder = write_folder(tmp_path / "zoo", THREE)
+    files = sorted(folder.rglob("*.png"))
+    labels = [file.parent.name for file in files]
+    features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["ant", "bee", "cat", "dog"])})
+    rows = datasets.Dataset.from_dict({"picture": [str(f) for f in files], "kind": labels}, features=features)
+    parts = rows.train_test_split(test_size=0.25, seed=0)
+    (tmp_path / "hub").mkdir()
+    for split, part in parts.items():
+        part.to_parquet(tmp_path / "hub" / f"{split}.parquet")
+    hub = open_source(f"hf:{tmp_path / 'hub'}")
+    assert sizes(hub) == (36, 9, 15) and hub.train.classes == ("ant", "bee", "cat", "dog")
+    known = {decoding.decode(file, None, "rgb").tobytes(): label for file, label in zip(files, labels, strict=True)}
+    for part in (hub.train, hub.validation, hub.test):
+        found = [known[pixels.tobytes()] for pixels in part.pixels]
+        assert found == [part.classes[label] for label in part.labels]
+    assert "1 classes have no training image" in hub.source
+    plain = open_source(tmp_path / "hub")
+    assert plain.fingerprint == hub.fingerprint and np.array_equal(plain.train.pixels, hub.train.pixels)
+
+
+@pytest.mark.parametrize("name", ["nobody/no-such-set", "/no/such/folder"])
+def test_a_hub_set_out_of_reach_is_one_sentence(name: str) -> None:
+    pytest.importorskip("datasets")
+    with pytest.raises(UserError, match=f"cannot open hf:{name}") as caught:
+        open_source(f"hf:{name}")
+    assert "\n" not in str(caught.value)
+
+
+# -- CIFAR-10's binary version --
+
+
+@pytest.fixture
+def binary(tmp_path: Path) -> tuple[Path, np.ndarray]:
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    rows = rng.integers(0, 256, (6, 40, 3073), dtype=np.uint8)
+    rows[:, :, 0] = np.arange(40) % 10
+    for i, part in enumerate(rows[:5], start=1):
+        part.tofile(folder / f"data_batch_{i}.bin")
+    rows[5].tofile(folder / "test_batch.bin")
+    (folder / "batches.meta.txt").write_text("airplane\nautomobile\nbird\ncat\ndeer\ndog\nfrog\nhorse\nship\ntruck\n\n")
+    return folder, rows
+
+
+def test_cifar_binary(binary: tuple[Path, np.ndarray]) -> None:
+    folder, rows = binary
+    splits = open_source(folder)
+    assert sizes(splits) == (160, 40, 40) and splits.train.classes[9] == "truck"
+
+    def expected(name: str) -> tuple[np.ndarray, str]:
+        row = rows[5 if name.startswith("test") else int(name[11]) - 1][int(name.split()[-1])]
+        return row[1:].reshape(3, 32, 32), splits.train.classes[row[0]]
+
+    check_rows(splits.train, expected)
+    check_rows(splits.test, expected)
+    assert open_source(folder.parent).fingerprint == splits.fingerprint
+
+
+def test_cifar_binary_cut_off_and_pickles(binary: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    folder, rows = binary
+    (folder / "data_batch_3.bin").write_bytes(rows[2].tobytes()[:-1])
+    with pytest.raises(UserError, match=r"data_batch_3\.bin' is not a whole"):
+        open_source(folder)
+    pickled = tmp_path / "py"
+    pickled.mkdir()
+    (pickled / "data_batch_1").write_bytes(b"cposix\nsystem\n(S'exit 1'\ntR.")
+    with pytest.raises(UserError, match=r"pickles.* binary version"):
+        open_source(pickled)

@@ -1,0 +1,80 @@
+"""The command line: bad input is one sentence and exit code 2, before anything long."""
+
+from __future__ import annotations
+
+import pytest
+
+from crossalign import cli
+from crossalign.config import AdaptConfig, to_dict, update
+from crossalign.errors import UserError
+from crossalign.recipes import all_recipes, get_recipe
+from crossalign.training.run import flatten
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
+    code = cli.main(list(args))
+    return code, capsys.readouterr().err.strip()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["adpat"], "did you mean 'adapt'?"),
+        (["adapt", "cmda-ftp"], "did you mean 'cmda-fpt'?"),
+        (["adapt", "small-fpt", "--optim.lrr", "1"], "did you mean --optim.lr?"),
+        (["adapt", "small-fpt", "--lora-rank", "4"], "did you mean --tune.lora-rank?"),
+        (["plan", "cmda-fpt", "--hardware", "a1000"], "did you mean 'a100'?"),
+        (["adapt", "--config", "/nowhere.yaml"], "/nowhere.yaml cannot be read"),
+        (["reproduce", "--set", "loop.epoch=3"], "did you mean 'epochs'?"),
+        (["reproduce", "--rows", "ftp"], "did you mean 'fpt'?"),
+    ],
+)
+def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: object, args: list[str], says: str) -> None:
+    code, said = run(capsys, *args)
+    assert code == 2
+    assert says in said
+    assert said.startswith("crossalign: ")
+    assert "Traceback" not in said
+
+
+def test_every_assumed_field_exists_and_every_recipe_builds() -> None:
+    fields = flatten(to_dict(AdaptConfig()))
+    for name, recipe in all_recipes().items():
+        assert set(recipe.assumed) <= set(fields), name
+        assert recipe.make().row, name
+
+
+def test_published_recipes_never_take_the_better_defaults() -> None:
+    for name, recipe in all_recipes().items():
+        if not name.startswith("cmda-"):
+            continue
+        config = recipe.make()
+        if name not in ("cmda-none", "cmda-vit"):
+            assert (config.backbone.attention, config.backbone.position) == ("causal", "both")
+        assert config.head.pool == "mean"
+        assert config.embedder.match_scale is (name == "cmda-fpt-matched")
+        assert config.align.mmd_estimator == "orca"
+        assert (config.loop.epochs, config.optim.clip, config.align.sequences) == (50, 1.0, 50_000)
+        assert config.data.mean == (0.4914, 0.4822, 0.4465)
+
+
+def test_update_names_the_nearest_setting() -> None:
+    with pytest.raises(UserError, match="did you mean 'epochs'"):
+        update(AdaptConfig(), {"loop": {"epoch": 3}})
+    with pytest.raises(UserError, match="is a section"):
+        update(AdaptConfig(), {"loop": 3})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "counts"),
+    [
+        ("cmda-fpt", ["113,674"]),
+        ("cmda-lora", ["2,355,466"]),
+        ("cmda-full", ["85,048,330", "109,624,330"]),
+    ],
+)
+def test_plan_prints_the_counts_of_table_2(capsys: pytest.CaptureFixture[str], recipe: str, counts: list[str]) -> None:
+    assert cli.main(["plan", recipe]) == 0
+    out = capsys.readouterr().out
+    assert all(count in out for count in counts)
+    assert get_recipe(recipe).assumed.keys() <= {line.split(":")[0].strip() for line in out.splitlines()}

@@ -1,0 +1,69 @@
+"""A bar for people, plain lines for log files, nothing for short work."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+SCRIPT = """
+import time
+from crossalign.training import progress as module
+module.QUIET_SECONDS, module.LINE_SECONDS = 0.2, 0.1
+with module.progress(50, "train", initial=10) as bar:
+    for step in range(40):
+        time.sleep({pause})
+        bar.update(1)
+"""
+
+
+def run_plain(pause: float, **variables: str) -> str:
+    command = [sys.executable, "-c", SCRIPT.format(pause=pause)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | variables)
+    assert done.stdout == ""
+    return done.stderr
+
+
+def run_on_terminal(pause: float) -> str:
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-c", SCRIPT.format(pause=pause)]
+    done = subprocess.run(command, stdin=follower, stdout=follower, stderr=follower, check=True)
+    assert done.returncode == 0
+    os.close(follower)
+    shown = b""
+    try:
+        while piece := os.read(leader, 65536):
+            shown += piece
+    except OSError:  # Linux reports the closed other end as an error
+        pass
+    os.close(leader)
+    return shown.decode()
+
+
+def test_a_log_file_gets_plain_lines_with_rate_and_time_left() -> None:
+    lines = run_plain(0.015).splitlines()
+    assert 2 <= len(lines) <= 12, "one a tenth of a second at most"
+    assert all(line.startswith("train: ") and "/50 [" in line and "step/s" in line for line in lines)
+    assert not any(character < " " or character > "~" for line in lines for character in line)
+    assert "| 50/50 [" in lines[-1]
+
+
+def test_a_terminal_gets_a_bar_that_is_redrawn() -> None:
+    shown = run_on_terminal(0.015)
+    assert shown.count("\r") > 2 and "50/50" in shown and "step/s" in shown and "<" in shown
+
+
+@pytest.mark.parametrize("run", [run_plain, run_on_terminal])
+def test_short_work_shows_nothing(run: object) -> None:
+    assert run(0.0) == ""  # type: ignore[operator]
+
+
+def test_other_processes_show_nothing() -> None:
+    assert run_plain(0.015, RANK="1") == ""
