@@ -25,8 +25,8 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
         (["adapt", "small-fpt", "--lora-rank", "4"], "did you mean --tune.lora-rank?"),
         (["plan", "cmda-fpt", "--hardware", "a1000"], "did you mean 'a100'?"),
         (["adapt", "--config", "/nowhere.yaml"], "/nowhere.yaml cannot be read"),
-        (["reproduce", "--set", "loop.epoch=3"], "did you mean 'epochs'?"),
-        (["reproduce", "--rows", "ftp"], "did you mean 'fpt'?"),
+        (["reproduce", "cmda-table1", "--set", "loop.epoch=3"], "did you mean 'epochs'?"),
+        (["reproduce", "cmda-table1", "--rows", "ftp"], "did you mean 'fpt'?"),
     ],
 )
 def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: object, args: list[str], says: str) -> None:

@@ -26,8 +26,8 @@ from crossalign.models.backbone import probe
 from crossalign.models.classifier import ImageClassifier
 from crossalign.scoring import Scores, score
 from crossalign.training import checkpoint as ckpt
-from crossalign.training.alignment import align
-from crossalign.training.loop import Batch, Run, Stage, StageResult, fit
+from crossalign.training.alignment import align, find_divergence
+from crossalign.training.loop import Batch, Run, Stage, StageResult, Step, fit
 from crossalign.training.precision import choose_precision, peak_memory_bytes
 from crossalign.training.run import (
     claim_folder,
@@ -52,8 +52,8 @@ def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False) -> dict
     Raises:
         UserError: bad input, before any training. Interrupted, Diverged, DiskFull: see ``training.loop``.
     """
-    config = claim_folder(config)
     with locked(config.output):
+        config = claim_folder(config)
         finished = config.output / "result.json"
         if finished.is_file():
             return read_json(finished)
@@ -138,6 +138,9 @@ def _check_before_training(config: AdaptConfig, splits: ImageSplits, model: Imag
         raise UserError(f"--loop.batch-size {loop.batch_size} is larger than the {len(splits.train)} training images")
     if align_config.metric != "none" and align_config.batch_size > len(splits.train):
         raise UserError(f"--align.batch-size {align_config.batch_size} is larger than the {len(splits.train)} training images")
+    if align_config.metric != "none":
+        find_divergence(config)
+        model.backbone.text_embedding_table()
     trained = sum(t.numel() * 4 for t in model.trained_state().values())
     # Two checkpoints stand beside each other while one takes the other's place; each holds the weights and Adam's two
     # moments. The best weights and the model folder come on top.
@@ -202,7 +205,7 @@ def _training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSp
         name="train",
         model=model,
         loss=loss,
-        steps=batches.epoch,
+        steps=lambda epoch, first: (Step(step.micro_batches, step.count) for step in batches.epoch(epoch, first)),
         steps_per_epoch=len(batches),
         epochs=config.loop.epochs,
         optim=config.optim,

@@ -32,6 +32,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
+    umask = os.umask(0)  # mkstemp lets nobody else read; this is a file like any other
+    os.umask(umask)
+    os.chmod(name, 0o666 & ~umask)
     temporary = Path(name)
     try:
         yield temporary

@@ -53,7 +53,7 @@ class ReportArgs:
     runs: list[Path]
     """Run folders, or folders that hold them."""
     html: Path | None = None
-    """Where the page goes; report.html in the first folder unless given."""
+    """Where the page goes; report.html in the one folder given, or in the current folder for several."""
     markdown: Path | None = None
     """Also write the tables as Markdown, with figures in a folder beside it."""
 
@@ -62,7 +62,7 @@ class ReportArgs:
 class ReproduceArgs:
     """Run a whole table: each row at its own best learning rate, over seeds, in parallel processes; resumable."""
 
-    study: str = "cmda-table1"
+    study: str
     """Which rows: cmda-table1 (Table 1, cosine and the controls) or quickstart."""
     output: Path = Path("runs/table1")
     """Study folder; a second call goes on where the first stopped."""

@@ -113,11 +113,12 @@ def plan(config: AdaptConfig, recipe: str, train_images: int, classes: int, hard
         "",
         f"trainable parameters   {trainable}",
         f"tokens an image        {model.embedding.tokens}",
-        f"steps                  {estimate.steps_per_epoch:,} an epoch, {estimate.steps_per_epoch * config.loop.epochs:,} in all"
-        f" ({config.loop.epochs} epochs, batch {config.loop.batch_size}, {train_images:,} images before the split)",
+        f"steps                  {estimate.steps_per_epoch:,} an epoch, {estimate.steps_per_epoch * config.loop.epochs:,} "
+        f"in all ({config.loop.epochs} epochs, batch {config.loop.batch_size}, {train_images:,} images before the split)",
         f"FLOPs                  {estimate.flops_per_image:.3g} an image, {estimate.total_flops:.3g} in all",
         f"peak memory            about {estimate.memory_bytes / 1e9:.1f} GB of {device.memory / 1e9:.0f} GB",
-        f"time on {device.name:<15}about {seconds / 3600:.2f} h at {utilization:.0%} of its peak (an assumption: --utilization)",
+        f"time                   about {seconds / 3600:.2f} h on {device.name} at {utilization:.0%} of its peak "
+        "(an assumption: --utilization)",
     ]
     assumed = RECIPES[recipe].assumed if recipe in RECIPES else {}
     if assumed:

@@ -65,7 +65,7 @@ def reproduce(
     prefix = "small" if scale == "small" else "cmda"
     if prefix == "cmda" and study == "cmda-table1" and not only:
         rows.append("fpt-matched")
-    base = {row: _configured(f"{prefix}-{row}", settings) for row in rows}
+    base = {row: configured(f"{prefix}-{row}", settings) for row in rows}
     for row, config in base.items():
         if config.tracking.mlflow and not config.tracking.mlflow_uri:  # one store for all runs, which lie in many folders
             tracking = dataclasses.replace(config.tracking, mlflow_uri=f"sqlite:///{(output / 'mlflow.db').resolve()}")
@@ -99,7 +99,8 @@ def quickstart(output: Path) -> int:
     return reproduce("quickstart", output, seeds=1, workers=1)
 
 
-def _configured(recipe: str, settings: tuple[str, ...]) -> AdaptConfig:
+def configured(recipe: str, settings: tuple[str, ...]) -> AdaptConfig:
+    """The recipe with ``key=value`` settings put in; raises UserError for a key that does not exist."""
     config = get_recipe(recipe).make()
     for setting in settings:
         key, sign, text = setting.partition("=")
@@ -172,7 +173,7 @@ def _run_all(jobs: list[Job], workers: int) -> tuple[dict[str, dict[str, Any]], 
         return found, failed
     if workers == 1:
         for job in tqdm(jobs, desc="runs", unit="run", disable=len(jobs) == 1):
-            _record(job, lambda job=job: _run_job(job), found, failed)  # type: ignore[misc]
+            _record(job, lambda job=job: _run_job(job), found, failed)
         return found, failed
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")

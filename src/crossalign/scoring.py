@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Scores:
     def confusion(self, classes: int) -> list[list[int]]:
         """Counts by true class (row) and predicted class (column)."""
         cells = torch.bincount(self.labels * classes + self.predicted, minlength=classes * classes)
-        return cells.reshape(classes, classes).tolist()  # type: ignore[no-any-return]
+        return cells.reshape(classes, classes).tolist()
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
@@ -50,7 +50,7 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
 
 
 @torch.no_grad()
-def score(model: nn.Module, batches: Iterable[dict[str, Any]], labels: Tensor, accelerator: Any) -> Scores:
+def score(model: nn.Module, batches: Iterable[Mapping[str, Any]], labels: Tensor, accelerator: Any) -> Scores:
     """Run ``model`` over ``batches`` of {"images", "index"} and put the answers in the order of ``labels`` (N,).
 
     Every process scores its own rows; the answers are summed over processes, so each holds the whole. The host waits

@@ -78,7 +78,7 @@ def test_gradient_is_the_derivative(n: int, m: int, d: int, classes: int, debias
     x, x_labels, y, y_labels = labelled(n, m, d, classes)
 
     def distance(x: Tensor, y: Tensor) -> Tensor:
-        return otdd(x, x_labels, y, y_labels, blur=0.2, scale=3.0, debiased=debiased, iterations=400)
+        return otdd(x, x_labels, y, y_labels, blur=0.2, scale=3.0, debiased=debiased, iterations=150)
 
     assert torch.autograd.gradcheck(distance, (x.requires_grad_(), y.requires_grad_()), atol=1e-5, rtol=1e-3)
 
@@ -90,7 +90,7 @@ def test_shuffling_labels_changes_value_and_gradient(side: str, labelled: Any) -
     shuffled = [x_labels, y_labels]
     shuffled[side == "y"] = shuffled[side == "y"][torch.randperm(len(shuffled[side == "y"]))]
     value, other = otdd(x, x_labels, y, y_labels), otdd(x, shuffled[0], y, shuffled[1])
-    assert abs(float(value - other)) > 0.01 * float(value)
+    assert abs(float((value - other).detach())) > 0.01 * float(value.detach())
     gradients = [torch.autograd.grad(v, x)[0].flatten() for v in (value, other)]
     assert float(torch.cosine_similarity(*gradients, dim=0)) < 0.95
 
@@ -120,7 +120,7 @@ def test_distance_from_itself_is_zero(labelled: Any) -> None:
         own = sample.clone().requires_grad_()
         value = otdd(own, x_labels, sample, x_labels)
         (gradient,) = torch.autograd.grad(value, own)
-        assert abs(float(value)) < 1e-5 * float(sample.square().sum(1).mean())
+        assert abs(float(value.detach())) < 1e-5 * float(sample.square().sum(1).mean())
         assert float(gradient.norm()) < 1e-2 * float(sample.norm()) / len(sample)
 
 

@@ -35,7 +35,7 @@ def test_plan_and_gradient_agree_with_pot(p: int, n: int, m: int, d: int, sample
     slopes = torch.from_numpy(plan) * distances ** (p - 2)
     expected = slopes.sum(1, keepdim=True) * x - slopes @ y
     (gradient,) = torch.autograd.grad(sinkhorn(x.requires_grad_(), y, blur=0.1, p=p, debiased=False), x)
-    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-4 * float(expected.norm(dim=1).max()))
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=5e-4 * float(expected.norm(dim=1).max()))
 
 
 @pytest.mark.parametrize("p", [1, 2])

@@ -72,20 +72,20 @@ def sinkhorn(
             gradient_x = pair_gradient(weights, x, y) if for_x else None
             gradient_y = pair_gradient(weights.mT, y, x) if for_y else None
             if debiased:
-                own_x, own_gradient_x = _self_term(x, p, temperature)
-                own_y, own_gradient_y = _self_term(y, p, temperature)
-                value = value - (own_x + own_y) / 2
-                gradient_x = None if gradient_x is None else gradient_x - own_gradient_x
-                gradient_y = None if gradient_y is None else gradient_y - own_gradient_y
+                own_x, gradient_x = _debias(x, p, temperature, gradient_x)
+                own_y, gradient_y = _debias(y, p, temperature, gradient_y)
+                value = value - own_x - own_y
         return with_gradient(value, (x, gradient_x), (y, gradient_y))
 
 
-def _self_term(x: Tensor, p: int, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """The cost of a sample's transport to itself, and half of its gradient in x."""
+def _debias(x: Tensor, p: int, temperature: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Half the cost of a sample's transport to itself, and the gradient less the gradient of that."""
     within = _cost(x, x, p)
     solved = solve_self(within, temperature)
-    # x moves both ends of each pair: twice the gradient in one end, halved.
-    return solved.cost, pair_gradient(_pair_weights(solved.plan, within, p), x, x)
+    if gradient is not None:
+        # x moves both ends of each pair: twice the gradient in one end, halved.
+        gradient = gradient - pair_gradient(_pair_weights(solved.plan, within, p), x, x)
+    return solved.cost / 2, gradient
 
 
 def _cost(x: Tensor, y: Tensor, p: int) -> Tensor:

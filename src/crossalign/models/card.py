@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def model_card(model: ImageClassifier, facts: dict[str, Any]) -> str:
     """A README.md with the hub's header: what the model is, how to use it, what was measured, what it cannot do."""
-    spec, tune = model.spec, model.configs["tune"]
+    spec, tune = model.spec, model.settings.tune
     results = "\n".join(f"- {name}: {value}" for name, value in facts.items()) or "- none recorded"
     classes = ", ".join(spec.classes[:20]) + (", …" if len(spec.classes) > 20 else "")
     return f"""---

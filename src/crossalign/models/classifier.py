@@ -40,6 +40,16 @@ class InputSpec:
     """Channel standard deviations to divide by."""
 
 
+@dataclasses.dataclass
+class ModelSettings:
+    """The sections of a run's configuration that shape the model."""
+
+    backbone: BackboneConfig
+    embedder: EmbedderConfig
+    tune: TuneConfig
+    head: HeadConfig
+
+
 class ImageClassifier(nn.Module):
     """A language model made an image classifier.
 
@@ -51,16 +61,12 @@ class ImageClassifier(nn.Module):
         self,
         language_model: LanguageModel,
         spec: InputSpec,
-        *,
-        backbone: BackboneConfig,
-        embedder: EmbedderConfig,
-        tune: TuneConfig,
-        head: HeadConfig,
+        settings: ModelSettings,
     ) -> None:
         super().__init__()
-        self.spec, self.language_model = spec, language_model
-        self.configs = {"backbone": backbone, "embedder": embedder, "tune": tune, "head": head}
-        self.backbone = Backbone(language_model, backbone)
+        self.spec, self.language_model, self.settings = spec, language_model, settings
+        embedder, tune, head = settings.embedder, settings.tune, settings.head
+        self.backbone = Backbone(language_model, settings.backbone)
         width = self.backbone.width
         self.pool = head.pool
         self.embedding = InputEmbedding(
@@ -113,16 +119,12 @@ class ImageClassifier(nn.Module):
         shape = input_shape or (channels, image_size, image_size)
         mean, std = tuple(mean or (0.5,) * shape[0]), tuple(std or (0.25,) * shape[0])
         spec = InputSpec(shape, tuple(classes), mean, std)
-        parts: dict[str, Any] = {
-            "embedder": embedder or EmbedderConfig(),
-            "tune": tune or TuneConfig(),
-            "head": head or HeadConfig(),
-        }
+        settings = ModelSettings(backbone, embedder or EmbedderConfig(), tune or TuneConfig(), head or HeadConfig())
         language_model = open_language_model(ref, weights=weights, seed=seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             with torch.device("cpu" if weights else "meta"):
-                return cls(language_model, spec, backbone=backbone, **parts)
+                return cls(language_model, spec, settings)
 
     def normalize(self, inputs: Tensor) -> Tensor:
         """uint8 or 0-to-1 floats (B, \\*shape) → floats of mean 0 and variance 1 over the training set."""
@@ -182,13 +184,13 @@ class ImageClassifier(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.contiguous().cpu() for name, tensor in self.trained_state().items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        if self.configs["tune"].method == "full":
+        if self.settings.tune.method == "full":
             self.language_model.config.save_pretrained(folder / "backbone")
         write_json(
             folder / "config.json",
             {
                 "format": FORMAT,
-                **{name: dataclasses.asdict(config) for name, config in self.configs.items()},
+                **dataclasses.asdict(self.settings),
                 "input": dataclasses.asdict(self.spec),
                 "fingerprint": self.language_model.fingerprint,
                 "seed": self.language_model.seed,
@@ -210,19 +212,19 @@ class ImageClassifier(nn.Module):
 
         folder = _local_folder(str(path))
         saved = _read_config(folder)
-        configs = {
-            "backbone": update(BackboneConfig(), saved["backbone"]),
-            "embedder": update(EmbedderConfig(), saved["embedder"]),
-            "tune": update(TuneConfig(), saved["tune"]),
-            "head": update(HeadConfig(), saved["head"]),
-        }
+        settings = ModelSettings(
+            update(BackboneConfig(), saved["backbone"]),
+            update(EmbedderConfig(), saved["embedder"]),
+            update(TuneConfig(), saved["tune"]),
+            update(HeadConfig(), saved["head"]),
+        )
         spec = InputSpec(**{key: tuple(value) for key, value in saved["input"].items()})
         whole = (folder / "backbone").is_dir()
-        ref = backbone or (f"random:{folder / 'backbone'}" if whole else configs["backbone"].ref)
+        ref = backbone or (f"random:{folder / 'backbone'}" if whole else settings.backbone.ref)
         language_model = open_language_model(ref, seed=saved["seed"])
         if not whole and language_model.fingerprint != saved["fingerprint"]:
             raise UserError(f"the backbone '{ref}' is not the one that {folder} was trained with: its weights differ")
-        model = cls(language_model, spec, **configs)
+        model = cls(language_model, spec, settings)
         model.load_trained_state(load_file(folder / "model.safetensors"), str(folder / "model.safetensors"))
         return model.eval()
 
@@ -235,8 +237,8 @@ class ImageClassifier(nn.Module):
             raise UserError("only a model trained with --tune.method lora has an adapter to merge")
         self.backbone.model = self.peft.value.merge_and_unload()
         self.peft = _Unregistered(None)
-        self.configs["tune"] = dataclasses.replace(self.configs["tune"], method="full")
-        self.plan = apply_freeze_plan(self, self.configs["tune"])
+        self.settings.tune = dataclasses.replace(self.settings.tune, method="full")
+        self.plan = apply_freeze_plan(self, self.settings.tune)
         return self
 
     def export_lora(self, folder: str | Path) -> Path:

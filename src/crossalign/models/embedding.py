@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from itertools import pairwise
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,7 @@ class ConvStem(nn.Module):
         halvings = patch.bit_length() - 1
         channels = [shape[0], *(max(16, width // 2 ** (halvings - i)) for i in range(halvings))]
         layers: list[nn.Module] = []
-        for before, after in zip(channels, channels[1:], strict=False):
+        for before, after in pairwise(channels):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, after), nn.GELU()]
         self.stem = nn.Sequential(*layers, nn.Conv2d(channels[-1], width, 1))
 
@@ -123,11 +124,11 @@ class InputEmbedding(nn.Module):
             raise unknown("--embedder.kind", config.kind, EMBEDDERS)
         self.embedder = EMBEDDERS[config.kind](config, input_shape, width)
         self.cls = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02)) if cls else None
-        self.tokens: int = self.embedder.tokens + cls  # type: ignore[operator]
+        self.tokens = int(cast(Embedder, self.embedder).tokens) + cls
         self.positions = nn.Parameter(torch.empty(self.tokens, width).normal_(std=0.02)) if positions else None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        x_BTD = self.embedder(inputs)
+        x_BTD: Tensor = self.embedder(inputs)
         if self.cls is not None:  # at the end: under causal attention only the last token has seen the whole image
             x_BTD = torch.cat([x_BTD, self.cls.expand(len(x_BTD), -1, -1).to(x_BTD.dtype)], dim=1)
         return x_BTD if self.positions is None else x_BTD + self.positions.to(x_BTD.dtype)
@@ -139,7 +140,7 @@ class InputEmbedding(nn.Module):
         The embedder's last projection is rescaled, and the positions with it, so that their ratio stays.
         Returns the factor. inputs: (B, \\*input_shape); target: (V, D), the text embedding table.
         """
-        factor = (target.float().pow(2).mean().sqrt() / self(inputs).float().pow(2).mean().sqrt()).item()
+        factor: float = (target.float().pow(2).mean().sqrt() / self(inputs).float().pow(2).mean().sqrt()).item()
         last = [m for m in self.embedder.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)][-1]
         for parameter in (last.weight, last.bias, self.cls, self.positions):
             if parameter is not None:

@@ -119,4 +119,4 @@ def add_lora(model: nn.Module, config: TuneConfig) -> Any:
     )
     with warnings.catch_warnings():  # about a property of transformers that PEFT still reads, and about Conv1D's layout
         warnings.simplefilter("ignore")
-        return get_peft_model(model, lora)  # type: ignore[arg-type]
+        return get_peft_model(model, lora)

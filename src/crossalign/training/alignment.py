@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from crossalign.alignment import collapse_warning, get_divergence, health, mmd_orca
 from crossalign.config import AdaptConfig, OptimConfig
 from crossalign.data.augment import augment
-from crossalign.data.batches import TrainBatches, TrainStep
+from crossalign.data.batches import TrainBatches
 from crossalign.data.images import ImageSplits
 from crossalign.errors import UserError
 from crossalign.models.classifier import ImageClassifier
 from crossalign.models.targets import TextTargets, masked_mean, text_targets
-from crossalign.training.loop import Batch, Run, Stage, fit
+from crossalign.training.loop import Batch, Run, Stage, Step, fit
 
 HELD_OUT = 512  # validation images, and text sequences, on which health is measured
 
@@ -33,19 +33,19 @@ def align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run:
     Raises:
         UserError: unknown metric, or text targets that cannot be had.
     """
-    divergence = _divergence(config)
+    divergence = find_divergence(config)
     labels = getattr(divergence, "needs_labels", False)
     table = model.backbone.text_embedding_table()
     targets = text_targets(model.language_model, table, config.align, labels=labels, seed=config.seed)
     targets = targets.to(run.accelerator.device)
     held_out = torch.from_numpy(splits.validation.pixels[:HELD_OUT].copy()).to(run.accelerator.device)
 
-    def measure(_: nn.Module | None = None) -> dict[str, float]:
+    def measure(model_unused: nn.Module | None = None) -> dict[str, float]:
         generator = torch.Generator().manual_seed(config.seed)
         with torch.no_grad():
             x = _sample(model.embed(held_out), config, generator)
-            y, _ = _text(targets, HELD_OUT, config, generator)
-            return {name: float(value) for name, value in health(x, y).items()}
+            text, _ = _text(targets, HELD_OUT, config, generator)
+            return {name: float(value) for name, value in health(x, text).items()}
 
     before = measure()
     done = fit(_stage(config, model, splits, run, targets, divergence, measure), run)
@@ -68,7 +68,12 @@ def _beside(before: dict[str, float], after: dict[str, float]) -> dict[str, floa
     return beside
 
 
-def _divergence(config: AdaptConfig) -> Any:
+def find_divergence(config: AdaptConfig) -> Any:
+    """The function that ``config.align`` names.
+
+    Raises:
+        UserError: there is none, or it needs labels and single tokens have none.
+    """
     settings = config.align
     if settings.metric == "mmd" and settings.mmd_estimator == "orca":
         return mmd_orca
@@ -99,11 +104,9 @@ def _stage(
         """Draws of one step, a function of its place, so that a resumed stage draws the same."""
         return torch.Generator().manual_seed((config.seed * 10_007 + epoch) * 1_000_003 + step)
 
-    def steps(epoch: int, first: int) -> Iterator[TrainStep]:
+    def steps(epoch: int, first: int) -> Iterator[Step]:
         for step in batches.epoch(epoch, first):
-            yield dataclasses.replace(
-                step, micro_batches=[{**b, "generator": generator(epoch, step.step)} for b in step.micro_batches]
-            )
+            yield Step([{**batch, "generator": generator(epoch, step.step)} for batch in step.micro_batches], step.count)
 
     def loss(_: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         images = augment(batch["images"].to(device), batch["draw"], settings)
@@ -116,7 +119,8 @@ def _stage(
         # The loop divides by the examples of the step; a divergence is one number a step.
         return value * len(images), {"divergence": value.detach() * len(images)}
 
-    trained = {f"embedding.{name}": p for name, p in model.embedding.named_parameters()}
+    def state() -> dict[str, Tensor]:
+        return {f"embedding.{name}": p.detach() for name, p in model.embedding.named_parameters()}
 
     def load(state: dict[str, Tensor]) -> None:
         model.embedding.load_state_dict({name.removeprefix("embedding."): tensor for name, tensor in state.items()})
@@ -129,7 +133,7 @@ def _stage(
         steps_per_epoch=len(batches),
         epochs=config.align.epochs,
         optim=_optim(config),
-        state=lambda: trained,  # type: ignore[return-value]
+        state=state,
         load=load,
         evaluate=measure,
         replicated=True,

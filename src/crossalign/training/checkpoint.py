@@ -42,7 +42,7 @@ class Checkpoint:
 
 def rng_state() -> dict[str, Any]:
     """The state of every random number generator that training may draw from."""
-    name, keys, *rest = np.random.get_state()
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002  users' own code may draw from it
     return {
         "python": random.getstate(),
         "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
@@ -55,7 +55,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
     """Put :func:`rng_state` back."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +35,12 @@ class Diverged(RuntimeError):
     """The loss or a weight is no longer a number."""
 
 
-class Step(Protocol):
+@dataclass(frozen=True)
+class Step:
     """One optimiser step: this process's micro-batches, and the examples of the whole step over all processes."""
 
-    @property
-    def micro_batches(self) -> Sequence[Batch]: ...
-    @property
-    def count(self) -> int: ...
+    micro_batches: Sequence[Batch]
+    count: int
 
 
 @dataclass
@@ -117,7 +116,8 @@ class _Fit:
         self.optimizer = build_optimizer(stage.model, stage.optim)
         self.base_lr = stage.optim.lr
         self.epoch, self.step = 0, 0
-        self.best_epoch, self.best = -1, {}  # type: ignore[assignment]
+        self.best_epoch = -1
+        self.best: dict[str, float] = {}
         self.best_state: dict[str, Tensor] | None = None
         self.seconds, self.examples = 0.0, 0
         self.epoch_sums: dict[str, Tensor] = {}

@@ -25,13 +25,13 @@ NOT_COMPARED = ("output", "overwrite", "tracking")
 
 
 def claim_folder(config: C) -> C:
-    """Make or reopen ``config.output`` and return the configuration to run with.
+    """Look into ``config.output``, which the caller has locked, and return the configuration to run with.
 
     A folder that holds the same configuration is resumed: settings that were ``auto`` or measured keep what the first call
     resolved them to. Nothing that crossalign did not write is ever deleted.
 
     Raises:
-        UserError: the folder holds another configuration (the differing settings are named), or is not a run folder.
+        UserError: the folder holds another configuration; the differing settings are named.
     """
     folder: Path = config.output  # type: ignore[attr-defined]
     file = folder / "config.yaml"
@@ -49,9 +49,6 @@ def claim_folder(config: C) -> C:
                 "choose another --output, or --overwrite to delete that run"
             )
         return update(config, {k: v for k, v in saved.items() if k not in NOT_COMPARED})
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and not a run folder: choose another --output")
-    folder.mkdir(parents=True, exist_ok=True)
     return config
 
 
@@ -78,11 +75,14 @@ def read_config(config: C, file: Path) -> C:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a second process out of a run folder; processes of one distributed run share the lock through rank 0.
+    """Make a run folder if need be and keep a second process out; a distributed run holds the lock through rank 0.
 
     Raises:
-        UserError: another process is running there.
+        UserError: another process is running there, or the folder holds something that is no run.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.yaml").exists() and any(path.name != ".lock" for path in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and not a run folder: choose another --output")
     if int(os.environ.get("RANK", "0")):
         yield
         return

@@ -1,0 +1,67 @@
+"""Tables, figures and one page, made from run folders and never typed by hand.
+
+>>> from pathlib import Path
+>>> from crossalign.report import report, summary_table
+>>> report([Path("runs/quickstart")], html=Path("report.html"))  # doctest: +SKIP
+PosixPath('report.html')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def report(runs: list[Path], html: Path | None = None, markdown: Path | None = None, figures: bool = True) -> Path:
+    """Write the report of ``runs``: run folders, or folders that hold some at any depth.
+
+    Args:
+        html: the self-contained page to write; unless named it is ``report.html`` in the one folder given, or in the
+            current folder for several.
+        markdown: also write the tables as Markdown.
+        figures: with Markdown, also write its figures as PNG into the folder STEM-figures beside it.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        UserError: no run in a path, a damaged result.json, a package of the extra ``report`` that is not installed.
+    """
+    from crossalign.cache import atomic_path
+    from crossalign.errors import UserError
+    from crossalign.report.content import Content
+    from crossalign.report.page import page
+    from crossalign.report.runs import open_study
+
+    if html is None:
+        html = Path(runs[0] if len(runs) == 1 else ".") / "report.html"
+    for target in (html, markdown):
+        if target is not None and target.is_dir():
+            raise UserError(f"'{target}' is a folder; name the file to write, such as '{target / 'report.html'}'")
+    content = Content(open_study(runs))
+    text = page(content)
+    with atomic_path(html) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    if markdown is not None:
+        from crossalign.report.markdown import write_markdown
+
+        write_markdown(content, markdown, figures)
+    return html
+
+
+def summary_table(runs: Iterable[Path]) -> str:
+    """The table of test results in aligned columns for a terminal, with a line a note."""
+    from crossalign.report.rows import group_rows
+    from crossalign.report.runs import open_study
+    from crossalign.report.tables import as_text, incomplete_table, results_table
+
+    study = open_study(runs)
+    rows, notes = group_rows(study)
+    parts = []
+    if rows:
+        table = results_table(rows)
+        parts = [as_text(table), *(note for note in table.notes if not note.startswith("Bold")), *notes]
+    unfinished = incomplete_table(study.incomplete)
+    if unfinished is not None:
+        parts += ["", f"{unfinished.title}:", as_text(unfinished)]
+    return "\n".join(parts)

@@ -1,0 +1,136 @@
+"""How a figure is styled and written: inline SVG that follows the page's colours, or a small PNG file."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from crossalign.errors import missing_extra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED = "#1a1d21", "#8a9099"
+# Okabe and Ito's palette, which colour-blind readers can tell apart; the page lightens it on a dark background.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
+PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
+VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    BLUE: "blue",
+    ORANGE: "orange",
+    GREEN: "green",
+    RED: "red",
+    PURPLE: "purple",
+    SKY: "sky",
+}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # class and run names are not ours: a dollar sign is a dollar sign
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "grid.color": MUTED,
+    "axes.edgecolor": MUTED,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.constrained_layout.use": True,
+}
+
+
+@dataclass
+class Picture:
+    """A figure with its file name, its caption, and the text that stands for it where it cannot be seen."""
+
+    name: str
+    title: str
+    alt: str
+    figure: Figure
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw and save under the report's style, whatever the user's own matplotlib settings."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise missing_extra("matplotlib", "report", "drawing a report's figures") from error
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def blank(width: float, height: float) -> Figure:
+    """An empty figure, in inches, outside pyplot and its global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+def clean(text: str, longest: int = 48) -> str:
+    """A name fit for a figure: no control characters (XML forbids them), and not too long."""
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", " ", text)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def svg(picture: Picture) -> str:
+    """The figure as SVG for the inside of a page, in the page's colour variables, with no reference to the outside."""
+    with styled():
+        import matplotlib
+
+        with matplotlib.rc_context({"svg.hashsalt": picture.name}):
+            held = io.StringIO()
+            metadata: Any = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            picture.figure.savefig(held, format="svg", transparent=True, metadata=metadata)
+    text = held.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    head, body = text.split(">", 1)
+    view = re.search(r'viewBox="0 0 ([0-9.]+) [0-9.]+"', head)
+    assert view is not None, "matplotlib writes a viewBox"
+    for colour, name in VARIABLES.items():
+        body = body.replace(colour, f"var(--{name})")
+    used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', body))  # an id is kept where something points to it
+    body = re.sub(r' id="([^"]*)"', lambda held: held.group() if held.group(1) in used else "", body)
+    width = float(view.group(1)) * 1.55  # points to pixels, somewhat larger than life
+    return f'<svg {view.group()} style="max-width: {width:.0f}px" aria-hidden="true" focusable="false">{body}'
+
+
+def png(picture: Picture, dpi: int = 110) -> bytes:
+    """The figure as a PNG file on white, in 64 colours so that it stays small."""
+    from PIL import Image
+
+    held, small = io.BytesIO(), io.BytesIO()
+    with styled():
+        picture.figure.savefig(held, format="png", dpi=dpi, facecolor="white")
+    Image.open(held).convert("RGB").quantize(64).save(small, format="PNG", optimize=True)
+    return small.getvalue()
+
+
+def name_rows(axes: Axes, labels: list[str]) -> None:
+    """Name the places of a dot plot, first at the top."""
+    axes.set_yticks(range(len(labels)), [clean(label, 90) for label in labels])
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)

@@ -1,0 +1,215 @@
+"""Is a difference real? Pure functions on arrays: NumPy, and SciPy where a distribution is needed.
+
+Two kinds of chance hide in a difference of two trained models, and each needs its own test. Over *seeds* (initial
+weights, batch order): the paired t-test, one number a seed. Over *test images*, with the trained models held fixed: the
+exact McNemar test within a seed. The first speaks of the method, the second of these trained models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from crossalign.errors import missing_extra
+
+Interval = tuple[float, float]
+
+
+def _scipy_stats() -> Any:
+    try:
+        import scipy.stats
+    except ImportError as error:
+        raise missing_extra("scipy", "report", "comparing runs") from error
+    return scipy.stats
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds; ``error`` is its standard error, None for fewer than two values."""
+
+    mean: float
+    error: float | None
+    n: int
+
+
+def mean_and_error(values: ArrayLike) -> Mean:
+    """Mean and standard error (SD with n - 1, over the root of n) of ``values``: (n,); NaN values are left out."""
+    x = np.asarray(values, dtype=np.float64).ravel()
+    x = x[~np.isnan(x)]
+    if len(x) == 0:
+        return Mean(math.nan, None, 0)
+    error = float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else None
+    return Mean(float(x.mean()), error, len(x))
+
+
+@dataclass(frozen=True)
+class PairedT:
+    """A paired t-test over seeds. What cannot be known is None, and ``reason`` says why."""
+
+    difference: float
+    n: int
+    sd: float | None = None
+    error: float | None = None
+    interval: Interval | None = None
+    p_value: float | None = None
+    reason: str = ""
+
+
+def paired_t(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> PairedT:
+    """Two-sided paired t-test of ``b - a``.
+
+    Args:
+        a: (n,) the reference, one value a seed.
+        b: (n,) the same seeds in the same order.
+        confidence: of the interval.
+
+    One pair has no spread, and differences that are all the same (but not zero) put t at infinity: in both cases there
+    is no p-value, and ``reason`` says so. Differences that are all zero have p = 1.
+
+    Raises:
+        ValueError: ``a`` and ``b`` differ in length, or are empty.
+    """
+    x, y = np.asarray(a, dtype=np.float64).ravel(), np.asarray(b, dtype=np.float64).ravel()
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"paired_t needs two equally long, non-empty samples; got {len(x)} and {len(y)} values")
+    d = y - x
+    n, mean = len(d), float(d.mean())
+    if n == 1:
+        return PairedT(mean, 1, reason="one seed has no spread over seeds")
+    sd = float(d.std(ddof=1))
+    if sd <= 1e-12 * float(np.max(np.abs(np.concatenate([x, y]))) + 1e-300):  # rounding of equal differences
+        if bool(np.all(d == 0)):
+            return PairedT(0.0, n, 0.0, 0.0, (0.0, 0.0), 1.0, "no seed differs")
+        return PairedT(mean, n, 0.0, 0.0, None, None, "all seeds differ by the same amount: t is undefined")
+    stats = _scipy_stats()
+    error = sd / math.sqrt(n)
+    p_value = float(2 * stats.t.sf(abs(mean) / error, n - 1))
+    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * error
+    return PairedT(mean, n, sd, error, (mean - half, mean + half), p_value)
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """An exact McNemar test on one test set. ``only_a``: images that A alone has right; ``difference``: B minus A."""
+
+    only_a: int
+    only_b: int
+    n: int
+    difference: float
+    error: float
+    interval: Interval
+    p_value: float
+    p_b_better: float
+    p_a_better: float
+
+
+def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike, confidence: float = 0.95) -> McNemar:
+    """Exact McNemar test: of the images that one model alone has right, is each side's share one half?
+
+    The two-sided binomial test, not its mid-p form.
+
+    Args:
+        correct_a: (n,) bool, whether A has each image right.
+        correct_b: (n,) bool, the same images in the same order.
+        confidence: of the interval of the difference in accuracy (Agresti and Min 2005: half an image more a cell).
+
+    Raises:
+        ValueError: the two differ in length, or are empty.
+    """
+    a, b = np.asarray(correct_a, dtype=bool).ravel(), np.asarray(correct_b, dtype=bool).ravel()
+    if len(a) != len(b) or len(a) == 0:
+        raise ValueError(f"mcnemar needs the same images for both models; got {len(a)} and {len(b)}")
+    stats = _scipy_stats()
+    n, only_a, only_b = len(a), int(np.sum(a & ~b)), int(np.sum(~a & b))
+    discordant = only_a + only_b
+    p_b = float(stats.binom.sf(only_b - 1, discordant, 0.5)) if discordant else 1.0
+    p_a = float(stats.binom.sf(only_a - 1, discordant, 0.5)) if discordant else 1.0
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    more_a, more_b, more_n = only_a + 0.5, only_b + 0.5, n + 2.0
+    centre = (more_b - more_a) / more_n
+    error = math.sqrt(more_a + more_b - (more_b - more_a) ** 2 / more_n) / more_n
+    interval = (max(-1.0, centre - z * error), min(1.0, centre + z * error))
+    return McNemar(only_a, only_b, n, (only_b - only_a) / n, error, interval, min(1.0, 2 * min(p_a, p_b)), p_b, p_a)
+
+
+def combine_mcnemar(tests: Sequence[McNemar]) -> float | None:
+    """One two-sided p-value for the McNemar tests of several seeds, valid however the seeds depend on each other.
+
+    Seeds share one test set, so their tests are not independent: adding up the counts, Fisher's and Stouffer's methods
+    would all claim too much. For each direction the one-sided p-values p(1) ≤ … ≤ p(K) give K/k · p(k) with k = ⌈K/2⌉,
+    which is a valid p-value under any dependence (Rüger 1978; for large K twice the median); the smaller of the two
+    directions, doubled, is returned. So half of the seeds must agree on a direction, and one seed gives the exact test
+    itself. It is None for no test at all.
+    """
+    if not tests:
+        return None
+    count = len(tests)
+    k = math.ceil(count / 2)
+    sides = (sorted(test.p_b_better for test in tests), sorted(test.p_a_better for test in tests))
+    return min(1.0, 2 * min(count / k * side[k - 1] for side in sides))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down correction, in the order given; None (no test was possible) stays None and does not count."""
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        adjusted[i] = largest
+    return adjusted
+
+
+def paired_t_power(effect: float, n: int, alpha: float = 0.05) -> float:
+    """Power of the two-sided paired t-test with ``n`` pairs; ``effect`` = mean of the differences / their SD."""
+    stats = _scipy_stats()
+    critical = float(stats.t.ppf(1 - alpha / 2, n - 1))
+    # The noncentral t, P(|Z + δ| / S > c), as an average over S: SciPy's own nct gives NaN for some large δ.
+    probability = (np.arange(2000) + 0.5) / 2000
+    spread: NDArray[np.float64] = np.sqrt(stats.chi2.ppf(probability, n - 1) / (n - 1))
+    shift = effect * math.sqrt(n)
+    return float(np.mean(stats.norm.sf(critical * spread - shift) + stats.norm.cdf(-critical * spread - shift)))
+
+
+def detectable_difference(sd: float | None, n: int, alpha: float = 0.05, power: float = 0.8) -> float | None:
+    """The smallest true difference that a paired t-test with ``n`` seeds would have found with probability ``power``.
+
+    ``sd`` is the standard deviation of the differences over seeds, taken at its observed value, which is itself a rough
+    estimate at few seeds. None where there is no spread to go by (fewer than two seeds, or sd = 0).
+    """
+    if not sd or n < 2:
+        return None
+    from scipy.optimize import brentq
+
+    return sd * float(brentq(lambda effect: paired_t_power(effect, n, alpha) - power, 0.0, 100.0, xtol=1e-6))
+
+
+def seeds_needed(difference: float, sd: float | None, alpha: float = 0.05, power: float = 0.8, limit: int = 1000) -> int | None:
+    """How many seeds would show a true difference of this size with probability ``power``; None: more than ``limit``.
+
+    None also where ``sd`` is unknown or zero.
+    """
+    if not sd or paired_t_power(difference / sd, limit, alpha) < power:
+        return None
+    low, high = 1, limit  # power grows with n: bisect between a count that is too small and one that is enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        if paired_t_power(difference / sd, middle, alpha) >= power:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def wilson(right: int, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson's interval for a share: ``right`` of ``n`` images."""
+    z = float(_scipy_stats().norm.ppf(0.5 + confidence / 2))
+    share, scale = right / n, 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / scale
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
+    return centre - half, centre + half

@@ -1,0 +1,315 @@
+"""The report's tables as plain text cells: the page, the Markdown file and the terminal each draw the same ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossalign.report.comparisons import QUESTIONS, Comparison, pair
+from crossalign.report.rows import Row, baseline, best, blocks, differing, flat, settings, short_name
+from crossalign.report.runs import Run, Study
+from crossalign.report.statistics import PairedT
+from crossalign.report.wording import UNKNOWN, duration, image_error, number, p_text, percent, points, size, verdict
+
+ONE_SEED = "† One seed: the ± is the standard error over test images and says nothing of other seeds."
+
+
+@dataclass
+class Table:
+    """Text cells under column heads. The first column names the row; the others are numbers unless in ``texts``."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+    texts: frozenset[int] = frozenset()
+    strong: frozenset[int] = frozenset()
+    """Rows to set off: the best by validation accuracy, or a shown difference."""
+
+    def is_text(self, column: int) -> bool:
+        return column == 0 or column in self.texts
+
+
+def results_table(rows: list[Row]) -> Table:
+    """CMDA's Table 1: test accuracy and its difference from the FPT row without alignment, each ± standard error."""
+    many = len({row.backbone for row in rows if row.backbone}) > 1
+    shown, one_seed = [], False
+    for row in rows:
+        accuracy, marked = _accuracy(row)
+        delta, delta_marked = _delta(row, baseline(row, rows))
+        one_seed |= marked or delta_marked
+        validation = row.mean("validation", "accuracy")
+        rates = {number_text(run.number("learning_rate")) for run in row.runs}
+        cells = [
+            row.label,
+            accuracy,
+            delta,
+            plus_minus(row.mean("test", "loss").mean, row.mean("test", "loss").error, 3),
+            percent(row.mean("test", "ece").mean),
+            percent(validation.mean),
+            ", ".join(sorted(rates)),
+            str(len(row.runs)),
+        ]
+        shown.append(cells[:1] + [short_name(row.model) or UNKNOWN] * many + cells[1:])
+    head = ["Method", "Test accuracy (%)", "Δ from FPT baseline", "Test loss", "ECE (%)", "Validation accuracy (%)"]
+    columns = head[:1] + ["Backbone"] * many + head[1:] + ["Learning rate", "Seeds"]
+    strong = frozenset(rows.index(best(block)) for block in blocks(rows)) if len(rows) > 1 else frozenset()
+    notes = ["Mean ± standard error over seeds. Δ in percentage points, paired by seed. ECE: expected calibration error."]
+    if strong:
+        notes.append("Bold: the highest validation accuracy; the test set chose nothing.")
+    return Table("Test results", columns, shown, notes + [ONE_SEED] * one_seed, frozenset({1} if many else ()), strong)
+
+
+def number_text(value: float) -> str:
+    """A setting such as a learning rate, short: ``0.001``, ``3e-05``."""
+    return UNKNOWN if math.isnan(value) else f"{value:g}"
+
+
+def plus_minus(mean: float, error: float | None, digits: int = 2) -> str:
+    """``1.23 ± 0.04``, or the mean alone where there is no error."""
+    return number(mean, digits) + (f" ± {number(error, digits)}" if error is not None else "")
+
+
+def _accuracy(row: Row) -> tuple[str, bool]:
+    """Accuracy in percent with its standard error, over images (True) where there is one seed."""
+    accuracy = row.mean("test", "accuracy")
+    error = image_error(row.first)
+    if accuracy.n != 1 or math.isnan(error):
+        return plus_minus(100 * accuracy.mean, 100 * accuracy.error if accuracy.error is not None else None), False
+    return plus_minus(100 * accuracy.mean, 100 * error) + "†", True
+
+
+def _delta(row: Row, reference: Row | None) -> tuple[str, bool]:
+    """The difference from the baseline with its standard error, over images (True) where there is one seed."""
+    if reference is None or reference is row:
+        return UNKNOWN, False
+    one = pair(reference, row)
+    if one.t is None:
+        return f"{UNKNOWN} ({one.reason})", False
+    if one.t.n > 1 and one.t.error is not None:
+        return f"{points(one.t.difference)} ± {number(100 * one.t.error)}", False
+    if one.images:
+        return f"{points(one.t.difference)} ± {number(100 * one.images[0].error)}†", True
+    return f"{points(one.t.difference)} (one seed, no ±)", False
+
+
+def comparison_tables(comparisons: list[Comparison]) -> list[Table]:
+    """Every paired comparison with both tests, one table a question, corrected over all of them together."""
+    columns = ["Row − reference", "Seeds", "Difference", "95 % interval", "p, seeds (Holm)", "p, images (Holm)"]
+    columns += ["p, images, each seed", "Smallest visible", "Seeds needed"]
+    tables = []
+    for question, title in QUESTIONS.items():
+        mine = [one for one in comparisons if one.question == question]
+        shown = [[f"{one.other.label} − {one.reference.label}", *_statistics(one)] for one in mine]
+        strong = frozenset(i for i, one in enumerate(mine) if verdict(one) in ("gain", "loss"))
+        also = sorted({key for one in mine for key in one.also})
+        notes = [f"Some rows compared here also differ in: {', '.join(also)}."] if also else []
+        if mine:
+            tables.append(Table(title, columns, shown, notes, strong=strong))
+    if tables:
+        tables[-1].notes += _comparison_notes(len(comparisons), any(one.t and one.t.n == 1 for one in comparisons))
+    return tables
+
+
+def _comparison_notes(count: int, one_seed: bool) -> list[str]:
+    together = f"all {count} comparisons" if count > 1 else "the one comparison"
+    return [
+        "Difference, interval and smallest visible are in percentage points; ± standard error.",
+        "p, seeds: paired t-test, one difference a seed; it speaks of the method. p, images: exact McNemar test of "
+        "two trained models on the same test images; it speaks of these models only.",
+        "p, images, over seeds: they share one test set, so neither their counts nor their p-values may be pooled as "
+        "if independent; half of the seeds (rounded up) must agree on a direction (Rüger's rule, valid under any "
+        "dependence).",
+        f"In brackets: after Holm's correction over {together} of this report, apart for each kind of test. Bold: at "
+        "most 0.05 after it, over seeds where there are several, else over images.",
+        "Smallest visible: the true difference that the t-test would have found with 80 % power at α = 0.05 "
+        "(uncorrected), at the spread seen. Seeds needed: for a true difference as large as the one seen. Both rest on "
+        "a spread estimated from few seeds.",
+    ] + [ONE_SEED] * one_seed
+
+
+def _statistics(one: Comparison) -> list[str]:
+    """Seeds, difference, interval, p over seeds, p over images, that of each seed, smallest visible, seeds needed."""
+    if one.t is None:
+        return ["0", f"not paired: {one.reason}", *[UNKNOWN] * 6]
+    t: PairedT = one.t
+    interval = f"{points(t.interval[0])} to {points(t.interval[1])}" if t.interval else UNKNOWN
+    difference = points(t.difference) + (f" ± {number(100 * t.error)}" if t.error is not None else "")
+    if t.n == 1 and one.images:
+        low, high = one.images[0].interval
+        interval, difference = (
+            f"{points(low)} to {points(high)}†",
+            f"{difference} ± {number(100 * one.images[0].error)}†",
+        )
+    return [
+        str(t.n),
+        difference,
+        interval,
+        _corrected(t.p_value, one.p_holm),
+        _corrected(one.p_images, one.p_images_holm),
+        ", ".join(p_text(test.p_value) for test in one.images) or UNKNOWN,
+        percent(one.detectable) if one.detectable is not None else UNKNOWN,
+        UNKNOWN if not t.sd else "> 1,000" if one.needed is None else str(one.needed),
+    ]
+
+
+def _corrected(p: float | None, holm: float | None) -> str:
+    return UNKNOWN if p is None else f"{p_text(p)} ({p_text(holm)})"
+
+
+def efficiency_table(rows: list[Row]) -> Table:
+    """CMDA's Table 2 and what it leaves out: counts, time, rate, memory, precision and device."""
+    shown = []
+    for row in rows:
+        trainable, total = (row.mean("parameters", key).mean for key in ("trainable", "total"))
+        align, train = row.mean("seconds", "align").mean, row.mean("seconds", "train").mean
+        shown.append(
+            [
+                row.label,
+                number(trainable, 0),
+                number(total, 0),
+                f"{number(100 * trainable / total)} %" if total > 0 else UNKNOWN,
+                duration(align) if align > 0 else UNKNOWN,
+                duration(train),
+                number(row.mean("images_per_second").mean, 0),
+                size(row.mean("peak_memory_bytes").mean),
+                ", ".join(row.distinct("precision")),
+                ", ".join(row.distinct("device")),
+            ]
+        )
+    columns = ["Method", "Trainable", "Total", "Share", "Alignment", "Training", "Images/s", "Peak memory", "Precision"]
+    notes = ["Parameters are counted once each. Times, rates and memory are means over seeds, measured on the device named."]
+    return Table("Efficiency", [*columns, "Device"], shown, notes, frozenset({8, 9}))
+
+
+def parameter_table(run: Run) -> Table | None:
+    """Trainable parameters by group, of one run."""
+    groups = ((run.result or {}).get("parameters") or {}).get("groups") or {}
+    if not isinstance(groups, dict) or not groups:
+        return None
+    shown = [[str(name), number(float(count), 0)] for name, count in groups.items() if isinstance(count, int | float)]
+    shown.append(["all that train", number(run.number("parameters", "trainable"), 0)])
+    return Table("Trainable parameters", ["Group", "Parameters"], shown, strong=frozenset({len(shown) - 1}))
+
+
+def sweep_table(study: Study) -> Table | None:
+    """Validation accuracy at every learning rate tried; the chosen one is marked."""
+    entries = [entry for entry in study.sweep if {"row", "learning_rate", "validation_accuracy"} <= set(entry)]
+    if not entries:
+        return None
+    many = len({entry["study"] for entry in entries}) > 1
+    rows = list(dict.fromkeys(_sweep_name(entry, many) for entry in entries))
+    rates = sorted({float(entry["learning_rate"]) for entry in entries})
+    if len(rates) > 8:
+        shown = [
+            [
+                _sweep_name(e, many),
+                number_text(float(e["learning_rate"])),
+                *_sweep_cell(e),
+                str(e.get("epochs", UNKNOWN)),
+            ]
+            for e in entries
+        ]
+        columns = ["Row", "Learning rate", "Validation accuracy (%)", "Epochs"]
+        return Table("Learning-rate sweep", columns, shown, ["✓: chosen, on validation accuracy."])
+    held: dict[tuple[str, float], list[str]] = {
+        (_sweep_name(entry, many), float(entry["learning_rate"])): _sweep_cell(entry) for entry in entries
+    }
+    shown = [[name, *("".join(held.get((name, rate), [UNKNOWN])) for rate in rates)] for name in rows]
+    epochs = sorted({str(entry.get("epochs")) for entry in entries if entry.get("epochs") is not None})
+    notes = [f"Validation accuracy in percent after {' or '.join(epochs) or 'an unstated number of'} epochs; ✓: chosen."]
+    return Table("Learning-rate sweep", ["Row", *map(number_text, rates)], shown, notes)
+
+
+def _sweep_name(entry: dict[str, Any], many: bool) -> str:
+    return f"{entry['row']}, {entry['study']}" if many else str(entry["row"])
+
+
+def _sweep_cell(entry: dict[str, Any]) -> list[str]:
+    value = entry["validation_accuracy"]
+    return [(percent(float(value)) if isinstance(value, int | float) else UNKNOWN) + (" ✓" if entry.get("chosen") else "")]
+
+
+def incomplete_table(runs: Sequence[Run]) -> Table | None:
+    """Runs without a result: they are in no mean, and here so that none is lost without a word."""
+    if not runs:
+        return None
+    shown = []
+    for run in runs:
+        epochs = [row["epoch"] for row in run.metrics if row.get("stage") == "train" and "epoch" in row]
+        reached = f"epoch {max(epochs):g}" if epochs else "alignment" if run.metrics else "no step"
+        wanted = next((value for key, value in flat(run.config) if key == "loop.epochs"), "?")
+        shown.append([run.name, str(run.seed), f"{reached} of {wanted}" if epochs else reached, str(run.folder)])
+    notes = ["These runs have no result.json: they were stopped or are still running. No number above contains them."]
+    return Table("Incomplete runs", ["Row", "Seed", "Reached", "Folder"], shown, notes, frozenset({2, 3}))
+
+
+def setting_table(rows: list[Row]) -> Table | None:
+    """What the rows' settings do not share."""
+    keys = differing(row.first for row in rows)
+    if not keys:
+        return None
+    shown = []
+    for row in rows:
+        held = settings(row.first)
+        shown.append([row.label, "; ".join(f"{key} = {plain(held[key])}" for key in keys if key in held)])
+    return Table("Settings that differ between rows", ["Row", "Settings"], shown, texts=frozenset({1}))
+
+
+def shared_settings(rows: list[Row]) -> dict[str, Any]:
+    """The settings that all rows have in common, as flat keys."""
+    keys = set(differing(row.first for row in rows))
+    return {key: value for key, value in settings(rows[0].first).items() if key not in keys}
+
+
+def plain(value: Any, key: str = "") -> str:
+    """A setting's value as one would type it; bytes, by the name of their ``key``, as MB or GB."""
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value)
+    if isinstance(value, int) and key.endswith("bytes"):
+        return size(value)
+    return "none" if value is None else "(empty)" if value == "" else str(value)
+
+
+def environment_table(runs: Iterable[Run]) -> Table | None:
+    """Versions and hardware of all runs; what differs between them is listed value by value."""
+    held: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for key, value in flat(run.environment):
+            if key != "command":
+                held.setdefault(key, {})[plain(value, key)] = None
+    if not held:
+        return None
+    shown = [
+        [key, " / ".join(values) if len(values) <= 3 else f"{len(values)} values, from {min(values)} to {max(values)}"]
+        for key, values in held.items()
+    ]
+    return Table("Environment", ["What", "Value"], shown, texts=frozenset({1}))
+
+
+def confusion_table(labels: Sequence[str], counts: NDArray[np.int64], seeds: int = 1, most: int = 5) -> Table | None:
+    """The pairs of classes that are mistaken for each other most often; ``counts``: (true class, predicted class)."""
+    pairs = [(int(count), i, j) for (i, j), count in np.ndenumerate(counts) if i != j and count]
+    if not pairs:
+        return None
+    pairs.sort(key=lambda found: -found[0])
+    shown = [[labels[i], labels[j], f"{count:,} of {counts[i].sum():,}"] for count, i, j in pairs[:most]]
+    notes = [f"Counted over {seeds} seeds of the same test images."] if seeds > 1 else []
+    return Table("Most frequent confusions", ["True class", "Taken for", "Images"], shown, notes, frozenset({1}))
+
+
+def as_text(table: Table) -> str:
+    """Aligned columns for a terminal."""
+    cells = [table.columns, *table.rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(table.columns))]
+    lines = [
+        "  ".join(c.ljust(w) if table.is_text(i) else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in cells
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,233 @@
+"""Numbers and findings as a reader wants them: percent, points, durations, and one plain sentence a comparison."""
+
+from __future__ import annotations
+
+import math
+
+from crossalign.report.comparisons import QUESTIONS, Comparison, Question
+from crossalign.report.rows import Row, short_name
+from crossalign.report.runs import Run
+from crossalign.report.statistics import wilson
+
+LEVEL = 0.05
+MINUS = "\N{MINUS SIGN}"
+UNKNOWN = "–"
+
+
+def number(value: float, digits: int = 2, sign: bool = False) -> str:
+    """A number with a true minus sign; a dash where it is unknown."""
+    if math.isnan(value):
+        return UNKNOWN
+    value = round(value, digits) + 0.0  # no negative zero
+    text = f"{value:{'+' if sign else ''},.{digits}f}"
+    return text.replace("-", MINUS)
+
+
+def percent(value: float, digits: int = 2) -> str:
+    """A share as percent, without the sign: 0.4251 is ``42.51``."""
+    return number(100 * value, digits)
+
+
+def points(value: float, digits: int = 2) -> str:
+    """A difference of shares in percentage points, always signed."""
+    return number(100 * value, digits, sign=True)
+
+
+def p_text(p: float | None) -> str:
+    """``0.45``, ``0.013``, ``<0.001``; a dash where there is no p-value."""
+    if p is None or math.isnan(p):
+        return UNKNOWN
+    if p < 0.001:
+        return "<0.001"
+    return f"{p:.2f}" if p >= 0.1 else f"{p:.3f}"
+
+
+def p_equals(p: float | None) -> str:
+    """``p = 0.45``, ``p < 0.001``."""
+    text = p_text(p)
+    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12.5 min``, ``3.2 h``."""
+    if math.isnan(seconds):
+        return UNKNOWN
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """Bytes as MB or GB (powers of ten, as in CMDA's Table 2)."""
+    if math.isnan(count):
+        return UNKNOWN
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def counted(n: int, noun: str) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def verdict(one: Comparison) -> str:
+    """``gain`` or ``loss``: shown after Holm's correction; ``alone``: only before it; else ``none``.
+
+    With several seeds the t-test decides; with one seed the test over images, which speaks of these two models only.
+    """
+    if one.t is None:
+        return "unpaired"
+    p, corrected = (one.t.p_value, one.p_holm) if one.t.n > 1 else (one.p_images, one.p_images_holm)
+    if p is None or corrected is None:
+        return "undefined"
+    if corrected <= LEVEL:
+        return "gain" if one.t.difference > 0 else "loss"
+    return "alone" if p <= LEVEL else "none"
+
+
+def subject(one: Comparison) -> str:
+    """What the comparison changes, and in which row."""
+    if one.question == "alignment":
+        return f"Alignment ({one.other.align.upper()}) changed the accuracy of “{one.reference.label}” by"
+    if one.question == "pretraining":
+        return f"Pretrained instead of {one.reference.weights} weights changed the accuracy of “{one.other.label}” by"
+    kind = "no backbone" if one.reference.method == "none" else "a small ViT from scratch"
+    return f"“{one.other.label}” instead of {kind} changed the accuracy by"
+
+
+def sentence(one: Comparison) -> str:
+    """One comparison in plain language, with its uncertainty, null results included."""
+    if one.t is None:
+        return f"“{one.other.label}” and “{one.reference.label}” could not be paired: {one.reason}."
+    if one.t.n == 1:
+        return _one_seed(one)
+    change = f"{subject(one)} {points(one.t.difference)} ± {number(100 * (one.t.error or 0))} points"
+    what = verdict(one)
+    if what == "undefined":
+        return f"{change} ({one.t.n} seeds; {one.t.reason})."
+    corrected = f", corrected {p_text(one.p_holm)}" if what != "none" else ""
+    told = f"{change} ({one.t.n} seeds, {p_equals(one.t.p_value)}{corrected})"
+    if what in ("gain", "loss"):
+        return f"{told}: a {what} was shown."
+    told += ": no difference could be shown" if what == "none" else ": a hint at a difference, lost on correction"
+    if one.p_images_holm is not None and one.p_images_holm <= LEVEL:
+        told += f", though these trained models differ on the test images ({p_equals(one.p_images_holm)})"
+    if one.detectable is not None:
+        told += f"; a true difference under {percent(one.detectable, 1)} points would probably be missed"
+    return f"{told}."
+
+
+def _one_seed(one: Comparison) -> str:
+    assert one.t is not None
+    change = f"{subject(one)} {points(one.t.difference)} points (1 seed"
+    if not one.images:
+        return f"{change}, no predictions by image): nothing can be said of chance."
+    low, high = one.images[0].interval
+    told = f"{change}; over test images 95 % interval {points(low, 1)} to {points(high, 1)}, {p_equals(one.p_images)})"
+    ends = {
+        "none": "no difference could be shown",
+        "alone": "a hint that does not outlast the correction for all comparisons here",
+    }
+    differ = "these two trained models differ; one seed cannot say whether the methods do"
+    return f"{told}: {ends.get(verdict(one), differ)}."
+
+
+def answer(question: Question, comparisons: list[Comparison]) -> str:
+    """The findings on one question in one sentence."""
+    mine = [one for one in comparisons if one.question == question]
+    told = [verdict(one) for one in mine]
+    shown = {kind: told.count(kind) for kind in ("gain", "loss", "alone")}
+    total = "The one comparison" if len(told) == 1 else f"Of {len(told)} comparisons"
+    if len(told) == 1:
+        text = f"{total} shows {'a gain' if shown['gain'] else 'a loss' if shown['loss'] else 'no difference'}"
+    elif not shown["gain"] and not shown["loss"]:
+        text = f"{total}, none shows a difference"
+    else:
+        verb = "shows" if shown["gain"] == 1 else "show"
+        text = f"{total}, {shown['gain']} {verb} a gain, {shown['loss']} a loss, the rest no difference"
+    if shown["alone"]:
+        text += f" ({shown['alone']} would without correction for several tests)"
+    if not any(one.t is not None and one.t.n > 1 for one in mine):
+        text += "; with one seed this speaks of the trained models, not of the methods"
+    return f"{text}."
+
+
+def findings(comparisons: list[Comparison]) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """For each question that the rows can answer: itself, its answer, and (verdict, sentence) of each comparison."""
+    return [
+        (
+            title,
+            answer(question, comparisons),
+            [(verdict(one), sentence(one)) for one in comparisons if one.question == question],
+        )
+        for question, title in QUESTIONS.items()
+        if any(one.question == question for one in comparisons)
+    ]
+
+
+def headline(rows: list[Row], top: Row) -> str:
+    """The page's first sentence."""
+    if len(rows) == 1 and len(top.runs) == 1:
+        return single_run(top)
+    if top.mean("test", "accuracy").n == 0:
+        return unscored(top)
+    accuracy = top.mean("test", "accuracy")
+    where = f" with {short_name(top.model)}" if top.model else ""
+    error, over = accuracy.error, ""
+    if error is None and image_error(top.first) == image_error(top.first):
+        error, over = image_error(top.first), ", ± over test images"
+    spread = f" ± {percent(error)}" if error is not None else ""
+    chosen = f"; of {len(rows)} rows it has the highest validation accuracy" if len(rows) > 1 else ""
+    return (
+        f"“{top.label}”{where} classified {percent(accuracy.mean)}{spread} % of the test images correctly "
+        f"({counted(accuracy.n, 'seed')}{over}{chosen})."
+    )
+
+
+def unscored(row: Row) -> str:
+    """What can be said where no test image was scored, as in a sweep."""
+    validation = row.mean("validation", "accuracy")
+    told = f"“{row.label}” classified {percent(validation.mean)} % of the validation images correctly"
+    return f"{told} ({counted(len(row.runs), 'seed')}); no test image was scored."
+
+
+def single_run(row: Row) -> str:
+    """One run: accuracy with its interval over test images."""
+    run = row.first
+    accuracy, n = run.number("test", "accuracy"), run.number("test", "n")
+    if math.isnan(accuracy):
+        return unscored(row)
+    where = f" with {short_name(row.model)}" if row.model else ""
+    told = f"“{run.name}”{where} classified {percent(accuracy)} % of the test images correctly"
+    if not n > 0:
+        return f"{told} (seed {run.seed})."
+    low, high = wilson(round(accuracy * n), int(n))
+    return f"{told} ({counted(int(n), 'image')}, 95 % interval {percent(low, 1)} to {percent(high, 1)}; seed {run.seed})."
+
+
+def image_error(run: Run) -> float:
+    """Standard error of one run's accuracy over its test images; NaN where their number is unknown."""
+    accuracy, n = run.number("test", "accuracy"), run.number("test", "n")
+    return math.sqrt(accuracy * (1 - accuracy) / n) if n > 0 else math.nan
+
+
+def chance(run: Run) -> str:
+    """What answering without looking would give; empty where predictions are absent."""
+    predictions = run.predictions
+    if predictions is None or not len(predictions.label):
+        return ""
+    import numpy as np
+
+    counts = np.unique(predictions.label, return_counts=True)[1]
+    share = float(counts.max() / counts.sum())
+    return f"Always answering the commonest class would give {percent(share, 1)} %."
+
+
+def calibration(run: Run) -> str:
+    """Over- or underconfidence in one sentence; empty where predictions are absent."""
+    predictions = run.predictions
+    if predictions is None or not len(predictions.label):
+        return ""
+    confidence, accuracy = float(predictions.confidence.mean()), float(predictions.correct.mean())
+    gap = confidence - accuracy
+    kind = "well calibrated on average" if abs(gap) < 0.01 else "overconfident" if gap > 0 else "underconfident"
+    return f"It is {kind}: mean confidence {percent(confidence, 1)} % against {percent(accuracy, 1)} % correct."

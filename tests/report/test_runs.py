@@ -1,0 +1,193 @@
+"""Run folders as they lie on disk, whole and damaged, and how they become rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crossalign.errors import UserError
+from crossalign.report.comparisons import compare_rows, pair
+from crossalign.report.rows import baseline, best, group_rows, warnings
+from crossalign.report.runs import open_study
+
+Maker = Callable[..., Path]
+
+
+def mask(right: int, images: int = 100) -> np.ndarray:
+    return np.arange(images) < right
+
+
+def test_a_study_is_found_at_any_depth(study_folder: Path) -> None:
+    study = open_study([study_folder.parent])
+    assert study.title == "CIFAR-10 with stories260K"
+    assert (len(study.complete), len(study.incomplete)) == (42, 1)
+    rows, notes = group_rows(study)
+    assert [row.label for row in rows] == study.rows
+    assert not notes
+    assert {row.seeds for row in rows} == {(0, 1, 2)}
+
+
+def test_a_run_named_twice_counts_once(tmp_path: Path, new_run: Maker) -> None:
+    folder = new_run(tmp_path / "a")
+    assert len(open_study([folder, tmp_path]).runs) == 1
+
+
+def test_checkpoints_and_sweeps_are_no_runs(tmp_path: Path, new_run: Maker) -> None:
+    new_run(tmp_path / "a")
+    new_run(tmp_path / "a" / "checkpoints" / "copy")
+    new_run(tmp_path / "sweep" / "b", seed=1)
+    assert [run.folder.name for run in open_study([tmp_path]).runs] == ["a"]
+    assert [run.folder.name for run in open_study([tmp_path / "sweep"]).runs] == ["b"]
+
+
+def test_no_run_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run in"):
+        open_study([tmp_path])
+    with pytest.raises(UserError, match="no run folder at"):
+        open_study([tmp_path / "absent"])
+    with pytest.raises(UserError, match="at least one"):
+        open_study([])
+
+
+@pytest.mark.parametrize("content", ['{"row": "FPT"', "[1]", "", "\xff"])
+def test_a_damaged_result_is_named(tmp_path: Path, new_run: Maker, content: str) -> None:
+    folder = new_run(tmp_path / "a")
+    (folder / "result.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"result\.json"):
+        open_study([folder])
+
+
+@pytest.mark.parametrize(("key", "wanted"), [("row", "row"), ("seed", "seed"), ("test", "test")])
+def test_a_result_that_lacks_a_key_is_named(tmp_path: Path, new_run: Maker, key: str, wanted: str) -> None:
+    path = new_run(tmp_path / "a") / "result.json"
+    held = json.loads(path.read_text())
+    del held[key]
+    path.write_text(json.dumps(held))
+    with pytest.raises(UserError, match=f"'{wanted}'"):
+        open_study([tmp_path])
+
+
+def test_alignment_curves_start_before_it(tmp_path: Path, new_run: Maker) -> None:
+    run = open_study([new_run(tmp_path / "a", align="mmd")]).runs[0]
+    assert run.series("align", "validation", "std")[0.0] == 1.4
+    assert list(run.series("align", "train", "divergence")) == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_another_fingerprint_is_another_test_set(tmp_path: Path, new_run: Maker) -> None:
+    new_run(tmp_path / "a")
+    path = new_run(tmp_path / "b", "FPT + MMD", align="mmd") / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data_fingerprint": "other"}))
+    (one,) = compare_rows(group_rows(open_study([tmp_path]))[0])
+    assert one.reason == "different test images"
+
+
+def test_a_broken_line_is_counted_and_a_repeated_step_replaced(tmp_path: Path, new_run: Maker) -> None:
+    path = new_run(tmp_path / "a", epochs=2) / "metrics.jsonl"
+    clean = open_study([tmp_path]).runs[0].series("train", "validation", "accuracy")
+    row = json.loads(path.read_text().splitlines()[-1]) | {"accuracy": 0.9, "note": "a\u2028b"}
+    path.write_text(path.read_text() + json.dumps(row, ensure_ascii=False) + '\n{"stage": "train", "spl')
+    run = open_study([tmp_path]).runs[0]
+    assert run.series("train", "validation", "accuracy") == clean | {2.0: 0.9}
+    assert [note for note in run.notes if "1 broken line" in note]
+
+
+def test_damaged_side_files_are_noted_and_left_out(tmp_path: Path, new_run: Maker) -> None:
+    folder = new_run(tmp_path / "a")
+    for name in ("predictions.parquet", "samples.parquet", "environment.json", "config.yaml"):
+        (folder / name).write_text("{broken")
+    study = open_study([folder])
+    rows, _ = group_rows(study)
+    told = "\n".join(warnings(study, rows))
+    assert study.runs[0].predictions is None and study.runs[0].samples == []
+    for name in ("predictions.parquet", "samples.parquet", "environment.json", "config.yaml"):
+        assert name in told
+
+
+def test_predictions_that_contradict_the_result_are_told(tmp_path: Path, new_run: Maker) -> None:
+    folder = new_run(tmp_path / "a", correct=mask(40), images=100)
+    path = folder / "result.json"
+    path.write_text(path.read_text().replace('"accuracy": 0.4,', '"accuracy": 0.8,'))
+    study = open_study([folder])
+    assert any("40.00 % right, result.json says 80.00" in note for note in warnings(study, group_rows(study)[0]))
+
+
+def test_two_runs_of_one_seed_are_not_two_seeds(tmp_path: Path, new_run: Maker) -> None:
+    new_run(tmp_path / "a")
+    new_run(tmp_path / "b")
+    rows, notes = group_rows(open_study([tmp_path]))
+    assert len(rows) == 1 and len(rows[0].runs) == 1
+    assert "seed 0" in notes[0]
+
+
+def test_rows_of_one_name_are_told_apart(tmp_path: Path, new_run: Maker) -> None:
+    new_run(tmp_path / "a")
+    new_run(tmp_path / "b", backbone="package:minilm")
+    rows, _ = group_rows(open_study([tmp_path]))
+    assert [row.label for row in rows] == ["FPT, stories260K", "FPT, minilm"]
+    assert [baseline(row, rows) for row in rows] == rows
+    assert compare_rows(rows) == []
+
+
+def test_the_best_row_is_chosen_on_validation(tmp_path: Path, new_run: Maker) -> None:
+    new_run(tmp_path / "a", "test wins", correct=mask(60), images=100)
+    low = new_run(tmp_path / "b", "validation wins", correct=mask(50), images=100) / "result.json"
+    low.write_text(low.read_text().replace('"accuracy": 0.51', '"accuracy": 0.7'))
+    assert best(group_rows(open_study([tmp_path]))[0]).label == "validation wins"
+
+
+def test_a_comparison_has_the_numbers_that_went_in(tmp_path: Path, new_run: Maker) -> None:
+    for seed, (plain, aligned) in enumerate([(40, 43), (42, 44), (41, 42)]):
+        new_run(tmp_path / f"a{seed}", correct=mask(plain), images=100, seed=seed)
+        new_run(tmp_path / f"b{seed}", "FPT + MMD", align="mmd", correct=mask(aligned), images=100, seed=seed)
+    (one,) = compare_rows(group_rows(open_study([tmp_path]))[0])
+    assert (one.question, one.reference.label, one.other.label) == ("alignment", "FPT", "FPT + MMD")
+    assert one.t is not None and one.t.difference == pytest.approx(0.02) and one.t.sd == pytest.approx(0.01)
+    assert [(test.only_a, test.only_b) for test in one.images] == [(0, 3), (0, 2), (0, 1)]
+    assert one.t.p_value == pytest.approx(0.07418, abs=1e-4) and one.p_holm == one.t.p_value
+
+
+def test_comparisons_ask_the_three_questions(study_folder: Path) -> None:
+    found = compare_rows(group_rows(open_study([study_folder]))[0])
+    kinds = [one.question for one in found]
+    assert [kinds.count(kind) for kind in ("alignment", "pretraining", "backbone")] == [6, 3, 6]
+    for one in found:
+        if one.question == "alignment":
+            assert one.reference.method == one.other.method and one.reference.align == "none"
+
+
+def test_different_test_images_are_never_paired(tmp_path: Path, new_run: Maker) -> None:
+    new_run(tmp_path / "a", images=100)
+    new_run(tmp_path / "b", "FPT + MMD", align="mmd", images=200)
+    new_run(tmp_path / "c", "elsewhere", align="mse", data="another data set")
+    study = open_study([tmp_path])
+    rows, _ = group_rows(study)
+    (one,) = compare_rows(rows)
+    assert one.t is None and one.images == () and one.reason == "different test images"
+    assert pair(rows[0], rows[-1]).reason == "different data"
+    told = " ".join(warnings(study, rows))
+    assert "same test images" in told and "2 data sets" in told
+
+
+def test_mixed_precision_and_missing_seeds_are_warned_of(tmp_path: Path, new_run: Maker) -> None:
+    new_run(tmp_path / "a", seed=0)
+    new_run(tmp_path / "b", seed=1, config={"optim": {"lr": 0.1}})
+    new_run(tmp_path / "c", "LoRA", method="lora", precision="bf16")
+    study = open_study([tmp_path])
+    told = " ".join(warnings(study, group_rows(study)[0]))
+    assert "same precision: fp32 (FPT); bf16 (LoRA)" in told
+    assert "“LoRA” has 0" in told
+    assert "“FPT” differ in more than their seed: optim.lr" in told
+
+
+def test_the_nearest_reference_is_taken_and_what_else_differs_is_told(tmp_path: Path, new_run: Maker) -> None:
+    stem = {"embedder": {"kind": "conv", "patch": 4}}
+    new_run(tmp_path / "a", "FPT")
+    new_run(tmp_path / "b", "FPT conv", config=stem)
+    new_run(tmp_path / "c", "FPT conv + MMD", align="mmd", config=stem | {"head": {"dropout": 0.5}})
+    (one,) = compare_rows(group_rows(open_study([tmp_path]))[0])
+    assert one.reference.label == "FPT conv"
+    assert one.also == ("head.dropout",)
