@@ -8,6 +8,7 @@ from crossalign import cli
 from crossalign.config import AdaptConfig, to_dict, update
 from crossalign.errors import UserError
 from crossalign.recipes import all_recipes, get_recipe
+from crossalign.recipes.cmda import SPACE, search_space
 from crossalign.training.run import flatten
 
 
@@ -56,6 +57,18 @@ def test_published_recipes_never_take_the_better_defaults() -> None:
         assert config.align.mmd_estimator == "orca"
         assert (config.loop.epochs, config.optim.clip, config.align.sequences) == (50, 1.0, 50_000)
         assert config.data.mean == (0.4914, 0.4822, 0.4465)
+
+
+def test_the_search_space_holds_real_fields_and_what_applies() -> None:
+    fields = flatten(to_dict(AdaptConfig()))
+    assert SPACE.keys() <= fields.keys()
+    plain, lora = (search_space(get_recipe(name).make()) for name in ("cmda-fpt", "cmda-lora-mmd"))
+    assert lora.keys() == SPACE.keys() and lora["tune.lora_rank"] == (4, 8, 16, 32)
+    assert not any(key.startswith(("align.", "tune.lora")) for key in plain)
+    for name, values in SPACE.items():
+        for value in values[1:] if values[0] == "log-uniform" else values:
+            section, key = name.split(".")
+            update(AdaptConfig(), {section: {key: value}})
 
 
 def test_update_names_the_nearest_setting() -> None:

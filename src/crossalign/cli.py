@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -113,12 +114,18 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("crossalign: stopped; the run resumes from its last checkpoint", file=sys.stderr)
         return 128 + signal.SIGINT
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         return _told(error)
 
 
-def _told(error: RuntimeError) -> int:
+def _told(error: Exception) -> int:
     """Exit codes of the loop's own exceptions, without importing the loop unless it ran; others stay tracebacks."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        print(
+            f"crossalign: the disk is full ({error.filename or 'writing results'}); free some space, then run it again",
+            file=sys.stderr,
+        )
+        return 1
     loop, checkpoint = sys.modules.get("crossalign.training.loop"), sys.modules.get("crossalign.training.checkpoint")
     if loop is not None and isinstance(error, loop.Interrupted):
         print(f"crossalign: {error}; the same command goes on from there", file=sys.stderr)

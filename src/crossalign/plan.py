@@ -12,6 +12,7 @@ from crossalign.config import AdaptConfig, DataConfig
 from crossalign.errors import unknown
 from crossalign.models.classifier import ImageClassifier
 from crossalign.recipes import RECIPES
+from crossalign.recipes.cmda import search_space
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ def plan(config: AdaptConfig, recipe: str, train_images: int, classes: int, hard
     assumed = RECIPES[recipe].assumed if recipe in RECIPES else {}
     if assumed:
         lines += ["", "assumed where the paper is silent:", *(f"  {key}: {why}" for key, why in assumed.items())]
+        space = (f"  {key}: {', '.join(map(str, values))}" for key, values in search_space(config).items())
+        lines += ["", "the paper's search space (§3.1.4):", *space]
     return "\n".join(lines)
 
 

@@ -273,3 +273,33 @@ def test_bad_settings_stop_before_training(tiny_run: Make, settings: list[str], 
 
 def test_interrupted_is_no_user_error() -> None:
     assert not issubclass(Interrupted, UserError)
+
+
+@pytest.mark.parametrize("metric", ["mse", "cosine", "mmd", "coral", "sinkhorn", "otdd"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_alignment_moves_the_embeddings_towards_text(tiny_run: Make, metric: str, level: str) -> None:
+    settings = (f"align.metric={metric}", f"align.level={level}", "align.epochs=15", "align.lr=5e-4", "loop.epochs=1")
+    config = tiny_run("small-fpt", *settings)
+    if metric == "otdd" and level == "token":
+        with pytest.raises(UserError, match="set --align.level sequence"):
+            adapt(config, quiet=True)
+        return
+    found = adapt(config, quiet=True)["alignment"]
+    steps = [r["divergence"] for r in rows(config.output) if r["stage"] == "align" and r["split"] == "train"]
+    assert steps[-1] < 0.8 * steps[0]
+    if metric == "mmd":
+        assert found["after"]["heldout_mmd"] < found["before"]["heldout_mmd"]
+
+
+def test_alignment_leaves_the_backbone_alone_and_the_published_mmd_is_orcas(tiny_run: Make) -> None:
+    from crossalign.alignment import mmd, mmd_orca
+    from crossalign.recipes import get_recipe
+    from crossalign.training.alignment import find_divergence
+
+    assert find_divergence(get_recipe("cmda-fpt-mmd").make()) is mmd_orca
+    assert find_divergence(get_recipe("small-fpt-mmd").make()) is mmd
+    with_stage, without = tiny_run("small-fpt-mmd", output="a"), tiny_run("small-fpt", output="b")
+    for config in (with_stage, without):
+        adapt(config, quiet=True)
+    first = [next(r for r in rows(c.output) if r["stage"] == "train") for c in (with_stage, without)]
+    assert first[0]["loss"] != first[1]["loss"]

@@ -89,6 +89,9 @@ class OtddTarget:
             return _combine(source, target, across, own)
 
 
+otdd.prepare = OtddTarget  # type: ignore[attr-defined]  # how a caller keeps the side that stays constant
+
+
 class _Labelled:
     """A labelled sample (n, d) with the Gaussian of each of its k labels.
 

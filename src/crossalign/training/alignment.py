@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from crossalign.alignment import collapse_warning, get_divergence, health, mmd_orca
+from crossalign.alignment import collapse_warning, get_divergence, health
 from crossalign.config import AdaptConfig, OptimConfig
 from crossalign.data.augment import augment
 from crossalign.data.batches import TrainBatches
@@ -24,6 +24,7 @@ from crossalign.models.classifier import ImageClassifier
 from crossalign.models.targets import TextTargets, masked_mean, text_targets
 from crossalign.training.loop import Batch, Run, Stage, Step, fit
 
+Objective = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 HELD_OUT = 512  # validation images, and text sequences, on which health is measured
 
 
@@ -34,9 +35,8 @@ def align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run:
         UserError: unknown metric, or text targets that cannot be had.
     """
     divergence = find_divergence(config)
-    labels = getattr(divergence, "needs_labels", False)
     table = model.backbone.text_embedding_table()
-    targets = text_targets(model.language_model, table, config.align, labels=labels, seed=config.seed)
+    targets = text_targets(model.language_model, table, config.align, labels=divergence.needs_labels, seed=config.seed)
     targets = targets.to(run.accelerator.device)
     held_out = torch.from_numpy(splits.validation.pixels[:HELD_OUT].copy()).to(run.accelerator.device)
 
@@ -44,11 +44,12 @@ def align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run:
         generator = torch.Generator().manual_seed(config.seed)
         with torch.no_grad():
             x = _sample(model.embed(held_out), config, generator)
-            text, _ = _text(targets, HELD_OUT, config, generator)
+            text = _text(targets, HELD_OUT, config, generator)
             return {name: float(value) for name, value in health(x, text).items()}
 
     before = measure()
-    done = fit(_stage(config, model, splits, run, targets, divergence, measure), run)
+    objective = _objective(config, divergence, targets)
+    done = fit(_stage(config, model, splits, run, objective, measure), run)
     after = measure()
     warning = collapse_warning(_beside(before, after))
     if warning and run.accelerator.is_main_process:
@@ -76,16 +77,32 @@ def find_divergence(config: AdaptConfig) -> Any:
     """
     settings = config.align
     if settings.metric == "mmd" and settings.mmd_estimator == "orca":
-        return mmd_orca
+        return get_divergence("mmd-orca")
     try:
         divergence = get_divergence(settings.metric)
     except ValueError as error:
         raise UserError(f"--align.metric: {error}") from error
-    if getattr(divergence, "needs_labels", False) and settings.level == "token":
+    if divergence.needs_labels and settings.level == "token":
         raise UserError(
             f"--align.metric {settings.metric} uses the labels of whole images and texts: set --align.level sequence"
         )
     return divergence
+
+
+def _objective(config: AdaptConfig, divergence: Any, targets: TextTargets) -> Objective:
+    """The loss of a step: image vectors against text drawn anew, or against fixed labelled text.
+
+    A divergence that uses labels compares whole data sets, so its text side is one sample, kept with all that depends on
+    it alone.
+    """
+    if not divergence.needs_labels:
+        return lambda x, labels, generator: divergence(x, _text(targets, len(labels), config, generator))
+    rows = torch.randperm(len(targets), generator=torch.Generator().manual_seed(config.seed))[: config.align.max_tokens]
+    text, text_labels = targets.means()[rows.to(targets.ids.device)], cast(Tensor, targets.labels).cpu()[rows]
+    if hasattr(divergence, "prepare"):
+        against = divergence.prepare(text, text_labels)
+        return lambda x, labels, generator: against(x, labels)
+    return lambda x, labels, generator: divergence(x, labels, text, text_labels)
 
 
 def _stage(
@@ -93,9 +110,8 @@ def _stage(
     model: ImageClassifier,
     splits: ImageSplits,
     run: Run,
-    targets: TextTargets,
-    divergence: Any,
-    measure: Any,
+    objective: Objective,
+    measure: Callable[[nn.Module], dict[str, float]],
 ) -> Stage:
     device, settings = run.accelerator.device, config.data.augment
     batches = TrainBatches(splits.train, batch_size=config.align.batch_size, seed=config.seed + 1_000_003, augment=settings)
@@ -111,11 +127,7 @@ def _stage(
     def loss(_: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         images = augment(batch["images"].to(device), batch["draw"], settings)
         x = _sample(model.embed(images), config, batch["generator"])
-        y, text_labels = _text(targets, len(images), config, batch["generator"])
-        if getattr(divergence, "needs_labels", False):
-            value = divergence(x, batch["labels"].to(device), y, text_labels)
-        else:
-            value = divergence(x, y)
+        value = objective(x, batch["labels"], batch["generator"])
         # The loop divides by the examples of the step; a divergence is one number a step.
         return value * len(images), {"divergence": value.detach() * len(images)}
 
@@ -153,12 +165,12 @@ def _sample(x_BTD: Tensor, config: AdaptConfig, generator: torch.Generator) -> T
     return tokens[_draw(len(tokens), config.align.max_tokens, generator, tokens.device)]
 
 
-def _text(targets: TextTargets, n: int, config: AdaptConfig, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """Text vectors to compare, of the same level: ``n`` sequence means and their labels, or ``max_tokens`` tokens."""
+def _text(targets: TextTargets, n: int, config: AdaptConfig, generator: torch.Generator) -> Tensor:
+    """Text vectors to compare, of the same level: ``n`` sequence means (n, D), or ``max_tokens`` tokens."""
     if config.align.level == "token":
-        return targets.tokens(config.align.max_tokens, generator), None
-    vectors_NLD, mask_NL, labels = targets.batch(n, generator)
-    return masked_mean(vectors_NLD, mask_NL), labels
+        return targets.tokens(config.align.max_tokens, generator)
+    vectors_NLD, mask_NL, _ = targets.batch(n, generator)
+    return masked_mean(vectors_NLD, mask_NL)
 
 
 def _draw(n: int, most: int, generator: torch.Generator, device: torch.device) -> Tensor:
