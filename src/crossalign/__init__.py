@@ -5,7 +5,9 @@ Public names are importable from here; each is loaded when it is first used, so 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -47,6 +49,17 @@ __all__ = [
     "register_divergence",
     "sinkhorn",
 ]
+
+
+class _Package(ModuleType):
+    """Keeps ``crossalign.adapt`` the function: importing the file of that name would else put the module in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _WHERE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

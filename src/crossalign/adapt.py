@@ -24,6 +24,7 @@ from crossalign.environment import environment, is_main_process
 from crossalign.errors import UserError
 from crossalign.models.backbone import probe
 from crossalign.models.classifier import ImageClassifier
+from crossalign.models.targets import corpus_path
 from crossalign.scoring import Scores, score
 from crossalign.training import checkpoint as ckpt
 from crossalign.training.alignment import align, find_divergence
@@ -63,7 +64,7 @@ def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False) -> dict
         config = _resolve(config, splits.train)
         model = build_model(config, splits.train)
         _check_before_training(config, splits, model)
-        config = _resolve_precision(config, model, splits.train)
+        config = resolve_precision(config, model, splits.train, quiet)
         if is_main_process():
             write_config(config.output, config)
             write_json(config.output / "environment.json", environment())
@@ -76,7 +77,7 @@ def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False) -> dict
             model.to(run.accelerator.device)
             alignment = _align(config, model, splits, run)
             _seed(config.seed + 1)
-            trained = fit(_training_stage(config, model, splits, run), run)
+            trained = fit(training_stage(config, model, splits, run), run)
             scores = evaluate_split(model, splits.test, config, run.accelerator) if config.score_test else None
             result = _result(config, recipe, splits, model, trained, scores, alignment)
             if run.accelerator.is_main_process:
@@ -140,6 +141,8 @@ def _check_before_training(config: AdaptConfig, splits: ImageSplits, model: Imag
         raise UserError(f"--align.batch-size {align_config.batch_size} is larger than the {len(splits.train)} training images")
     if align_config.metric != "none":
         find_divergence(config)
+        if align_config.target == "corpus":
+            corpus_path(align_config)
         model.backbone.text_embedding_table()
     trained = sum(t.numel() * 4 for t in model.trained_state().values())
     # Two checkpoints stand beside each other while one takes the other's place; each holds the weights and Adam's two
@@ -147,9 +150,8 @@ def _check_before_training(config: AdaptConfig, splits: ImageSplits, model: Imag
     ckpt.check_room(config.output, 2 * 3 * trained + 2 * trained + 50_000_000)
 
 
-def _resolve_precision(config: AdaptConfig, model: ImageClassifier, train: ImageSet) -> AdaptConfig:
-    if config.loop.precision != "auto":
-        return config
+def resolve_precision(config: AdaptConfig, model: ImageClassifier, train: ImageSet, quiet: bool = False) -> AdaptConfig:
+    """``auto`` to the number format that the hardware, or a short measurement on it, says is best."""
     images = torch.from_numpy(train.pixels[: config.loop.batch_size].copy()).to(config.loop.device)
     model.to(config.loop.device)
 
@@ -158,9 +160,9 @@ def _resolve_precision(config: AdaptConfig, model: ImageClassifier, train: Image
             model(images).float().square().mean().backward()
         model.zero_grad(set_to_none=True)
 
-    signature = f"{model.language_model.config.__class__.__name__} {model.plan} {tuple(images.shape)}"
-    precision = choose_precision("auto", config.loop.device, step, signature)
-    if is_main_process():
+    signature = f"2 {model.language_model.config.__class__.__name__} {model.plan} {tuple(images.shape)}"
+    precision = choose_precision(config.loop.precision, config.loop.device, step, signature)
+    if is_main_process() and not quiet:
         print(f"precision {precision.name}: {precision.reason}")
     return resolved(config, loop={"precision": precision.name})
 
@@ -179,7 +181,8 @@ def _align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run
     return found
 
 
-def _training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Run) -> Stage:
+def training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Run) -> Stage:
+    """Training proper (CMDA §3.1.3): cross-entropy on augmented images, validation after every epoch."""
     device, settings = run.accelerator.device, config.data.augment
     batches = TrainBatches(
         splits.train,

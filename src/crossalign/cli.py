@@ -102,15 +102,19 @@ class Verb:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 130 or 143 stopped and saved."""
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 130 stopped and saved."""
     args = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         return _dispatch(args) or 0
     except UserError as error:
-        print(f"crossalign: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # all processes of a distributed run say the same
+            print(f"crossalign: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("crossalign: stopped; the run resumes from its last checkpoint", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -252,7 +256,11 @@ def _recipe_list() -> str:
 def _adapt(config: AdaptConfig, recipe: str) -> None:
     from crossalign.adapt import adapt
     from crossalign.environment import is_main_process
+    from crossalign.recipes import get_recipe
 
+    made = get_recipe(recipe).make() if recipe else config
+    if config.row == made.row and _kind(config) != _kind(made):
+        config.row = ""  # the recipe's name of the row no longer says what runs
     result = adapt(config, recipe=recipe)
     if is_main_process():
         test = result["test"]
@@ -261,6 +269,12 @@ def _adapt(config: AdaptConfig, recipe: str) -> None:
             end="",
         )
         print(f"validation {result['validation']['accuracy']:.2%}); {config.output}")
+
+
+def _kind(config: AdaptConfig) -> tuple[str, ...]:
+    """What names a row: method, metric, and which weights."""
+    prefix = config.backbone.ref.partition(":")[0]
+    return config.tune.method, config.align.metric, prefix if prefix in ("random", "shuffled", "none", "vit") else ""
 
 
 def _plan(args: PlanArgs, recipe: str) -> None:

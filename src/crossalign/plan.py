@@ -76,7 +76,7 @@ def cost(model: ImageClassifier, config: AdaptConfig, train_images: int) -> Cost
     34 B T D bytes a layer and 5 B T² heads without a fused attention; fused attention, as here, drops the second term.
     """
     hf = model.language_model.config
-    layers, tokens, width = int(hf.num_hidden_layers), model.embedding.tokens, model.backbone.width
+    layers, tokens, width = int(getattr(hf, "num_hidden_layers", 0)), model.embedding.tokens, model.backbone.width
     trained = sum(n for g, n in model.plan.groups().items() if g != "positions")
     used = model.plan.total - sum(r.parameters for r in model.plan.rows if r.group.startswith("unused"))
     attention = 4.0 * tokens * tokens * width * (layers if model.backbone.kind != "none" else 0)

@@ -73,6 +73,10 @@ def reproduce(
     titles = [base[row].row for row in rows]
     write_json(output / "study.json", {"title": title, "rows": titles, "commands": [command_line()], "note": _note(settings)})
 
+    from crossalign.data.images import open_images
+
+    for data in {repr(config.data): config.data for config in base.values()}.values():
+        open_images(data)  # what is wrong with the data is said once, before any run, and no worker decodes them again
     sweep = [
         Job(f"sweep/{row}/lr-{lr:g}", f"{prefix}-{row}", _sweep_config(base[row], output, row, lr, sweep_epochs))
         for lr in lrs
@@ -80,6 +84,7 @@ def reproduce(
     ]
     found, failed = _run_all(sweep, workers)
     best = _choose(rows, base, sweep, found, output)
+    rows = [row for row in rows if row in best or not lrs]  # a row whose sweep failed has no learning rate of its own
     finals = []
     for seed in range(seeds):
         for row in rows:
@@ -108,6 +113,10 @@ def configured(recipe: str, settings: tuple[str, ...]) -> AdaptConfig:
             raise UserError(f"--set {setting}: write key=value, such as loop.epochs=5")
         if key == "backbone.ref":  # a control keeps its kind of weights: random:REF and so on
             kind = config.backbone.ref.split(":")[0]
+            if text.split(":")[0] in ("random", "shuffled", "none", "vit"):
+                raise UserError(
+                    f"--set {setting}: name the pretrained model; the control rows put '{text.split(':')[0]}:' to it"
+                )
             text = f"{kind}:{text}" if kind in ("random", "shuffled", "none", "vit") else text
         value: Any = yaml.safe_load(text)
         if isinstance(value, str) and _is_number(value):  # YAML 1.1 reads 1e-3 as text

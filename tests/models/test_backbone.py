@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -312,3 +313,25 @@ def test_real_models(shared_data: Path, attention: str, position: str) -> None:
             pytest.skip(str(error))
         backbone = Backbone(language_model, BackboneConfig(attention=attention, position=position))  # type: ignore[arg-type]
         assert probe(backbone) == {"attention": attention, "positions": position == "backbone"}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_attention_keeps_fp32_under_cpu_autocast(
+    tiny_config: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Torch's bf16 attention for CPUs is slow; ours runs it in fp32, which is also closer to the fp32 result."""
+    backbone = Backbone(open_language_model(f"random:{tiny_config(family)}"), BackboneConfig())
+    tokens, seen = torch.randn(2, 8, 32), []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def watch(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append(query.dtype)
+        return attention(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
+    with torch.no_grad():
+        full = backbone(tokens)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low = backbone(tokens)
+    assert set(seen) == {torch.float32}
+    assert 0 < (low.float() - full).abs().max() < 0.1

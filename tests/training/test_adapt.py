@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import multiprocessing
 import os
@@ -168,8 +169,7 @@ def test_what_a_run_leaves(tiny_run: Make) -> None:
 
 
 def test_a_finished_run_is_returned_and_the_test_set_not_scored_again(tiny_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    import crossalign.adapt as module
-
+    module: Any = importlib.import_module("crossalign.adapt")
     sizes: list[int] = []
     score = module.score
     monkeypatch.setattr(module, "score", lambda m, b, labels, a: (sizes.append(len(labels)), score(m, b, labels, a))[1])
@@ -210,6 +210,24 @@ def test_a_folder_is_never_mixed_or_shared(tiny_run: Make, tmp_path: Path) -> No
     with pytest.raises(UserError, match="not empty and not a run folder"):
         adapt(tiny_run(output="mine", overwrite=True), quiet=True)
     assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_only_what_a_run_measured_may_be_left_open_when_it_is_resumed(tiny_run: Make) -> None:
+    config = tiny_run("small-fpt", "data.limit_train=40", row="")
+    first = adapt(config, quiet=True)
+    assert first["row"] == "FPT"
+    assert adapt(config, quiet=True) == first  # no row given, mean and std not given
+    with pytest.raises(UserError, match=r"data\.limit_train is 40 there and None here"):
+        adapt(dataclasses.replace(config, data=dataclasses.replace(config.data, limit_train=None)), quiet=True)
+
+
+def test_overwrite_spares_a_run_of_the_same_configuration(tiny_run: Make) -> None:
+    config = tiny_run(overwrite=True)
+    adapt(config, quiet=True)
+    written = (config.output / "result.json").stat().st_mtime_ns
+    adapt(config, quiet=True)
+    assert (config.output / "result.json").stat().st_mtime_ns == written
+    assert "overwrite" not in yaml.safe_load((config.output / "config.yaml").read_text())
 
 
 def test_two_processes_cannot_write_one_folder(tiny_run: Make) -> None:
@@ -261,6 +279,8 @@ def test_too_little_disk_is_said_before_training(tiny_run: Make, monkeypatch: py
         (["backbone.ref=/nowhere"], "/nowhere"),
         (["align.metric=mdd"], "mmd"),
         (["data.mean=[0.5]"], "--data.mean has 1 values"),
+        (["loop.precision=fp16"], "fp16"),
+        (["align.metric=mmd", "align.target=corpus", "align.corpus=/nowhere.txt"], "/nowhere.txt"),
     ],
 )
 def test_bad_settings_stop_before_training(tiny_run: Make, settings: list[str], says: str) -> None:
@@ -281,7 +301,7 @@ def test_alignment_moves_the_embeddings_towards_text(tiny_run: Make, metric: str
     settings = (f"align.metric={metric}", f"align.level={level}", "align.epochs=15", "align.lr=5e-4", "loop.epochs=1")
     config = tiny_run("small-fpt", *settings)
     if metric == "otdd" and level == "token":
-        with pytest.raises(UserError, match="set --align.level sequence"):
+        with pytest.raises(UserError, match=r"set --align\.level sequence"):
             adapt(config, quiet=True)
         return
     found = adapt(config, quiet=True)["alignment"]

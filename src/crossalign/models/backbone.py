@@ -149,7 +149,16 @@ def _attend_without_mask(model: Any) -> None:
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
+    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return sdpa_attention_forward(module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
+        # Torch's attention kernel for CPUs takes several times longer in bf16 than in fp32 (benchmarks/adapt.py).
+        with torch.autocast("cpu", enabled=False):
+            full = (query.float(), key.float(), value.float())
+            output, weights = sdpa_attention_forward(module, *full, mask, **kwargs)
+        return output.to(torch.get_autocast_dtype("cpu")), weights
+
+    AttentionInterface.register(_UNMASKED, attend)
     model.set_attn_implementation(_UNMASKED)
 
 

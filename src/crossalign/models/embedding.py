@@ -43,13 +43,13 @@ def _grid(shape: tuple[int, ...], patch: int, axes: int) -> tuple[int, ...]:
     """Patches along each axis of an input (C, \\*sides); an uneven division is the user's to mend."""
     if len(shape) != axes + 1:
         raise UserError(f"this embedder takes inputs of {axes + 1} axes (channels first), not of shape {shape}")
-    for side in shape[1:]:
-        if patch < 1 or side % patch:
-            near = [p for p in range(1, side + 1) if side % p == 0]
-            raise UserError(
-                f"--embedder.patch {patch} does not divide the input side {side}: "
-                f"take one of {', '.join(map(str, near))} or change --data.image-size"
-            )
+    if patch < 1 or any(side % patch for side in shape[1:]):
+        common = math.gcd(*shape[1:])
+        near = [p for p in range(1, common + 1) if common % p == 0]
+        raise UserError(
+            f"--embedder.patch {patch} does not divide the input side {' x '.join(map(str, shape[1:]))}: "
+            f"take one of {', '.join(map(str, near))} or change --data.image-size"
+        )
     return tuple(side // patch for side in shape[1:])
 
 
@@ -130,8 +130,8 @@ class InputEmbedding(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         x_BTD: Tensor = self.embedder(inputs)
         if self.cls is not None:  # at the end: under causal attention only the last token has seen the whole image
-            x_BTD = torch.cat([x_BTD, self.cls.expand(len(x_BTD), -1, -1).to(x_BTD.dtype)], dim=1)
-        return x_BTD if self.positions is None else x_BTD + self.positions.to(x_BTD.dtype)
+            x_BTD = torch.cat([x_BTD, self.cls.expand(len(x_BTD), -1, -1)], dim=1)
+        return x_BTD if self.positions is None else x_BTD + self.positions  # in fp32, as a language model's own input is
 
     @torch.no_grad()
     def match_scale(self, inputs: Tensor, target: Tensor) -> float:

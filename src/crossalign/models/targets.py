@@ -113,7 +113,7 @@ def text_targets(
         raise UserError(
             f"--align.sequences {config.sequences} of {config.sequence_length} tokens give no text: take at least 1"
         )
-    corpus = _corpus_path(config) if config.target == "corpus" else None
+    corpus = corpus_path(config) if config.target == "corpus" else None
     key = content_key(
         version=1,
         model=language_model.fingerprint,
@@ -194,7 +194,8 @@ def _from_corpus(
     return TextTargets(table, ids, mask, labels)
 
 
-def _corpus_path(config: AlignConfig) -> Path:
+def corpus_path(config: AlignConfig) -> Path:
+    """The corpus file of ``config``; raises UserError if there is none."""
     if not config.corpus:
         raise UserError("--align.target corpus needs --align.corpus FILE, a text file with a sentence a line")
     path = Path(config.corpus).expanduser()

@@ -115,6 +115,7 @@ class _Fit:
         self.stage, self.run, self.loop = stage, run, run.loop
         self.optimizer = build_optimizer(stage.model, stage.optim)
         self.base_lr = stage.optim.lr
+        self.parameters = [p for p in stage.model.parameters() if p.requires_grad]
         self.epoch, self.step = 0, 0
         self.best_epoch = -1
         self.best: dict[str, float] = {}
@@ -181,7 +182,7 @@ class _Fit:
             self._flush_interval()
 
     def _clip(self) -> Tensor:
-        parameters = [p for p in self.stage.model.parameters() if p.requires_grad]
+        parameters = self.parameters
         if self.stage.replicated:
             return torch.nn.utils.clip_grad_norm_(parameters, self.stage.optim.clip)
         return self.run.accelerator.clip_grad_norm_(parameters, self.stage.optim.clip)  # type: ignore[no-any-return]

@@ -22,6 +22,7 @@ C = TypeVar("C")
 OURS = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "alignment.json", "predictions.parquet",
         "samples.parquet", "mlflow_run.txt", "report.html", "checkpoints", "model")  # fmt: skip
 NOT_COMPARED = ("output", "overwrite", "tracking")
+MEASURED = ("row", "data.mean", "data.std", "loop.device", "loop.precision")  # left open, a run fills them in
 
 
 def claim_folder(config: C) -> C:
@@ -35,14 +36,15 @@ def claim_folder(config: C) -> C:
     """
     folder: Path = config.output  # type: ignore[attr-defined]
     file = folder / "config.yaml"
-    if config.overwrite and file.is_file():  # type: ignore[attr-defined]
-        for name in OURS:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if file.is_file():
         saved = yaml.safe_load(file.read_text(encoding="utf-8"))
         asked = {k: v for k, v in to_dict(config).items() if k not in NOT_COMPARED}
         differing = list(_differences(asked, saved))
+        if differing and config.overwrite:  # type: ignore[attr-defined]
+            for name in OURS:
+                path = folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            return config
         if differing:
             raise UserError(
                 f"{folder} holds a run of another configuration ({'; '.join(differing[:4])}): "
@@ -55,7 +57,8 @@ def claim_folder(config: C) -> C:
 def write_config(folder: Path, config: Any) -> None:
     """Write the resolved configuration as config.yaml."""
     with atomic_path(folder / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        values = {key: value for key, value in to_dict(config).items() if key != "overwrite"}  # not a property of the run
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def read_config(config: C, file: Path) -> C:
@@ -137,7 +140,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def _differences(asked: dict[str, Any], saved: dict[str, Any]) -> Iterator[str]:
     old = flatten(saved)
     for key, value in flatten(asked).items():
-        if key in old and old[key] != value and value not in ("auto", None):
+        if key in old and old[key] != value and not (key in MEASURED and value in ("auto", None, "")):
             yield f"{key} is {old[key]!r} there and {value!r} here"
 
 

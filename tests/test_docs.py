@@ -1,0 +1,186 @@
+"""What README and docs show is true: code blocks run, commands parse, names exist, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crossalign import cli
+from crossalign.alignment.registry import divergences
+from crossalign.config import AdaptConfig, to_dict
+from crossalign.models.embedding import EMBEDDERS
+from crossalign.models.families import FAMILIES
+from crossalign.recipes import RECIPES, Recipe, all_recipes, get_recipe
+from crossalign.reproduce import STUDIES, configured
+from crossalign.training.run import flatten
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GENERATED = {ROOT / "docs" / "results" / "adaptation.md"}  # written by `crossalign report`, so it may not be there yet
+FIELDS = flatten(to_dict(AdaptConfig()))
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return [text for language, text in found if language in languages]
+
+
+def spans(page: Path) -> list[str]:
+    """Inline code, outside of code blocks."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+
+
+def commands(page: Path) -> list[str]:
+    shown = [line.removeprefix("$ ") for text in blocks(page, "sh", "console") for line in text.splitlines()]
+    return [line for line in [*shown, *spans(page)] if re.search(r"(^|[ /])crossalign(\.cli)? [a-z]", line)]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current folder; what the code registers is gone afterwards."""
+    monkeypatch.chdir(tmp_path)
+    all_recipes()
+    registries: list[dict[str, Any]] = [divergences._functions, EMBEDDERS, FAMILIES, RECIPES]
+    before = [dict(registry) for registry in registries]
+    yield tmp_path
+    for registry, kept in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(kept)
+
+
+def run_blocks(page: Path) -> dict[str, Any]:
+    """Run the Python blocks of a page in order, as one program; returns its names."""
+    names: dict[str, Any] = {"__name__": f"docs_{page.stem}"}
+    for number, block in enumerate(blocks(page, "python"), start=1):
+        exec(compile(block, f"{page.name}, Python block {number}", "exec"), names)
+    return names
+
+
+def test_the_code_of_extend_runs(place: Path) -> None:
+    names = run_blocks(ROOT / "docs" / "extend.md")
+    assert names["aligned"]["align"] == "energy" and names["aligned"]["row"] == "FPT + alignment (energy)"
+    assert names["code"] == 0 and (place / "runs/energy-cli/result.json").is_file()
+    assert names["overlapping"]["parameters"]["groups"]["patch embedding"] == 32 * 4 * 4 + 32  # kernel of twice the patch
+    assert names["accuracy"] > 0.9
+    assert names["seen"] == {"attention": "causal", "positions": True}
+    assert (names["splits"].train.classes, len(names["splits"].test)) == (("bright", "dark"), 12)
+    assert names["decoded"].pixels.shape == (60, 3, 16, 16)
+    assert np.array_equal(names["decoded"].pixels[7], np.moveaxis(names["pictures"][7], -1, 0))
+    assert names["planned"] == 0
+
+
+def test_the_code_of_the_readme_runs(place: Path) -> None:
+    """As written, but for the recipe, which is cut down, and the picture."""
+    from PIL import Image
+
+    def tiny() -> AdaptConfig:
+        config = small.make()
+        config.data.limit_train = config.data.limit_validation = config.data.limit_test = 64
+        config.backbone.ref = "random:tiny"
+        config.loop.precision, config.tracking.mlflow = "fp32", False
+        return config
+
+    small = get_recipe("small-fpt")
+    RECIPES["small-fpt"] = Recipe("small-fpt", tiny, "")
+    Path("tiny").mkdir()
+    Path("tiny/config.json").write_text('{"model_type": "gpt2", "vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 4}')
+    Image.new("L", (9, 9), 128).save("digit.png")
+
+    names = run_blocks(ROOT / "README.md")
+    assert names["result"]["epochs"] == 3
+    assert names["model"].plan.trainable == 4 * 4 * 3 * 384 + 384 + 64 * 384 + 384 * 2 + 2 + 2 * 13 * 384
+    assert names["tokens"].shape == (8 * 64, 384)
+
+
+@each_page
+def test_commands_parse(page: Path) -> None:
+    for command in commands(page):
+        words = shlex.split(command, comments=True)
+        start = next(i for i, word in enumerate(words) if word.rpartition("/")[2] in ("crossalign", "crossalign.cli"))
+        name, rest = words[start + 1], words[start + 2 :]
+        assert name in cli.VERBS, command
+        verb, recipe = cli.VERBS[name], ""
+        if verb.takes_recipe and rest and not rest[0].startswith("-"):
+            recipe, rest = rest[0], rest[1:]
+        _, rest = cli._take(rest, "--config")  # a file that a run would have left
+        rest = [word for word in rest if word not in ("--help", "--list")]
+        if not rest and not recipe:
+            continue
+        args = cli._parse(verb, name, recipe, rest)
+        if isinstance(args, cli.ReproduceArgs):
+            assert args.study in STUDIES and set(args.rows) <= set(STUDIES[args.study][1]), command
+            configured("small-fpt", args.set)
+
+
+def test_pages_show_commands() -> None:
+    """The search above finds what it is meant to check."""
+    shown = {command.split("crossalign")[1].split()[0] for page in PAGES for command in commands(page) if "cli" not in command}
+    assert shown >= {"adapt", "predict", "plan", "report", "reproduce"}
+
+
+@each_page
+def test_options_fields_and_recipes_exist(page: Path) -> None:
+    text, code = page.read_text(encoding="utf-8"), spans(page)
+    options = {key for verb in cli.VERBS.values() for key in cli._keys(verb.args)} | {"help", "list", "config"}
+    named = {option for span in code for option in re.findall(r"(?<!\S)--([a-z][\w.-]*)", span)}
+    assert named <= options
+    sections = "|".join(sorted({key.split(".")[0] for key in FIELDS if "." in key}))
+    assert {span for span in code if re.fullmatch(rf"({sections})\.[a-z_.]+", span)} <= set(FIELDS)
+    recipes = set(re.findall(r"(?<![\w-])(?:cmda|small)-[a-z0-9]+(?:-[a-z0-9]+)*", text))
+    assert recipes <= {*all_recipes(), *STUDIES}
+
+
+@each_page
+def test_links_resolve(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(#[^)\s]*)?\)", page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists() or file in GENERATED, f"{page.name} links to {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor[1:] in slugs, f"{page.name} links to {target}{anchor}"
+
+
+def test_the_plan_in_the_readme_is_the_real_one(capsys: pytest.CaptureFixture[str]) -> None:
+    command, *shown = next(text for text in blocks(ROOT / "README.md", "console") if "crossalign plan" in text).splitlines()
+    assert cli.main(shlex.split(command)[2:]) == 0
+    real = capsys.readouterr().out.splitlines()
+    lines = [line for line in shown if line != "…"]
+    assert len(lines) > 10
+    assert [line for line in lines if line not in real] == []
+
+
+def test_the_table_of_settings_is_that_of_the_recipes() -> None:
+    rows = re.findall(
+        r"^\|[^|]*\| `([\w.]+)` \| `(.*)` \| (paper|assumed) \|$", (ROOT / "docs/adapt.md").read_text(), re.MULTILINE
+    )
+    recipe = get_recipe("cmda-fpt-mmd")
+    values = flatten(to_dict(recipe.make()))
+    told = {field: (value, source) for field, value, source in rows}
+    real = {
+        field: (str(values[field]).lower() if values[field] is True or values[field] is False else str(values[field]), source)
+        for field in told
+        for source in ["assumed" if field in recipe.assumed else "paper"]
+    }
+    assert told == real
+    assert set(recipe.assumed) <= set(told)
+
+
+def test_symptoms_quote_real_messages() -> None:
+    source = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "src").rglob("*.py")))
+    quoted = re.findall(r"^### `(.*)`$", (ROOT / "docs/symptoms.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(quoted) > 10
+    for words in quoted:
+        made = f'unknown("{words.removeprefix("unknown ")}"'  # how errors.unknown is called
+        assert words in source or made in source, words
