@@ -1,7 +1,7 @@
 """Random changes of training images, one draw an image, on the device that holds them (CMDA §3.1.1).
 
-The order is CMDA's: flip, crop out of a padded image, rotate. All three move pixels without mixing them, so they are
-one gather here; the result equals ``torchvision.transforms.v2.functional`` applied image by image, bit for bit.
+The order is CMDA's: flip, crop out of a padded image, rotate. Flip and crop are one gather; the result equals
+``torchvision.transforms.v2.functional`` applied image by image, bit for bit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from crossalign.config import AugmentConfig
 from crossalign.errors import UserError
@@ -62,30 +63,27 @@ def augment(images_u8: Tensor, drawn: Draw | None, config: AugmentConfig) -> Ten
     if drawn is None or not (turned or moved or config.flip > 0) or not len(images_u8):
         return images_u8
     batch, channels, height, width = images_u8.shape
-    device = images_u8.device
-    if turned:
-        source = _rotation_source(drawn.angle, height, width, device)
-        inside = source >= 0
-        y, x = source // width, source % width
-    else:
-        inside = torch.ones((), dtype=torch.bool, device=device)
-        y = torch.arange(height, device=device).view(1, height, 1)
-        x = torch.arange(width, device=device).view(1, 1, width)
-    y = y + (drawn.top.to(device) - config.crop_padding).view(-1, 1, 1)
-    x = x + (drawn.left.to(device) - config.crop_padding).view(-1, 1, 1)
-    if moved:
-        inside = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    x = torch.where(drawn.flip.to(device).view(-1, 1, 1), width - 1 - x, x)
-    index = (y * width + x).masked_fill_(~inside, 0).view(batch, 1, height * width)
-    pixels = images_u8.flatten(2).gather(2, index.expand(-1, channels, -1)).view_as(images_u8)
-    return pixels.masked_fill_(~inside.view(-1, 1, *inside.shape[1:]), config.fill) if turned or moved else pixels
+    device, border = images_u8.device, config.crop_padding
+    padded = F.pad(images_u8, (border,) * 4, value=config.fill) if moved else images_u8
+    wide = width + 2 * border
+    rows = drawn.top.to(device).view(-1, 1) + torch.arange(height, device=device)
+    columns = drawn.left.to(device).view(-1, 1) + torch.arange(width, device=device)
+    columns = torch.where(drawn.flip.to(device).view(-1, 1), wide - 1 - columns, columns)
+    index = (rows * wide).unsqueeze(2) + columns.unsqueeze(1)
+    crops = padded.flatten(2).gather(2, index.view(batch, 1, -1).expand(-1, channels, -1)).view_as(images_u8)
+    if not turned:
+        return crops
+    # The sampler gives 0 outside the picture, so the border's value is made 0 on the way.
+    places = _rotation_places(drawn.angle, height, width, device)
+    shifted = crops.float().sub_(config.fill)
+    rotated = F.grid_sample(shifted, places, mode="nearest", padding_mode="zeros", align_corners=False)
+    return rotated.add_(config.fill).to(torch.uint8)
 
 
-def _rotation_source(angles: Tensor, height: int, width: int, device: torch.device) -> Tensor:
-    """int64 (B, H, W): the flat index of the pixel that a rotation puts at each place, -1 where there is none.
+def _rotation_places(angles: Tensor, height: int, width: int, device: torch.device) -> Tensor:
+    """float32 (B, H, W, 2): where in the picture, on the sampler's scale of -1 to 1, each rotated pixel comes from.
 
-    Torch's own sampler moves a picture of pixel numbers: rounding at pixel borders is then the same as in torchvision,
-    whatever the hardware does with the last bit.
+    The same arithmetic as torchvision's, so that the rounding at pixel borders is the same too.
     """
     turn = [math.radians(-angle) for angle in angles.tolist()]
     theta = torch.tensor([[[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)], [0.0, 0.0]] for a in turn])
@@ -93,13 +91,7 @@ def _rotation_source(angles: Tensor, height: int, width: int, device: torch.devi
     grid = torch.ones(height, width, 3, device=device)
     grid[..., 0] = torch.linspace((1.0 - width) * 0.5, (width - 1.0) * 0.5, width, device=device)
     grid[..., 1] = torch.linspace((1.0 - height) * 0.5, (height - 1.0) * 0.5, height, device=device).view(-1, 1)
-    places = grid.view(1, -1, 3).expand(len(turn), -1, -1).bmm(theta).view(-1, height, width, 2)
-    # Numbers start at 1: the sampler gives 0 outside the picture.
-    numbers = torch.arange(1.0, height * width + 1.0, device=device).view(1, 1, height, width)
-    moved = torch.nn.functional.grid_sample(
-        numbers.expand(len(turn), -1, -1, -1), places, mode="nearest", padding_mode="zeros", align_corners=False
-    )
-    return moved.squeeze(1).long() - 1
+    return grid.view(1, -1, 3).expand(len(turn), -1, -1).bmm(theta).view(-1, height, width, 2)
 
 
 def normalize(images_u8: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
