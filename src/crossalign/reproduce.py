@@ -90,6 +90,7 @@ def reproduce(
         for row in rows:
             optim = dataclasses.replace(base[row].optim, lr=best.get(row, base[row].optim.lr))
             config = dataclasses.replace(base[row], seed=seed, optim=optim, output=output / row / f"seed-{seed}")
+            config.overwrite = True  # a wider sweep that finds a better rate replaces the run at the old one
             finals.append(Job(f"{row}/seed-{seed}", f"{prefix}-{row}", config))
     _, failed_finals = _run_all(finals, workers)
     _show(output)
