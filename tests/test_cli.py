@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,9 +36,12 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
         (["reproduce", "cmda-table1", "--set", "data.source=/nowhere"], "/nowhere"),
     ],
 )
-def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: object, args: list[str], says: str) -> None:
+def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path, args: list[str], says: str) -> None:
+    if args[0] == "reproduce":
+        args = [*args[:2], "--output", str(tmp_path), *args[2:]]
     code, said = run(capsys, *args)
     assert code == 2
+    assert not (tmp_path / "study.json").exists()
     assert says in said
     assert said.startswith("crossalign: ")
     assert "Traceback" not in said
@@ -81,6 +85,26 @@ def test_update_names_the_nearest_setting() -> None:
         update(AdaptConfig(), {"loop": {"epoch": 3}})
     with pytest.raises(UserError, match="is a section"):
         update(AdaptConfig(), {"loop": 3})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "says"),
+    [
+        ("tune", "method", "ftp", "did you mean 'fpt'"),
+        ("loop", "epochs", "abc", "'loop.epochs' holds 'abc'; it takes int"),
+        ("loop", "epochs", True, "takes int"),
+        ("optim", "lr", "fast", "takes float"),
+        ("data", "mean", ["x"], "takes float"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(section: str, key: str, value: object, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        update(AdaptConfig(), {section: {key: value}})
+
+
+def test_values_from_files_become_the_fields_own_types() -> None:
+    config = update(AdaptConfig(), {"optim": {"lr": "1e-3"}, "data": {"mean": [0, 1], "image_size": None}, "output": "x"})
+    assert (config.optim.lr, config.data.mean, config.data.image_size, config.output) == (1e-3, (0.0, 1.0), None, Path("x"))
 
 
 @pytest.mark.parametrize(

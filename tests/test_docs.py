@@ -71,7 +71,7 @@ def test_the_code_of_extend_runs(place: Path) -> None:
     assert names["code"] == 0 and (place / "runs/energy-cli/result.json").is_file()
     assert names["overlapping"]["parameters"]["groups"]["patch embedding"] == 32 * 4 * 4 + 32  # kernel of twice the patch
     assert names["accuracy"] > 0.9
-    assert names["seen"] == {"attention": "causal", "positions": True}
+    assert names["seen"] == {"attention": "bidirectional", "positions": True}
     assert (names["splits"].train.classes, len(names["splits"].test)) == (("bright", "dark"), 12)
     assert names["decoded"].pixels.shape == (60, 3, 16, 16)
     assert np.array_equal(names["decoded"].pixels[7], np.moveaxis(names["pictures"][7], -1, 0))

@@ -7,6 +7,7 @@ where asked, train what the freeze plan lets train, keep the best validation epo
 from __future__ import annotations
 
 import dataclasses
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crossalign.cache import write_json
+from crossalign.cache import content_key, write_json
 from crossalign.config import AdaptConfig, to_dict
 from crossalign.data.augment import augment
 from crossalign.data.batches import TrainBatches, eval_batches
@@ -29,7 +30,7 @@ from crossalign.scoring import Scores, score
 from crossalign.training import checkpoint as ckpt
 from crossalign.training.alignment import align, find_divergence
 from crossalign.training.loop import Batch, Run, Stage, StageResult, Step, fit
-from crossalign.training.precision import choose_precision, peak_memory_bytes
+from crossalign.training.precision import choose_precision, peak_memory_bytes, reset_peak_memory
 from crossalign.training.run import (
     claim_folder,
     flatten,
@@ -71,12 +72,20 @@ def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False) -> dict
             if not quiet:
                 print(f"{splits.source}\n{model.plan}")
         resume = ckpt.latest(config.output / "checkpoints", rank=_rank())
+        identity = content_key(data=splits.fingerprint, backbone=model.language_model.fingerprint)
+        if resume and resume.extra["identity"] != identity:
+            raise UserError(
+                f"the checkpoint in {config.output} was trained on other images or from other weights than lie at "
+                f"'{config.data.source}' and '{config.backbone.ref}' now: put them back, or choose another --output"
+            )
         rows = resume.extra["rows"] if resume else 0
-        with RunLog(config.output, config.tracking, config.output.name, flatten(to_dict(config)), rows=rows) as log:
-            run = Run(config.output, make_accelerator(config.loop), config.loop, log, resume)
+        torch.use_deterministic_algorithms(config.loop.deterministic)
+        reset_peak_memory(config.loop.device)
+        with RunLog(config.output, config.tracking, f"{config.row}, seed {config.seed}", flatten(to_dict(config)), rows) as log:
+            run = Run(config.output, make_accelerator(config.loop), config.loop, log, identity, resume)
             model.to(run.accelerator.device)
             alignment = _align(config, model, splits, run)
-            _seed(config.seed + 1)
+            _seed(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
             trained = fit(training_stage(config, model, splits, run), run)
             scores = evaluate_split(model, splits.test, config, run.accelerator) if config.score_test else None
             result = _result(config, recipe, splits, model, trained, scores, alignment)
@@ -126,6 +135,8 @@ def _resolve(config: AdaptConfig, train: ImageSet) -> AdaptConfig:
 def _row_name(config: AdaptConfig) -> str:
     method = {"fpt": "FPT", "lora": "LoRA", "full": "Full fine-tuning"}[config.tune.method]
     weights = config.backbone.ref.split(":")[0]
+    if weights in ("none", "vit"):
+        return {"none": "No backbone", "vit": "ViT from scratch"}[weights]
     control = f", {weights} weights" if weights in ("random", "shuffled") else ""
     return method + control + ("" if config.align.metric == "none" else f" + alignment ({config.align.metric})")
 
@@ -133,8 +144,13 @@ def _row_name(config: AdaptConfig) -> str:
 def _check_before_training(config: AdaptConfig, splits: ImageSplits, model: ImageClassifier) -> None:
     """All that can be known to fail later fails here, before any long work."""
     loop, align_config = config.loop, config.align
-    if loop.epochs < 1 or loop.accumulation < 1 or loop.batch_size < 1:
-        raise UserError("--loop.epochs, --loop.batch-size and --loop.accumulation must be at least 1")
+    for key in ("epochs", "accumulation", "batch_size", "eval_batch_size", "log_every"):
+        if getattr(loop, key) < 1:
+            raise UserError(f"--loop.{key.replace('_', '-')} is {getattr(loop, key)}; it must be at least 1")
+    if config.optim.lr < 0 or config.tune.lora_rank < 1:
+        raise UserError("--optim.lr must not be negative, and --tune.lora-rank must be at least 1")
+    if loop.accumulation * int(os.environ.get("WORLD_SIZE", "1")) > loop.batch_size:
+        raise UserError(f"--loop.batch-size {loop.batch_size} has fewer images than processes x --loop.accumulation")
     if loop.batch_size > len(splits.train):
         raise UserError(f"--loop.batch-size {loop.batch_size} is larger than the {len(splits.train)} training images")
     if align_config.metric != "none" and align_config.batch_size > len(splits.train):
@@ -242,7 +258,8 @@ def _result(
 ) -> dict[str, Any]:
     """result.json: the numbers of tables, with what is needed to compare them fairly."""
     device, kind = config.loop.device, model.language_model.kind
-    name = f"{device} ({torch.get_num_threads()} threads)" if device == "cpu" else torch.cuda.get_device_name()
+    name = f"cpu ({torch.get_num_threads()} threads)" if device == "cpu" else device
+    name = torch.cuda.get_device_name() if device == "cuda" else name
     return {
         "verb": "adapt",
         "recipe": recipe,
@@ -305,6 +322,4 @@ def _seed(seed: int) -> None:
 
 
 def _rank() -> int:
-    import os
-
     return int(os.environ.get("RANK", "0"))

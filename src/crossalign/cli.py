@@ -262,7 +262,9 @@ def _adapt(config: AdaptConfig, recipe: str) -> None:
     if config.row == made.row and _kind(config) != _kind(made):
         config.row = ""  # the recipe's name of the row no longer says what runs
     result = adapt(config, recipe=recipe)
-    if is_main_process():
+    if is_main_process() and result["test"] is None:
+        print(f"{result['row']}: validation accuracy {result['validation']['accuracy']:.2%}; {config.output}")
+    elif is_main_process():
         test = result["test"]
         print(
             f"{result['row']}: test accuracy {test['accuracy']:.2%} on {test['n']} images (epoch {result['best_epoch']}, ",

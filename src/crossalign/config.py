@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from crossalign.errors import UserError, unknown
 
@@ -67,8 +69,8 @@ class BackboneConfig:
 
     ref: str = "package:minilm"
     """package:NAME, a local folder, a .gguf file, hf:ORG/NAME; random:REF or shuffled:REF for controls, none:REF, vit:REF."""
-    attention: Literal["auto", "causal", "bidirectional"] = "auto"
-    """Who sees whom; auto keeps the direction that the backbone was trained with."""
+    attention: Literal["auto", "causal", "bidirectional"] = "bidirectional"
+    """Who sees whom; bidirectional, so that every token that is pooled has seen the image; auto keeps the backbone's own."""
     position: Literal["auto", "backbone", "new", "both", "none"] = "auto"
     """Whose positions are used; auto: new ones, beside rotary attention if the backbone has it, instead of a learned table."""
     dropout: float = 0.0
@@ -86,7 +88,7 @@ class EmbedderConfig:
     patch: int = 4
     """Side of a square patch in pixels; it must divide the image size."""
     match_scale: bool = True
-    """Scale the new embeddings at the start so that their RMS equals that of the backbone's text embeddings."""
+    """Start the new embeddings at the RMS of the backbone's text embeddings, positions as strong as patches."""
 
 
 @dataclass
@@ -172,7 +174,7 @@ class LoopConfig:
     batch_size: int = 64
     """Images an optimiser step, over all processes and micro-batches."""
     accumulation: int = 1
-    """Micro-batches that a step is cut into, to save memory; results do not change."""
+    """Micro-batches that a step is cut into, to save memory; but for the draws of dropout, results do not change."""
     eval_batch_size: int = 256
     """Images a batch in evaluation, over all processes."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -243,9 +245,10 @@ def update(config: T, values: dict[str, Any], place: str = "") -> T:
     """A copy of ``config`` with nested ``values`` put in.
 
     Raises:
-        UserError: a key that the configuration does not have; the nearest one is named.
+        UserError: a key that the configuration does not have (the nearest one is named), or a value of another type.
     """
     fields = {f.name: f for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    hints = get_type_hints(type(config))
     changes: dict[str, Any] = {}
     for key, value in values.items():
         if key not in fields:
@@ -255,9 +258,28 @@ def update(config: T, values: dict[str, Any], place: str = "") -> T:
             if not isinstance(value, dict):
                 raise UserError(f"setting '{place}{key}' holds {value!r}; it is a section and takes settings under it")
             value = update(old, value, f"{place}{key}.")
-        elif isinstance(value, list):
-            value = tuple(value)
-        elif isinstance(old, Path):
-            value = Path(value)
+        else:
+            value = _typed(value, hints[key], place + key)
         changes[key] = value
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def _typed(value: Any, hint: Any, place: str) -> Any:
+    """``value`` as a field of type ``hint`` holds it; files and ``key=value`` settings bring lists and text."""
+    options = get_args(hint)
+    if get_origin(hint) is Literal:
+        if value not in options:
+            raise unknown(f"value for '{place}'", str(value), options)
+        return value
+    if get_origin(hint) is UnionType:  # X | None
+        return None if value is None else _typed(value, next(o for o in options if o is not type(None)), place)
+    if get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(item, options[0], place) for item in value)
+    if hint in (str, Path) and isinstance(value, str | Path):
+        return hint(value)
+    with contextlib.suppress(TypeError, ValueError):
+        if hint is float and not isinstance(value, bool):
+            return float(value)  # YAML 1.1 reads 1e-3 as text
+        if hint in (int, bool) and type(value) is hint:
+            return value
+    raise UserError(f"setting '{place}' holds {value!r}; it takes {getattr(hint, '__name__', hint)}")

@@ -6,9 +6,13 @@ Every run is a run folder of its own, so a study that was stopped goes on where 
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import os
+import signal
 import sys
+import threading
+import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -17,10 +21,11 @@ import yaml
 
 from crossalign.cache import write_json
 from crossalign.config import AdaptConfig, update
-from crossalign.environment import command_line
+from crossalign.environment import command_line, usable_cores
 from crossalign.errors import UserError, unknown
 from crossalign.recipes import get_recipe
 from crossalign.recipes.cmda import CONTROLS, METHODS, METRICS
+from crossalign.training.run import differences
 
 TABLE1 = [m if a == "none" else f"{m}-{a}" for m in METHODS for a in METRICS] + list(CONTROLS)
 STUDIES: dict[str, tuple[str, list[str]]] = {
@@ -71,12 +76,14 @@ def reproduce(
             tracking = dataclasses.replace(config.tracking, mlflow_uri=f"sqlite:///{(output / 'mlflow.db').resolve()}")
             base[row] = dataclasses.replace(config, tracking=tracking)
     titles = [base[row].row for row in rows]
-    write_json(output / "study.json", {"title": title, "rows": titles, "commands": [command_line()], "note": _note(settings)})
-
     from crossalign.data.images import open_images
+    from crossalign.models.language import open_language_model
 
     for data in {repr(config.data): config.data for config in base.values()}.values():
         open_images(data)  # what is wrong with the data is said once, before any run, and no worker decodes them again
+    for ref in {config.backbone.ref for config in base.values()}:
+        open_language_model(ref, weights=False)
+    _write_study(output, title, titles, settings)
     sweep = [
         Job(f"sweep/{row}/lr-{lr:g}", f"{prefix}-{row}", _sweep_config(base[row], output, row, lr, sweep_epochs))
         for lr in lrs
@@ -90,12 +97,13 @@ def reproduce(
         for row in rows:
             optim = dataclasses.replace(base[row].optim, lr=best.get(row, base[row].optim.lr))
             config = dataclasses.replace(base[row], seed=seed, optim=optim, output=output / row / f"seed-{seed}")
-            config.overwrite = True  # a wider sweep that finds a better rate replaces the run at the old one
+            config.overwrite = bool(lrs) and _differs_in_rate_alone(config)
             finals.append(Job(f"{row}/seed-{seed}", f"{prefix}-{row}", config))
-    _, failed_finals = _run_all(finals, workers)
-    _show(output)
+    done, failed_finals = _run_all(finals, workers)
     for name, reason in (failed | failed_finals).items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
+    if done:
+        _show(output)
     return 1 if failed or failed_finals else 0
 
 
@@ -120,20 +128,10 @@ def configured(recipe: str, settings: tuple[str, ...]) -> AdaptConfig:
                 )
             text = f"{kind}:{text}" if kind in ("random", "shuffled", "none", "vit") else text
         value: Any = yaml.safe_load(text)
-        if isinstance(value, str) and _is_number(value):  # YAML 1.1 reads 1e-3 as text
-            value = float(value)
         for part in reversed(key.split(".")):
             value = {part: value}
         config = update(config, value)
     return config
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _sweep_config(config: AdaptConfig, output: Path, row: str, lr: float, epochs: int) -> AdaptConfig:
@@ -185,12 +183,16 @@ def _run_all(jobs: list[Job], workers: int) -> tuple[dict[str, dict[str, Any]], 
         for job in tqdm(jobs, desc="runs", unit="run", disable=len(jobs) == 1):
             _record(job, lambda job=job: _run_job(job), found, failed)
         return found, failed
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, usable_cores() // workers)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads,)) as pool:
         futures: dict[Future[dict[str, Any]], Job] = {pool.submit(_run_job, job): job for job in jobs}
-        for future in tqdm(as_completed(futures), total=len(jobs), desc="runs", unit="run"):
-            _record(futures[future], future.result, found, failed)
+        try:
+            for future in tqdm(as_completed(futures), total=len(jobs), desc="runs", unit="run"):
+                _record(futures[future], future.result, found, failed)
+        except BaseException:  # Ctrl-C reaches the workers too, which save; nothing new is to begin
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return found, failed
 
 
@@ -215,10 +217,35 @@ def _start_worker(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def _note(settings: tuple[str, ...]) -> str:
-    return "Settings of every row: " + ", ".join(settings) if settings else ""
+def _die_with_parent(parent: int) -> None:
+    """Stop, and save, when the process that hands out the runs is gone; nobody would read the results."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60.0)  # for the step and the checkpoint; then whatever still goes on is stopped
+    os._exit(1)
+
+
+def _write_study(output: Path, title: str, titles: list[str], settings: tuple[str, ...]) -> None:
+    """study.json; rows and commands of earlier calls stay in it."""
+    file = output / "study.json"
+    old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"rows": [], "commands": []}
+    rows = titles + [row for row in old["rows"] if row not in titles]
+    commands = [*old["commands"], *({command_line()} - set(old["commands"]))]
+    note = "Settings of every row: " + ", ".join(settings) if settings else ""
+    write_json(file, {"title": title, "rows": rows, "commands": commands, "note": note})
+
+
+def _differs_in_rate_alone(config: AdaptConfig) -> bool:
+    """Whether a run at another learning rate lies there: a wider sweep that finds a better one replaces it."""
+    file = config.output / "config.yaml"
+    if not file.is_file():
+        return False
+    saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return [key for key, _, _ in differences(config, saved)] == ["optim.lr"]
 
 
 def _show(output: Path) -> None:

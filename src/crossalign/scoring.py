@@ -57,14 +57,14 @@ def score(model: nn.Module, batches: Iterable[Mapping[str, Any]], labels: Tensor
     for the device once, at the end. The caller puts the model in eval mode.
     """
     device, n = accelerator.device, len(labels)
-    answers_3N = torch.zeros(3, n, dtype=torch.float64, device=device)
+    answers_3N = torch.zeros(3, n, device=device)
     labels = labels.to(device)
     for batch in batches:
         index = batch["index"].to(device)
         logits = model(batch["images"].to(device, non_blocking=True)).float()
         confidence, predicted = logits.softmax(-1).max(-1)
         losses = F.cross_entropy(logits, labels[index], reduction="none")
-        answers_3N[:, index] = torch.stack([predicted.double(), confidence.double(), losses.double()])
+        answers_3N[:, index] = torch.stack([predicted.float(), confidence, losses])
     if accelerator.num_processes > 1:
         answers_3N = accelerator.reduce(answers_3N, "sum")
     predicted, confidence, losses = answers_3N.cpu()

@@ -142,6 +142,9 @@ def test_input_scale_is_matched_to_text(tiny_folder: Folder) -> None:
     text, image = model.backbone.text_embedding_table(), model.embed(images)
     ratio = image.pow(2).mean().sqrt() / text.pow(2).mean().sqrt()
     assert ratio.item() == pytest.approx(1.0, rel=1e-4)
+    patches, positions = model.embedding.embedder(model.normalize(images)), model.embedding.positions
+    assert positions is not None
+    assert positions.pow(2).mean().sqrt().item() == pytest.approx(patches.pow(2).mean().sqrt().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])
@@ -220,6 +223,31 @@ def test_what_does_not_fit_is_refused(tiny_folder: Folder, tmp_path: Path) -> No
     save_file({k: v for k, v in state.items() if "head.bias" not in k}, folder / "model.safetensors")
     with pytest.raises(UserError, match=r"missing \['head.bias'\]"):
         ImageClassifier.from_pretrained(folder)
+
+
+def test_a_damaged_folder_is_one_sentence(tiny_folder: Folder, tmp_path: Path) -> None:
+    folder = build(tiny_folder("llama")).save_pretrained(tmp_path / "m")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cannot be read"):
+        ImageClassifier.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        ImageClassifier.from_pretrained(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="it is no JSON"):
+        ImageClassifier.from_pretrained(folder)
+
+
+def test_a_backbone_that_moved_is_named(tiny_folder: Folder, tmp_path: Path) -> None:
+    import shutil
+
+    moved = shutil.copytree(tiny_folder("llama"), tmp_path / "llama")
+    folder = build(moved).save_pretrained(tmp_path / "m")
+    shutil.rmtree(moved)
+    with pytest.raises(UserError, match="name where it lies now with --backbone"):
+        ImageClassifier.from_pretrained(folder)
+    ImageClassifier.from_pretrained(folder, backbone=str(tiny_folder("llama")))
 
 
 def test_another_backbone_under_the_same_name_is_noticed(tiny_folder: Folder, tmp_path: Path) -> None:

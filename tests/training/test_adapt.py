@@ -230,6 +230,29 @@ def test_overwrite_spares_a_run_of_the_same_configuration(tiny_run: Make) -> Non
     assert "overwrite" not in yaml.safe_load((config.output / "config.yaml").read_text())
 
 
+def test_a_checkpoint_of_other_images_is_not_resumed(tiny_run: Make, pictures: Path, tmp_path: Path) -> None:
+    import shutil
+
+    mine = shutil.copytree(pictures, tmp_path / "mine")
+    config = tiny_run("small-fpt", "loop.epochs=300", f"data.source={mine}")
+    child = in_child(config)
+    wait_for_rows(config.output, 30, child)
+    child.terminate()
+    child.join()
+    for file in (mine / "noise").iterdir():
+        shutil.copy(mine / "down" / file.name, file)
+    with pytest.raises(UserError, match="trained on other images"):
+        adapt(config, quiet=True)
+
+
+def test_without_the_test_score_validation_is_reported(tiny_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_run(score_test=False)
+    write_config(config.output.parent, config)
+    assert cli.main(["adapt", "--config", str(config.output.parent / "config.yaml")]) == 0
+    assert "validation accuracy" in capsys.readouterr().out
+    assert not (config.output / "predictions.parquet").exists()
+
+
 def test_two_processes_cannot_write_one_folder(tiny_run: Make) -> None:
     config = tiny_run("small-fpt", "loop.epochs=500")
     child = in_child(config)
@@ -280,6 +303,8 @@ def test_too_little_disk_is_said_before_training(tiny_run: Make, monkeypatch: py
         (["align.metric=mdd"], "mmd"),
         (["data.mean=[0.5]"], "--data.mean has 1 values"),
         (["loop.precision=fp16"], "fp16"),
+        (["loop.log_every=0"], "--loop.log-every is 0"),
+        (["loop.accumulation=11"], "--loop.accumulation"),
         (["align.metric=mmd", "align.target=corpus", "align.corpus=/nowhere.txt"], "/nowhere.txt"),
     ],
 )

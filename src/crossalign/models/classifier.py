@@ -208,8 +208,6 @@ class ImageClassifier(nn.Module):
         Raises:
             UserError: no such model, tensors that do not fit, or a backbone whose weights are not those of training.
         """
-        from safetensors.torch import load_file
-
         folder = _local_folder(str(path))
         saved = _read_config(folder)
         settings = ModelSettings(
@@ -221,11 +219,16 @@ class ImageClassifier(nn.Module):
         spec = InputSpec(**{key: tuple(value) for key, value in saved["input"].items()})
         whole = (folder / "backbone").is_dir()
         ref = backbone or (f"random:{folder / 'backbone'}" if whole else settings.backbone.ref)
-        language_model = open_language_model(ref, seed=saved["seed"])
+        try:
+            language_model = open_language_model(ref, seed=saved["seed"])
+        except UserError as error:
+            raise UserError(
+                f"the backbone of {folder} cannot be opened: {error}; name where it lies now with --backbone"
+            ) from error
         if not whole and language_model.fingerprint != saved["fingerprint"]:
             raise UserError(f"the backbone '{ref}' is not the one that {folder} was trained with: its weights differ")
         model = cls(language_model, spec, settings)
-        model.load_trained_state(load_file(folder / "model.safetensors"), str(folder / "model.safetensors"))
+        model.load_trained_state(_read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
         return model.eval()
 
     def merge_lora(self) -> ImageClassifier:
@@ -314,7 +317,23 @@ def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"no saved classifier at '{folder}': it has no config.json; give the model/ folder of a finished run")
-    saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if saved.get("format") != FORMAT:
-        raise UserError(f"{file} is not a crossalign classifier (format {saved.get('format')!r}, not {FORMAT!r})")
+    try:
+        saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: it is no JSON ({error})") from error
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        raise UserError(f"{file} is not a crossalign classifier of format {FORMAT!r}: give the model/ folder of a finished run")
+    missing = {"backbone", "embedder", "tune", "head", "input", "fingerprint", "seed"} - saved.keys()
+    if missing:
+        raise UserError(f"{file} is damaged: it lacks {', '.join(sorted(missing))}")
     return saved
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the weights {file} cannot be read ({error}); copy the whole model/ folder again") from error

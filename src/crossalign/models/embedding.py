@@ -135,14 +135,23 @@ class InputEmbedding(nn.Module):
 
     @torch.no_grad()
     def match_scale(self, inputs: Tensor, target: Tensor) -> float:
-        """Give the embeddings of ``inputs`` the RMS of ``target`` (trap: tokens 40 times too long wreck a frozen model).
+        r"""Give the embeddings of ``inputs`` the RMS of ``target`` (trap: tokens 40 times too long wreck a frozen model).
 
-        The embedder's last projection is rescaled, and the positions with it, so that their ratio stays.
-        Returns the factor. inputs: (B, \\*input_shape); target: (V, D), the text embedding table.
+        Positions first get the RMS of the patches that they are added to: at their usual 0.02 the place of a patch is
+        a small part of its vector, and a frozen model can hardly tell one place from another. Then the embedder's last
+        projection is rescaled, and the positions with it. Returns the factor.
+
+        inputs: (B, \*input_shape); target: (V, D), the text embedding table.
         """
-        factor: float = (target.float().pow(2).mean().sqrt() / self(inputs).float().pow(2).mean().sqrt()).item()
+        if self.positions is not None:
+            self.positions.mul_(_rms(self.embedder(inputs)) / _rms(self.positions))
+        factor: float = (_rms(target) / _rms(self(inputs))).item()
         last = [m for m in self.embedder.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)][-1]
         for parameter in (last.weight, last.bias, self.cls, self.positions):
             if parameter is not None:
                 parameter.mul_(factor)
         return factor
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.float().pow(2).mean().sqrt()

@@ -159,7 +159,8 @@ def _add(prefix: str, make: Any, source: str, assumed: dict[str, str]) -> None:
     for name, (weights, method, title) in CONTROLS.items():
         recipe(name, title, method, "none", weights)
     if prefix == "cmda":
-        RECIPES["cmda-fpt-matched"] = Recipe("cmda-fpt-matched", matched, f"{MATCHED} ({source})", assumed)
+        without = {key: why for key, why in assumed.items() if key != "embedder.match_scale"}
+        RECIPES["cmda-fpt-matched"] = Recipe("cmda-fpt-matched", matched, f"{MATCHED} ({source})", without)
 
 
 _add("cmda", published, "CMDA Table 1 or its control, as published", ASSUMED)

@@ -125,6 +125,8 @@ def _stage(
             yield Step([{**batch, "generator": generator(epoch, step.step)} for batch in step.micro_batches], step.count)
 
     def loss(_: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        if len(batch["images"]) < 2:  # what is left of an epoch: one image has no distribution
+            return sum(p.sum() for p in model.embedding.parameters()) * 0.0, {"divergence": torch.zeros(())}  # type: ignore[return-value]
         images = augment(batch["images"].to(device), batch["draw"], settings)
         x = _sample(model.embed(images), config, batch["generator"])
         value = objective(x, batch["labels"], batch["generator"])

@@ -48,6 +48,7 @@ def rng_state() -> dict[str, Any]:
         "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
     }
 
 
@@ -59,6 +60,8 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
+    if state["mps"] is not None:
+        torch.mps.set_rng_state(state["mps"])
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, rank: int = 0) -> Path:

@@ -6,6 +6,7 @@ micro-batches, so accumulation and world size change nothing, and the last parti
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -89,6 +90,8 @@ class Run:
     accelerator: Any
     loop: LoopConfig
     log: RunLog
+    identity: str
+    """Hash of the data and the weights that the run began with; a checkpoint of others is not resumed."""
     resume: ckpt.Checkpoint | None = None
 
     @property
@@ -195,9 +198,9 @@ class _Fit:
         """Sums over all processes, divided by the examples: the one place where the host waits for the device."""
         names = [name for name in sums if name not in ("examples", "steps", "grad_norm")]
         device = self.run.accelerator.device
-        values = torch.stack([sums[n].double().cpu() for n in [*names, "examples"]])
+        values = torch.stack([sums[n].cpu().double() for n in [*names, "examples"]])
         if self.run.world > 1 and not self.stage.replicated:
-            values = self.run.accelerator.reduce(values.to(device), "sum").cpu()
+            values = self.run.accelerator.reduce(values.float().to(device), "sum").cpu().double()
         means = {name: float(v / values[-1]) for name, v in zip(names, values, strict=False)}
         if "steps" in sums:
             means["grad_norm"] = float(sums["grad_norm"].cpu() / sums["steps"].cpu())
@@ -257,7 +260,9 @@ class _Fit:
         self.run.log.log(row | numbers)
 
     def _check_finite(self, means: dict[str, float]) -> None:
-        bad = [name for name, value in means.items() if value != value or value in (float("inf"), float("-inf"))]
+        # In fp16 a step whose gradient overflows is skipped, and the scale lowered: that is no divergence.
+        watched = means.keys() - ({"grad_norm"} if self.run.accelerator.scaler is not None else set())
+        bad = [name for name in means if name in watched and not math.isfinite(means[name])]
         if not bad:
             return
         weights = [n for n, p in self.stage.model.named_parameters() if p.requires_grad and not p.isfinite().all()]
@@ -268,17 +273,21 @@ class _Fit:
             "turn clipping on, or use --loop.precision fp32; the last checkpoint is from before"
         )
 
+    def _may_meet(self) -> bool:
+        """Whether processes compare notes now: at logging steps and at the end of an epoch."""
+        return self.step % self.loop.log_every == 0 or self.step == self.stage.steps_per_epoch
+
     def _agree(self, stopped: threading.Event) -> bool:
-        """Whether any process was told to stop; processes compare notes only at logging steps."""
+        """Whether any process was told to stop."""
         if self.run.world == 1:
             return stopped.is_set()
-        if self.step % self.loop.log_every:
+        if not self._may_meet():
             return False
         flag = torch.tensor(float(stopped.is_set()), device=self.run.accelerator.device)
         return bool(self.run.accelerator.reduce(flag, "sum") > 0)
 
     def _time_is_up(self, saved_at: float) -> bool:
-        if self.run.world > 1 and self.step % self.loop.log_every:
+        if self.run.world > 1 and not self._may_meet():
             return False
         due = torch.tensor(float(time.monotonic() - saved_at > 60 * self.loop.checkpoint_minutes))
         if self.run.world > 1:
@@ -297,6 +306,8 @@ class _Fit:
             "interval_sums": {n: t.cpu() for n, t in self.interval_sums.items()},
             "history": self.history,
             "rows": self.run.log.rows,
+            "identity": self.run.identity,
+            "scaler": self.run.accelerator.scaler.state_dict() if self.run.accelerator.scaler is not None else {},
         }
         state = {name: tensor.detach() for name, tensor in self.stage.state().items()}
         optimizer = self.optimizer.state_dict()
@@ -314,6 +325,8 @@ class _Fit:
         self.seconds, self.examples = extra["seconds"], extra["examples"]
         self.epoch_sums = {n: t.to(device) for n, t in extra["epoch_sums"].items()}
         self.interval_sums = {n: t.to(device) for n, t in extra["interval_sums"].items()}
+        if extra["scaler"] and self.run.accelerator.scaler is not None:
+            self.run.accelerator.scaler.load_state_dict(extra["scaler"])
         ckpt.set_rng_state(saved.rng)
 
     def _finish(self) -> StageResult:

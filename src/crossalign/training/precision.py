@@ -83,6 +83,15 @@ def choose_precision(requested: str, device: torch.device | str, step: Step, sig
     return Precision(requested, "as configured")
 
 
+def reset_peak_memory(device: str) -> None:
+    """Begin a new measurement for :func:`peak_memory_bytes`: several runs may share a process."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):  # Linux has it
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_bytes(device: torch.device | str) -> int:
     """The most memory held so far: by torch's allocator on a CUDA device, else by the whole process."""
     if torch.device(device).type == "cuda":

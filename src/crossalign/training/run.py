@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +15,12 @@ import yaml
 
 from crossalign.cache import atomic_path
 from crossalign.config import LoopConfig, to_dict, update
+from crossalign.environment import is_main_process
 from crossalign.errors import UserError
 
 C = TypeVar("C")
-OURS = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "alignment.json", "predictions.parquet",
-        "samples.parquet", "mlflow_run.txt", "report.html", "checkpoints", "model")  # fmt: skip
+OURS = ("environment.json", "metrics.jsonl", "result.json", "alignment.json", "predictions.parquet",
+        "samples.parquet", "mlflow_run.txt", "report.html", "checkpoints", "model", "config.yaml")  # fmt: skip
 NOT_COMPARED = ("output", "overwrite", "tracking")
 MEASURED = ("row", "data.mean", "data.std", "loop.device", "loop.precision")  # left open, a run fills them in
 
@@ -38,10 +38,9 @@ def claim_folder(config: C) -> C:
     file = folder / "config.yaml"
     if file.is_file():
         saved = yaml.safe_load(file.read_text(encoding="utf-8"))
-        asked = {k: v for k, v in to_dict(config).items() if k not in NOT_COMPARED}
-        differing = list(_differences(asked, saved))
+        differing = [f"{key} is {old!r} there and {new!r} here" for key, old, new in differences(config, saved)]
         if differing and config.overwrite:  # type: ignore[attr-defined]
-            for name in OURS:
+            for name in OURS if is_main_process() else ():
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             return config
@@ -84,9 +83,10 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: another process is running there, or the folder holds something that is no run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "config.yaml").exists() and any(path.name != ".lock" for path in folder.iterdir()):
+    main = is_main_process()
+    if main and not (folder / "config.yaml").exists() and any(path.name != ".lock" for path in folder.iterdir()):
         raise UserError(f"{folder} is not empty and not a run folder: choose another --output")
-    if int(os.environ.get("RANK", "0")):
+    if not main:
         yield
         return
     with (folder / ".lock").open("w") as file:
@@ -137,11 +137,15 @@ def read_json(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
-def _differences(asked: dict[str, Any], saved: dict[str, Any]) -> Iterator[str]:
-    old = flatten(saved)
-    for key, value in flatten(asked).items():
-        if key in old and old[key] != value and not (key in MEASURED and value in ("auto", None, "")):
-            yield f"{key} is {old[key]!r} there and {value!r} here"
+def differences(config: Any, saved: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Settings in which ``config`` differs from a saved one, as (key, saved value, own value)."""
+    asked = flatten({k: v for k, v in to_dict(config).items() if k not in NOT_COMPARED})
+    there = flatten(saved)
+    return [
+        (key, there[key], value)
+        for key, value in asked.items()
+        if key in there and there[key] != value and not (key in MEASURED and value in ("auto", None, ""))
+    ]
 
 
 def resolved(config: C, **sections: dict[str, Any]) -> C:

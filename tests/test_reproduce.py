@@ -1,0 +1,93 @@
+"""A study: sweep, seeds, resume, failures that cost one run, and workers that die with their driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crossalign import cli
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Settings that make every row of the table train in a second."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    root = tmp_path_factory.mktemp("study")
+    config = LlamaConfig(
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(root / "llama")
+    rng = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("light", 120)):
+        (root / "pictures" / name).mkdir(parents=True)
+        for i in range(30):
+            pixels = rng.integers(low, low + 130, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "pictures" / name / f"{i}.png")
+    return (
+        f"backbone.ref={root / 'llama'}", f"data.source={root / 'pictures'}", "data.channels=rgb", "embedder.patch=4",
+        "loop.epochs=2", "loop.batch_size=8", "loop.precision=fp32", "align.epochs=1", "align.sequences=100",
+        "align.sequence_length=8", "align.batch_size=8", "tracking.mlflow=false",
+    )  # fmt: skip
+
+
+def study(output: Path, tiny: tuple[str, ...], *more: str) -> list[str]:
+    return ["reproduce", "cmda-table1", "--output", str(output), "--set", *tiny, *more]
+
+
+def test_a_study_sweeps_then_runs_seeds_at_the_best_rate(
+    tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = study(tmp_path, tiny, "--rows", "fpt", "fpt-mmd", "vit", "--seeds", "2", "--lrs", "1e-3", "1e-2")
+    assert cli.main(args) == 0
+    sweep = json.loads((tmp_path / "sweep.json").read_text())
+    assert len(sweep) == 6
+    best = {}
+    for row in {r["row"] for r in sweep}:
+        tried = [r for r in sweep if r["row"] == row]
+        (chosen,) = [r for r in tried if r["chosen"]]
+        assert chosen["validation_accuracy"] == max(r["validation_accuracy"] for r in tried)
+        best[row] = chosen["learning_rate"]
+    results = [json.loads(f.read_text()) for f in tmp_path.glob("*/seed-*/result.json")]
+    assert len(results) == 6 and {r["seed"] for r in results} == {0, 1}
+    assert all(r["learning_rate"] == best[r["row"]] for r in results)
+    searched = [json.loads(f.read_text()) for f in tmp_path.glob("sweep/*/*/result.json")]
+    assert all(r["test"] is None for r in searched)
+    assert "FPT + alignment (MMD)" in capsys.readouterr().out and (tmp_path / "report.html").stat().st_size > 10_000
+
+    stamps = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("result.json")}
+    assert cli.main(args) == 0
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("result.json")} == stamps
+
+
+def test_a_run_that_fails_costs_itself_only(tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "fpt" / "seed-0").mkdir(parents=True)
+    (tmp_path / "fpt" / "seed-0" / "notes.txt").write_text("not a run")
+    assert cli.main(study(tmp_path, tiny, "--rows", "fpt", "none", "--seeds", "1")) == 1
+    assert "failed: fpt/seed-0: UserError" in capsys.readouterr().err
+    assert (tmp_path / "none" / "seed-0" / "result.json").exists()
+
+
+def test_workers_do_not_outlive_a_killed_driver(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    args = study(tmp_path, tiny, "loop.epochs=2000", "--rows", "fpt", "full", "--seeds", "1", "--workers", "2")
+    driver = subprocess.Popen([sys.executable, "-m", "crossalign.cli", *args], stderr=subprocess.DEVNULL)
+    files = [tmp_path / row / "seed-0" / "metrics.jsonl" for row in ("fpt", "full")]
+    deadline = time.monotonic() + 100
+    while not all(f.exists() and f.stat().st_size for f in files) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    time.sleep(4)
+    sizes = [f.stat().st_size for f in files]
+    time.sleep(2)
+    assert [f.stat().st_size for f in files] == sizes, "a worker still trains"
+    assert all(list((f.parent / "checkpoints").glob("train-*")) for f in files)
