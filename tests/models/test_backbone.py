@@ -65,7 +65,7 @@ def test_direction_and_positions_are_as_asked(
 
 @FAMILY
 def test_auto_keeps_the_direction_and_never_doubles_a_table(build: Callable[..., Backbone], family: str) -> None:
-    backbone = build(family)
+    backbone = build(family, attention="auto")
     assert backbone.attention == FAMILIES[family].attention
     assert backbone.uses_new_positions
     assert backbone.uses_backbone_positions == (FAMILIES[family].positions == "rotary")
@@ -82,7 +82,7 @@ def test_silent_positions_leave_a_map_of_sets(build: Callable[..., Backbone], fa
 def test_silent_table_equals_a_table_of_zeros(
     build: Callable[..., Backbone], tiny_config: Callable[[str], Path], family: str
 ) -> None:
-    backbone = build(family, position="new").eval()
+    backbone = build(family, attention="auto", position="new").eval()
     reference = open_language_model(f"random:{tiny_config(family)}", seed=1).model
     nn.init.zeros_(reference.get_submodule(FAMILIES[family].position_module).weight)
     inputs = vectors(backbone)
@@ -107,7 +107,7 @@ def test_text_vectors_are_what_the_model_makes_of_ids(
 ) -> None:
     """The table is in the space where inputs enter: looked up, it gives what transformers gives for the ids."""
     folder = tiny_folder(family)
-    backbone = Backbone(open_language_model(str(folder)), BackboneConfig(position="backbone")).eval()
+    backbone = Backbone(open_language_model(str(folder)), BackboneConfig(attention="auto", position="backbone")).eval()
     ids = torch.randint(3, 61, (2, T), generator=torch.Generator().manual_seed(0))
     reference = AutoModel.from_pretrained(folder).eval()(input_ids=ids).last_hidden_state
     torch.testing.assert_close(backbone(backbone.text_embedding_table()[ids]), reference, rtol=1e-5, atol=1e-6)
