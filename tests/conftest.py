@@ -23,6 +23,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("CROSSALIGN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def own_draws() -> None:
+    """What a test draws depends on no test before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """The folder of real data sets and models; tests that need it skip where it is absent."""
