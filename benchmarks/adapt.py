@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossalign import config as settings
-from crossalign.adapt import build_model, resolve_precision, training_stage
+from crossalign.adapt import build_model, resolve_speed, training_stage
 from crossalign.data.images import ImageSet, ImageSplits
 from crossalign.environment import environment
 from crossalign.models.families import family_of
@@ -131,7 +131,7 @@ def run_ours(job: Job, clock: Clock, folder: Path) -> str:
     config, images = ours_as_configured(job, folder), random_images(job)
     splits = ImageSplits(images, images, images, "random images", (), "")
     model = build_model(config, images)
-    config = resolve_precision(config, model, images)
+    config = resolve_speed(config, model, images)
     with RunLog(folder, config.tracking, "benchmark", {}) as log:
         run = Run(folder, make_accelerator(config.loop), config.loop, log)
         stage = training_stage(config, model, splits, run)

@@ -7,6 +7,7 @@ where asked, train what the freeze plan lets train, keep the best validation epo
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -30,7 +31,7 @@ from crossalign.scoring import Scores, score
 from crossalign.training import checkpoint as ckpt
 from crossalign.training.alignment import align, find_divergence
 from crossalign.training.loop import Batch, Run, Stage, StageResult, Step, fit
-from crossalign.training.precision import choose_precision, peak_memory_bytes, reset_peak_memory
+from crossalign.training.precision import choose_compile, choose_precision, peak_memory_bytes, reset_peak_memory
 from crossalign.training.run import (
     claim_folder,
     flatten,
@@ -65,7 +66,7 @@ def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False) -> dict
         config = _resolve(config, splits.train)
         model = build_model(config, splits.train)
         _check_before_training(config, splits, model)
-        config = resolve_precision(config, model, splits.train, quiet)
+        config = resolve_speed(config, model, splits.train, quiet)
         if is_main_process():
             write_config(config.output, config)
             write_json(config.output / "environment.json", environment())
@@ -166,21 +167,28 @@ def _check_before_training(config: AdaptConfig, splits: ImageSplits, model: Imag
     ckpt.check_room(config.output, 2 * 3 * trained + 2 * trained + 50_000_000)
 
 
-def resolve_precision(config: AdaptConfig, model: ImageClassifier, train: ImageSet, quiet: bool = False) -> AdaptConfig:
-    """``auto`` to the number format that the hardware, or a short measurement on it, says is best."""
-    images = torch.from_numpy(train.pixels[: config.loop.batch_size].copy()).to(config.loop.device)
-    model.to(config.loop.device)
+def resolve_speed(config: AdaptConfig, model: ImageClassifier, train: ImageSet, quiet: bool = False) -> AdaptConfig:
+    """Number format and compiling, where left open, as the hardware or a short measurement on it says is best."""
+    loop, device = config.loop, config.loop.device
+    share = loop.batch_size // loop.accumulation // int(os.environ.get("WORLD_SIZE", "1"))  # of a step, in one pass
+    images = torch.from_numpy(train.pixels[:share].copy()).to(device)
+    model.to(device)
+    forms: dict[bool, Any] = {False: model}
 
-    def step(dtype: torch.dtype | None) -> None:
-        with torch.autocast(config.loop.device, dtype=dtype or torch.float32, enabled=dtype is not None):
-            model(images).float().square().mean().backward()
+    def step(dtype: torch.dtype | None, compiled: bool = False) -> None:
+        forms.setdefault(compiled, torch.compile(model) if compiled else model)
+        with torch.autocast(device, dtype=dtype or torch.float32, enabled=dtype is not None):
+            forms[compiled](images).float().square().mean().backward()
         model.zero_grad(set_to_none=True)
 
     signature = f"2 {model.language_model.config.__class__.__name__} {model.plan} {tuple(images.shape)}"
-    precision = choose_precision(config.loop.precision, config.loop.device, step, signature)
+    precision = choose_precision(loop.precision, device, step, signature)
+    steps = loop.epochs * loop.accumulation * math.ceil(len(train) / loop.batch_size)
+    signature += f" {precision.name}"
+    compiled, reason = choose_compile(loop.compile, device, lambda c: step(precision.dtype, c), steps, signature)
     if is_main_process() and not quiet:
-        print(f"precision {precision.name}: {precision.reason}")
-    return resolved(config, loop={"precision": precision.name})
+        print(f"precision {precision.name}: {precision.reason}\n{'compiled' if compiled else 'not compiled'}: {reason}")
+    return resolved(config, loop={"precision": precision.name, "compile": compiled})
 
 
 def _align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Run) -> dict[str, Any]:

@@ -181,8 +181,8 @@ class LoopConfig:
     """auto: bf16 (or fp16) on a GPU that has it; on a CPU, whichever a short probe finds faster."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
+    compile: bool | None = None
+    """Compile the model with torch.compile; None measures whether that saves time, in runs of a quarter of an hour or more."""
     checkpoint_minutes: float = 5.0
     """Write a checkpoint at least this often, and at the end of every epoch."""
     log_every: int = 20

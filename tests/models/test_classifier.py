@@ -269,3 +269,10 @@ def test_causal_attention_hides_later_patches_from_earlier_tokens(tiny_folder: F
         with torch.no_grad():
             first, other = (model.backbone(model.embed(x))[:, 0] for x in (images, changed))
         assert torch.equal(first, other) is not sees
+
+
+@pytest.mark.parametrize("method", ["fpt", "full"])
+def test_a_group_that_matches_nothing_fails(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    monkeypatch.setattr("crossalign.models.freezing.is_norm", lambda module: False)
+    with pytest.raises(RuntimeError, match=f"method '{method}' trains the group 'norms', but no parameter is in it"):
+        build(tiny_folder("llama"), method)

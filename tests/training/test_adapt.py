@@ -348,3 +348,49 @@ def test_alignment_leaves_the_backbone_alone_and_the_published_mmd_is_orcas(tiny
         adapt(config, quiet=True)
     first = [next(r for r in rows(c.output) if r["stage"] == "train") for c in (with_stage, without)]
     assert first[0]["loss"] != first[1]["loss"]
+
+
+def test_the_test_set_is_scored_with_the_best_validation_epoch(tiny_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ("optim.schedule=constant", "optim.lr=0.01")  # an epoch is then the same, however many follow
+    first_epoch = tiny_run("small-fpt", *settings, "loop.epochs=1", output="one")
+    adapt(first_epoch, quiet=True)
+    accuracies = iter([0.9, 0.3, 0.3])
+    module = importlib.import_module("crossalign.adapt")
+    score = module._score
+
+    class Told:
+        """Scores that say another accuracy; validation falls after the first epoch."""
+
+        def __init__(self, scores: Any, accuracy: float) -> None:
+            self.scores, self.accuracy = scores, accuracy
+
+        def summary(self) -> dict[str, float]:
+            return self.scores.summary() | {"accuracy": self.accuracy}
+
+    def told(*args: Any) -> Any:
+        accuracy = next(accuracies, None)
+        return score(*args) if accuracy is None else Told(score(*args), accuracy)
+
+    monkeypatch.setattr(module, "_score", told)
+    three = tiny_run("small-fpt", *settings, "loop.epochs=3", output="three")
+    assert adapt(three, quiet=True)["best_epoch"] == 1
+    assert (three.output / "predictions.parquet").read_bytes() == (first_epoch.output / "predictions.parquet").read_bytes()
+    a, b = weights(three.output), weights(first_epoch.output)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_means_of_sequences_leave_the_scale_of_tokens_free(tiny_run: Make) -> None:
+    from crossalign.alignment import mmd
+    from crossalign.training.alignment import _sample
+
+    x = torch.randn(16, 8, 32)
+    spread = 10 * torch.randn(16, 8, 32)
+    louder = x + spread - spread.mean(1, keepdim=True)  # the same mean of each sequence, other tokens
+    text = torch.randn(128, 32)
+
+    def distance(level: str, images: torch.Tensor) -> float:
+        config = tiny_run("small-fpt-mmd", f"align.level={level}")
+        return float(mmd(_sample(images, config, torch.Generator().manual_seed(0)), text))
+
+    assert distance("sequence", louder) == pytest.approx(distance("sequence", x), abs=1e-4)
+    assert distance("token", louder) > distance("token", x) + 0.1

@@ -14,7 +14,7 @@ import torch.multiprocessing
 from crossalign.cache import cache_dir
 from crossalign.errors import UserError
 from crossalign.training import precision
-from crossalign.training.precision import choose_precision, peak_memory_bytes
+from crossalign.training.precision import choose_compile, choose_precision, peak_memory_bytes
 
 CPU = torch.device("cpu")
 
@@ -122,6 +122,50 @@ def test_a_real_model_under_autocast_runs_in_both_formats() -> None:
         ("fp32", "no", None),
         ("bf16", "bf16", torch.bfloat16),
     }
+
+
+class Compiler:
+    """A step whose first compiled call takes long, and whose calls then take known times."""
+
+    def __init__(self, eager: float, compiled: float, compiling: float = 60.0) -> None:
+        self.seconds, self.compiling = {False: eager, True: compiled}, compiling
+        self.calls: list[bool] = []
+
+    def __call__(self, compiled: bool) -> None:
+        CLOCK.now += self.seconds[compiled] + (self.compiling if compiled and True not in self.calls else 0.0)
+        self.calls.append(compiled)
+
+
+@pytest.mark.parametrize(
+    ("eager", "compiled", "steps", "chosen", "why"),
+    [
+        (0.1, 0.05, 8_000, False, "too few to repay"),  # 800 s
+        (0.1, 0.05, 10_000, True, "saves about 7 min"),  # half of 1,000 s, less a minute
+        (0.1, 0.094, 9_500, False, "does not pay"),  # 57 s saved, 60 s to compile
+        (0.1, 0.097, 100_000, False, "does not pay"),  # within the noise of few steps
+    ],
+)
+def test_compiling_is_chosen_where_it_saves_time_over_the_run(
+    eager: float, compiled: float, steps: int, chosen: bool, why: str
+) -> None:
+    step = Compiler(eager, compiled)
+    assert choose_compile(None, CPU, step, steps, "model")[0] is chosen
+    step.calls = []
+    again, reason = choose_compile(None, CPU, step, steps, "model")
+    assert again is chosen and why in reason and step.calls == [], "measured once"
+
+
+def test_compiling_as_asked_for_and_where_it_fails() -> None:
+    step = Compiler(1.0, 0.1)
+    assert choose_compile(True, CPU, step, 1, "model")[0] and not choose_compile(False, CPU, step, 10**6, "model")[0]
+    assert not choose_compile(None, "mps", step, 10**6, "model")[0] and step.calls == []
+
+    def broken(compiled: bool) -> None:
+        CLOCK.now += 1.0
+        if compiled:
+            raise FileNotFoundError("g++")
+
+    assert choose_compile(None, CPU, broken, 10**6, "model") == (False, "torch.compile does not work here (FileNotFoundError)")
 
 
 def test_what_is_asked_for_is_not_measured() -> None:

@@ -1,4 +1,4 @@
-"""Which number format to train in, found by the hardware or by a short measurement; and how much memory was used."""
+"""How to compute a step, by the hardware or a short measurement: number format, compiled or not; and the memory used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ from crossalign.errors import UserError, unknown
 
 Name = Literal["fp32", "bf16", "fp16"]
 Step = Callable[[torch.dtype | None], None]
+T = TypeVar("T")
 
 DTYPES: dict[Name, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 TIMED_STEPS = 3
@@ -28,6 +29,8 @@ TIMED_STEPS = 3
 LEAST_GAIN = 1.05
 # Large models take half a minute a step on a CPU: then one timed step of each has to do.
 PROBE_SECONDS = 60.0
+# Compiling takes about a minute, and what it may save is a part of the run: shorter runs are not worth the look.
+COMPILE_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,64 @@ def choose_precision(requested: str, device: torch.device | str, step: Step, sig
     return Precision(requested, "as configured")
 
 
+def choose_compile(
+    requested: bool | None, device: torch.device | str, step: Callable[[bool], None], steps: int, signature: str
+) -> tuple[bool, str]:
+    """Whether to compile the model for a run of ``steps`` steps, and the reason in one sentence.
+
+    ``requested`` None decides by measurement: a run of less than a quarter of an hour is not compiled; of a longer one,
+    steps are timed both ways, and it is compiled if that saves time over the whole run, compiling included. Timings are
+    cached as in :func:`choose_precision`, and with several processes the first one decides.
+
+    Args:
+        requested: True, False, or None to find out.
+        device: where the model lies.
+        step: does one forward and backward pass, compiled or not, under the same terms as in :func:`choose_precision`.
+        steps: optimiser steps of the run.
+        signature: names the measured work in the cache.
+    """
+    if requested is not None:
+        return requested, "as configured"
+    if torch.device(device).type not in ("cpu", "cuda"):
+        return False, f"torch.compile is not used on {torch.device(device).type}"
+    return _from_first_process(lambda: _compiling_pays(torch.device(device), step, steps, signature))
+
+
+def _compiling_pays(device: torch.device, step: Callable[[bool], None], steps: int, signature: str) -> tuple[bool, str]:
+    eager, _ = _cached(lambda: {"eager": _seconds(device, step, False, 1)[1]}, f"eager {signature}", device)
+    whole = steps * eager["eager"]
+    if whole < COMPILE_SECONDS:
+        return False, f"about {whole:.0f} s of steps are too few to repay compiling"
+    try:
+        both, origin = _cached(lambda: _time_compiled(device, step), f"compiled {signature}", device)
+    except Exception as error:  # no C++ compiler, or a model that the compiler cannot take: the run is worth more
+        return False, f"torch.compile does not work here ({type(error).__name__})"
+    timings = f"{1000 * both['compiled']:.4g} ms a step compiled, {1000 * both['eager']:.4g} ms not, "
+    timings += f"{both['compiling']:.0f} s to compile ({origin})"
+    saved = steps * (both["eager"] - both["compiled"]) - both["compiling"]
+    if both["eager"] >= LEAST_GAIN * both["compiled"] and saved > 0:
+        return True, f"compiling saves about {saved / 60:.0f} min: {timings}"
+    return False, f"compiling does not pay on this machine: {timings}"
+
+
+def _time_compiled(device: torch.device, step: Callable[[bool], None]) -> dict[str, float]:
+    eager, compiled = _seconds(device, step, False, TIMED_STEPS)[1], _seconds(device, step, True, TIMED_STEPS)
+    return {"eager": eager, "compiled": compiled[1], "compiling": compiled[0]}
+
+
+def _seconds(device: torch.device, step: Callable[[bool], None], compiled: bool, more: int) -> tuple[float, float]:
+    """Seconds of the first step, and of the fastest of ``more`` steps after it."""
+    times = []
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else None):
+        for _ in range(1 + more):
+            before = time.perf_counter()
+            step(compiled)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - before)
+    return times[0], min(times[1:])
+
+
 def reset_peak_memory(device: str) -> None:
     """Begin a new measurement for :func:`peak_memory_bytes`: several runs may share a process."""
     if device == "cuda":
@@ -119,7 +180,7 @@ def _automatic(device: torch.device, step: Step, signature: str) -> Precision:
 
 
 def _faster_on_cpu(step: Step, signature: str) -> Precision:
-    seconds, origin = _cached_timings(step, signature)
+    seconds, origin = _cached(lambda: _time_steps(step), signature, torch.device("cpu"))
     timings = f"{1000 * seconds['bf16']:.4g} ms a step in bf16, {1000 * seconds['fp32']:.4g} ms in fp32 ({origin})"
     if seconds["fp32"] >= LEAST_GAIN * seconds["bf16"]:
         return Precision("bf16", f"bf16 is faster on this CPU: {timings}")
@@ -130,8 +191,8 @@ def _native_bf16() -> bool:
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
-def _from_first_process(choose: Callable[[], Precision]) -> Precision:
-    """What the first process chooses, in every process: timings differ, and formats must not."""
+def _from_first_process(choose: Callable[[], T]) -> T:
+    """What the first process chooses, in every process: timings differ, and what is computed must not."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return choose()
     distributed = torch.distributed
@@ -139,28 +200,29 @@ def _from_first_process(choose: Callable[[], Precision]) -> Precision:
         raise RuntimeError("initialise torch.distributed before precision is chosen: the processes must agree on one")
     box: list[Any] = [choose() if distributed.get_rank() == 0 else None]
     distributed.broadcast_object_list(box, src=0)
-    chosen: Precision = box[0]
+    chosen: T = box[0]
     return chosen
 
 
-def _cached_timings(step: Step, signature: str) -> tuple[dict[str, float], str]:
-    """Seconds a step by format, and whether they were measured now or before."""
+def _cached(measure: Callable[[], dict[str, float]], signature: str, device: torch.device) -> tuple[dict[str, float], str]:
+    """The seconds that ``measure`` finds, by name, and whether they were measured now or before."""
     key = content_key(
         cpu=cpu_model(),
         features=cpu_features(),
         threads=torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else "",
         torch=torch.__version__,
         signature=signature,
     )
     try:
         path = cache_dir("precision") / f"{key}.json"
     except OSError:  # a home folder that cannot be written to
-        return _time_steps(step), "measured"
+        return measure(), "measured"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return {"fp32": float(stored["fp32"]), "bf16": float(stored["bf16"])}, "measured before"
-    except (OSError, ValueError, KeyError, TypeError):
-        seconds = _time_steps(step)
+        return {str(name): float(value) for name, value in stored.items()}, "measured before"
+    except (OSError, ValueError, AttributeError, TypeError):
+        seconds = measure()
     with contextlib.suppress(OSError):  # a full disk
         write_json(path, seconds)
     return seconds, "measured"
