@@ -45,6 +45,8 @@ class PredictArgs:
     """Images a forward pass."""
     backbone: str = ""
     """Where the frozen backbone lies now, if it has moved."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
 
 
 @dataclass
@@ -288,7 +290,14 @@ def _plan(args: PlanArgs, recipe: str) -> None:
 def _predict(args: PredictArgs, _: str) -> None:
     from crossalign.predict import predict_files
 
-    predict_files(args.model, args.images, top_k=args.top_k, batch_size=args.batch_size, backbone=args.backbone)
+    predict_files(
+        args.model,
+        args.images,
+        top_k=args.top_k,
+        batch_size=args.batch_size,
+        backbone=args.backbone,
+        device=args.device,
+    )
 
 
 def _report(args: ReportArgs, _: str) -> None:

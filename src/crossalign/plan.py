@@ -82,6 +82,7 @@ def cost(model: ImageClassifier, config: AdaptConfig, train_images: int) -> Cost
     attention = 4.0 * tokens * tokens * width * (layers if model.backbone.kind != "none" else 0)
     flops = tokens * (4.0 * used + 2.0 * trained) + 3 * attention
     images = round(train_images * (1 - config.data.validation_fraction))
+    images = min(images, config.data.limit_train or images)
     steps = math.ceil(images / config.loop.batch_size)
     micro = math.ceil(config.loop.batch_size / config.loop.accumulation)
     per_layer = 34.0 * micro * tokens * width

@@ -9,20 +9,24 @@ from pathlib import Path
 
 from crossalign.errors import UserError
 from crossalign.models.classifier import ImageClassifier
+from crossalign.training.run import resolve_device
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
-def predict_files(model: str, images: list[Path], *, top_k: int = 1, batch_size: int = 64, backbone: str = "") -> None:
+def predict_files(
+    model: str, images: list[Path], *, top_k: int = 1, batch_size: int = 64, backbone: str = "", device: str = "auto"
+) -> None:
     """Print ``{"file", "label", "score"}`` (or a list of classes for ``top_k`` > 1) for each file, as a line of JSON.
 
     A file that cannot be read costs its own line only: it is reported as ``{"file", "error"}``, and the rest goes on.
 
     Raises:
-        UserError: a path that does not exist, a folder without images, no such model, or no image that could be read.
+        UserError: a path that does not exist, a folder without images, no such model or device, or no image that could be read.
     """
     files = list(_files(images))
-    classifier = ImageClassifier.from_pretrained(model, backbone=backbone or None)
+    device = resolve_device(device)
+    classifier = ImageClassifier.from_pretrained(model, backbone=backbone or None).to(device)
     failed = 0
     for start in range(0, len(files), batch_size):
         for file, answer in _answers(classifier, files[start : start + batch_size], top_k):

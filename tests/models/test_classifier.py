@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
+from base64 import b64decode
 from collections.abc import Callable
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -276,3 +280,52 @@ def test_a_group_that_matches_nothing_fails(tiny_folder: Folder, monkeypatch: py
     monkeypatch.setattr("crossalign.models.freezing.is_norm", lambda module: False)
     with pytest.raises(RuntimeError, match=f"method '{method}' trains the group 'norms', but no parameter is in it"):
         build(tiny_folder("llama"), method)
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """As much of the model hub as an upload needs; keeps what is sent."""
+
+    commits: ClassVar[list[list[dict[str, Any]]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        repo = f"http://{self.headers['Host']}/me/it"
+        answer: dict[str, Any] = {"url": repo, "id": "me/it", "name": "me/it"}
+        if "/preupload/" in self.path:
+            answer = {"files": [{**f, "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]}
+        elif "/commit/" in self.path:
+            self.commits.append([json.loads(line) for line in body.splitlines()])
+            answer = {"commitUrl": f"{repo}/commit/1", "commitOid": "1", "success": True}
+        self._send(answer)
+
+    def do_GET(self) -> None:
+        self._send({"id": "me/it", "sha": "1", "siblings": [], "private": True, "tags": [], "modelId": "me/it", "downloads": 0})
+
+    def _send(self, answer: dict[str, Any]) -> None:
+        text = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_what_is_pushed_is_what_is_saved(tiny_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        api = partial(huggingface_hub.HfApi, endpoint=f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(huggingface_hub, "HfApi", api)
+        model = build(tiny_folder("llama"))
+        address = model.push_to_hub("me/it", token="hf_test")
+        server.shutdown()
+    assert address.endswith("commit/1")
+    (lines,) = _Hub.commits
+    sent = {line["value"]["path"]: b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"}
+    saved = model.save_pretrained(tmp_path / "saved")
+    assert sent == {path.name: path.read_bytes() for path in saved.iterdir()}

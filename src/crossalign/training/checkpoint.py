@@ -84,6 +84,8 @@ def save(folder: Path, checkpoint: Checkpoint, *, rank: int = 0) -> Path:
         temporary.mkdir()
         tensors = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.model.items()}
         save_file(tensors, temporary / "model.safetensors")
+        with (temporary / "model.safetensors").open("rb") as written:
+            os.fsync(written.fileno())  # the rename must not reach the disk before the bytes do
         state = {"optimizer": checkpoint.optimizer, "rng": checkpoint.rng, "extra": checkpoint.extra}
         _write_torch(temporary / "state.pt", state)
         os.rename(temporary, target)

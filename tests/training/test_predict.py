@@ -1,0 +1,55 @@
+"""``predict`` on the folder that a run leaves: one JSON line a file, and a bad file costs its own line only."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from crossalign import cli
+from crossalign.adapt import adapt
+from crossalign.config import AdaptConfig
+
+
+def test_predict(
+    tiny_run: Callable[..., AdaptConfig], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_run("small-fpt", "loop.epochs=1")
+    adapt(config, quiet=True)
+    model, images = str(config.output / "model"), tmp_path / "images"
+    images.mkdir()
+    for i in range(3):
+        shutil.copy(pictures / "down" / f"{i}.png", images)
+    (images / "broken.png").write_bytes(b"no picture")
+    capsys.readouterr()
+
+    assert cli.main(["predict", model, str(images), "--device", "cpu", "--batch-size", "2"]) == 0
+    said = capsys.readouterr()
+    lines = {Path(line["file"]).name: line for line in map(json.loads, said.out.splitlines())}
+    assert lines.keys() == {"0.png", "1.png", "2.png", "broken.png"}
+    assert "1 of 4 images could not be read" in said.err and "broken.png" in lines["broken.png"]["error"]
+    assert all(lines[f"{i}.png"]["label"] in ("across", "down", "noise") for i in range(3))
+
+    assert cli.main(["predict", model, str(images / "0.png"), "--top-k", "3"]) == 0
+    (best,) = map(json.loads, capsys.readouterr().out.splitlines())
+    scores = [c["score"] for c in best["classes"]]
+    assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1, abs=1e-5)
+    assert best["classes"][0] == {k: v for k, v in lines["0.png"].items() if k != "file"}
+
+
+@pytest.mark.parametrize(
+    ("model", "image", "says"),
+    [("/nowhere", "a.png", "no such file or folder: a.png"), ("/nowhere", ".", "no images in the folder")],
+)
+def test_what_is_not_there_is_one_sentence(
+    model: str, image: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["predict", model, image]) == 2
+    assert says in capsys.readouterr().err
+    (tmp_path / "a.png").write_bytes(b"")
+    assert cli.main(["predict", model, "a.png"]) == 2
+    assert "no saved classifier at '/nowhere'" in capsys.readouterr().err
