@@ -146,6 +146,63 @@ class AlignConfig:
 
 
 @dataclass
+class PairsConfig:
+    """Texts with images that belong to them: what alignment between a language model and a vision model is measured on."""
+
+    source: str = "openmoji"
+    """openmoji (a pip package's pictures with their Unicode names), a .parquet file or folder with images and captions,
+    WebDataset shards (.tar), or hf:ORG/NAME."""
+    split: str = "train"
+    """Split of the source: train, validation or test; a source without splits is cut 80/10/10 by a seeded hash of its rows."""
+    split_file: str = ""
+    """A text file that lists the images of the split, one file name a line, as Flickr8k has them."""
+    image_column: str = ""
+    """Column of the image; empty finds it."""
+    text_column: str = ""
+    """Column of the caption or captions; empty finds it."""
+    limit: int | None = None
+    """Use the first this many pairs, in a seeded order."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What to do with missing or unreadable images and empty captions: stop and name them, or go on without them and count."""
+
+
+@dataclass
+class TeacherConfig:
+    """The frozen vision model that gives each image its features."""
+
+    ref: str = "package:efficientnet_lite0"
+    """package:NAME, timm:NAME, hf:ORG/NAME, a local folder, random:REF as a control, or file:PATH of your own features."""
+    layers: tuple[str, ...] = ("penultimate",)
+    """Layers by index, name, penultimate (the input of the classifier) or all; several are joined by `combine`."""
+    combine: Literal["concat", "sum"] = "concat"
+    """concat: layers side by side (CMAR Eqs. 2, 3); sum: a fixed linear combination with `weights`."""
+    weights: tuple[float, ...] = ()
+    """One weight a layer for combine=sum; empty takes the mean."""
+    pool: Literal["auto", "cls", "mean"] = "auto"
+    """cls: the class token; mean: the mean over places; auto: as the model's own classifier does."""
+    batch_size: int = 64
+    """Images a forward pass."""
+
+
+@dataclass
+class CorpusConfig:
+    """Text to train a language model on, as one stream of tokens."""
+
+    source: tuple[str, ...] = ()
+    """Text files, .parquet or .jsonl files, folders of them, or hf:ORG/NAME."""
+    text_column: str = "text"
+    """Column or key of the text in parquet and jsonl."""
+    tokenizer: str = ""
+    """Folder, tokenizer.json, package:NAME or hf:ORG/NAME of a tokenizer; empty trains one on the corpus."""
+    vocabulary: int = 4096
+    """Entries of a tokenizer that is trained here (byte-level BPE)."""
+    validation_fraction: float = 0.005
+    """Share of the documents held out; a lone document is cut at this share of its text."""
+    split_seed: int = 0
+    """Seed of the split by document."""
+
+
+@dataclass
 class OptimConfig:
     """Optimiser and schedule of the training stage."""
 
