@@ -1,0 +1,136 @@
+"""Taps: what transformers calls hidden states, with their gradient, whatever the architecture, padding and wrapping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from crossalign.errors import UserError
+from crossalign.models.families import FAMILIES
+from crossalign.models.language import open_language_model
+from crossalign.models.taps import Taps, pooled, resolve_layers
+
+Folder = Callable[[str], Path]
+CAUSAL = [name for name, family in FAMILIES.items() if family.attention == "causal"]
+
+
+def causal_model(folder: Path) -> torch.nn.Module:
+    return open_language_model(str(folder), head="causal").model  # type: ignore[no-any-return]
+
+
+def texts() -> tuple[Tensor, Tensor]:
+    """Three texts of 7, 4 and 1 tokens, padded on the right."""
+    ids, mask = torch.randint(3, 61, (3, 7)), torch.zeros(3, 7, dtype=torch.long)
+    for row, length in enumerate((7, 4, 1)):
+        mask[row, :length] = 1
+        ids[row, length:] = 1  # RoBERTa's padding, by which it counts positions
+    return ids, mask
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_layers_are_those_of_transformers(tiny_folder: Folder, family: str) -> None:
+    head = "causal" if family in CAUSAL else "none"
+    model = open_language_model(str(tiny_folder(family)), head=head).model  # type: ignore[arg-type]
+    ids, mask = texts()
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        found = Taps("all").hidden_states(model, ids, mask)
+    assert len(found) == len(expected) == 3
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a[mask.bool()], b[mask.bool()])
+    assert resolve_layers(model, [-1, "penultimate", 0, "2"]) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_the_side_of_the_padding_changes_nothing(tiny_folder: Folder, family: str, pool: str) -> None:
+    model = causal_model(tiny_folder(family))
+    ids, mask = texts()
+    taps = Taps(["penultimate", "last"], pool)  # type: ignore[arg-type]
+    right = taps(model, ids, mask)
+    left = taps(
+        model, *(torch.stack([torch.roll(row, 7 - n) for row, n in zip(x, (7, 4, 1), strict=True)]) for x in (ids, mask))
+    )
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+    alone = torch.cat([taps(model, ids[i : i + 1, :n], mask[i : i + 1, :n]) for i, n in enumerate((7, 4, 1))])
+    torch.testing.assert_close(right, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_is_left_out_of_the_mean() -> None:
+    h, mask = torch.randn(2, 3, 4), torch.tensor([[1, 1, 0], [0, 1, 1]])
+    torch.testing.assert_close(pooled(h, mask, "mean"), torch.stack([h[0, :2].mean(0), h[1, 1:].mean(0)]))
+    torch.testing.assert_close(pooled(h, mask, "last"), torch.stack([h[0, 1], h[1, 2]]))
+    assert pooled(h.bfloat16(), mask, "mean").dtype is torch.float32
+
+
+def gradient(model: torch.nn.Module, taps: Taps) -> dict[str, Tensor]:
+    model.zero_grad()
+    ids, mask = texts()
+    taps(model, ids, mask).square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_keeps_the_gradient(tiny_folder: Folder, reentrant: bool) -> None:
+    model = causal_model(tiny_folder("llama")).train()
+    torch.manual_seed(1)
+    expected = gradient(model, Taps([1, 2]))
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]
+    model.enable_input_require_grads()  # type: ignore[operator]
+    torch.manual_seed(1)
+    found = gradient(model, Taps([1, 2]))
+    assert expected.keys() == found.keys() and len(found) > 10
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+def test_an_output_without_gradient_is_noticed(tiny_folder: Folder) -> None:
+    model = causal_model(tiny_folder("llama")).train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})  # type: ignore[operator]
+    model.enable_input_require_grads()  # type: ignore[operator]
+    with pytest.raises(RuntimeError, match=r"layer model\.layers\.0\.mlp has no gradient: tap a layer by its index"):
+        Taps("model.layers.0.mlp")(model, *texts())
+
+
+def test_a_compiled_model_is_tapped_outside_the_graph(tiny_folder: Folder) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    model = causal_model(tiny_folder("llama"))
+    ids, mask = texts()
+    expected = Taps()(model, ids, mask)
+    compiled = torch.compile(model, backend=backend)
+    for _ in range(2):
+        compiled(input_ids=ids, attention_mask=mask)
+        count = len(graphs)
+        torch.testing.assert_close(Taps()(compiled, ids, mask), expected)  # type: ignore[arg-type]
+    assert count == len(graphs) > 0, "the taps neither ran in the graph nor made it anew"
+    model.compile(backend=backend)
+    torch.testing.assert_close(Taps()(model, ids, mask), expected)
+
+
+def test_module_names_and_what_is_not_there(tiny_folder: Folder) -> None:
+    model = causal_model(tiny_folder("gpt2"))
+    ids, mask = texts()
+    by_name = Taps("transformer.h.0")(model, ids, mask)
+    torch.testing.assert_close(by_name, Taps(1)(model, ids, mask))
+    assert Taps(["transformer.h.0", 0])(model, ids, mask).shape == (3, 64)
+    with pytest.raises(UserError, match="there is no layer 3: the model has the layers 0 to 2"):
+        Taps(3)(model, ids, mask)
+    with pytest.raises(UserError, match=r"unknown layer 'transformer\.h\.9'; did you mean 'transformer\.h\.1'"):
+        Taps("transformer.h.9")(model, ids, mask)
+    with pytest.raises(UserError, match="unknown pooling 'max'"):
+        Taps(1, "max")  # type: ignore[arg-type]
+
+
+def test_hooks_are_gone_after_the_pass(tiny_folder: Folder) -> None:
+    model = causal_model(tiny_folder("gpt2"))
+    Taps(["all", "transformer.h.0"])(model, *texts())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
