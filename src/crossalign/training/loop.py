@@ -7,11 +7,10 @@ micro-batches, so accumulation and world size change nothing, and the last parti
 from __future__ import annotations
 
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from crossalign.config import LoopConfig, OptimConfig
 from crossalign.training import checkpoint as ckpt
 from crossalign.training.optim import build_optimizer, lr_factor
 from crossalign.training.progress import progress
+from crossalign.training.signals import catch_signals
 from crossalign.training.tracking import RunLog
 
 Batch = Mapping[str, Any]
@@ -64,6 +64,11 @@ class Stage:
     """Called at the end of every epoch, in eval mode, on all processes; its numbers become the validation row."""
     select: str | None = None
     """The validation number whose largest value picks the weights to keep; None keeps the last."""
+    extra: Callable[[nn.Module, int], tuple[Tensor, dict[str, Tensor]] | None] | None = None
+    """(model, step of the stage) → a term of the whole step's loss with numbers to log, or None where none is due.
+
+    Its gradient is added once, whatever the accumulation and the number of processes; each process gives its own share, as
+    for DDP, which averages them."""
     replicated: bool = False
     """Every process computes the whole step (batch-coupled losses of small modules): no sharding, no reduction."""
 
@@ -126,6 +131,7 @@ class _Fit:
         self.seconds, self.examples = 0.0, 0
         self.epoch_sums: dict[str, Tensor] = {}
         self.interval_sums: dict[str, Tensor] = {}
+        self.extra_rows: list[tuple[int, dict[str, Tensor]]] = []
         self.history: list[dict[str, float]] = []
         self.best_file = run.folder / "checkpoints" / f"best-{stage.name}.safetensors"
         if run.resume is not None and run.resume.stage == stage.name:
@@ -141,7 +147,7 @@ class _Fit:
         stage, total = self.stage, self.stage.steps_per_epoch * self.stage.epochs
         done = self.epoch * stage.steps_per_epoch + self.step
         saved_at = time.monotonic()
-        with _catch_signals() as stopped, progress(total, stage.name, initial=done) as bar:
+        with catch_signals() as stopped, progress(total, stage.name, initial=done) as bar:
             while self.epoch < stage.epochs:
                 stage.model.train()
                 for step in stage.steps(self.epoch, self.step):
@@ -167,6 +173,8 @@ class _Fit:
         for group in self.optimizer.param_groups:
             group["lr"] = self.base_lr * lr_factor(stage.optim, position, total)
         self.optimizer.zero_grad(set_to_none=True)
+        if stage.extra is not None:
+            self._add_extra(position)
         scale = (1 if stage.replicated else self.run.world) / step.count  # DDP averages gradients over processes
         for i, batch in enumerate(step.micro_batches):
             last = i == len(step.micro_batches) - 1
@@ -183,6 +191,31 @@ class _Fit:
         self.examples += step.count
         if self.step % self.loop.log_every == 0:
             self._flush_interval()
+
+    def _add_extra(self, position: int) -> None:
+        """The gradient of ``stage.extra``, by a backward pass of its own before the others: its graph is gone by then.
+
+        A synchronised pass of its own would break DDP, and one after the synchronised pass would be left out of the mean.
+        """
+        assert self.stage.extra is not None
+        found = self.stage.extra(self.model, position)
+        if found is None:
+            return
+        value, numbers = found
+        if value.requires_grad:
+            with self.run.accelerator.no_sync(self.model):
+                self.run.accelerator.backward(value)
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            numbers = numbers | {"extra_grad_norm": self._mean_norm(gradients)}
+        self.extra_rows.append((position, {name: number.detach() for name, number in numbers.items()}))
+
+    def _mean_norm(self, gradients: list[Tensor]) -> Tensor:
+        """Norm of the mean over processes of local gradients, in the loss's own scale."""
+        if self.run.world > 1:
+            gradients = [self.run.accelerator.reduce(gradient.clone(), "mean") for gradient in gradients]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        scaler = self.run.accelerator.scaler
+        return norm / scaler.get_scale() if scaler is not None else norm
 
     def _clip(self) -> Tensor:
         parameters = self.parameters
@@ -207,6 +240,9 @@ class _Fit:
         return means
 
     def _flush_interval(self) -> None:
+        for position, numbers in self.extra_rows:
+            self._log("extra", {name: float(number) for name, number in numbers.items()}, step=position + 1)
+        self.extra_rows = []
         if not self.interval_sums:
             return
         means = self._means(self.interval_sums)
@@ -247,9 +283,9 @@ class _Fit:
                     raise ckpt.DiskFull(f"no room left to write {self.best_file}") from error
                 raise
 
-    def _log(self, split: str, numbers: dict[str, float]) -> None:
+    def _log(self, split: str, numbers: dict[str, float], step: int | None = None) -> None:
         epoch = self.epoch + (split != "validation")
-        step = self.epoch * self.stage.steps_per_epoch + self.step
+        step = self.epoch * self.stage.steps_per_epoch + self.step if step is None else step
         row = {
             "stage": self.stage.name,
             "split": split,
@@ -298,6 +334,7 @@ class _Fit:
         if self.interval_sums:
             self._check_finite(self._means(self.interval_sums))
         extra = {
+            "extra_rows": [(step, {n: t.cpu() for n, t in row.items()}) for step, row in self.extra_rows],
             "best_epoch": self.best_epoch,
             "best": self.best,
             "seconds": self.seconds,
@@ -325,6 +362,7 @@ class _Fit:
         self.seconds, self.examples = extra["seconds"], extra["examples"]
         self.epoch_sums = {n: t.to(device) for n, t in extra["epoch_sums"].items()}
         self.interval_sums = {n: t.to(device) for n, t in extra["interval_sums"].items()}
+        self.extra_rows = extra.get("extra_rows", [])
         if extra["scaler"] and self.run.accelerator.scaler is not None:
             self.run.accelerator.scaler.load_state_dict(extra["scaler"])
         ckpt.set_rng_state(saved.rng)
@@ -343,24 +381,3 @@ class _Fit:
 def _add(meter: dict[str, Tensor], **sums: Tensor) -> None:
     for name, value in sums.items():
         meter[name] = meter[name] + value if name in meter else value
-
-
-@contextmanager
-def _catch_signals() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into an event to stop at the next step; a second Ctrl-C stops at once."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-
-    def handle(number: int, frame: object) -> None:
-        if stopped.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stopped.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
