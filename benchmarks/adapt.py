@@ -133,7 +133,7 @@ def run_ours(job: Job, clock: Clock, folder: Path) -> str:
     model = build_model(config, images)
     config = resolve_speed(config, model, images)
     with RunLog(folder, config.tracking, "benchmark", {}) as log:
-        run = Run(folder, make_accelerator(config.loop), config.loop, log)
+        run = Run(folder, make_accelerator(config.loop), config.loop, log, identity="")
         stage = training_stage(config, model, splits, run)
         epoch = stage.steps
 
