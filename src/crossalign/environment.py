@@ -67,6 +67,8 @@ def command_line(argv: list[str] | None = None) -> str:
     """The command that started this process, quoted for a shell; logins in URLs are cut out, the home folder is ~."""
     program, *arguments = argv if argv is not None else sys.argv or [""]
     name = Path(program).name
+    if name == "cli.py":  # as `python -m crossalign.cli`
+        name = "crossalign"
     if name == "__main__.py":
         name = f"python -m {Path(program).parent.name}"
     home = str(Path.home())

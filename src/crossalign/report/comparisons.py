@@ -129,5 +129,5 @@ def _also(a: Row, b: Row) -> tuple[str, ...]:
     """Settings in which two rows differ beside alignment, backbone weights, and the learning rate that each chose."""
     left, right = settings(a.first), settings(b.first)
     keys = [key for key in dict.fromkeys([*left, *right]) if repr(left.get(key)) != repr(right.get(key))]
-    expected = ("align.", "optim.lr", "backbone.ref", "tune.method", "loop.precision")
+    expected = ("align.", "optim.lr", "backbone.ref", "tune.method", "loop.precision", "loop.compile")
     return tuple(key for key in keys if not key.startswith(expected))

@@ -10,6 +10,7 @@ from crossalign.report import tables, wording
 from crossalign.report.comparisons import Comparison, compare_rows
 from crossalign.report.drawing import Picture
 from crossalign.report.figures import confusion_counts, draw, draw_unfinished
+from crossalign.report.published import published_tables
 from crossalign.report.rows import Row, best, group_rows, warnings
 from crossalign.report.runs import Run, Study
 
@@ -84,7 +85,7 @@ class Content:
 
     @property
     def comparison_tables(self) -> list[tables.Table]:
-        return tables.comparison_tables(self.comparisons)
+        return [*published_tables(self.rows), *tables.comparison_tables(self.comparisons)]
 
     @property
     def confusion(self) -> tables.Table | None:

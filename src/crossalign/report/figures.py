@@ -297,7 +297,7 @@ def reliability_figure(rows: list[Row]) -> Picture | None:
 
 def run_bins(row: Row, bins: int = 10) -> tuple[NDArray[np.float64], ...] | None:
     """Mean confidence and accuracy in percent, and the share of images, in equally wide bins over all seeds."""
-    held = [run.predictions for run in row.runs if run.predictions is not None]
+    held = [p for run in row.runs if (p := run.predictions) is not None and np.isfinite(p.confidence).all()]
     if not held or not sum(len(p.label) for p in held):
         return None
     confidence = np.concatenate([p.confidence for p in held])

@@ -29,6 +29,7 @@ class Predictions:
     label: NDArray[np.int64]
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float64]
+    """NaN where the file leaves it out, as archived runs may: it is four fifths of the size."""
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -96,12 +97,12 @@ class Run:
     @cached_property
     def predictions(self) -> Predictions | None:
         """The test set's predictions in the order of their index; None where absent, None and a note where damaged."""
-        columns = self._read_parquet("predictions.parquet", ["index", "label", "predicted", "confidence"])
+        columns = self._read_parquet("predictions.parquet", ["index", "label", "predicted"], ["confidence"])
         if columns is None:
             return None
         index, label, predicted = (np.asarray(columns[key], np.int64) for key in ("index", "label", "predicted"))
         order = np.argsort(index, kind="stable")
-        confidence = np.asarray(columns["confidence"], np.float64)
+        confidence = np.asarray(columns.get("confidence", np.full(len(index), np.nan)), np.float64)
         read = Predictions(index[order], label[order], predicted[order], confidence[order])
         share = float(read.correct.mean()) if len(index) else float("nan")
         if abs(share - self.number("test", "accuracy")) > 1e-4:
@@ -120,15 +121,16 @@ class Run:
             if isinstance(png, bytes) and png.startswith(b"\x89PNG")
         ]
 
-    def _read_parquet(self, name: str, columns: list[str]) -> dict[str, list[Any]] | None:
+    def _read_parquet(self, name: str, columns: list[str], optional: Iterable[str] = ()) -> dict[str, list[Any]] | None:
         import pyarrow.parquet
 
         path = self.folder / name
         if not path.is_file():
             return None
         try:
-            table = pyarrow.parquet.read_table(path, columns=columns)
-            return {column: table.column(column).to_pylist() for column in columns}
+            table = pyarrow.parquet.read_table(path)
+            wanted = [*columns, *(name for name in optional if name in table.column_names)]
+            return {column: table.column(column).to_pylist() for column in wanted}
         except (OSError, KeyError, pyarrow.ArrowException) as error:
             self.notes.append(f"{path} cannot be read ({type(error).__name__}) and is left out")
             return None
