@@ -108,7 +108,7 @@ def ours_as_configured(job: Job, folder: Path) -> settings.AdaptConfig:
     return settings.AdaptConfig(
         output=folder,
         data=settings.DataConfig(augment=AUGMENT, mean=MEAN, std=STD),
-        backbone=settings.BackboneConfig(ref=job.backbone),
+        backbone=settings.BackboneConfig(ref=job.backbone, attention="auto"),  # as Trainer's: causal where it is causal
         embedder=settings.EmbedderConfig(patch=job.patch),
         tune=settings.TuneConfig(method=job.method),
         optim=settings.OptimConfig(lr=LR),
