@@ -14,40 +14,92 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from crossalign.adapt import adapt
-    from crossalign.alignment import coral, cosine, get_divergence, mmd, mse, otdd, register_divergence, sinkhorn
+    from crossalign.alignment import (
+        cca,
+        cka,
+        coral,
+        cosine,
+        dot_product,
+        get_divergence,
+        get_penalty,
+        get_similarity,
+        kernel_alignment,
+        koleo,
+        l1,
+        l2,
+        linear_regression,
+        mmd,
+        mse,
+        mutual_knn,
+        otdd,
+        pwcca,
+        register_divergence,
+        register_penalty,
+        register_similarity,
+        sinkhorn,
+        soft_mutual_knn,
+        svcca,
+    )
     from crossalign.config import AdaptConfig
     from crossalign.errors import UserError
     from crossalign.models.classifier import ImageClassifier
     from crossalign.models.language import open_language_model
     from crossalign.recipes import get_recipe
+    from crossalign.regularizer import AlignmentRegularizer
 
 _WHERE = {
     "adapt": "adapt",
     **dict.fromkeys(
         ("coral", "cosine", "get_divergence", "mmd", "mse", "otdd", "register_divergence", "sinkhorn"), "alignment"
     ),
+    **dict.fromkeys(
+        ("cca", "cka", "dot_product", "kernel_alignment", "linear_regression", "mutual_knn", "pwcca", "soft_mutual_knn"),
+        "alignment",
+    ),
+    **dict.fromkeys(
+        ("get_penalty", "get_similarity", "koleo", "l1", "l2", "register_penalty", "register_similarity", "svcca"),
+        "alignment",
+    ),
     "AdaptConfig": "config",
     "UserError": "errors",
     "ImageClassifier": "models.classifier",
     "open_language_model": "models.language",
     "get_recipe": "recipes",
+    "AlignmentRegularizer": "regularizer",
 }
 __all__ = [
     "AdaptConfig",
+    "AlignmentRegularizer",
     "ImageClassifier",
     "UserError",
     "__version__",
     "adapt",
+    "cca",
+    "cka",
     "coral",
     "cosine",
+    "dot_product",
     "get_divergence",
+    "get_penalty",
     "get_recipe",
+    "get_similarity",
+    "kernel_alignment",
+    "koleo",
+    "l1",
+    "l2",
+    "linear_regression",
     "mmd",
     "mse",
+    "mutual_knn",
     "open_language_model",
     "otdd",
+    "pwcca",
     "register_divergence",
+    "register_penalty",
+    "register_similarity",
     "sinkhorn",
+    "soft_mutual_knn",
+    "svcca",
 ]
 
 

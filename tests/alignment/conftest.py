@@ -25,6 +25,22 @@ def samples() -> Callable[..., Samples]:
 
 
 @pytest.fixture
+def paired() -> Callable[..., Samples]:
+    """A function that draws x (n, p) and y (n, q): noise around two linear maps of the same few hidden numbers."""
+
+    def draw(n: int, p: int, q: int, hidden: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64) -> Samples:
+        generator = torch.Generator().manual_seed(seed)
+        cause = torch.randn(n, hidden, generator=generator, dtype=torch.float64)
+        sides = []
+        for width, mean in ((p, 1.0), (q, -2.0)):
+            seen = cause @ torch.randn(hidden, width, generator=generator, dtype=torch.float64)
+            sides.append((seen + torch.randn(n, width, generator=generator, dtype=torch.float64) + mean).to(dtype))
+        return sides[0], sides[1]
+
+    return draw
+
+
+@pytest.fixture
 def labelled() -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
     """A function that draws x, its labels, y and its labels: clusters, in shuffled order."""
 

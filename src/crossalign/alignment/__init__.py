@@ -1,23 +1,65 @@
-"""Pure tensor functions: how far apart two samples lie, and whether an alignment is collapsing."""
+"""Pure tensor functions: how alike are two sets of features, how far apart two samples, is an alignment collapsing?"""
 
 from .divergence import OtddTarget, coral, cosine, mmd, mmd_orca, mse, otdd, sinkhorn
+from .gather import gather_features
 from .health import collapse_warning, effective_rank, health, participation_ratio
-from .registry import divergence_names, get_divergence, register_divergence
+from .penalty import koleo, l1, l2
+from .registry import (
+    divergence_names,
+    get_divergence,
+    get_penalty,
+    get_similarity,
+    penalty_names,
+    register_divergence,
+    register_penalty,
+    register_similarity,
+    similarity_names,
+)
+from .similarity import (
+    cca,
+    cka,
+    dot_product,
+    kernel_alignment,
+    linear_regression,
+    mutual_knn,
+    pwcca,
+    soft_mutual_knn,
+    svcca,
+)
 
 __all__ = [
     "OtddTarget",
+    "cca",
+    "cka",
     "collapse_warning",
     "coral",
     "cosine",
     "divergence_names",
+    "dot_product",
     "effective_rank",
+    "gather_features",
     "get_divergence",
+    "get_penalty",
+    "get_similarity",
     "health",
+    "kernel_alignment",
+    "koleo",
+    "l1",
+    "l2",
+    "linear_regression",
     "mmd",
     "mmd_orca",
     "mse",
+    "mutual_knn",
     "otdd",
     "participation_ratio",
+    "penalty_names",
+    "pwcca",
     "register_divergence",
+    "register_penalty",
+    "register_similarity",
+    "similarity_names",
     "sinkhorn",
+    "soft_mutual_knn",
+    "svcca",
 ]

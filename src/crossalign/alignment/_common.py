@@ -1,9 +1,9 @@
-"""What the divergences share: checked samples in full precision, pairwise distances, gradients known in closed form."""
+"""What the measures share: checked samples in full precision, pairwise distances, gradients known in closed form."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,22 +11,26 @@ from torch import Tensor
 
 
 @contextmanager
-def full_precision(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def full_precision(x: Tensor, y: Tensor, *, paired: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     """Give x (..., n, d) and y (..., m, d) in one dtype of at least float32, with autocast off inside the block.
 
-    Leading dimensions are broadcast against each other. Raises ValueError for shapes or dtypes that don't fit.
+    With `paired` it is the rows that belong together: x (..., n, p) and y (..., n, q). Leading dimensions are broadcast
+    against each other. Raises ValueError for shapes or dtypes that don't fit.
     """
     if x.ndim < 2 or y.ndim < 2:
         raise ValueError(f"samples need the shape (n, d); got {tuple(x.shape)} and {tuple(y.shape)}")
-    if x.shape[-1] != y.shape[-1]:
+    if paired and x.shape[-2] != y.shape[-2]:
+        raise ValueError(f"row i of x and row i of y are a pair: as many rows of both; got {x.shape[-2]} and {y.shape[-2]}")
+    if not paired and x.shape[-1] != y.shape[-1]:
         raise ValueError(f"samples must have one width; got {x.shape[-1]} and {y.shape[-1]}")
-    if 0 in (x.shape[-2], y.shape[-2], x.shape[-1]):
+    if 0 in (*x.shape[-2:], *y.shape[-2:]):
         raise ValueError(f"samples must not be empty; got {tuple(x.shape)} and {tuple(y.shape)}")
     if not (x.is_floating_point() and y.is_floating_point()):
         raise ValueError(f"samples must be floating point; got {x.dtype} and {y.dtype}")
     dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
     lead = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    with torch.autocast(x.device.type, enabled=False):
+    off = torch.autocast(x.device.type, enabled=False) if torch.is_autocast_enabled(x.device.type) else nullcontext()
+    with off:
         yield x.to(dtype).expand(*lead, -1, -1), y.to(dtype).expand(*lead, -1, -1)
 
 
@@ -85,6 +89,13 @@ def one_if_zero(value: Tensor) -> Tensor:
     return torch.where(value == 0, torch.ones_like(value), value)
 
 
+def direction(vector: Tensor) -> Tensor:
+    """Vectors (..., d) over their length; zero, with a finite gradient, where they are zero."""
+    # Divided by the largest coordinate first, so that no square under- or overflows and no absolute epsilon is needed.
+    vector = vector / one_if_zero(vector.detach().abs().amax(-1, keepdim=True))
+    return vector / one_if_zero(vector.square().sum(-1, keepdim=True)).sqrt()
+
+
 class _KnownGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, *tensors: Tensor) -> Tensor:
@@ -95,7 +106,7 @@ class _KnownGradient(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             # A constant second derivative would be taken for 0 in a sum with other losses.
-            raise RuntimeError("divergences have no second derivative: call backward without create_graph")
+            raise RuntimeError("measures have no second derivative: call backward without create_graph")
         gradients = ctx.saved_tensors
         return (None, *(upstream[..., None, None] * gradient for gradient in gradients), *(None for _ in gradients))
 

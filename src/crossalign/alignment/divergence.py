@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ._common import (
+    direction,
     full_precision,
     need_points,
     one_if_zero,
@@ -55,14 +56,8 @@ def cosine(x: Tensor, y: Tensor) -> Tensor:
     means is our choice.
     """
     with full_precision(x, y) as (x, y):
-        unit_x, unit_y = _direction(x.mean(-2)), _direction(y.mean(-2))
+        unit_x, unit_y = direction(x.mean(-2)), direction(y.mean(-2))
         return 1 - (unit_x * unit_y).sum(-1)
-
-
-def _direction(vector: Tensor) -> Tensor:
-    # Divided by the largest coordinate first, so that no square under- or overflows and no absolute epsilon is needed.
-    vector = vector / one_if_zero(vector.detach().abs().amax(-1, keepdim=True))
-    return vector / one_if_zero(vector.square().sum(-1, keepdim=True)).sqrt()
 
 
 @register_divergence("mmd")

@@ -88,3 +88,75 @@ def get_divergence(name: str) -> Divergence:
 def divergence_names() -> tuple[str, ...]:
     """The names that `get_divergence` knows, sorted."""
     return divergences.names()
+
+
+class Similarity(Protocol):
+    """A score of paired features, `(x, y)`; its attributes say what it may be used for."""
+
+    differentiable: bool
+    centred: bool
+    comparable_across_batch_sizes: bool
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
+
+
+similarities: Registry[Similarity] = Registry("similarity")
+
+
+def register_similarity(
+    name: str, *, differentiable: bool = True, centred: bool = False, comparable_across_batch_sizes: bool = False
+) -> Callable[[F], F]:
+    """Decorator: make a function usable by `name` wherever a similarity is asked for.
+
+    The function takes `(x, y)` with shapes (n, p) and (n, q), row i of x being the pair of row i of y, and returns a
+    scalar tensor, larger for more alike. The flags become its attributes: `differentiable`, without which it is refused
+    as a loss; `centred`, undefined where the rows of a side are all equal; `comparable_across_batch_sizes`, whether its
+    mean over batches hardly depends on n.
+
+    >>> @register_similarity("mean-cosine")
+    ... def mean_cosine(x, y):
+    ...     return torch.cosine_similarity(x, y).mean()
+    """
+
+    def add(function: F) -> F:
+        entry = cast(Similarity, function)
+        entry.differentiable = differentiable
+        entry.centred = centred
+        entry.comparable_across_batch_sizes = comparable_across_batch_sizes
+        similarities.register(name, entry)
+        return function
+
+    return add
+
+
+def get_similarity(name: str) -> Similarity:
+    """The similarity of that name. Raises ValueError, with the nearest name, where there is none."""
+    return similarities.get(name)
+
+
+def similarity_names() -> tuple[str, ...]:
+    """The names that `get_similarity` knows, sorted."""
+    return similarities.names()
+
+
+penalties: Registry[Callable[..., Tensor]] = Registry("penalty")
+
+
+def register_penalty(name: str) -> Callable[[F], F]:
+    """Decorator: make a function of features (n, p), which returns a scalar tensor to make small, usable by `name`."""
+
+    def add(function: F) -> F:
+        penalties.register(name, function)
+        return function
+
+    return add
+
+
+def get_penalty(name: str) -> Callable[..., Tensor]:
+    """The penalty of that name. Raises ValueError, with the nearest name, where there is none."""
+    return penalties.get(name)
+
+
+def penalty_names() -> tuple[str, ...]:
+    """The names that `get_penalty` knows, sorted."""
+    return penalties.names()

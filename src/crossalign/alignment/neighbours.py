@@ -1,0 +1,117 @@
+"""Do the same rows lie next to each other in two sets of features?"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._common import direction, full_precision, one_if_zero, pair_gradient, wants_gradient, with_gradient
+from ._features import centre, squared_distances_within
+from .registry import register_similarity
+
+# Distances that differ by fewer roundings than this of the mean distance are tied.
+ROUNDINGS = 16
+
+
+@register_similarity("mutual-knn", differentiable=False)
+def mutual_knn(x: Tensor, y: Tensor, k: int = 10, distance: str = "cosine") -> Tensor:
+    """The part of a row's k nearest neighbours in x that are among its k nearest in y, averaged over rows; 0 to 1.
+
+    x: (..., n, p), y: (..., n, q) -> (...), rows paired. Not differentiable: a count has no slope, so the result has no
+    graph and a loss refuses it; `soft_mutual_knn` has one. `distance` is "cosine" (rows scaled to length 1, as the
+    paper does) or "euclidean". A row is no neighbour of itself. Rows tied for the last places, as duplicates are, share
+    them: each counts in part, so that no order of the rows matters, equal features score 1, and features whose rows are
+    all equal score chance, k / (n - 1). Independent of each side's unit and, "euclidean" only, of translations.
+
+    Raises ValueError unless 1 <= k < n. Huh et al. 2024, "The platonic representation hypothesis", eq. 11.
+    """
+    with torch.no_grad(), full_precision(x, y, paired=True) as (x, y):
+        _check(x, k, k + 1, distance)
+        member = _members(*_apart((_points(x, distance), _points(y, distance))), k)
+        return torch.minimum(member[0], member[1]).sum(-1).mean(-1) / k
+
+
+@register_similarity("soft-mutual-knn")
+def soft_mutual_knn(x: Tensor, y: Tensor, k: int = 10, temperature: float = 0.02, distance: str = "cosine") -> Tensor:
+    """`mutual_knn` with a soft border, differentiable in both; from 0 to 1.
+
+    x: (..., n, p), y: (..., n, q) -> (...), rows paired. Row j is a neighbour of row i to the degree
+    sigmoid((b_i - d_ij) / (temperature * m)): d is the squared distance, b_i lies half-way between the k-th and the next
+    smallest of row i, m is the mean of all, detached. The score is the cosine of the two sides' degrees: 1 for equal
+    features, and as the temperature goes to 0 the score of `mutual_knn` without ties. This form is ours.
+
+    Raises ValueError unless 1 <= k < n - 1 and the temperature is positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"soft_mutual_knn needs a positive temperature; got {temperature}")
+    with full_precision(x, y, paired=True) as (x, y):
+        _check(x, k, k + 2, distance)
+        points = _points(x, distance), _points(y, distance)
+        wanted = [wants_gradient(side) for side in points]
+        with torch.no_grad():
+            soft = _soften(points, k, temperature)
+            own = soft.degree.square().sum((-2, -1))
+            both, root = soft.degree.prod(0).sum((-2, -1)), own.sqrt().prod(0)
+            gradients: list[Tensor | None] = []
+            for side, want in enumerate(wanted):
+                share = (both / own[side])[..., None, None]
+                slope = torch.addcmul(soft.degree[1 - side], soft.degree[side], share, value=-1)
+                gradients.append(soft.pull(side, slope / root[..., None, None], points[side]) if want else None)
+        return with_gradient(both / root, (points[0], gradients[0]), (points[1], gradients[1]))
+
+
+def _check(x: Tensor, k: int, least: int, distance: str) -> None:
+    n = x.shape[-2]
+    if k < 1 or n < least:
+        raise ValueError(f"{k} nearest neighbours need at least {least} rows, and k at least 1; got {n} rows")
+    if distance not in ("cosine", "euclidean"):
+        raise ValueError(f"unknown distance '{distance}': use 'cosine' or 'euclidean'")
+
+
+def _points(x: Tensor, distance: str) -> Tensor:
+    """Rows whose Euclidean distances are the wanted ones."""
+    return direction(x) if distance == "cosine" else x
+
+
+def _apart(points: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Squared distances (2, ..., n, n) within each side, a row infinitely far from itself; and their means (2, ..., 1, 1)."""
+    distances, squares = squared_distances_within((centre(points[0]), centre(points[1])))
+    distances.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+    return distances, squares.mean(-1)[..., None, None] * (2 / (1 - 1 / squares.shape[-1]))
+
+
+def _members(distances: Tensor, mean: Tensor, k: int) -> Tensor:
+    """To what part each row is among the k nearest of each row, (..., n, n): 1, 0, or a share of the last places."""
+    last = distances.topk(k, largest=False).values[..., -1:]
+    # Equal rows have equal distances up to the rounding of a matrix product.
+    slack = ROUNDINGS * torch.finfo(distances.dtype).eps * mean
+    nearer = (distances < last - slack).to(distances)
+    tied = (distances <= last + slack).to(distances).sub_(nearer)
+    share = (k - nearer.sum(-1, keepdim=True)) / tied.sum(-1, keepdim=True)
+    return nearer.addcmul_(tied, share)
+
+
+class _Soft(NamedTuple):
+    """Degrees (2, ..., n, n) of being a neighbour, which rows (2, ..., n, 2) the borders lie between, and their width."""
+
+    degree: Tensor
+    border: Tensor
+    width: Tensor
+
+    def pull(self, side: int, slope: Tensor, points: Tensor) -> Tensor:
+        """The gradient in the points of one side from a slope (..., n, n) in its degrees."""
+        degree, border = self.degree[side], self.border[side]
+        weights = slope * (degree * (degree - 1) / self.width[side])
+        moved = -weights.sum(-1, keepdim=True) / 2
+        weights = weights.scatter_add(-1, border, moved.expand_as(border))
+        return pair_gradient(2 * (weights + weights.mT), points, points)
+
+
+def _soften(points: tuple[Tensor, Tensor], k: int, temperature: float) -> _Soft:
+    distances, mean = _apart(points)
+    width = temperature * one_if_zero(mean)
+    nearest = distances.topk(k + 1, largest=False)
+    border = nearest.values[..., -2:].mean(-1, keepdim=True)
+    return _Soft(torch.sigmoid((border - distances) / width), nearest.indices[..., -2:], width)

@@ -1,0 +1,175 @@
+"""Cross-modal alignment regularisation (CMAR) as one object that no trainer knows and every trainer can call.
+
+    regularizer = AlignmentRegularizer("cka-rbf", pairs=pairs, weight=10.0, every=20)
+    for step, batch in enumerate(batches):
+        loss = model(**batch).loss
+        if regularizer.due(step):
+            loss = loss + regularizer.loss(model)
+        loss.backward()
+
+The term belongs to the whole step: with accumulation it is added to the last micro-batch alone, after that one's loss was
+divided; under DDP it may also have a backward pass of its own, before the others and inside ``no_sync``.
+
+Shapes: B pairs, p student features, q teacher features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossalign.alignment import gather_features, get_penalty, get_similarity, penalty_names, similarity_names
+from crossalign.data.pair_batches import MODES, Mode, PairBatches
+from crossalign.errors import UserError, unknown
+from crossalign.models.taps import Layer, Pool, Taps
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+
+
+class AlignmentRegularizer:
+    """``loss(model)`` = weight · (1 - A(teacher, student)), CMAR Eqs. 4 and 5, on the steps that are due.
+
+    The teacher is frozen: Fig. 2 shows it so, although Eq. 5 minimises over it. The term is counted once a step, whatever
+    the accumulation, the number of processes, the number of pairs and the interval.
+
+    Args:
+        metric: a registered similarity or penalty by name, or a function of (student (B, p), teacher (B, q)). A penalty
+            looks at the student alone, and its weight multiplies it as it is.
+        layers: what is tapped in the student; see ``models.taps.Taps``.
+        weight: λ; 0 turns everything off.
+        every: interval in steps; step 0 is due.
+        pairs: texts with the teacher's features.
+        mode: "paired", "unpaired" or "mean" (CMAR §4.4.2).
+        pool: how the tokens of a text become one vector: "mean" or "last".
+        queue: rows of earlier batches, without gradient, that the score also sees: for small batches.
+        options: further arguments of the metric, such as ``on_degenerate="warn"``.
+
+    Raises:
+        UserError: no such metric or mode, a metric without gradient, or one that is 0 / 0 for the mean.
+    """
+
+    def __init__(
+        self,
+        metric: str | Metric = "cka-rbf",
+        layers: Layer | Sequence[Layer] = "penultimate",
+        weight: float = 10.0,
+        every: int = 20,
+        *,
+        pairs: PairBatches,
+        mode: Mode = "paired",
+        pool: Pool = "mean",
+        queue: int = 0,
+        **options: Any,
+    ) -> None:
+        if every < 1:
+            raise UserError(f"the interval of the regulariser is {every} steps; it must be at least 1")
+        if mode not in MODES:
+            raise unknown("set-up of pairs", mode, MODES)
+        self.penalty = isinstance(metric, str) and metric in penalty_names()
+        function = _metric(metric, mode)
+        self.comparable = bool(getattr(function, "comparable_across_batch_sizes", False))
+        """Whether the score's expectation is the same for every number of pairs."""
+        self.metric: Callable[..., Any] = partial(function, **options) if options else function
+        self.name = metric if isinstance(metric, str) else getattr(metric, "__name__", "function")
+        self.taps = Taps(layers, pool)
+        self.weight, self.every, self.pairs, self.mode = weight, every, pairs, mode
+        self.queue = queue
+        self._kept: tuple[Tensor, Tensor] | None = None
+        self._step = 0
+        self.numbers: dict[str, Tensor] = {}
+        """What the last call found, as tensors on the device: the score, and the null score of the same batch, its pairs
+        exchanged."""
+
+    def due(self, step: int) -> bool:
+        """Whether ``step``, counted from 0, has the term. Call it on every step: it also says which pairs are next."""
+        self._step = step
+        return self.weight != 0 and step % self.every == 0
+
+    def loss(self, model: nn.Module) -> Tensor:
+        """The term, a scalar with gradient in the model's parameters; each process gives its share, as DDP averages them."""
+        student, teacher = self._features(model)
+        value = self._value(*self._with_queue(student, teacher))
+        self._keep(student, teacher)
+        return self.weight * (value if self.penalty else 1 - value)
+
+    @torch.no_grad()
+    def score(self, model: nn.Module) -> Tensor:
+        """The score of the pairs that are next, without gradient; nothing moves on. For logs between the steps that are due."""
+        student, teacher = self._features(model)
+        return self._value(*self._with_queue(student, teacher))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The queue, and which pairs it came from. Which pairs are next follows from the step."""
+        return {"pairs": self.pairs.fingerprint, "queue": list(self._kept) if self._kept else []}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put :meth:`state_dict` back.
+
+        Raises:
+            UserError: it was saved with other texts or other features.
+        """
+        if state["pairs"] != self.pairs.fingerprint:
+            raise UserError(
+                "the run was saved with other pairs or other teacher features than are given now: put those back, or start anew"
+            )
+        self._kept = (state["queue"][0], state["queue"][1]) if state["queue"] else None
+
+    def _features(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Student features (B, p) with gradient and teacher features (B, q) of the step's pairs, over all processes."""
+        rank, world = _place()
+        batch = self.pairs.batch(self._step // self.every, mode=self.mode, rank=rank, world=world)
+        device = next(model.parameters()).device
+        ids, mask = (t.to(device, non_blocking=True) for t in (batch.input_ids, batch.attention_mask))
+        student = self.taps(model, ids, mask)
+        teacher = batch.features.detach().to(device, student.dtype, non_blocking=True)
+        return gather_features(student), gather_features(teacher)
+
+    def _with_queue(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        if self._kept is None:
+            return student, teacher
+        old_student, old_teacher = (kept.to(student.device) for kept in self._kept)
+        return torch.cat([student, old_student]), torch.cat([teacher, old_teacher])
+
+    def _keep(self, student: Tensor, teacher: Tensor) -> None:
+        if self.queue > 0:
+            seen = self._with_queue(student.detach(), teacher)
+            self._kept = (seen[0][: self.queue], seen[1][: self.queue])
+
+    def _value(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The metric, noted with what it gives for the same rows with their pairs exchanged."""
+        value: Tensor = self.metric(student) if self.penalty else self.metric(student, teacher)
+        self.numbers = {"score": value.detach()}
+        if not self.penalty:
+            with torch.no_grad():
+                self.numbers["null_score"] = self.metric(student.detach(), teacher.roll(1, 0))
+        return value
+
+
+def _metric(metric: str | Metric, mode: Mode) -> Any:
+    """The function, checked to be of use as a loss in this set-up."""
+    if not isinstance(metric, str):
+        return metric
+    if metric in penalty_names():
+        return get_penalty(metric)
+    if metric not in similarity_names():
+        raise unknown("metric", metric, [*similarity_names(), *penalty_names()])
+    function = get_similarity(metric)
+    if not function.differentiable:
+        raise UserError(f"{metric} has no gradient and cannot be a loss; soft-mutual-knn is its differentiable form")
+    if mode == "mean" and function.centred:
+        raise UserError(
+            f"{metric} centres its features, so that it is 0 / 0 where all texts have the mean of the images; use "
+            "kernel-alignment, which does not centre (the paper does not state the form that it used)"
+        )
+    return function
+
+
+def _place() -> tuple[int, int]:
+    """Rank and number of processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,267 @@
+"""The regulariser: the reference gradient, its pairs, its state, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import Tensor
+
+from crossalign.alignment import cka
+from crossalign.data.pair_batches import PairBatches
+from crossalign.errors import UserError
+from crossalign.regularizer import AlignmentRegularizer
+
+WORDS = ["red", "dog", "runs", "on", "the", "wet", "green", "grass", "two", "birds"]
+N, B, Q = 40, 16, 12
+
+
+class Tokenizer:
+    """Words to numbers, as a tokenizer of transformers is called."""
+
+    pad_token_id, eos_token_id = None, 0
+
+    def __call__(self, texts: list[str], *, truncation: bool, max_length: int, add_special_tokens: bool) -> dict[str, Any]:
+        assert truncation and add_special_tokens
+        return {"input_ids": [[1 + WORDS.index(word) for word in text.split()][:max_length] for text in texts]}
+
+
+def texts(random: torch.Generator) -> list[list[str]]:
+    """Two captions of 1 to 9 words for each image."""
+
+    def one() -> str:
+        length = int(torch.randint(1, 10, (), generator=random))
+        return " ".join(WORDS[int(i)] for i in torch.randint(0, len(WORDS), (length,), generator=random))
+
+    return [[one(), one()] for _ in range(N)]
+
+
+def make_pairs(**changes: Any) -> PairBatches:
+    random = torch.Generator().manual_seed(5)
+    features = torch.randn(N, Q, generator=random)
+    settings: dict[str, Any] = {"batch_size": B, "max_length": 6, **changes}
+    return PairBatches(texts(random), settings.pop("features", features), Tokenizer(), **settings)
+
+
+def make_model() -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=17, n_embd=16, n_layer=3, n_head=2, n_positions=16, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    )
+    return GPT2LMHeadModel(config)
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def reference(model: Any, pairs: PairBatches, number: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """λ (1 - CKA) by transformers' own hidden states and a masked mean by hand."""
+    batch = pairs.batch(number)
+    out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
+    mask = batch.attention_mask[..., None].float()
+    student = (out.hidden_states[2] * mask).sum(1) / mask.sum(1)
+    loss = 10.0 * (1 - cka(student, batch.features, kernel="rbf"))
+    model.zero_grad()
+    loss.backward()
+    return loss.detach(), gradients(model)
+
+
+def test_value_and_gradient_are_those_of_the_equation() -> None:
+    model, pairs = make_model(), make_pairs()
+    regularizer = AlignmentRegularizer(pairs=pairs)
+    for step in (0, 20, 60):
+        expected, expected_gradients = reference(model, pairs, step // 20)
+        assert regularizer.due(step)
+        model.zero_grad()
+        loss = regularizer.loss(model)
+        loss.backward()
+        torch.testing.assert_close(loss.detach(), expected)
+        found = gradients(model)
+        assert found.keys() == expected_gradients.keys() and "transformer.h.1.attn.c_attn.weight" in found
+        for name, gradient in expected_gradients.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+        assert "transformer.h.2.attn.c_attn.weight" not in found, "the layer above the tap has no part in it"
+        assert float(regularizer.numbers["score"]) == pytest.approx(1 - float(expected) / 10, abs=1e-5)
+        assert float(regularizer.numbers["null_score"]) != pytest.approx(float(regularizer.numbers["score"]))
+
+
+def test_due_every_so_many_steps_and_never_at_weight_zero() -> None:
+    pairs = make_pairs()
+    regularizer = AlignmentRegularizer(every=3, pairs=pairs)
+    assert [step for step in range(8) if regularizer.due(step)] == [0, 3, 6]
+    assert not any(AlignmentRegularizer(weight=0.0, pairs=pairs).due(step) for step in range(50))
+
+
+def test_a_score_between_moves_nothing_on() -> None:
+    model, regularizer = make_model(), AlignmentRegularizer("cka-linear-debiased", every=4, pairs=make_pairs(), queue=8)
+    assert regularizer.comparable and not AlignmentRegularizer("cka-linear", pairs=make_pairs()).comparable
+    values = []
+    for step in (4, 5, 7):
+        regularizer.due(step)
+        values.append(float(regularizer.score(model)))
+    assert values[0] == values[1] == values[2] and not regularizer.state_dict()["queue"]
+    assert not any(p.grad is not None for p in model.parameters())
+
+
+def test_an_epoch_goes_through_the_pairs_once_and_the_number_decides() -> None:
+    pairs = make_pairs(features=lambda rows: torch.stack([rows.float(), rows.float() ** 2], 1))
+    assert len(pairs) == N // B == 2
+    epochs = [torch.cat([pairs.batch(2 * e + i).features[:, 0] for i in range(2)]).int().tolist() for e in range(3)]
+    assert all(len(set(epoch)) == 2 * B for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
+    again = make_pairs(features=pairs.features)
+    assert torch.equal(again.batch(5).input_ids, pairs.batch(5).input_ids)
+    assert make_pairs(seed=1).batch(0).input_ids.tolist() != pairs.batch(0).input_ids.tolist()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_shares_of_the_processes_are_the_batch(world: int) -> None:
+    pairs = make_pairs()
+    whole = pairs.batch(3)
+    shares = [pairs.batch(3, rank=rank, world=world) for rank in range(world)]
+    assert torch.equal(torch.cat([share.features for share in shares]), whole.features)
+    assert sum(int(share.attention_mask.sum()) for share in shares) == int(whole.attention_mask.sum())
+
+
+def test_three_set_ups() -> None:
+    index = torch.arange(N).float()[:, None]
+    pairs = make_pairs(features=index)
+    paired = torch.cat([pairs.batch(i).features for i in range(2)]).flatten()
+    unpaired = torch.cat([pairs.batch(i, mode="unpaired").features for i in range(2)]).flatten()
+    assert not (paired == unpaired).any() and len(set(unpaired.tolist())) == 2 * B
+    later = dict(zip(paired.tolist(), unpaired.tolist(), strict=True))
+    for number in (2, 3):
+        a, b = (pairs.batch(number, mode=mode).features.flatten().tolist() for mode in ("paired", "unpaired"))  # type: ignore[arg-type]
+        assert all(later.get(x, y) == y for x, y in zip(a, b, strict=True)), "a text keeps its wrong image"
+    assert torch.equal(pairs.batch(0, mode="mean").features, torch.full((B, 1), (N - 1) / 2))
+
+
+def test_the_mean_wants_a_score_that_does_not_centre() -> None:
+    with pytest.raises(UserError, match=r"cka-rbf centres its features.*use kernel-alignment"):
+        AlignmentRegularizer(pairs=make_pairs(), mode="mean")
+    model, regularizer = make_model(), AlignmentRegularizer("kernel-alignment", pairs=make_pairs(), mode="mean")
+    regularizer.due(0)
+    regularizer.loss(model).backward()
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+
+
+def test_the_queue_adds_rows_without_gradient_and_is_saved() -> None:
+    model, pairs = make_model(), make_pairs()
+    regularizer = AlignmentRegularizer("cka-linear", every=1, pairs=pairs, queue=24)
+    plain = AlignmentRegularizer("cka-linear", every=1, pairs=pairs)
+    for step in (0, 1):
+        regularizer.due(step)
+        regularizer.loss(model)
+    plain.due(1)
+    batches = [pairs.batch(number) for number in (1, 0)]
+    students = [plain.taps(model, b.input_ids, b.attention_mask) for b in batches]
+    x = torch.cat([students[0], students[1].detach()])
+    expected = cka(x, torch.cat([b.features for b in batches])).detach()
+    assert float(regularizer.numbers["score"]) == pytest.approx(float(expected), abs=1e-5)
+
+    fresh = AlignmentRegularizer("cka-linear", every=1, pairs=make_pairs(), queue=24)
+    fresh.load_state_dict(regularizer.state_dict())
+    for one in (regularizer, fresh):
+        one.due(2)
+    assert torch.equal(regularizer.loss(model), fresh.loss(model))
+    assert len(fresh.state_dict()["queue"][0]) == 24
+    with pytest.raises(UserError, match="other pairs or other teacher features"):
+        AlignmentRegularizer(pairs=make_pairs(features=torch.randn(N, Q))).load_state_dict(regularizer.state_dict())
+
+
+@pytest.mark.parametrize("penalty", ["l1", "l2", "koleo"])
+def test_penalties_look_at_the_student_alone(penalty: str) -> None:
+    model, regularizer = make_model(), AlignmentRegularizer(penalty, weight=2.0, pairs=make_pairs())
+    regularizer.due(0)
+    loss = regularizer.loss(model)
+    assert float(loss) == pytest.approx(2 * float(regularizer.numbers["score"])) and "null_score" not in regularizer.numbers
+    loss.backward()
+    assert gradients(model)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    pairs = make_pairs()
+    for settings, says in (
+        ({"metric": "cka-rfb"}, "did you mean 'cka-rbf'"),
+        ({"metric": "mutual-knn"}, "soft-mutual-knn is its differentiable form"),
+        ({"every": 0}, "must be at least 1"),
+        ({"mode": "pared"}, "did you mean 'paired'"),
+    ):
+        with pytest.raises(UserError, match=says):
+            AlignmentRegularizer(pairs=pairs, **settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="it needs more rows than both ranks together"):
+        regularizer = AlignmentRegularizer("svcca", pairs=pairs)
+        regularizer.due(0)
+        regularizer.loss(make_model())
+    with pytest.raises(UserError, match=r"empty texts at the pairs 1 \(1 in all\)"):
+        PairBatches(["red dog", " "], torch.zeros(2, 3), Tokenizer(), batch_size=2)
+    with pytest.raises(UserError, match="a batch of 64 pairs from 40"):
+        make_pairs(batch_size=64)
+    with pytest.raises(UserError, match="40 texts and the features of 3 images"):
+        make_pairs(features=torch.zeros(3, 2))
+
+
+def _process(rank: int, folder: str, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    model = make_model()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    regularizer = AlignmentRegularizer(pairs=make_pairs())
+    regularizer.due(20)
+    ids = torch.arange(8).view(1, 8)
+    # The two ways that the docstring names: in one backward pass with the last micro-batch, and before it, unsynchronised.
+    (wrapped(input_ids=ids, labels=ids).loss + regularizer.loss(wrapped)).backward()
+    torch.save(gradients(model), Path(folder) / f"added-{rank}.pt")
+    model.zero_grad()
+    with wrapped.no_sync():
+        regularizer.loss(wrapped).backward()
+    wrapped(input_ids=ids, labels=ids).loss.backward()
+    torch.save(gradients(model), Path(folder) / f"before-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    torch.multiprocessing.spawn(_process, (str(tmp_path), port), nprocs=2)
+    model, regularizer = make_model(), AlignmentRegularizer(pairs=make_pairs())
+    regularizer.due(20)
+    ids = torch.arange(8).view(1, 8)
+    (model(input_ids=ids, labels=ids).loss + regularizer.loss(model)).backward()
+    expected = gradients(model)
+    for way in ("added", "before"):
+        for rank in (0, 1):
+            found = torch.load(tmp_path / f"{way}-{rank}.pt", weights_only=True)
+            assert found.keys() == expected.keys()
+            for name, gradient in expected.items():
+                torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_the_example_of_the_docstring_has_the_weight_it_says(accumulation: int) -> None:
+    model, pairs = make_model(), make_pairs()
+    regularizer: Callable[..., Any] = AlignmentRegularizer
+    one = regularizer(pairs=pairs)
+    _, expected = reference(model, pairs, 0)
+    ids = torch.randint(0, 17, (8, 6))
+    model.zero_grad()
+    model(input_ids=ids, labels=ids).loss.backward()
+    text = gradients(model)
+    model.zero_grad()
+    parts = ids.chunk(accumulation)
+    for i, part in enumerate(parts):
+        loss = model(input_ids=part, labels=part).loss / accumulation
+        if i == accumulation - 1 and one.due(0):
+            loss = loss + one.loss(model)
+        loss.backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, text[name] + expected.get(name, 0), rtol=1e-3, atol=1e-5)
