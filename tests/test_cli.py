@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from crossalign import cli
-from crossalign.config import AdaptConfig, to_dict, update
+from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, to_dict, update
 from crossalign.errors import UserError
+from crossalign.models.vision import TABLE2
 from crossalign.recipes import all_recipes, get_recipe
+from crossalign.recipes.cmar import ABLATIONS, TERMS
 from crossalign.recipes.cmda import SPACE, search_space
 from crossalign.training.run import flatten
 
@@ -48,14 +51,43 @@ def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path:
 
 
 def test_every_assumed_field_exists_and_every_recipe_builds() -> None:
-    fields = flatten(to_dict(AdaptConfig()))
     for name, recipe in all_recipes().items():
-        assert set(recipe.assumed) <= set(fields), name
-        assert recipe.make().row, name
+        config = recipe.make()
+        assert set(recipe.assumed) <= flatten(to_dict(type(config)())).keys(), name
+        assert config.row or not isinstance(config, AdaptConfig), name
+
+
+def test_a_recipe_of_another_verb_is_refused() -> None:
+    assert "cmar-pretrain" in all_recipes(PretrainConfig) and "cmar-pretrain" not in all_recipes(AdaptConfig)
+    with pytest.raises(UserError, match="'cmar-pretrain' is a recipe of crossalign pretrain"):
+        get_recipe("cmar-pretrain", AdaptConfig)
+
+
+def test_cmar_recipes_carry_the_published_settings() -> None:
+    for name, recipe in all_recipes(PretrainConfig).items():
+        config = recipe.make()
+        if not name.startswith("cmar-"):
+            continue
+        assert (config.loop.steps, config.optim.lr, config.optim.clip, config.block) == (8000, 6e-3, 1.0, 1024)
+        assert (config.gpt.layers, config.gpt.heads, config.gpt.width) == (12, 12, 768)
+        assert config.loop.batch_size // config.loop.accumulation == (64 if name.endswith("-b64") else 32)
+    usual = get_recipe("cmar-pretrain").make()
+    term = usual.align
+    assert (term.weight, term.every, term.layers, term.metric) == (10.0, 20, ("penultimate",), "cka-rbf")
+    for name in (*TERMS, *ABLATIONS):  # an ablation changes the term and nothing else
+        config = get_recipe(f"cmar-pretrain-{name}").make()
+        assert config == replace(usual, align=config.align) and config.align != usual.align
+    assert get_recipe("cmar-pretrain-baseline").make() == replace(usual, align=replace(term, metric="none"))
+    for name in ("cmar-finetune-1b", "cmar-finetune-8b"):
+        config = get_recipe(name, FinetuneConfig).make()
+        assert (config.loop.steps, config.loop.batch_size, config.optim.lr, config.tune.method) == (500, 8, 1e-5, "full")
+    assert {r.make().teacher.ref for n, r in all_recipes(PretrainConfig).items() if n.startswith("cmar-")} == {
+        teacher.ref for teacher in TABLE2.values()
+    }
 
 
 def test_published_recipes_never_take_the_better_defaults() -> None:
-    for name, recipe in all_recipes().items():
+    for name, recipe in all_recipes(AdaptConfig).items():
         if not name.startswith("cmda-"):
             continue
         config = recipe.make()

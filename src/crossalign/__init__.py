@@ -40,10 +40,13 @@ if TYPE_CHECKING:
         soft_mutual_knn,
         svcca,
     )
-    from crossalign.config import AdaptConfig
+    from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig
     from crossalign.errors import UserError
+    from crossalign.finetune import finetune
     from crossalign.models.classifier import ImageClassifier
     from crossalign.models.language import open_language_model
+    from crossalign.models.vision import open_teacher
+    from crossalign.pretrain import pretrain
     from crossalign.recipes import get_recipe
     from crossalign.regularizer import AlignmentRegularizer
 
@@ -60,17 +63,22 @@ _WHERE = {
         ("get_penalty", "get_similarity", "koleo", "l1", "l2", "register_penalty", "register_similarity", "svcca"),
         "alignment",
     ),
-    "AdaptConfig": "config",
+    **dict.fromkeys(("AdaptConfig", "FinetuneConfig", "PretrainConfig"), "config"),
+    "finetune": "finetune",
+    "pretrain": "pretrain",
     "UserError": "errors",
     "ImageClassifier": "models.classifier",
     "open_language_model": "models.language",
+    "open_teacher": "models.vision",
     "get_recipe": "recipes",
     "AlignmentRegularizer": "regularizer",
 }
 __all__ = [
     "AdaptConfig",
     "AlignmentRegularizer",
+    "FinetuneConfig",
     "ImageClassifier",
+    "PretrainConfig",
     "UserError",
     "__version__",
     "adapt",
@@ -79,6 +87,7 @@ __all__ = [
     "coral",
     "cosine",
     "dot_product",
+    "finetune",
     "get_divergence",
     "get_penalty",
     "get_recipe",
@@ -92,7 +101,9 @@ __all__ = [
     "mse",
     "mutual_knn",
     "open_language_model",
+    "open_teacher",
     "otdd",
+    "pretrain",
     "pwcca",
     "register_divergence",
     "register_penalty",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +17,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossalign.cache import content_key, write_json
-from crossalign.config import AdaptConfig, to_dict
+from crossalign.config import AdaptConfig
 from crossalign.data.augment import augment
 from crossalign.data.batches import TrainBatches, eval_batches
 from crossalign.data.images import ImageSet, ImageSplits, channel_statistics, open_images
-from crossalign.environment import environment, is_main_process
+from crossalign.environment import is_main_process
 from crossalign.errors import UserError
 from crossalign.models.backbone import probe
 from crossalign.models.classifier import ImageClassifier
 from crossalign.models.targets import corpus_path
 from crossalign.scoring import Scores, score
 from crossalign.training import checkpoint as ckpt
+from crossalign.training import precision
 from crossalign.training.alignment import align, find_divergence
 from crossalign.training.loop import Batch, Run, Stage, StageResult, Step, fit
-from crossalign.training.precision import choose_compile, choose_precision, peak_memory_bytes, reset_peak_memory
 from crossalign.training.run import (
     claim_folder,
-    flatten,
+    device_name,
     locked,
-    make_accelerator,
+    main_process_first,
+    opened_run,
     read_json,
     resolve_device,
     resolved,
-    write_config,
+    seed_all,
 )
-from crossalign.training.tracking import RunLog
 
 MATCH_BATCH = 256  # training images on which the input scale is measured
 
@@ -61,39 +60,25 @@ def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False) -> dict
         if finished.is_file():
             return read_json(finished)
         config = resolved(config, loop={"device": resolve_device(config.loop.device)})
-        with _main_process_first(config.loop.device):  # the others then find the decoded images in the cache
+        with main_process_first(config.loop.device):  # the others then find the decoded images in the cache
             splits = open_images(config.data)
         config = _resolve(config, splits.train)
         model = build_model(config, splits.train)
         _check_before_training(config, splits, model)
         config = resolve_speed(config, model, splits.train, quiet)
-        if is_main_process():
-            write_config(config.output, config)
-            write_json(config.output / "environment.json", environment())
-            if not quiet:
-                print(f"{splits.source}\n{model.plan}")
-        resume = ckpt.latest(config.output / "checkpoints", rank=_rank())
+        if is_main_process() and not quiet:
+            print(f"{splits.source}\n{model.plan}")
         identity = content_key(data=splits.fingerprint, backbone=model.language_model.fingerprint)
-        if resume and resume.extra["identity"] != identity:
-            raise UserError(
-                f"the checkpoint in {config.output} was trained on other images or from other weights than lie at "
-                f"'{config.data.source}' and '{config.backbone.ref}' now: put them back, or choose another --output"
-            )
-        rows = resume.extra["rows"] if resume else 0
-        torch.use_deterministic_algorithms(config.loop.deterministic)
-        reset_peak_memory(config.loop.device)
-        with RunLog(config.output, config.tracking, f"{config.row}, seed {config.seed}", flatten(to_dict(config)), rows) as log:
-            run = Run(config.output, make_accelerator(config.loop), config.loop, log, identity, resume)
+        with opened_run(config, identity, f"images at '{config.data.source}' or weights of '{config.backbone.ref}'") as run:
             model.to(run.accelerator.device)
             alignment = _align(config, model, splits, run)
-            _seed(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
+            seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
             trained = fit(training_stage(config, model, splits, run), run)
             scores = evaluate_split(model, splits.test, config, run.accelerator) if config.score_test else None
             result = _result(config, recipe, splits, model, trained, scores, alignment)
             if run.accelerator.is_main_process:
                 _write(config, splits, model, scores, result)
-                log.summary({f"test/{name}": value for name, value in (scores.summary() if scores else {}).items()})
-            run.accelerator.wait_for_everyone()
+                run.log.summary({f"test/{name}": value for name, value in (scores.summary() if scores else {}).items()})
         return result
 
 
@@ -169,26 +154,12 @@ def _check_before_training(config: AdaptConfig, splits: ImageSplits, model: Imag
 
 def resolve_speed(config: AdaptConfig, model: ImageClassifier, train: ImageSet, quiet: bool = False) -> AdaptConfig:
     """Number format and compiling, where left open, as the hardware or a short measurement on it says is best."""
-    loop, device = config.loop, config.loop.device
+    loop = config.loop
     share = loop.batch_size // loop.accumulation // int(os.environ.get("WORLD_SIZE", "1"))  # of a step, in one pass
-    images = torch.from_numpy(train.pixels[:share].copy()).to(device)
-    model.to(device)
-    forms: dict[bool, Any] = {False: model}
-
-    def step(dtype: torch.dtype | None, compiled: bool = False) -> None:
-        forms.setdefault(compiled, torch.compile(model) if compiled else model)
-        with torch.autocast(device, dtype=dtype or torch.float32, enabled=dtype is not None):
-            forms[compiled](images).float().square().mean().backward()
-        model.zero_grad(set_to_none=True)
-
+    images = torch.from_numpy(train.pixels[:share].copy()).to(loop.device)
     signature = f"2 {model.language_model.config.__class__.__name__} {model.plan} {tuple(images.shape)}"
-    precision = choose_precision(loop.precision, device, step, signature)
     steps = loop.epochs * loop.accumulation * math.ceil(len(train) / loop.batch_size)
-    signature += f" {precision.name}"
-    compiled, reason = choose_compile(loop.compile, device, lambda c: step(precision.dtype, c), steps, signature)
-    if is_main_process() and not quiet:
-        print(f"precision {precision.name}: {precision.reason}\n{'compiled' if compiled else 'not compiled'}: {reason}")
-    return resolved(config, loop={"precision": precision.name, "compile": compiled})
+    return precision.resolve_speed(config, model.to(loop.device), lambda form: form(images), signature, steps, quiet)
 
 
 def _align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Run) -> dict[str, Any]:
@@ -198,7 +169,6 @@ def _align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run
         return {}
     if run.resume is not None and run.resume.stage == "train":
         return read_json(file)
-    _seed(config.seed)
     found = align(config, model, splits, run)
     if run.accelerator.is_main_process:
         write_json(file, found)
@@ -266,8 +236,6 @@ def _result(
 ) -> dict[str, Any]:
     """result.json: the numbers of tables, with what is needed to compare them fairly."""
     device, kind = config.loop.device, model.language_model.kind
-    name = f"cpu ({torch.get_num_threads()} threads)" if device == "cpu" else device
-    name = torch.cuda.get_device_name() if device == "cuda" else name
     return {
         "verb": "adapt",
         "recipe": recipe,
@@ -289,9 +257,9 @@ def _result(
         "alignment": alignment,
         "seconds": {"align": alignment.get("seconds", 0.0), "train": trained.seconds},
         "images_per_second": trained.examples / max(trained.seconds, 1e-9),
-        "peak_memory_bytes": peak_memory_bytes(device),
+        "peak_memory_bytes": precision.peak_memory_bytes(device),
         "precision": config.loop.precision,
-        "device": name,
+        "device": device_name(device),
     }
 
 
@@ -315,19 +283,3 @@ def _write(
         write_samples(folder / "samples.parquet", splits.test, scores, seed=config.data.split_seed)
     model.save_pretrained(folder / "model", facts=facts)
     write_json(folder / "result.json", result)
-
-
-def _main_process_first(device: str) -> AbstractContextManager[None]:
-    from accelerate import PartialState
-
-    return PartialState(cpu=device == "cpu").main_process_first()  # type: ignore[no-any-return]
-
-
-def _seed(seed: int) -> None:
-    from accelerate.utils import set_seed
-
-    set_seed(seed)
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,3 +47,22 @@ def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content; remembered by path, size and time of change, so that large weights are read once."""
+    status = path.stat()
+    key = content_key(path=str(path.resolve()), size=status.st_size, changed=status.st_mtime_ns)
+    remembered = cache_dir("hashes") / key
+    if remembered.is_file():
+        return remembered.read_text()
+    with path.open("rb") as file:
+        value = hashlib.file_digest(file, "sha256").hexdigest()
+    with atomic_path(remembered) as temporary:
+        temporary.write_text(value)
+    return value
+
+
+def files_hash(paths: Iterable[Path]) -> str:
+    """One hash of the contents of several files, in the order given."""
+    return content_key(files=[file_hash(path) for path in paths])

@@ -8,99 +8,11 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from crossalign.config import AdaptConfig
 from crossalign.errors import UserError, unknown
-
-
-@dataclass
-class PlanArgs(AdaptConfig):
-    """What a run will cost, from a model without memory: parameters by group, FLOPs, bytes, steps and hours."""
-
-    train_images: int = 50_000
-    """Training images before the validation split, where the data are not at hand."""
-    classes: int = 10
-    """Classes, where the data are not at hand."""
-    hardware: str = "a100"
-    """Device to estimate hours for."""
-    utilization: float = 0.3
-    """Share of the device's peak that training is assumed to reach."""
-
-
-@dataclass
-class PredictArgs:
-    """Classify images with a trained model: one JSON line an image."""
-
-    model: str
-    """The model/ folder of a finished run, or hf:ORG/NAME."""
-    images: list[Path]
-    """Image files, or folders of them."""
-    top_k: int = 1
-    """Classes an image, best first."""
-    batch_size: int = 64
-    """Images a forward pass."""
-    backbone: str = ""
-    """Where the frozen backbone lies now, if it has moved."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute."""
-
-
-@dataclass
-class ReportArgs:
-    """Tables, figures and one HTML page from finished runs."""
-
-    runs: list[Path]
-    """Run folders, or folders that hold them."""
-    html: Path | None = None
-    """Where the page goes; report.html in the one folder given, or in the current folder for several."""
-    markdown: Path | None = None
-    """Also write the tables as Markdown, with figures in a folder beside it."""
-
-
-@dataclass
-class ReproduceArgs:
-    """Run a whole table: each row at its own best learning rate, over seeds, in parallel processes; resumable."""
-
-    study: str
-    """Which rows: cmda-table1 (Table 1, cosine and the controls) or quickstart."""
-    output: Path = Path("runs/table1")
-    """Study folder; a second call goes on where the first stopped."""
-    scale: Literal["small", "paper"] = "small"
-    """Start from the small-* or the cmda-* recipes."""
-    seeds: int = 3
-    """Seeds a row."""
-    lrs: tuple[float, ...] = ()
-    """Learning rates to sweep on validation; empty keeps the recipe's."""
-    sweep_epochs: int = 0
-    """Epochs of a sweep run; 0 takes the recipe's."""
-    workers: int = 1
-    """Processes side by side, each with an equal share of the cores."""
-    set: tuple[str, ...] = ()
-    """Settings for every row, as key=value, such as data.source=FOLDER or loop.epochs=5."""
-    rows: tuple[str, ...] = ()
-    """Only these rows, by recipe suffix, such as fpt-mmd; empty runs all."""
-
-
-@dataclass
-class QuickstartArgs:
-    """The main job in minutes on a CPU, without a model hub: MiniLM learns to read digits."""
-
-    output: Path = Path("runs/quickstart")
-    """Study folder."""
-
-
-@dataclass(frozen=True)
-class Verb:
-    """One verb: the class that parses its arguments, and what runs them."""
-
-    args: type
-    run: Callable[[Any, str], int | None]
-    summary: str
-    takes_recipe: bool = False
+from crossalign.verbs import VERBS, PlanArgs, Verb
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -151,17 +63,49 @@ def _dispatch(args: list[str]) -> int | None:
 
         print(f"crossalign {__version__}")
         return 0
-    name, rest = args[0], args[1:]
-    if name not in VERBS:
-        raise unknown("verb", name, VERBS)
+    if args[1:] in ([], ["-h"], ["--help"]) and _parts_of(args[0]):
+        print(_overview(f"{args[0]} "))
+        return 0
+    name, rest = find_verb(args)
     verb = VERBS[name]
     recipe = ""
-    if verb.takes_recipe and rest and not rest[0].startswith("-"):
+    if verb.recipes and rest and not rest[0].startswith("-"):
         recipe, rest = rest[0], rest[1:]
-    if "--list" in rest and verb.takes_recipe:
-        print(_recipe_list())
+    if "--list" in rest and verb.recipes:
+        print(_recipe_list(verb.recipes))
         return 0
-    return verb.run(_parse(verb, name, recipe, rest), recipe)
+    code = verb.run(_parse(verb, name, recipe, rest), recipe)
+    _leave_group()
+    return code
+
+
+def _leave_group() -> None:
+    """Leave the other processes of a distributed run in good order: their threads do not outlive Python's end well."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def find_verb(args: list[str]) -> tuple[str, list[str]]:
+    """The verb, which may be two words (``data prepare``), and what stands after it.
+
+    Raises:
+        UserError: there is no such verb; it names the nearest.
+    """
+    parts = _parts_of(args[0])
+    if not parts:
+        if args[0] not in VERBS:
+            raise unknown("verb", args[0], {name.split()[0] for name in VERBS})
+        return args[0], args[1:]
+    name = " ".join(args[:2])
+    if name not in VERBS:
+        raise unknown("verb", name, [f"{args[0]} {part}" for part in parts])
+    return name, args[2:]
+
+
+def _parts_of(word: str) -> list[str]:
+    """Second words of the verbs that start with ``word``."""
+    return [name.split()[1] for name in VERBS if name.startswith(f"{word} ")]
 
 
 def _parse(verb: Verb, name: str, recipe: str, args: list[str]) -> Any:
@@ -171,8 +115,8 @@ def _parse(verb: Verb, name: str, recipe: str, args: list[str]) -> Any:
     from crossalign.recipes import get_recipe
 
     default: Any = None
-    if verb.takes_recipe:
-        default = get_recipe(recipe).make() if recipe else AdaptConfig()
+    if verb.recipes:
+        default = get_recipe(recipe, verb.recipes).make() if recipe else verb.recipes()
         file, args = _take(args, "--config")
         if file:
             from crossalign.training.run import read_config
@@ -181,11 +125,11 @@ def _parse(verb: Verb, name: str, recipe: str, args: list[str]) -> Any:
         if verb.args is PlanArgs:
             default = PlanArgs(**{f.name: getattr(default, f.name) for f in dataclasses.fields(default)})
     _check_keys(verb.args, args)
-    description = f"{verb.args.__doc__}" + ("\n\nRecipes: crossalign adapt --list" if verb.takes_recipe else "")
+    description = f"{verb.args.__doc__}" + (f"\n\nRecipes: crossalign {name} --list" if verb.recipes else "")
     kwargs = {} if default is None else {"default": default}
     return tyro.cli(
         verb.args,
-        prog=f"crossalign {name}" + (" [RECIPE]" if verb.takes_recipe else ""),
+        prog=f"crossalign {name}" + (" [RECIPE]" if verb.recipes else ""),
         description=description,
         args=args,
         config=(tyro.conf.PositionalRequiredArgs,),
@@ -234,8 +178,8 @@ def _keys(cls: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-def _overview() -> str:
-    lines = [f"  {name:<12} {verb.summary}" for name, verb in VERBS.items()]
+def _overview(start: str = "") -> str:
+    lines = [f"  {name:<12} {verb.summary}" for name, verb in VERBS.items() if name.startswith(start)]
     return "\n".join(
         [
             "crossalign: move representations across modalities, and know whether it really helped.",
@@ -244,98 +188,18 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "crossalign VERB --help lists the keys; crossalign adapt --list the recipes.",
+            "crossalign VERB --help lists the keys; crossalign VERB --list the recipes, where it takes them.",
         ]
     )
 
 
-def _recipe_list() -> str:
+def _recipe_list(kind: type) -> str:
     from crossalign.recipes import all_recipes
 
-    return "\n".join(f"{name:<22} {recipe.summary}" for name, recipe in all_recipes().items())
+    recipes = all_recipes(kind)
+    width = max(map(len, recipes)) + 2
+    return "\n".join(f"{name:<{width}}{recipe.summary}" for name, recipe in recipes.items())
 
-
-def _adapt(config: AdaptConfig, recipe: str) -> None:
-    from crossalign.adapt import adapt
-    from crossalign.environment import is_main_process
-    from crossalign.recipes import get_recipe
-
-    made = get_recipe(recipe).make() if recipe else config
-    if config.row == made.row and _kind(config) != _kind(made):
-        config.row = ""  # the recipe's name of the row no longer says what runs
-    result = adapt(config, recipe=recipe)
-    if is_main_process() and result["test"] is None:
-        print(f"{result['row']}: validation accuracy {result['validation']['accuracy']:.2%}; {config.output}")
-    elif is_main_process():
-        test = result["test"]
-        print(
-            f"{result['row']}: test accuracy {test['accuracy']:.2%} on {test['n']} images (epoch {result['best_epoch']}, ",
-            end="",
-        )
-        print(f"validation {result['validation']['accuracy']:.2%}); {config.output}")
-
-
-def _kind(config: AdaptConfig) -> tuple[str, ...]:
-    """What names a row: method, metric, and which weights."""
-    prefix = config.backbone.ref.partition(":")[0]
-    return config.tune.method, config.align.metric, prefix if prefix in ("random", "shuffled", "none", "vit") else ""
-
-
-def _plan(args: PlanArgs, recipe: str) -> None:
-    from crossalign.plan import plan
-
-    print(plan(args, recipe, args.train_images, args.classes, args.hardware, args.utilization))
-
-
-def _predict(args: PredictArgs, _: str) -> None:
-    from crossalign.predict import predict_files
-
-    predict_files(
-        args.model,
-        args.images,
-        top_k=args.top_k,
-        batch_size=args.batch_size,
-        backbone=args.backbone,
-        device=args.device,
-    )
-
-
-def _report(args: ReportArgs, _: str) -> None:
-    from crossalign.report import report
-
-    print(report(args.runs, html=args.html, markdown=args.markdown))
-
-
-def _reproduce(args: ReproduceArgs, _: str) -> int:
-    from crossalign.reproduce import reproduce
-
-    return reproduce(
-        args.study,
-        args.output,
-        scale=args.scale,
-        seeds=args.seeds,
-        lrs=args.lrs,
-        sweep_epochs=args.sweep_epochs,
-        workers=args.workers,
-        settings=args.set,
-        only=args.rows,
-    )
-
-
-def _quickstart(args: QuickstartArgs, _: str) -> int:
-    from crossalign.reproduce import quickstart
-
-    return quickstart(args.output)
-
-
-VERBS: dict[str, Verb] = {
-    "quickstart": Verb(QuickstartArgs, _quickstart, "the main job in minutes on a CPU, without a model hub"),
-    "adapt": Verb(AdaptConfig, _adapt, "make a language model an image classifier", takes_recipe=True),
-    "plan": Verb(PlanArgs, _plan, "parameters, FLOPs, bytes and hours of a run, before it is paid for", takes_recipe=True),
-    "predict": Verb(PredictArgs, _predict, "classify images with a trained model"),
-    "report": Verb(ReportArgs, _report, "tables, figures and one HTML page from runs"),
-    "reproduce": Verb(ReproduceArgs, _reproduce, "run a whole table with seeds, a learning-rate sweep and controls"),
-}
 
 if __name__ == "__main__":
     sys.exit(main())

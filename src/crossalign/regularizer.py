@@ -23,11 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.alignment import gather_features, get_penalty, get_similarity, penalty_names, similarity_names
+from crossalign.alignment.health import participation_ratio
 from crossalign.data.pair_batches import MODES, Mode, PairBatches
 from crossalign.errors import UserError, unknown
 from crossalign.models.taps import Layer, Pool, Taps
 
 Metric = Callable[[Tensor, Tensor], Tensor]
+
+
+WEIGHT_PENALTIES = ("l1-weights", "l2-weights")
+"""L1 and L2 of what trains of the model, instead of its features: CMAR §4.4.4 does not say which it compares with."""
 
 
 class AlignmentRegularizer:
@@ -38,7 +43,7 @@ class AlignmentRegularizer:
 
     Args:
         metric: a registered similarity or penalty by name, or a function of (student (B, p), teacher (B, q)). A penalty
-            looks at the student alone, and its weight multiplies it as it is.
+            looks at the student's features alone, or, as l1-weights and l2-weights, at its weights; λ multiplies it as it is.
         layers: what is tapped in the student; see ``models.taps.Taps``.
         weight: λ; 0 turns everything off.
         every: interval in steps; step 0 is due.
@@ -69,7 +74,8 @@ class AlignmentRegularizer:
             raise UserError(f"the interval of the regulariser is {every} steps; it must be at least 1")
         if mode not in MODES:
             raise unknown("set-up of pairs", mode, MODES)
-        self.penalty = isinstance(metric, str) and metric in penalty_names()
+        self.of_weights = metric in WEIGHT_PENALTIES
+        self.penalty = self.of_weights or (isinstance(metric, str) and metric in penalty_names())
         function = _metric(metric, mode)
         self.comparable = bool(getattr(function, "comparable_across_batch_sizes", False))
         """Whether the score's expectation is the same for every number of pairs."""
@@ -81,8 +87,8 @@ class AlignmentRegularizer:
         self._kept: tuple[Tensor, Tensor] | None = None
         self._step = 0
         self.numbers: dict[str, Tensor] = {}
-        """What the last call found, as tensors on the device: the score, and the null score of the same batch, its pairs
-        exchanged."""
+        """What the last call found, as tensors on the device: the score, the null score of the same batch, its pairs
+        exchanged, and how many directions the student's features fill: a score that rises with them is being gamed."""
 
     def due(self, step: int) -> bool:
         """Whether ``step``, counted from 0, has the term. Call it on every step: it also says which pairs are next."""
@@ -91,6 +97,8 @@ class AlignmentRegularizer:
 
     def loss(self, model: nn.Module) -> Tensor:
         """The term, a scalar with gradient in the model's parameters; each process gives its share, as DDP averages them."""
+        if self.of_weights:
+            return self.weight * self._of_weights(model)
         student, teacher = self._features(model)
         value = self._value(*self._with_queue(student, teacher))
         self._keep(student, teacher)
@@ -99,8 +107,9 @@ class AlignmentRegularizer:
     @torch.no_grad()
     def score(self, model: nn.Module) -> Tensor:
         """The score of the pairs that are next, without gradient; nothing moves on. For logs between the steps that are due."""
-        student, teacher = self._features(model)
-        return self._value(*self._with_queue(student, teacher))
+        if self.of_weights:
+            return self._of_weights(model)
+        return self._value(*self._with_queue(*self._features(model)))
 
     def state_dict(self) -> dict[str, Any]:
         """The queue, and which pairs it came from. Which pairs are next follows from the step."""
@@ -120,7 +129,7 @@ class AlignmentRegularizer:
 
     def _features(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Student features (B, p) with gradient and teacher features (B, q) of the step's pairs, over all processes."""
-        rank, world = _place()
+        rank, world = place()
         batch = self.pairs.batch(self._step // self.every, mode=self.mode, rank=rank, world=world)
         device = next(model.parameters()).device
         ids, mask = (t.to(device, non_blocking=True) for t in (batch.input_ids, batch.attention_mask))
@@ -139,12 +148,18 @@ class AlignmentRegularizer:
             seen = self._with_queue(student.detach(), teacher)
             self._kept = (seen[0][: self.queue], seen[1][: self.queue])
 
+    def _of_weights(self, model: nn.Module) -> Tensor:
+        value: Tensor = self.metric([p for p in model.parameters() if p.requires_grad])
+        self.numbers = {"score": value.detach()}
+        return value
+
     def _value(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The metric, noted with what it gives for the same rows with their pairs exchanged."""
         value: Tensor = self.metric(student) if self.penalty else self.metric(student, teacher)
         self.numbers = {"score": value.detach()}
-        if not self.penalty:
-            with torch.no_grad():
+        with torch.no_grad():
+            self.numbers["directions"] = participation_ratio(student.detach())
+            if not self.penalty:
                 self.numbers["null_score"] = self.metric(student.detach(), teacher.roll(1, 0))
         return value
 
@@ -153,10 +168,12 @@ def _metric(metric: str | Metric, mode: Mode) -> Any:
     """The function, checked to be of use as a loss in this set-up."""
     if not isinstance(metric, str):
         return metric
+    if metric in WEIGHT_PENALTIES:
+        return get_penalty(metric.removesuffix("-weights"))
     if metric in penalty_names():
         return get_penalty(metric)
     if metric not in similarity_names():
-        raise unknown("metric", metric, [*similarity_names(), *penalty_names()])
+        raise unknown("metric", metric, [*similarity_names(), *penalty_names(), *WEIGHT_PENALTIES])
     function = get_similarity(metric)
     if not function.differentiable:
         raise UserError(f"{metric} has no gradient and cannot be a loss; soft-mutual-knn is its differentiable form")
@@ -168,7 +185,7 @@ def _metric(metric: str | Metric, mode: Mode) -> Any:
     return function
 
 
-def _place() -> tuple[int, int]:
+def place() -> tuple[int, int]:
     """Rank and number of processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -15,22 +15,56 @@ import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
 from crossalign.cache import write_json
-from crossalign.config import AdaptConfig, update
+from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, update
 from crossalign.environment import command_line, usable_cores
 from crossalign.errors import UserError, unknown
 from crossalign.recipes import get_recipe
 from crossalign.recipes.cmda import CONTROLS, METHODS, METRICS
 from crossalign.training.run import differences
 
+Config: TypeAlias = AdaptConfig | PretrainConfig | FinetuneConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A study: rows, and the recipe of each at either scale."""
+
+    title: str
+    rows: tuple[str, ...]
+    small: str
+    """Name of a row's recipe, with the row in place of ``{}``."""
+    paper: str = ""
+    """The same as published; "" where the paper has no such table."""
+
+    def recipe(self, row: str, scale: str) -> str:
+        """The name of a row's recipe; the row "aligned" is the recipe without a suffix.
+
+        Raises:
+            UserError: a table that is not the paper's, at its scale.
+        """
+        pattern = self.small if scale == "small" else self.paper
+        if not pattern:
+            raise UserError(f"--scale {scale}: '{self.title}' is no table of a paper; leave --scale out")
+        return pattern.format(row).removesuffix("-aligned")
+
+
 TABLE1 = [m if a == "none" else f"{m}-{a}" for m in METHODS for a in METRICS] + list(CONTROLS)
-STUDIES: dict[str, tuple[str, list[str]]] = {
-    "cmda-table1": ("CMDA Table 1, with cosine and the controls", TABLE1),
-    "quickstart": ("MiniLM learns to read digits", ["fpt", "fpt-random", "lora", "lora-mmd", "full", "full-random"]),
+TERMS = ("baseline", "aligned", "unpaired", "mean", "random-teacher", "l2", "captions")
+STUDIES: dict[str, Table] = {
+    "cmda-table1": Table("CMDA Table 1, with cosine and the controls", tuple(TABLE1), "small-{}", "cmda-{}"),
+    "cmar-pretrain": Table("CMAR: pre-training with and without alignment, with controls", TERMS, "small-pretrain-{}"),
+    "cmar-finetune": Table("CMAR: fine-tuning with and without alignment, with controls", TERMS, "small-finetune-{}"),
+    "quickstart": Table(
+        "MiniLM learns to read digits", ("fpt", "fpt-random", "lora", "lora-mmd", "full", "full-random"), "small-{}"
+    ),
+    "quickstart-text": Table(
+        "A small GPT learns Python's documentation", ("baseline", "aligned", "unpaired"), "small-pretrain-{}"
+    ),
 }
 
 
@@ -40,7 +74,7 @@ class Job:
 
     name: str
     recipe: str
-    config: AdaptConfig
+    config: Config
 
 
 def reproduce(
@@ -62,30 +96,26 @@ def reproduce(
     """
     if study not in STUDIES:
         raise unknown("study", study, STUDIES)
-    title, rows = STUDIES[study]
+    from crossalign.training.term import row_name
+
+    table = STUDIES[study]
+    known = [*table.rows, *(["fpt-matched"] if (study, scale) == ("cmda-table1", "paper") else [])]
     for row in only:
-        if row not in rows:
-            raise unknown("row", row, rows)
-    rows = [row for row in rows if not only or row in only]
-    prefix = "small" if scale == "small" else "cmda"
-    if prefix == "cmda" and study == "cmda-table1" and not only:
-        rows.append("fpt-matched")
-    base = {row: configured(f"{prefix}-{row}", settings) for row in rows}
+        if row not in known:
+            raise unknown("row", row, known)
+    rows = [row for row in known if not only or row in only]
+    recipes = {row: table.recipe(row, scale) for row in rows}
+    base = {row: configured(recipes[row], settings) for row in rows}
     for row, config in base.items():
         if config.tracking.mlflow and not config.tracking.mlflow_uri:  # one store for all runs, which lie in many folders
             tracking = dataclasses.replace(config.tracking, mlflow_uri=f"sqlite:///{(output / 'mlflow.db').resolve()}")
             base[row] = dataclasses.replace(config, tracking=tracking)
-    titles = [base[row].row for row in rows]
-    from crossalign.data.images import open_images
-    from crossalign.models.language import open_language_model
-
-    for data in {repr(config.data): config.data for config in base.values()}.values():
-        open_images(data)  # what is wrong with the data is said once, before any run, and no worker decodes them again
-    for ref in {config.backbone.ref for config in base.values()}:
-        open_language_model(ref, weights=False)
-    _write_study(output, title, titles, settings)
+        if not isinstance(config, AdaptConfig):
+            base[row] = dataclasses.replace(base[row], row=row_name(config))
+    _check_sources([config for config in base.values() if isinstance(config, AdaptConfig)])
+    _write_study(output, table.title, [base[row].row for row in rows], settings)
     sweep = [
-        Job(f"sweep/{row}/lr-{lr:g}", f"{prefix}-{row}", _sweep_config(base[row], output, row, lr, sweep_epochs))
+        Job(f"sweep/{row}/lr-{lr:g}", recipes[row], _sweep_config(base[row], output, row, lr, sweep_epochs))
         for lr in lrs
         for row in rows
     ]
@@ -98,7 +128,7 @@ def reproduce(
             optim = dataclasses.replace(base[row].optim, lr=best.get(row, base[row].optim.lr))
             config = dataclasses.replace(base[row], seed=seed, optim=optim, output=output / row / f"seed-{seed}")
             config.overwrite = bool(lrs) and _differs_in_rate_alone(config)
-            finals.append(Job(f"{row}/seed-{seed}", f"{prefix}-{row}", config))
+            finals.append(Job(f"{row}/seed-{seed}", recipes[row], config))
     done, failed_finals = _run_all(finals, workers)
     for name, reason in (failed | failed_finals).items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
@@ -108,14 +138,37 @@ def reproduce(
 
 
 def quickstart(output: Path) -> int:
-    """The main job in minutes: six rows on digits, one seed, no hub; prints the table and the page's path."""
-    print("MiniLM, a language model that never saw an image, learns to read 8 × 8 digits; controls have random weights.")
-    return reproduce("quickstart", output, seeds=1, workers=1)
+    """Both jobs in minutes, one seed, no hub; prints a table, the page's path and the time of each.
+
+    Language → vision: six rows on digits. Vision → language: a small GPT on Python's own documentation, whose features of
+    emoji names are pulled, or not, towards those of the pictures.
+    """
+    jobs = (
+        (
+            "quickstart",
+            "digits",
+            (),
+            "MiniLM, which never saw an image, learns to read 8 × 8 digits; controls have random weights.",
+        ),
+        (
+            "quickstart-text",
+            "text",
+            ("corpus.source=[python:topics]", "corpus.validation_fraction=0.1", "loop.steps=200", "loop.evaluate_every=50"),
+            "A small GPT learns Python's documentation; every 20 steps emoji names are pulled towards their pictures.",
+        ),
+    )
+    codes = []
+    for study, folder, settings, told in jobs:
+        started = time.monotonic()
+        print(told)
+        codes.append(reproduce(study, output / folder, seeds=1, workers=1, settings=settings))
+        print(f"{folder}: {(time.monotonic() - started) / 60:.1f} minutes\n")
+    return max(codes)
 
 
-def configured(recipe: str, settings: tuple[str, ...]) -> AdaptConfig:
+def configured(recipe: str, settings: tuple[str, ...]) -> Any:
     """The recipe with ``key=value`` settings put in; raises UserError for a key that does not exist."""
-    config = get_recipe(recipe).make()
+    config: Any = get_recipe(recipe).make()
     for setting in settings:
         key, sign, text = setting.partition("=")
         if not sign:
@@ -134,40 +187,56 @@ def configured(recipe: str, settings: tuple[str, ...]) -> AdaptConfig:
     return config
 
 
-def _sweep_config(config: AdaptConfig, output: Path, row: str, lr: float, epochs: int) -> AdaptConfig:
-    return dataclasses.replace(
-        config,
-        output=output / "sweep" / row / f"lr-{lr:g}",
-        optim=dataclasses.replace(config.optim, lr=lr),
-        loop=dataclasses.replace(config.loop, epochs=epochs or config.loop.epochs),
-        score_test=False,
-    )
+def _check_sources(configs: list[AdaptConfig]) -> None:
+    """Say once, before any run, what is wrong with images and backbones; no worker decodes the images again."""
+    from crossalign.data.images import open_images
+    from crossalign.models.language import open_language_model
+
+    for data in {repr(config.data): config.data for config in configs}.values():
+        open_images(data)
+    for ref in {config.backbone.ref for config in configs}:
+        open_language_model(ref, weights=False)
+
+
+def _sweep_config(config: Config, output: Path, row: str, lr: float, epochs: int) -> Config:
+    folder, optim = output / "sweep" / row / f"lr-{lr:g}", dataclasses.replace(config.optim, lr=lr)
+    if not isinstance(config, AdaptConfig):
+        return dataclasses.replace(config, output=folder, optim=optim)
+    loop = dataclasses.replace(config.loop, epochs=epochs or config.loop.epochs)
+    return dataclasses.replace(config, output=folder, optim=optim, loop=loop, score_test=False)
+
+
+def _validation(result: dict[str, Any]) -> tuple[str, float]:
+    """What a sweep chooses by, and its value, larger being better."""
+    if result["verb"] == "adapt":
+        return "validation_accuracy", result["validation"]["accuracy"]
+    held_out = "validation" if result["verb"] == "pretrain" else "answers"
+    return "minus_validation_loss", -result["scores"][held_out]["loss"]
 
 
 def _choose(
-    rows: list[str], base: dict[str, AdaptConfig], sweep: list[Job], found: dict[str, dict[str, Any]], output: Path
+    rows: list[str], base: dict[str, Config], sweep: list[Job], found: dict[str, dict[str, Any]], output: Path
 ) -> dict[str, float]:
-    """The learning rate of each row with the best validation accuracy; the whole sweep goes into sweep.json."""
+    """The learning rate of each row with the best validation number; the whole sweep goes into sweep.json.
+
+    What that file says of rows that are not in this call stays.
+    """
     best: dict[str, float] = {}
-    table = []
+    file, titles = output / "sweep.json", {base[row].row for row in rows}
+    table = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    table = [entry for entry in table if entry["row"] not in titles]
     for row in rows:
         tried = [(found[j.name], j) for j in sweep if j.name in found and j.name.split("/")[1] == row]
         if not tried:
             continue
-        top = max(tried, key=lambda pair: pair[0]["validation"]["accuracy"])[1]
+        top = max(tried, key=lambda pair: _validation(pair[0])[1])[1]
         best[row] = top.config.optim.lr
         for result, job in tried:
-            table.append(
-                {
-                    "row": base[row].row,
-                    "learning_rate": job.config.optim.lr,
-                    "validation_accuracy": result["validation"]["accuracy"],
-                    "epochs": job.config.loop.epochs,
-                    "chosen": job is top,
-                }
-            )
+            name, value = _validation(result)
+            lr, epochs = job.config.optim.lr, getattr(job.config.loop, "epochs", None)
+            table.append({"row": base[row].row, "learning_rate": lr, name: value, "epochs": epochs, "chosen": job is top})
     if table:
-        write_json(output / "sweep.json", table)
+        write_json(file, table)
     return best
 
 
@@ -208,8 +277,12 @@ def _record(job: Job, result: Any, found: dict[str, dict[str, Any]], failed: dic
 
 
 def _run_job(job: Job) -> dict[str, Any]:
-    from crossalign.adapt import adapt
+    from crossalign import adapt, finetune, pretrain
 
+    if isinstance(job.config, PretrainConfig):
+        return pretrain(job.config, recipe=job.recipe, quiet=True)
+    if isinstance(job.config, FinetuneConfig):
+        return finetune(job.config, recipe=job.recipe, quiet=True)
     return adapt(job.config, recipe=job.recipe, quiet=True)
 
 

@@ -167,6 +167,15 @@ def test_gradients_where_singular_values_repeat_exactly(name: str) -> None:
         assert float(SPACES[name](x + 0.01 * x.grad / x.grad.norm(), y)) > float(value)
 
 
+def test_gradient_of_svcca_where_the_cut_goes_through_equal_variances() -> None:
+    """Half of ten equal variances: which five directions are kept is arbitrary, and how they turn has no derivative."""
+    q = torch.randn(60, 14, dtype=torch.float64)
+    q = torch.linalg.qr(q - q.mean(0))[0]
+    x = q[:, :10].clone().requires_grad_()
+    svcca(x, 0.6 * q[:, :4] + 0.8 * q[:, 10:], variance=0.5).backward()
+    assert x.grad is not None and x.grad.any() and float(x.grad.norm()) < 10
+
+
 def test_gradient_of_cca_where_correlations_repeat_is_that_of_the_sum_of_squares(paired: Any) -> None:
     """All at 0.6, the mean of rho moves as the mean of rho^2 over 1.2: traces, in which no vector is chosen."""
     q = torch.randn(60, 8, dtype=torch.float64)

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel
 
+from crossalign import cache
 from crossalign.config import BackboneConfig
 from crossalign.errors import UserError
-from crossalign.models import source
 from crossalign.models.backbone import Backbone
 from crossalign.models.families import FAMILIES
 from crossalign.models.language import LanguageModel, open_language_model
@@ -195,12 +195,12 @@ def test_fingerprint_is_of_the_content(tiny_folder: Folder, tmp_path: Path) -> N
 def test_hash_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"a")
-    first = source.file_hash(file)
+    first = cache.file_hash(file)
     with monkeypatch.context() as patch:
         patch.setattr(hashlib, "file_digest", None)  # reading it again would fail
-        assert source.file_hash(file) == first
+        assert cache.file_hash(file) == first
     file.write_bytes(b"ab")
-    assert source.file_hash(file) != first
+    assert cache.file_hash(file) != first
 
 
 def test_backbone_does_not_change_the_fingerprint_or_the_configuration(tiny_config: Folder) -> None:

@@ -241,7 +241,7 @@ def test_a_checkpoint_of_other_images_is_not_resumed(tiny_run: Make, pictures: P
     child.join()
     for file in (mine / "noise").iterdir():
         shutil.copy(mine / "down" / file.name, file)
-    with pytest.raises(UserError, match="trained on other images"):
+    with pytest.raises(UserError, match="made from other images"):
         adapt(config, quiet=True)
 
 

@@ -12,6 +12,9 @@ from ._common import full_precision, need_points, wants_gradient, with_gradient
 from ._features import centre, nonconstant, refuse, squared_distances_within
 from .registry import register_similarity
 
+Pair = tuple[Tensor, Tensor]
+Gradients = list[Tensor | None]
+
 
 def cka(
     x: Tensor,
@@ -102,10 +105,6 @@ def _linear(x: Tensor, y: Tensor, centred: bool, debiased: bool) -> Tensor:
         form = _of_features if by_features < by_rows else _of_rows
         value, gradients = form(rows, (x, y), centred, debiased, wanted)
     return with_gradient(value, (x, gradients[0]), (y, gradients[1]))
-
-
-Pair = tuple[Tensor, Tensor]
-Gradients = list[Tensor | None]
 
 
 def _of_rows(rows: Pair, raw: Pair, centred: bool, debiased: bool, wanted: tuple[bool, bool]) -> tuple[Tensor, Gradients]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from crossalign.config import AugmentConfig
 from crossalign.data.augment import Draw, draw
 from crossalign.data.images import ImageSet
-from crossalign.errors import UserError
+from crossalign.data.order import Order
 
 IGNORED = -100
 """A label that torch's cross-entropy passes over: no loss, no gradient, and never a correct answer."""
@@ -90,46 +90,37 @@ class TrainBatches:
         Raises:
             UserError: a batch larger than the set, or too small to be shared out; a negative seed.
         """
-        if batch_size > len(images):
-            raise UserError(f"a batch of {batch_size} is larger than the set of {len(images)} training images; lower it")
-        if not 1 <= accumulation * world <= batch_size:
-            raise UserError(
-                f"a batch of {batch_size} cannot be cut into {accumulation} micro-batches for {world} processes; "
-                "each needs an image"
-            )
-        if seed < 0:
-            raise UserError(f"seed is {seed}; it must not be negative")
-        self.images, self.batch_size, self.seed, self.augment = images, batch_size, seed, augment
-        self.accumulation, self.rank, self.world = accumulation, rank, world
+        self.images, self.augment = images, augment
+        self.order = Order(
+            len(images),
+            batch_size=batch_size,
+            seed=seed,
+            accumulation=accumulation,
+            rank=rank,
+            world=world,
+            what="training images",
+            each="an image",
+        )
 
     def __len__(self) -> int:
         """Steps an epoch."""
-        return -(-len(self.images) // self.batch_size)
+        return len(self.order)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[TrainStep]:
         """The steps of ``epoch`` from step ``first`` on.
 
-        All processes get the same number of micro-batches, so that their collective calls match; the last step may have
-        fewer than the others. If it has fewer images than there are processes, those without one get the first image
-        with the label ``IGNORED``, since many models cannot take a batch of none.
+        Where the last one has fewer images than there are processes, those without one get the first image with the label
+        ``IGNORED``, since many models cannot take a batch of none.
         """
-        order = np.random.Generator(np.random.PCG64(self._seed(epoch))).permutation(len(self.images))
-        for step in range(first, len(self)):
-            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+        for turn in self.order.epoch(epoch, first):
             drawn = None
             if self.augment is not None:
-                state = int(self._seed(epoch, step).generate_state(1, np.uint64)[0])
-                drawn = draw(len(rows), self.augment, torch.Generator().manual_seed(state >> 1))
-            mine = np.arange(self.rank, len(rows), self.world)
-            parts = min(self.accumulation, max(1, len(rows) // self.world))
-            micro = tuple(self._gather(rows, part, drawn) for part in np.array_split(mine, parts))
-            if not len(mine):
-                micro = (self._gather(rows, np.zeros(1, dtype=np.int64), drawn),)
+                state = int(self.order.sequence(epoch, turn.step).generate_state(1, np.uint64)[0])
+                drawn = draw(len(turn.rows), self.augment, torch.Generator().manual_seed(state >> 1))
+            micro = tuple(self._gather(turn.rows, part, drawn) for part in turn.micro_batches)
+            if turn.filler:
                 micro[0]["labels"].fill_(IGNORED)
-            yield TrainStep(micro, len(rows), step)
-
-    def _seed(self, *place: int) -> np.random.SeedSequence:
-        return np.random.SeedSequence(self.seed, spawn_key=place)
+            yield TrainStep(micro, len(turn.rows), turn.step)
 
     def _gather(self, rows: np.ndarray, part: np.ndarray, drawn: Draw | None) -> MicroBatch:
         images, labels = _take(self.images, rows[part])

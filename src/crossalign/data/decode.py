@@ -161,6 +161,15 @@ def decode(raw: Raw, size: tuple[int, int] | None, channels: Channels) -> np.nda
 
     With ``size`` (width, height) it is resized to cover that (bilinear, antialiased) and the middle is kept.
     """
+    image = picture(raw, channels)
+    if size is not None and image.size != size:
+        image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def picture(raw: Raw, channels: Channels) -> Image.Image:
+    """One image in its own size: turned upright by EXIF, in 8 bits, on white where it is transparent."""
     if raw is None:
         raise _BadImage("no image data")
     if isinstance(raw, np.ndarray):
@@ -175,11 +184,7 @@ def decode(raw: Raw, size: tuple[int, int] | None, channels: Channels) -> np.nda
     if image.width * image.height > MAX_PIXELS:
         raise _BadImage(f"{image.width}x{image.height} pixels, more than the {MAX_PIXELS:,} allowed")
     ImageOps.exif_transpose(image, in_place=True)
-    image = _to_mode(image, "L" if channels == "gray" else "RGB")
-    if size is not None and image.size != size:
-        image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
-    array = np.asarray(image)
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+    return _to_mode(image, "L" if channels == "gray" else "RGB")
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from crossalign.data.hub import load_hub
 from crossalign.data.sources import Listing, Listings, Raw, file_identity, split_name
-from crossalign.errors import UserError, missing_extra
+from crossalign.errors import UserError
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label", "class", "target")
@@ -31,14 +32,20 @@ def list_parquet_file(path: Path, siblings: bool = True) -> Listings:
 
 def list_parquet_folder(folder: Path, files: list[Path]) -> Listings:
     """All parquet files of a folder, by the split that their own or their folder's name speaks of."""
-    found: dict[str, list[Path]] = {}
-    for file in files:
-        split = split_name(file.stem) or split_name(file.parent.name if file.parent != folder else "")
-        found.setdefault(split or "", []).append(file)
+    found = files_by_split(folder, files)
     unnamed = found.pop("", [])
     if unnamed and "train" not in found:
         found["train"] = unnamed
     return {split: _parquet_listing(files) for split, files in found.items()}
+
+
+def files_by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """Files by the split that their own or their folder's name speaks of; "" where neither does."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        split = split_name(file.stem) or split_name(file.parent.name if file.parent != folder else "")
+        found.setdefault(split or "", []).append(file)
+    return found
 
 
 def _parquet_listing(files: list[Path]) -> Listing:
@@ -48,14 +55,14 @@ def _parquet_listing(files: list[Path]) -> Listing:
     title = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
     try:
         schema = pq.read_schema(files[0])
-        features = _hub_features(schema.metadata or {})
-        image = _find_column(title, "image", _of_type(features, "Image"), IMAGE_COLUMNS, schema.names)
-        label = _find_column(title, "label", _of_type(features, "ClassLabel"), LABEL_COLUMNS, schema.names)
+        features = hub_features(schema.metadata or {})
+        image = find_column(title, "image", of_type(features, "Image"), IMAGE_COLUMNS, schema.names)
+        label = find_column(title, "label", of_type(features, "ClassLabel"), LABEL_COLUMNS, schema.names)
         kind = schema.field(image).type
         if not any(check(kind) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_struct)):
             raise UserError(f"column '{image}' of {title} holds {kind}; encoded images (PNG, JPEG bytes) are expected")
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(files[0].name, error) from error
+        raise unreadable(files[0].name, error) from error
     columns = [_column(file, label) for file in files]
     starts = [f"{file.name} row " for file in files]
     names = [start + str(i) for start, column in zip(starts, columns, strict=True) for i in range(len(column))]
@@ -67,9 +74,9 @@ def _parquet_listing(files: list[Path]) -> Listing:
         for file in files:
             try:
                 for batch in pq.ParquetFile(file).iter_batches(ROWS, columns=[image]):
-                    yield from (_raw(cell, file.parent) for cell in batch.column(0).to_pylist())
+                    yield from (raw_cell(cell, file.parent) for cell in batch.column(0).to_pylist())
             except (pa.ArrowException, OSError) as error:
-                raise _unreadable(file.name, error) from error
+                raise unreadable(file.name, error) from error
 
     identity = [image, file_identity(files)]
     return Listing(title + (f" ({note})" if note else ""), labels, classes, names, records, identity, tuple(files))
@@ -82,23 +89,12 @@ def _column(file: Path, name: str) -> list[Any]:
     try:
         return pq.read_table(file, columns=[name]).column(name).to_pylist()  # type: ignore[no-any-return]
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise _unreadable(file.name, error) from error
+        raise unreadable(file.name, error) from error
 
 
 def list_hub(name: str) -> Listings:
     """A set of the Hugging Face hub, or a local folder that ``datasets`` understands."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise missing_extra("datasets", "hub", f"data source hf:{name}") from error
-    try:
-        loaded = datasets.load_dataset(str(Path(name).expanduser()) if name.startswith(("~", "/", ".")) else name)
-    except Exception as error:  # the hub, the network and each set's own files fail in many ways
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"cannot open hf:{name} ({type(error).__name__}: {reason}); check the name and the network, or give a "
-            "local folder or parquet file"
-        ) from error
+    loaded = load_hub(name)
     splits = {split_name(str(split)): str(split) for split in reversed(loaded)}
     if len(loaded) == 1:
         splits = {"train": next(iter(loaded))}
@@ -114,8 +110,8 @@ def _hub_listing(rows: Any, title: str) -> Listing:
     features = rows.features
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    image = _find_column(title, "image", images, IMAGE_COLUMNS, list(features))
-    label = _find_column(title, "label", labels, LABEL_COLUMNS, list(features))
+    image = find_column(title, "image", images, IMAGE_COLUMNS, list(features))
+    label = find_column(title, "label", labels, LABEL_COLUMNS, list(features))
     names = [f"{title} row {i}" for i in range(len(rows))]
     class_names = features[label].names if label in labels else None
     values, classes = _labels(rows[label][:], class_names, label, names, title)
@@ -125,14 +121,14 @@ def _hub_listing(rows: Any, title: str) -> Listing:
 
     def records() -> Iterator[Raw]:
         for batch in encoded.iter(ROWS):
-            yield from (_raw(cell, Path()) for cell in batch[image])
+            yield from (raw_cell(cell, Path()) for cell in batch[image])
 
     files = tuple(Path(entry["filename"]) for entry in rows.cache_files)
     identity = [image, file_identity(files), title, len(rows)]
     return Listing(title, values, classes, names, records, identity, files)
 
 
-def _raw(cell: Any, folder: Path) -> Raw:
+def raw_cell(cell: Any, folder: Path) -> Raw:
     """A cell of an image column: bytes, or the hub's {bytes, path}, where the path is used if there are no bytes."""
     if isinstance(cell, dict):
         if cell.get("bytes") is not None:
@@ -169,7 +165,7 @@ def _labels(
     return np.array([place[value] for value in values], dtype=np.int64), tuple(str(value) for value in known)
 
 
-def _find_column(title: str, kind: str, typed: list[str], usual: tuple[str, ...], names: list[str]) -> str:
+def find_column(title: str, kind: str, typed: list[str], usual: tuple[str, ...], names: list[str]) -> str:
     """The first of the usual names, else the first column that the hub's metadata types as such."""
     for name in (*usual, *typed):
         if name in names:
@@ -177,7 +173,7 @@ def _find_column(title: str, kind: str, typed: list[str], usual: tuple[str, ...]
     raise UserError(f"{title} has no {kind} column ({' or '.join(usual)}), only {', '.join(names)}; rename one")
 
 
-def _hub_features(metadata: dict[bytes, bytes]) -> dict[str, Any]:
+def hub_features(metadata: dict[bytes, bytes]) -> dict[str, Any]:
     """Column → description, as ``datasets`` leaves it in the schema metadata; empty where it did not write the file."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
@@ -186,18 +182,20 @@ def _hub_features(metadata: dict[bytes, bytes]) -> dict[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def _of_type(features: dict[str, Any], kind: str) -> list[str]:
+def of_type(features: dict[str, Any], kind: str) -> list[str]:
+    """Names of the columns that :func:`hub_features` describes as ``kind``, such as Image or ClassLabel."""
     return [name for name, value in features.items() if isinstance(value, dict) and value.get("_type") == kind]
 
 
 def _class_names(metadata: dict[bytes, bytes], features: dict[str, Any], label: str) -> Sequence[str] | None:
-    names = features.get(label, {}).get("names") if label in _of_type(features, "ClassLabel") else None
+    names = features.get(label, {}).get("names") if label in of_type(features, "ClassLabel") else None
     if names:
         return [str(name) for name in names]
     plain = metadata.get(b"class_names", b"").decode("utf-8", "replace")
     return [name.strip() for name in plain.split(",")] if plain else None
 
 
-def _unreadable(title: str, error: Exception) -> UserError:
+def unreadable(title: str, error: Exception) -> UserError:
+    """The error for a parquet file that cannot be read."""
     reason = str(error).strip().split("\n")[0]
     return UserError(f"cannot read parquet file {title} ({reason}); it may be cut off: fetch it again")

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from crossalign.config import BackboneConfig
 from crossalign.errors import UserError
 from crossalign.models.families import Family
+from crossalign.models.inner import attend_without_mask, checkpoint_gradients, set_dropout
 from crossalign.models.language import LanguageModel
-
-_UNMASKED = "crossalign_unmasked"
 
 
 class Backbone(nn.Module):
@@ -44,11 +43,11 @@ class Backbone(nn.Module):
             _silence_positions(self.model, self.family)
         self.max_length = _longest(self.model, self.family)
         """Longest input; None where there is no limit."""
-        _set_dropout(self.model, config.dropout)
+        set_dropout(self.model, config.dropout)
         if self.family.attention != "none":
-            _attend_without_mask(self.model)
+            attend_without_mask(self.model)
             if config.gradient_checkpointing:
-                _checkpoint_gradients(self.model)
+                checkpoint_gradients(self.model)
 
     def forward(self, inputs_embeds: Tensor) -> Tensor:
         self.check_length(inputs_embeds.shape[1])
@@ -138,48 +137,6 @@ def _longest(model: nn.Module, family: Family) -> int | None:
     table: Any = model.get_submodule(family.position_module)
     first = table.padding_idx + 1 if table.padding_idx is not None else getattr(table, "offset", 0)
     return int(table.num_embeddings) - int(first)
-
-
-def _attend_without_mask(model: Any) -> None:
-    """Let ``is_causal`` alone decide the direction, on every architecture, so that torch's fast kernels always serve.
-
-    transformers builds no mask for an attention function that it has no mask for. For its own "sdpa" it would look for
-    packed sequences in each causal forward pass, which reads a value back from a GPU, and makes a mask when compiled.
-    """
-    from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-            return sdpa_attention_forward(module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
-        # Torch's attention kernel for CPUs takes several times longer in bf16 than in fp32 (benchmarks/adapt.py).
-        with torch.autocast("cpu", enabled=False):
-            full = (query.float(), key.float(), value.float())
-            output, weights = sdpa_attention_forward(module, *full, mask, **kwargs)
-        return output.to(torch.get_autocast_dtype("cpu")), weights
-
-    AttentionInterface.register(_UNMASKED, attend)
-    model.set_attn_implementation(_UNMASKED)
-
-
-def _checkpoint_gradients(model: Any) -> None:
-    new_name = getattr(model, "activation_checkpointing_enable", None)
-    (new_name or model.gradient_checkpointing_enable)({"use_reentrant": False})
-
-
-def _set_dropout(model: nn.Module, probability: float) -> None:
-    """One probability everywhere: dropout modules, and the numbers that attention and OPT's layers keep as attributes.
-
-    By type and attribute, not by configuration, whose names differ: GPT-2 ignores ``hidden_dropout_prob``.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = probability
-        for name, value in vars(module).items():
-            if name == "layerdrop":
-                setattr(module, name, 0.0)
-            elif "dropout" in name and isinstance(value, float | int) and not isinstance(value, bool):
-                setattr(module, name, probability)
 
 
 @torch.no_grad()

@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from crossalign.cache import content_key
+from crossalign.cache import content_key, files_hash
 from crossalign.errors import UserError
 from crossalign.models.families import Family, family_of
-from crossalign.models.source import CONTROLS, Source, check_config, files_hash, locate, weight_files
+from crossalign.models.loading import built, check_keys, first_line, quiet, shuffle_weights
+from crossalign.models.source import CONTROLS, Source, check_config, locate, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -33,11 +32,10 @@ if TYPE_CHECKING:
 Head = Literal["none", "causal"]
 Kind = Literal["pretrained", "random", "shuffled", "none", "vit"]
 
-# Parts of published checkpoints that a base model has no place for, and constants that old versions used to save.
+# Parts of published checkpoints that a base model has no place for.
 _HEADS = re.compile(
     r"(^|\.)(lm_head|embed_out|cls|pooler|classifier|pre_classifier|score|qa_outputs|vocab_(transform|layer_norm|projector))\."
 )
-_CONSTANTS = re.compile(r"(position_ids|token_type_ids|inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
 
 
 @dataclass
@@ -84,26 +82,28 @@ class LanguageModel:
         Raises:
             UserError: there is none.
         """
-        from transformers import AutoTokenizer
+        return read_tokenizer(self.source)
 
-        folder, gguf = self.source.folder, self.source.gguf
-        files = (
-            "tokenizer.json",
-            "tokenizer.model",
-            "vocab.json",
-            "vocab.txt",
-            "spiece.model",
-            "sentencepiece.bpe.model",
-        )
-        if folder is None or not (gguf or any((folder / name).is_file() for name in files)):
-            raise UserError(f"'{self.ref}' has no tokenizer (tokenizer.json) beside its configuration")
-        try:
-            with _quiet():
-                return AutoTokenizer.from_pretrained(
-                    folder, local_files_only=True, trust_remote_code=False, **({"gguf_file": gguf} if gguf else {})
-                )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise UserError(f"cannot open the tokenizer of '{self.ref}': {_first_line(error)}") from error
+
+def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside a model's weights, or in their GGUF file.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    folder, gguf = source.folder, source.gguf
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+    if folder is None or not (gguf or any((folder / name).is_file() for name in files)):
+        raise UserError(f"'{source.ref}' has no tokenizer (tokenizer.json) beside its configuration")
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, **({"gguf_file": gguf} if gguf else {})
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"cannot open the tokenizer of '{source.ref}': {first_line(error)}") from error
 
 
 def open_language_model(ref: str, head: Head = "none", weights: bool = True, seed: int = 0) -> LanguageModel:
@@ -135,7 +135,7 @@ def open_language_model(ref: str, head: Head = "none", weights: bool = True, see
     if loads:
         model = _load(source, config, head)
         if kind == "shuffled":
-            _shuffle(model, seed)
+            shuffle_weights(model, seed)
     else:
         model = _build(config, head, seed, meta=not weights)
     return LanguageModel(model.eval(), model.config, ref, kind, seed, source)
@@ -152,10 +152,10 @@ def _read_config(source: Source) -> Any:
         check_config(source)
     gguf = {"gguf_file": source.gguf} if source.gguf else {}
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(str(source.folder), local_files_only=True, trust_remote_code=False, **gguf)
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        raise UserError(f"cannot read the configuration of '{source.ref}': {_first_line(error)}") from error
+        raise UserError(f"cannot read the configuration of '{source.ref}': {first_line(error)}") from error
     if not source.gguf and getattr(config, "quantization_config", None):
         raise UserError(f"'{source.ref}' is quantized, so its weights cannot train: name the unquantized model")
     return config
@@ -204,7 +204,7 @@ def _load(source: Source, config: Any, head: Head) -> Any:
         **(_gguf_arguments(source) if source.gguf else {"use_safetensors": files[0].suffix == ".safetensors"}),
     }
     try:
-        with _quiet():
+        with quiet():
             model, info = _auto_class(head).from_pretrained(source.folder, **arguments)
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -212,8 +212,8 @@ def _load(source: Source, config: Any, head: Head) -> Any:
             "save the model as safetensors with its save_pretrained"
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(f"cannot load the weights of '{source.ref}': {_first_line(error)}") from error
-    _check_keys(source.ref, info)
+        raise UserError(f"cannot load the weights of '{source.ref}': {first_line(error)}") from error
+    check_keys(source.ref, info, _HEADS)
     return model
 
 
@@ -226,53 +226,7 @@ def _gguf_arguments(source: Source) -> dict[str, Any]:
     return arguments
 
 
-def _check_keys(ref: str, info: dict[str, Any]) -> None:
-    """A tensor that was not loaded would be left at random without a word; one left over shows a wrong architecture."""
-    extra = [key for key in info["unexpected_keys"] if not _HEADS.search(key) and not _CONSTANTS.search(key)]
-    resized = [f"{key} {tuple(theirs)}, not {tuple(ours)}" for key, theirs, ours in info["mismatched_keys"]]
-    for names, fault in (
-        (resized, "do not fit its config.json"),
-        (info["missing_keys"], "lack tensors of the model"),
-        (extra, "hold tensors that the model has no place for"),
-    ):
-        if names:
-            some = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise UserError(f"the weights of '{ref}' {fault}: {some}")
-
-
 def _build(config: Any, head: Head, seed: int, meta: bool) -> Any:
-    """The model's own initialisation under ``seed``, leaving the caller's random state alone; or no memory at all."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
-        torch.manual_seed(seed)
-        return _auto_class(head).from_config(
-            config, dtype=torch.float32, attn_implementation="sdpa", **_extra_arguments(config, head)
-        )
-
-
-@torch.no_grad()
-def _shuffle(model: Any, seed: int) -> None:
-    """Permute the entries of each tensor, embeddings and norms included: its values stay, their places go."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        order = torch.randperm(parameter.numel(), generator=generator)
-        parameter.copy_(parameter.flatten()[order].view_as(parameter))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and load reports: what matters in them is checked here and raised."""
-    from transformers.utils import logging
-
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The model's own initialisation under ``seed``, or no memory at all."""
+    arguments = {"dtype": torch.float32, "attn_implementation": "sdpa", **_extra_arguments(config, head)}
+    return built(lambda: _auto_class(head).from_config(config, **arguments), seed, meta)

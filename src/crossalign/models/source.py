@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossalign.cache import atomic_path, cache_dir, content_key
 from crossalign.errors import UserError, missing_extra, unknown
 from crossalign.models.families import family_named
 
@@ -72,7 +69,7 @@ def locate(ref: str, weights: bool) -> Source:
     if kind == "hf":
         if not weights and name in PUBLISHED_CONFIGS:
             return Source(ref, None, published=PUBLISHED_CONFIGS[name])
-        return Source(ref, _hub_folder(name, weights))
+        return Source(ref, hub_folder(name, weights))
     path = Path(ref).expanduser()
     if path.is_dir():
         return Source(ref, path)
@@ -104,7 +101,7 @@ def _package_folder(name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / package.folder
 
 
-def _hub_folder(name: str, weights: bool) -> Path:
+def hub_folder(name: str, weights: bool) -> Path:
     """The model's folder in the hub's cache, fetched if need be; safetensors where it has them, else its .bin."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -185,22 +182,3 @@ def _shards(folder: Path, index: str) -> list[Path]:
         if not (folder / name).is_file():
             raise UserError(f"'{folder}' lacks '{name}', which its {index} lists: copy the model again")
     return [folder / name for name in names]
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content; remembered by path, size and time of change, so that large weights are read once."""
-    status = path.stat()
-    key = content_key(path=str(path.resolve()), size=status.st_size, changed=status.st_mtime_ns)
-    remembered = cache_dir("hashes") / key
-    if remembered.is_file():
-        return remembered.read_text()
-    with path.open("rb") as file:
-        value = hashlib.file_digest(file, "sha256").hexdigest()
-    with atomic_path(remembered) as temporary:
-        temporary.write_text(value)
-    return value
-
-
-def files_hash(paths: Iterable[Path]) -> str:
-    """One hash of the contents of several files, in the order given."""
-    return content_key(files=[file_hash(path) for path in paths])

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crossalign.cache import atomic_path, cache_dir, content_key
+from crossalign.cache import atomic_path, cache_dir, content_key, file_hash
 from crossalign.config import AlignConfig
 from crossalign.errors import UserError
 from crossalign.models.language import LanguageModel
-from crossalign.models.source import file_hash
 
 _PLACEHOLDER = re.compile(r"^\[unused\d+\]$")  # BERT's spare rows, which no text ever trained
 _CHUNK = 4096

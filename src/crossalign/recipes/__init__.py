@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from crossalign.config import AdaptConfig
-from crossalign.errors import unknown
+from crossalign.errors import UserError, unknown
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Recipe:
     """A named configuration with its source."""
 
     name: str
-    make: Callable[[], AdaptConfig]
+    make: Callable[[], Any]
+    """An AdaptConfig, PretrainConfig or FinetuneConfig."""
     summary: str
     """One line: what it is, and the place in the paper."""
     assumed: dict[str, str] = field(default_factory=dict)
@@ -27,21 +28,23 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {}
 
 
-def get_recipe(name: str) -> Recipe:
-    """The recipe called ``name``.
+def get_recipe(name: str, kind: type | None = None) -> Recipe:
+    """The recipe called ``name``, of configurations of class ``kind`` if that is given.
 
     Raises:
-        UserError: there is none; the nearest name is given.
+        UserError: there is none, and the nearest name is given; or it is another verb's.
     """
-    from crossalign.recipes import cmda  # noqa: F401  registers its recipes
+    recipes = all_recipes()
+    if name not in recipes:
+        raise unknown("recipe", name, all_recipes(kind))
+    if kind and not isinstance(recipes[name].make(), kind):
+        verb = type(recipes[name].make()).__name__.removesuffix("Config").lower()
+        raise UserError(f"'{name}' is a recipe of crossalign {verb}")
+    return recipes[name]
 
-    if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
-    return RECIPES[name]
 
+def all_recipes(kind: type | None = None) -> dict[str, Recipe]:
+    """Every recipe by name; those of configurations of class ``kind`` if that is given."""
+    from crossalign.recipes import cmar, cmda  # noqa: F401  they register their recipes
 
-def all_recipes() -> dict[str, Recipe]:
-    """Every recipe by name."""
-    from crossalign.recipes import cmda  # noqa: F401
-
-    return RECIPES
+    return {name: recipe for name, recipe in RECIPES.items() if kind is None or isinstance(recipe.make(), kind)}

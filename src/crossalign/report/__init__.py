@@ -29,16 +29,16 @@ def report(runs: list[Path], html: Path | None = None, markdown: Path | None = N
     """
     from crossalign.cache import atomic_path
     from crossalign.errors import UserError
-    from crossalign.report.content import Content
     from crossalign.report.page import page
     from crossalign.report.runs import open_study
+    from crossalign.report.text import content_of
 
     if html is None:
         html = Path(runs[0] if len(runs) == 1 else ".") / "report.html"
     for target in (html, markdown):
         if target is not None and target.is_dir():
             raise UserError(f"'{target}' is a folder; name the file to write, such as '{target / 'report.html'}'")
-    content = Content(open_study(runs))
+    content = content_of(open_study(runs))
     text = page(content)
     with atomic_path(html) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -51,17 +51,16 @@ def report(runs: list[Path], html: Path | None = None, markdown: Path | None = N
 
 def summary_table(runs: Iterable[Path]) -> str:
     """The table of test results in aligned columns for a terminal, with a line a note."""
-    from crossalign.report.rows import group_rows
     from crossalign.report.runs import open_study
-    from crossalign.report.tables import as_text, incomplete_table, results_table
+    from crossalign.report.tables import as_text, incomplete_table
+    from crossalign.report.text import content_of
 
-    study = open_study(runs)
-    rows, notes = group_rows(study)
-    parts = []
-    if rows:
-        table = results_table(rows)
-        parts = [as_text(table), *(note for note in table.notes if not note.startswith("Bold")), *notes]
-    unfinished = incomplete_table(study.incomplete)
+    content = content_of(open_study(runs))
+    table, parts = content.results, []
+    if table is not None:
+        notes = [note for note in table.notes if not note.startswith("Bold")]
+        parts = [as_text(table), *notes, *content.duplicates]
+    unfinished = incomplete_table(content.study.incomplete)
     if unfinished is not None:
         parts += ["", f"{unfinished.title}:", as_text(unfinished)]
     return "\n".join(parts)

@@ -20,8 +20,11 @@ class Content:
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        self.rows, duplicates = group_rows(study)
-        self.warnings = duplicates + warnings(study, self.rows)
+        self.rows, self.duplicates = group_rows(study)
+        self.warnings = self.duplicates + warnings(study, self.rows)
+        self._prepare()
+
+    def _prepare(self) -> None:
         self.comparisons: list[Comparison] = compare_rows(self.rows)
         self.top: Row | None = best(self.rows) if self.rows else None
 
@@ -82,6 +85,14 @@ class Content:
             ("test images", wording.number(self.top.first.number("test", "n"), 0)),
             ("time of all runs", wording.duration(sum(s for s in seconds if s == s))),
         ]
+
+    @property
+    def results(self) -> tables.Table | None:
+        return tables.results_table(self.rows) if self.rows else None
+
+    @property
+    def efficiency(self) -> tables.Table | None:
+        return tables.efficiency_table(self.rows) if self.rows else None
 
     @property
     def comparison_tables(self) -> list[tables.Table]:

@@ -39,12 +39,12 @@ def markdown(content: Content, pictures: list[str] | None = None) -> str:
         parts.append("## Findings")
         for title, answer, sentences in content.findings:
             parts += [f"**{title}** {escape(answer)}", "\n".join(f"- {escape(sentence)}" for _, sentence in sentences)]
-    if rows:
-        parts += section(tables.results_table(rows))
+    if content.results is not None:
+        parts += section(content.results)
     for table in content.comparison_tables:
         parts += section(table)
     parts += ["## Figures", *pictures] if pictures else []
-    last: list[Table | None] = [tables.efficiency_table(rows)] if rows else []
+    last: list[Table | None] = [content.efficiency]
     last += [tables.parameter_table(content.single)] if content.single else []
     last += [content.confusion, tables.sweep_table(study), tables.incomplete_table(study.incomplete)]
     last += [tables.setting_table(rows)] if rows else []

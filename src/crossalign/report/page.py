@@ -36,9 +36,9 @@ def page(content: Content) -> str:
 def _parts(content: Content) -> dict[str, Any]:
     rows, study = content.rows, content.study
     return {
-        "results": tables.results_table(rows) if rows else None,
+        "results": content.results,
         "comparisons": content.comparison_tables,
-        "efficiency": tables.efficiency_table(rows) if rows else None,
+        "efficiency": content.efficiency,
         "parameters": tables.parameter_table(content.single) if content.single else None,
         "sweep": tables.sweep_table(study),
         "incomplete": tables.incomplete_table(study.incomplete),

@@ -222,7 +222,7 @@ def read_run(folder: Path) -> Run:
         if not missing and result["test"] is not None and "accuracy" not in result["test"]:
             missing = ["test.accuracy"]  # test is null where it was not scored, as in a sweep
         if missing:
-            raise UserError(f"{path} has no '{missing[0]}'; it isn't the result of a finished `crossalign adapt` run")
+            raise UserError(f"{path} has no '{missing[0]}'; it isn't the result of a finished run")
         if not isinstance(result["seed"], int):
             raise UserError(f"{path} has seed {result['seed']!r}, which is no whole number; run it again")
     run = Run(folder, result, {}, {}, [])

@@ -162,7 +162,7 @@ def _corrected(p: float | None, holm: float | None) -> str:
     return UNKNOWN if p is None else f"{p_text(p)} ({p_text(holm)})"
 
 
-def efficiency_table(rows: list[Row]) -> Table:
+def efficiency_table(rows: list[Row], rate: str = "images_per_second") -> Table:
     """CMDA's Table 2 and what it leaves out: counts, time, rate, memory, precision and device."""
     shown = []
     for row in rows:
@@ -176,13 +176,14 @@ def efficiency_table(rows: list[Row]) -> Table:
                 f"{number(100 * trainable / total)} %" if total > 0 else UNKNOWN,
                 duration(align) if align > 0 else UNKNOWN,
                 duration(train),
-                number(row.mean("images_per_second").mean, 0),
+                number(row.mean(rate).mean, 0),
                 size(row.mean("peak_memory_bytes").mean),
                 ", ".join(row.distinct("precision")),
                 ", ".join(row.distinct("device")),
             ]
         )
-    columns = ["Method", "Trainable", "Total", "Share", "Alignment", "Training", "Images/s", "Peak memory", "Precision"]
+    columns = ["Method", "Trainable", "Total", "Share", "Alignment", "Training"]
+    columns += [f"{rate.split('_')[0].capitalize()}/s", "Peak memory", "Precision"]
     notes = ["Parameters are counted once each. Times, rates and memory are means over seeds, measured on the device named."]
     return Table("Efficiency", [*columns, "Device"], shown, notes, frozenset({8, 9}))
 

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.config import LoopConfig, OptimConfig
+from crossalign.progress import progress
 from crossalign.training import checkpoint as ckpt
 from crossalign.training.optim import build_optimizer, lr_factor
-from crossalign.training.progress import progress
+from crossalign.training.sharding import load_optimizer_state, optimizer_state, reshard, shard, whole
 from crossalign.training.signals import catch_signals
 from crossalign.training.tracking import RunLog
 
@@ -100,6 +101,11 @@ class Run:
     resume: ckpt.Checkpoint | None = None
 
     @property
+    def sharded(self) -> bool:
+        """Whether the model is in shares over the processes."""
+        return bool(getattr(self.loop, "shard", False))
+
+    @property
     def world(self) -> int:
         """Number of processes."""
         return int(self.accelerator.num_processes)
@@ -121,6 +127,8 @@ class _Fit:
 
     def __init__(self, stage: Stage, run: Run) -> None:
         self.stage, self.run, self.loop = stage, run, run.loop
+        if run.sharded:
+            shard(stage.model.to(run.accelerator.device), run.accelerator.device)
         self.optimizer = build_optimizer(stage.model, stage.optim)
         self.base_lr = stage.optim.lr
         self.parameters = [p for p in stage.model.parameters() if p.requires_grad]
@@ -140,7 +148,8 @@ class _Fit:
         if stage.replicated:
             self.model = stage.model
         else:
-            self.model = accelerator.prepare(torch.compile(stage.model) if self.loop.compile else stage.model)
+            model = torch.compile(stage.model) if self.loop.compile else stage.model
+            self.model = accelerator.prepare_model(model, evaluation_mode=run.sharded)  # sharded: autocast, no DDP
             self.optimizer = accelerator.prepare(self.optimizer)
 
     def run_all(self) -> StageResult:
@@ -185,6 +194,9 @@ class _Fit:
         if stage.optim.clip > 0:
             norm = self._clip()
             _add(self.interval_sums, grad_norm=norm.detach(), steps=torch.ones_like(norm))
+            if self.extra_rows and self.extra_rows[-1][0] == position and "extra_grad_norm" in self.extra_rows[-1][1]:
+                numbers = self.extra_rows[-1][1]
+                numbers["extra_grad_ratio"] = numbers["extra_grad_norm"] / norm.detach()  # of the whole step's
         self.optimizer.step()
         self._count(examples=torch.tensor(float(step.count) / (1 if stage.replicated else self.run.world)))
         self.step += 1
@@ -211,9 +223,9 @@ class _Fit:
 
     def _mean_norm(self, gradients: list[Tensor]) -> Tensor:
         """Norm of the mean over processes of local gradients, in the loss's own scale."""
-        if self.run.world > 1:
+        if self.run.world > 1 and not self.run.sharded:
             gradients = [self.run.accelerator.reduce(gradient.clone(), "mean") for gradient in gradients]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         scaler = self.run.accelerator.scaler
         return norm / scaler.get_scale() if scaler is not None else norm
 
@@ -221,7 +233,7 @@ class _Fit:
         parameters = self.parameters
         if self.stage.replicated:
             return torch.nn.utils.clip_grad_norm_(parameters, self.stage.optim.clip)
-        return self.run.accelerator.clip_grad_norm_(parameters, self.stage.optim.clip)  # type: ignore[no-any-return]
+        return whole(self.run.accelerator.clip_grad_norm_(parameters, self.stage.optim.clip))
 
     def _count(self, **sums: Tensor) -> None:
         for meter in (self.epoch_sums, self.interval_sums):
@@ -346,8 +358,9 @@ class _Fit:
             "identity": self.run.identity,
             "scaler": self.run.accelerator.scaler.state_dict() if self.run.accelerator.scaler is not None else {},
         }
+        reshard(self.stage.model)
         state = {name: tensor.detach() for name, tensor in self.stage.state().items()}
-        optimizer = self.optimizer.state_dict()
+        optimizer = optimizer_state(self.stage.model, self.optimizer)
         now = ckpt.Checkpoint(self.stage.name, self.epoch, self.step, state, optimizer, ckpt.rng_state(), extra)
         ckpt.save(self.run.folder / "checkpoints", now, rank=self.run.accelerator.process_index)
         self.run.log.flush()
@@ -355,7 +368,7 @@ class _Fit:
 
     def _restore(self, saved: ckpt.Checkpoint) -> None:
         self.stage.load(saved.model)
-        self.optimizer.load_state_dict(saved.optimizer)
+        load_optimizer_state(self.stage.model, self.optimizer, saved.optimizer)
         self.epoch, self.step = saved.epoch, saved.step
         extra, device = saved.extra, self.run.accelerator.device
         self.best_epoch, self.best, self.history = extra["best_epoch"], extra["best"], extra["history"]

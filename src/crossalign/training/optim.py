@@ -24,7 +24,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         groups.append({"params": rest, "weight_decay": 0.0})
     cls = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     fused = all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in parameters.values())
-    return cls(groups, lr=config.lr, fused=fused)
+    return cls(groups, lr=config.lr, betas=config.betas, fused=fused)
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
@@ -32,7 +32,7 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def lr_factor(config: OptimConfig, step: int, total: int) -> float:
-    """The share of the peak learning rate at ``step`` (0-based) of ``total``: linear warm-up, then decay to zero.
+    """The share of the peak learning rate at ``step`` (0-based) of ``total``: linear warm-up, then decay to its last share.
 
     A function of the step alone, so that a resumed run needs no scheduler state.
     """
@@ -40,6 +40,5 @@ def lr_factor(config: OptimConfig, step: int, total: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, total - warmup)
-    if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done))
-    return 1 - done if config.schedule == "linear" else 1.0
+    shapes = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
+    return config.final_lr_fraction + (1 - config.final_lr_fraction) * shapes[config.schedule]

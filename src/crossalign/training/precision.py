@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -16,11 +17,12 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from crossalign.cache import cache_dir, content_key, write_json
-from crossalign.environment import cpu_features, cpu_model
+from crossalign.environment import cpu_features, cpu_model, is_main_process
 from crossalign.errors import UserError, unknown
 
 Name = Literal["fp32", "bf16", "fp16"]
 Step = Callable[[torch.dtype | None], None]
+C = TypeVar("C")
 T = TypeVar("T")
 
 DTYPES: dict[Name, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -142,6 +144,37 @@ def _seconds(device: torch.device, step: Callable[[bool], None], compiled: bool,
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - before)
     return times[0], min(times[1:])
+
+
+def resolve_speed(
+    config: C, model: torch.nn.Module, forward: Callable[[Any], torch.Tensor], signature: str, steps: int, quiet: bool = False
+) -> C:
+    """``config`` with ``loop.precision`` and ``loop.compile``, where left open, as the hardware or a short measurement says.
+
+    Args:
+        config: has a section ``loop`` whose device is resolved.
+        model: on that device; it is left without gradients.
+        forward: (model, as it is or compiled) → a tensor of a pass on a typical micro-batch.
+        signature: what else decides the speed: model, shapes, what trains.
+        steps: forward and backward passes of the run.
+        quiet: do not print the reasons.
+    """
+    loop = config.loop  # type: ignore[attr-defined]
+    forms: dict[bool, Any] = {False: model}
+
+    def step(dtype: torch.dtype | None, compiled: bool = False) -> None:
+        forms.setdefault(compiled, torch.compile(model) if compiled else model)
+        with torch.autocast(loop.device, dtype=dtype or torch.float32, enabled=dtype is not None):
+            forward(forms[compiled]).float().square().mean().backward()
+        model.zero_grad(set_to_none=True)
+
+    precision = choose_precision(loop.precision, loop.device, step, signature)
+    signature += f" {precision.name}"
+    compiled, reason = choose_compile(loop.compile, loop.device, lambda c: step(precision.dtype, c), steps, signature)
+    if is_main_process() and not quiet:
+        print(f"precision {precision.name}: {precision.reason}\n{'compiled' if compiled else 'not compiled'}: {reason}")
+    loop = dataclasses.replace(loop, precision=precision.name, compile=compiled)
+    return dataclasses.replace(config, loop=loop)  # type: ignore[type-var]
 
 
 def reset_peak_memory(device: str) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from crossalign.cache import atomic_path
+from crossalign.cache import atomic_path, write_json
 from crossalign.config import LoopConfig, to_dict, update
-from crossalign.environment import is_main_process
+from crossalign.environment import environment, is_main_process
 from crossalign.errors import UserError
+
+if TYPE_CHECKING:
+    from crossalign.training.loop import Run
 
 C = TypeVar("C")
 OURS = ("environment.json", "metrics.jsonl", "result.json", "alignment.json", "predictions.parquet",
@@ -95,6 +99,67 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise UserError(f"another process is running in {folder}: wait for it, or choose another --output") from error
         yield
+
+
+@contextmanager
+def opened_run(config: Any, identity: str, made_of: str) -> Iterator[Run]:
+    """A run with its settings resolved: facts written down, checkpoint found, log open, random state as the seed says.
+
+    Args:
+        config: resolved; its folder is claimed and locked.
+        identity: hash of the data and the weights that it begins with.
+        made_of: what ``identity`` hashes, in words, for the message.
+
+    Raises:
+        UserError: the checkpoint there was trained on something else.
+    """
+    import torch
+
+    from crossalign.training import checkpoint as ckpt
+    from crossalign.training.loop import Run
+    from crossalign.training.precision import reset_peak_memory
+    from crossalign.training.tracking import RunLog
+
+    if is_main_process():
+        write_config(config.output, config)
+        write_json(config.output / "environment.json", environment())
+    resume = ckpt.latest(config.output / "checkpoints", rank=int(os.environ.get("RANK", "0")))
+    if resume and resume.extra["identity"] != identity:
+        raise UserError(
+            f"the checkpoint in {config.output} was made from other {made_of} than lie there now: put them back, or choose "
+            "another --output"
+        )
+    rows = resume.extra["rows"] if resume else 0
+    torch.use_deterministic_algorithms(config.loop.deterministic)
+    reset_peak_memory(config.loop.device)
+    with RunLog(config.output, config.tracking, f"{config.row}, seed {config.seed}", flatten(to_dict(config)), rows) as log:
+        run = Run(config.output, make_accelerator(config.loop), config.loop, log, identity, resume)
+        seed_all(config.seed)
+        yield run
+        run.accelerator.wait_for_everyone()
+
+
+def seed_all(seed: int) -> None:
+    """Seed every generator that training may draw from."""
+    from accelerate.utils import set_seed
+
+    set_seed(seed)
+
+
+def main_process_first(device: str) -> AbstractContextManager[None]:
+    """Let the first process go ahead, so that the others find in the cache what it made."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=device == "cpu").main_process_first()  # type: ignore[no-any-return]
+
+
+def device_name(device: str) -> str:
+    """What result.json calls the device that a run was computed on."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"cpu ({torch.get_num_threads()} threads)" if device == "cpu" else device
 
 
 def make_accelerator(loop: LoopConfig) -> Any:

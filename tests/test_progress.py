@@ -14,7 +14,7 @@ import pytest
 
 SCRIPT = """
 import time
-from crossalign.training import progress as module
+from crossalign import progress as module
 module.QUIET_SECONDS, module.LINE_SECONDS = 0.2, 0.1
 with module.progress(50, "train", initial=10) as bar:
     for step in range(40):

@@ -14,18 +14,20 @@ QUIET_SECONDS = 2.0
 LINE_SECONDS = 30.0
 
 
-def progress(total: int, description: str, initial: int = 0) -> tqdm[NoReturn]:
+def progress(total: int, description: str, initial: int = 0, unit: str = "step") -> tqdm[NoReturn]:
     """A bar over ``total`` steps of which ``initial`` are done; use it as a context manager and call ``update(1)``.
 
     It shows in the main process only, and only once two seconds have passed. Where stderr is no terminal it prints
-    one plain line every 30 seconds at most, so that a log file holds no control characters.
+    one plain line every 30 seconds at most, so that a log file holds no control characters. Bytes (unit "B") are told in
+    thousands and millions.
     """
     plain = not sys.stderr.isatty()
     return tqdm(
         total=total,
         initial=initial,
         desc=description,
-        unit="step",
+        unit=unit,
+        unit_scale=unit == "B",
         delay=QUIET_SECONDS,
         disable=not is_main_process(),
         file=_Lines(sys.stderr) if plain else sys.stderr,

@@ -1,0 +1,53 @@
+"""Every setting of every verb, as plain dataclasses: the text under a field is its help on the command line."""
+
+from crossalign.config.common import BaseLoopConfig, OptimConfig, TrackingConfig, to_dict, update
+from crossalign.config.images import (
+    AdaptConfig,
+    AlignConfig,
+    AugmentConfig,
+    BackboneConfig,
+    DataConfig,
+    EmbedderConfig,
+    HeadConfig,
+    LoopConfig,
+    Method,
+    TuneConfig,
+)
+from crossalign.config.text import (
+    CorpusConfig,
+    FinetuneConfig,
+    GPTConfig,
+    InstructConfig,
+    PairsConfig,
+    PretrainConfig,
+    RegularizeConfig,
+    TeacherConfig,
+    TextLoopConfig,
+)
+
+__all__ = [
+    "AdaptConfig",
+    "AlignConfig",
+    "AugmentConfig",
+    "BackboneConfig",
+    "BaseLoopConfig",
+    "CorpusConfig",
+    "DataConfig",
+    "EmbedderConfig",
+    "FinetuneConfig",
+    "GPTConfig",
+    "HeadConfig",
+    "InstructConfig",
+    "LoopConfig",
+    "Method",
+    "OptimConfig",
+    "PairsConfig",
+    "PretrainConfig",
+    "RegularizeConfig",
+    "TeacherConfig",
+    "TextLoopConfig",
+    "TrackingConfig",
+    "TuneConfig",
+    "to_dict",
+    "update",
+]

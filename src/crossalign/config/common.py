@@ -1,0 +1,131 @@
+"""Settings that every training verb has, and what turns settings into plain values and back."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from crossalign.errors import UserError, unknown
+
+T = TypeVar("T")
+
+
+@dataclass
+class OptimConfig:
+    """Optimiser and schedule of the training stage."""
+
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    """adam adds weight decay to the gradient; adamw decays the weights themselves."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 1e-2
+    """Decay of matrices; norms, biases and positions are spared unless decay_all."""
+    decay_all: bool = False
+    """Decay every parameter, as a plain torch optimiser does."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's two moments."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls over the stage."""
+    final_lr_fraction: float = 0.0
+    """Share of the peak that the learning rate falls to."""
+    warmup_fraction: float = 0.0
+    """Share of the steps over which the learning rate rises from zero."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 turns clipping off."""
+
+
+@dataclass
+class BaseLoopConfig:
+    """How long, on what, and how safely."""
+
+    batch_size: int = 64
+    """Images, or sequences of tokens, an optimiser step, over all processes and micro-batches."""
+    accumulation: int = 1
+    """Micro-batches that a step is cut into, to save memory; but for the draws of dropout, results do not change."""
+    eval_batch_size: int = 256
+    """Images, or sequences, a batch in evaluation, over all processes."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 (or fp16) on a GPU that has it; on a CPU, whichever a short probe finds faster."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    compile: bool | None = None
+    """Compile the model with torch.compile; None measures whether that saves time, in runs of a quarter of an hour or more."""
+    checkpoint_minutes: float = 5.0
+    """Write a checkpoint at least this often, and at the end of every epoch."""
+    log_every: int = 20
+    """Steps between two training rows in metrics.jsonl."""
+    deterministic: bool = False
+    """Ask torch for deterministic kernels; slower on a GPU, no cost on a CPU."""
+
+
+@dataclass
+class TrackingConfig:
+    """Where runs are recorded beside their own folder."""
+
+    mlflow: bool = True
+    """Also log to MLflow where it is installed."""
+    mlflow_uri: str = ""
+    """MLflow server or store; empty: the SQLite file mlflow.db beside the run folder."""
+    experiment: str = "crossalign"
+    """MLflow experiment name."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested plain values: what config.yaml holds."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(dataclasses.asdict(config))  # type: ignore[no-any-return]
+
+
+def update(config: T, values: dict[str, Any], place: str = "") -> T:
+    """A copy of ``config`` with nested ``values`` put in.
+
+    Raises:
+        UserError: a key that the configuration does not have (the nearest one is named), or a value of another type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    hints = get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise unknown(f"setting in {place or 'the configuration'}", key, fields)
+        old = getattr(config, key)
+        if dataclasses.is_dataclass(old) and not isinstance(old, type):
+            if not isinstance(value, dict):
+                raise UserError(f"setting '{place}{key}' holds {value!r}; it is a section and takes settings under it")
+            value = update(old, value, f"{place}{key}.")
+        else:
+            value = _typed(value, hints[key], place + key)
+        changes[key] = value
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def _typed(value: Any, hint: Any, place: str) -> Any:
+    """``value`` as a field of type ``hint`` holds it; files and ``key=value`` settings bring lists and text."""
+    options = get_args(hint)
+    if get_origin(hint) is Literal:
+        if value not in options:
+            raise unknown(f"value for '{place}'", str(value), options)
+        return value
+    if get_origin(hint) is UnionType:  # X | None
+        return None if value is None else _typed(value, next(o for o in options if o is not type(None)), place)
+    if get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(item, options[0], place) for item in value)
+    if hint in (str, Path) and isinstance(value, str | Path):
+        return hint(value)
+    with contextlib.suppress(TypeError, ValueError):
+        if hint is float and not isinstance(value, bool):
+            return float(value)  # YAML 1.1 reads 1e-3 as text
+        if hint in (int, bool) and type(value) is hint:
+            return value
+    raise UserError(f"setting '{place}' holds {value!r}; it takes {getattr(hint, '__name__', hint)}")

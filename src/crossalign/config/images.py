@@ -1,0 +1,174 @@
+"""Settings of language → vision: images, the adapted model, the alignment before training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from crossalign.config.common import BaseLoopConfig, OptimConfig, TrackingConfig
+
+Method = Literal["fpt", "lora", "full"]
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes of training images, drawn for each image on its own."""
+
+    flip: float = 0.5
+    """Probability of a horizontal flip; use 0 for digits and text."""
+    crop_padding: int = 4
+    """Pixels of border added on each side before a random crop back to the image size."""
+    rotation_degrees: float = 20.0
+    """Largest rotation either way, in degrees."""
+    fill: int = 0
+    """Pixel value, 0 to 255, of what a crop or rotation uncovers; 0 is black."""
+
+
+@dataclass
+class DataConfig:
+    """Labelled images, split three ways: train, validation (selects), test (scored once)."""
+
+    source: str = "sklearn:digits"
+    """sklearn:digits, a folder of class folders, a .parquet file or folder, CIFAR-10's binary folder, or hf:ORG/NAME."""
+    test_source: str = ""
+    """Where the test images lie, if apart from `source`; empty: the source's own test split, else a part of it."""
+    image_size: int | None = None
+    """Side in pixels that images are resized to; None keeps the source's own size."""
+    channels: Literal["rgb", "gray"] = "rgb"
+    """Colour channels that the model sees."""
+    validation_fraction: float = 0.2
+    """Share of the training images held out for selection, stratified by class."""
+    test_fraction: float = 0.2
+    """Share held out for testing where the source has no test split of its own."""
+    split_seed: int = 0
+    """Seed of the split, apart from the training seed, so that all seeds see one split."""
+    limit_train: int | None = None
+    """Train on a stratified subset of this many images."""
+    limit_validation: int | None = None
+    """Validate on a stratified subset of this many images."""
+    limit_test: int | None = None
+    """Test on a stratified subset of this many images."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What to do with images that cannot be read: stop and name them, or go on without them and count."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes of training images."""
+    mean: tuple[float, ...] | None = None
+    """Channel means, on a scale of 0 to 1, to subtract; None measures them on the training images."""
+    std: tuple[float, ...] | None = None
+    """Channel standard deviations to divide by; None measures them on the training images."""
+
+
+@dataclass
+class BackboneConfig:
+    """The pretrained language model in the middle."""
+
+    ref: str = "package:minilm"
+    """package:NAME, a local folder, a .gguf file, hf:ORG/NAME; random:REF or shuffled:REF for controls, none:REF, vit:REF."""
+    attention: Literal["auto", "causal", "bidirectional"] = "bidirectional"
+    """Who sees whom; bidirectional, so that every token that is pooled has seen the image; auto keeps the backbone's own."""
+    position: Literal["auto", "backbone", "new", "both", "none"] = "auto"
+    """Whose positions are used; auto: new ones, beside rotary attention if the backbone has it, instead of a learned table."""
+    dropout: float = 0.0
+    """Dropout inside the backbone, whatever its own configuration says."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+@dataclass
+class EmbedderConfig:
+    """How an image becomes a sequence of token vectors."""
+
+    kind: str = "linear"
+    """linear: one projection of each patch (CMDA §3.1.2); conv: a convolutional stem (§4.2's deeper projection)."""
+    patch: int = 4
+    """Side of a square patch in pixels; it must divide the image size."""
+    match_scale: bool = True
+    """Start the new embeddings at the RMS of the backbone's text embeddings, positions as strong as patches."""
+
+
+@dataclass
+class TuneConfig:
+    """Which parameters train."""
+
+    method: Method = "fpt"
+    """fpt: norms and the new parts; lora: low-rank updates and the new parts; full: everything that is used."""
+    lora_rank: int = 16
+    """Rank of each LoRA update."""
+    lora_alpha: int = 32
+    """LoRA's scale: updates are multiplied by alpha / rank."""
+    lora_dropout: float = 0.1
+    """Dropout on the input of each LoRA update."""
+
+
+@dataclass
+class HeadConfig:
+    """From the last hidden states to class scores."""
+
+    pool: Literal["mean", "last", "cls"] = "mean"
+    """mean of all tokens; last: the one token that sees the whole image under causal attention; cls: an added token."""
+    dropout: float = 0.1
+    """Dropout before the linear head."""
+
+
+@dataclass
+class AlignConfig:
+    """The stage before training: move the image embeddings towards the text embeddings."""
+
+    metric: str = "none"
+    """none, or a divergence by name: mse, cosine, mmd, coral, sinkhorn, otdd, or one that you registered."""
+    epochs: int = 15
+    """Passes over the training images in the alignment stage."""
+    batch_size: int = 32
+    """Images a step in the alignment stage, over all processes."""
+    lr: float = 1e-4
+    """Learning rate of the alignment stage."""
+    level: Literal["token", "sequence"] = "token"
+    """Compare token vectors, or each sequence's mean over its tokens."""
+    target: Literal["vocabulary", "corpus"] = "vocabulary"
+    """Random token sequences from the vocabulary (CMDA §3.1.5), or whole sentences of `corpus`."""
+    corpus: str = ""
+    """A text file, one sentence or paragraph a line, for target=corpus."""
+    sequences: int = 50_000
+    """How many text sequences to draw targets from."""
+    sequence_length: int = 64
+    """Tokens in a text sequence."""
+    mmd_estimator: Literal["unbiased", "orca"] = "unbiased"
+    """unbiased: the U-statistic; orca: V-statistic and bandwidths as in ORCA's published code, which CMDA adapts."""
+    max_tokens: int = 1024
+    """Token vectors drawn from each side in a step at token level, so that the cost of a step is bounded."""
+    otdd_classes: int = 10
+    """Clusters that label the text sequences for otdd."""
+
+
+@dataclass
+class LoopConfig(BaseLoopConfig):
+    """How long, on what, and how safely."""
+
+    epochs: int = 10
+    """Passes over the training images."""
+
+
+@dataclass
+class AdaptConfig:
+    """Language → vision: make a language model an image classifier (CMDA)."""
+
+    output: Path = Path("runs/adapt")
+    """Run folder; a second call with the same configuration resumes it."""
+    seed: int = 0
+    """Seed of initial weights, batch order, augmentation and dropout."""
+    row: str = ""
+    """Name of the run's row in tables; empty: made from method and metric."""
+    overwrite: bool = False
+    """Delete a run of another configuration that lies in `output`."""
+    score_test: bool = True
+    """Score the test set, once, at the end; a search over settings turns it off."""
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)

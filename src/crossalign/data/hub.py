@@ -1,0 +1,48 @@
+"""Sets of the Hugging Face hub, by one string."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from crossalign.errors import UserError, missing_extra
+
+
+def load_hub(name: str) -> Any:
+    """The splits of a set as ``datasets`` loads them, rows in a memory map.
+
+    Args:
+        name: ORG/NAME, ORG/NAME:CONFIGURATION for a set that has several, ORG/NAME@REVISION; or a local folder that
+            ``datasets`` understands. A leading ``hf:`` may stay.
+
+    Raises:
+        UserError: the package is missing, or the set cannot be opened.
+    """
+    name = name.removeprefix("hf:")
+    try:
+        import datasets
+    except ImportError as error:
+        raise missing_extra("datasets", "hub", f"data source hf:{name}") from error
+    path, _, revision = name.partition("@")
+    path, _, configuration = path.partition(":")
+    path = str(Path(path).expanduser()) if path.startswith(("~", "/", ".")) else path
+    try:
+        return datasets.load_dataset(path, configuration or None, revision=revision or None)
+    except Exception as error:  # the hub, the network and each set's own files fail in many ways
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"cannot open hf:{name} ({type(error).__name__}: {reason}); check the name and the network, or give a "
+            "local file or folder"
+        ) from error
+
+
+def train_split(name: str) -> Any:
+    """The training split of a set, or its only one.
+
+    Raises:
+        UserError: see :func:`load_hub`; or it has several splits, none of them named train.
+    """
+    loaded = load_hub(name)
+    if "train" not in loaded and len(loaded) > 1:
+        raise UserError(f"{name} has no split named train, only {', '.join(map(str, loaded))}")
+    return loaded["train"] if "train" in loaded else next(iter(loaded.values()))

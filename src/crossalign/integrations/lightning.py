@@ -1,0 +1,71 @@
+"""The alignment term in Lightning: ``Trainer(callbacks=[AlignmentCallback(regularizer)])``.
+
+Lightning clears gradients between the forward and the backward pass, and DDP waits for the backward pass from the forward
+pass on: so the term's gradient is computed apart, averaged over the processes, and added before the optimiser steps. It
+counts once whatever the accumulation, and clipping sees it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossalign.errors import UserError, missing_extra
+from crossalign.regularizer import AlignmentRegularizer
+
+try:
+    import lightning.pytorch as pl
+except ImportError as error:
+    raise missing_extra("lightning", "lightning", "crossalign.integrations.lightning") from error
+
+
+class AlignmentCallback(pl.Callback):
+    """Adds the regulariser's gradient on the steps that are due, logs its numbers as ``align_*``, and saves its state.
+
+    Args:
+        regularizer: the term.
+        model: name of the language model in the Lightning module, such as "model"; empty if it is the module itself.
+    """
+
+    def __init__(self, regularizer: AlignmentRegularizer, model: str = "model") -> None:
+        self.regularizer, self.model = regularizer, model
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Refuse what would come out wrong."""
+        strategy = type(trainer.strategy).__name__
+        if strategy not in ("SingleDeviceStrategy", "DDPStrategy"):
+            raise UserError(f"the alignment term is supported in Lightning on one device and with DDP, not with {strategy}")
+        if not pl_module.automatic_optimization:
+            raise UserError("with manual optimisation add regularizer.loss(model) to the last micro-batch's loss yourself")
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """The gradient of the term, added to what the step has."""
+        if not self.regularizer.due(trainer.global_step):
+            return
+        model: nn.Module = pl_module.get_submodule(self.model) if self.model else pl_module
+        with torch.enable_grad(), trainer.precision_plugin.forward_context():
+            value = self.regularizer.loss(model)
+        add_gradient(value, model)
+        pl_module.log_dict({f"align_{name}": number for name, number in self.regularizer.numbers.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.regularizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.regularizer.load_state_dict(state_dict)
+
+
+def add_gradient(value: Tensor, model: nn.Module) -> None:
+    """Add the mean over processes of the gradient of ``value`` to the gradients of ``model``, past DDP's own hooks."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:  # the same ones in every process
+            continue
+        if distributed:
+            torch.distributed.all_reduce(gradient)
+            gradient = gradient / torch.distributed.get_world_size()
+        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

@@ -1,0 +1,53 @@
+"""What is set inside a model of transformers, whatever its architecture: attention function, dropout, checkpointing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+UNMASKED = "crossalign_unmasked"
+
+
+def attend_without_mask(model: Any) -> None:
+    """Let ``is_causal`` alone decide the direction, on every architecture, so that torch's fast kernels always serve.
+
+    transformers builds no mask for an attention function that it has no mask for. For its own "sdpa" it would look for
+    packed sequences in each causal forward pass, which reads a value back from a GPU, and makes a mask when compiled.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return sdpa_attention_forward(module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
+        # Torch's attention kernel for CPUs takes several times longer in bf16 than in fp32 (benchmarks/adapt.py).
+        with torch.autocast("cpu", enabled=False):
+            full = (query.float(), key.float(), value.float())
+            output, weights = sdpa_attention_forward(module, *full, mask, **kwargs)
+        return output.to(torch.get_autocast_dtype("cpu")), weights
+
+    AttentionInterface.register(UNMASKED, attend)
+    model.set_attn_implementation(UNMASKED)
+
+
+def checkpoint_gradients(model: Any) -> None:
+    """Recompute activations in the backward pass."""
+    new_name = getattr(model, "activation_checkpointing_enable", None)
+    (new_name or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """One probability everywhere: dropout modules, and the numbers that attention and OPT's layers keep as attributes.
+
+    By type and attribute, not by configuration, whose names differ: GPT-2 ignores ``hidden_dropout_prob``.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        for name, value in vars(module).items():
+            if name == "layerdrop":
+                setattr(module, name, 0.0)
+            elif "dropout" in name and isinstance(value, float | int) and not isinstance(value, bool):
+                setattr(module, name, probability)

@@ -1,0 +1,175 @@
+"""``pretrain``: a language model from scratch, pulled towards a vision model or not, as CMAR §3 and §4.2 describe it.
+
+Next-token prediction on a corpus; on every k-th step the alignment term of paired captions and images is added (Eq. 5).
+The text held out and the pairs held out are looked at in every evaluation and choose nothing: the last weights are kept.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crossalign.cache import content_key, write_json
+from crossalign.config import PretrainConfig
+from crossalign.data.corpus import Corpus, cached_corpus, open_corpus
+from crossalign.data.tokens import TokenBatches
+from crossalign.environment import is_main_process
+from crossalign.errors import UserError
+from crossalign.models.causal import new_gpt2, save_causal
+from crossalign.training import precision
+from crossalign.training.loop import Run, StageResult, fit
+from crossalign.training.run import (
+    claim_folder,
+    device_name,
+    locked,
+    main_process_first,
+    opened_run,
+    read_json,
+    resolve_device,
+    resolved,
+    seed_all,
+)
+from crossalign.training.term import HeldOut, Term, open_held_out, open_term, row_name
+from crossalign.training.text import (
+    blocks_of,
+    check_room,
+    check_text_run,
+    read_stream,
+    resolve_speed,
+    score_streams,
+    stream_metrics,
+    text_stage,
+    whole_state,
+)
+
+
+def pretrain(config: PretrainConfig, *, recipe: str = "", quiet: bool = False) -> dict[str, Any]:
+    """Train a language model and return the result that result.json holds.
+
+    A finished run is returned as it stands; an unfinished one with the same configuration goes on where it stopped.
+
+    Raises:
+        UserError: bad input, before any training. Interrupted, Diverged, DiskFull: see ``training.loop``.
+    """
+    with locked(config.output):
+        config = claim_folder(config)
+        finished = config.output / "result.json"
+        if finished.is_file():
+            return read_json(finished)
+        check_text_run(config)
+        config = resolved(config, loop={"device": resolve_device(config.loop.device)})
+        config.row = config.row or row_name(config)
+        with main_process_first(config.loop.device):  # the others then find corpus and features in the cache
+            corpus = open_corpus(config.prepared) if config.prepared else cached_corpus(config.corpus)
+            _batches(config, corpus, world=int(os.environ.get("WORLD_SIZE", "1")))  # refuses what cannot be
+            term, held_out = _term(config, corpus)
+        texts = {Path(path).name: read_stream(path, corpus.tokenizer, corpus.separator) for path in config.score}
+        model = _model(config, corpus)
+        check_room(config.output, model)
+        config = resolve_speed(config, model, config.block, quiet)
+        if term:
+            term.check(model)
+        if is_main_process() and not quiet:
+            count = sum(p.numel() for p in model.parameters())
+            print(f"{len(corpus.train):,} tokens to train on, vocabulary {corpus.vocabulary:,}; {count:,} parameters")
+        identity = content_key(corpus=corpus.fingerprint, term=term.fingerprint if term else "")
+        with opened_run(config, identity, "text, captions or teacher's features") as run:
+            model.to(run.accelerator.device)
+            seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
+            trained = fit(_stage(config, model, corpus, term, held_out, run), run)
+            streams = {"validation": corpus.validation, **texts}
+            scores = score_streams(model, streams, config.block, config.loop.eval_batch_size, run)
+            result = _result(config, recipe, corpus, model, trained, scores)
+            state = whole_state(model, run)
+            if run.accelerator.is_main_process:
+                save_causal(model, None, corpus.tokenizer, config.output / "model", state)
+                write_json(finished, result)
+                run.log.summary({f"{place}/{n}": v for place, found in scores.items() for n, v in found.items()})
+        return result
+
+
+def _term(config: PretrainConfig, corpus: Corpus) -> tuple[Term | None, HeldOut | None]:
+    settings = (config.align, config.teacher, config.pairs, corpus.tokenizer)
+    tokens = config.loop.batch_size * config.block
+    term = open_term(*settings, tokens=tokens, seed=config.seed, device=config.loop.device)
+    return term, open_held_out(*settings, device=config.loop.device)
+
+
+def _model(config: PretrainConfig, corpus: Corpus) -> Any:
+    if config.align.metric != "none" and config.align.max_length > config.block:
+        raise UserError(f"--align.max-length {config.align.max_length} is longer than --block {config.block}: lower it")
+    return new_gpt2(
+        config.gpt,
+        vocabulary=corpus.vocabulary,
+        block=config.block,
+        separator=corpus.separator,
+        seed=config.seed,
+    )
+
+
+def _blocks(config: PretrainConfig, corpus: Corpus, run: Run, limit: int | None = None) -> Any:
+    return blocks_of(corpus.validation, config.block, config.loop.eval_batch_size, run, limit)
+
+
+def _batches(config: PretrainConfig, corpus: Corpus, rank: int = 0, world: int = 1) -> TokenBatches:
+    return TokenBatches(
+        corpus.train.tokens,
+        config.block,
+        batch_size=config.loop.batch_size,
+        seed=config.seed,
+        accumulation=config.loop.accumulation,
+        rank=rank,
+        world=world,
+    )
+
+
+def _stage(config: PretrainConfig, model: Any, corpus: Corpus, term: Term | None, held_out: HeldOut | None, run: Run) -> Any:
+    batches = _batches(config, corpus, run.accelerator.process_index, run.world)
+
+    def evaluate(wrapped: torch.nn.Module) -> dict[str, float]:
+        found = stream_metrics(wrapped, _blocks(config, corpus, run, config.loop.evaluate_blocks), run.accelerator)
+        return found | (held_out.measure(wrapped, run.accelerator.device) if held_out else {})
+
+    return text_stage(config, model, batches, evaluate, term, run)
+
+
+def _result(
+    config: PretrainConfig,
+    recipe: str,
+    corpus: Corpus,
+    model: Any,
+    trained: StageResult,
+    scores: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    """result.json: the numbers of tables, with what is needed to compare them fairly."""
+    parameters = sum(p.numel() for p in model.parameters())
+    names = [name for name, _ in corpus.meta["settings"]["source"]]
+    return {
+        "verb": "pretrain",
+        "recipe": recipe,
+        "row": config.row,
+        "align": config.align.metric,
+        "mode": config.align.mode,
+        "teacher": config.teacher.ref,
+        "seed": config.seed,
+        "method": "pretrain",
+        "weights": "random",
+        "backbone": f"gpt2-{config.gpt.layers}x{config.gpt.width}",
+        "data": f"{', '.join(names[:3])} ({len(corpus.train):,} training tokens)",
+        "data_fingerprint": corpus.fingerprint,
+        "test": None,
+        "steps": config.loop.steps,
+        "tokens": config.loop.steps * config.loop.batch_size * config.block,
+        "scores": scores,
+        "held_out": {name: value for name, value in trained.best.items() if name.startswith("held_out")},
+        "parameters": {"trainable": parameters, "total": parameters},
+        "learning_rate": config.optim.lr,
+        "seconds": {"train": trained.seconds},
+        "tokens_per_second": trained.examples / max(trained.seconds, 1e-9),
+        "peak_memory_bytes": precision.peak_memory_bytes(config.loop.device),
+        "precision": config.loop.precision,
+        "device": device_name(config.loop.device),
+    }

@@ -1,0 +1,320 @@
+"""What a report says of language models that were trained on text: losses, held-out alignment, and paired tests of both.
+
+A row is compared with the row without alignment of the same model and data, seed by seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from crossalign.errors import UserError
+from crossalign.report import tables, wording
+from crossalign.report.content import Content
+from crossalign.report.drawing import PALETTE, Picture, blank, clean, name_rows, styled
+from crossalign.report.rows import Row
+from crossalign.report.runs import Run, Study
+from crossalign.report.statistics import PairedT, detectable_difference, holm, paired_t, seeds_needed
+from crossalign.report.wording import LEVEL, UNKNOWN, duration, number, p_equals, p_text
+
+VERBS = ("pretrain", "finetune")
+HELD_OUT = "held_out_cka-linear-debiased"
+Series = dict[float, float]
+
+
+def content_of(study: Study) -> Content:
+    """The report of a study's runs.
+
+    Raises:
+        UserError: image classifiers and language models in one report.
+    """
+    texts = [run for run in study.runs if _is_text(run)]
+    if texts and len(texts) < len(study.runs):
+        raise UserError("these runs are of image classifiers and of language models: report each kind apart")
+    return TextContent(study) if texts else Content(study)
+
+
+def _is_text(run: Run) -> bool:
+    return run.text("verb") in VERBS or (run.result is None and ("gpt" in run.config or "model" in run.config))
+
+
+@dataclass(frozen=True)
+class Change:
+    """``other`` minus the row without alignment, in one number, paired by seed."""
+
+    measure: str
+    reference: Row
+    other: Row
+    t: PairedT
+    lower_is_better: bool
+    p_holm: float | None = None
+
+
+class TextContent(Content):
+    """A study of language models."""
+
+    def _prepare(self) -> None:
+        self.comparisons = []
+        self.top = None
+        self.changes = compare(self.rows)
+
+    @property
+    def headline(self) -> str:
+        if not self.rows:
+            count = wording.counted(len(self.study.incomplete), "run")
+            return f"No run is complete: {count} stopped before the end or still running."
+        shown = [one for one in self.changes if one.p_holm is not None and one.p_holm <= LEVEL]
+        if not self.changes:
+            return f"{wording.counted(len(self.study.complete), 'run')} of {wording.counted(len(self.rows), 'row')}."
+        losses = [one for one in shown if one.lower_is_better]
+        better = sum(one.t.difference < 0 for one in losses)
+        total = sum(one.lower_is_better for one in self.changes)
+        return (
+            f"Of {wording.counted(total, 'comparison')} of losses with and without the alignment term, {better} show a lower "
+            f"loss and {len(losses) - better} a higher one after correction; the rest show no difference."
+        )
+
+    @property
+    def remarks(self) -> list[str]:
+        return []
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        if not self.rows:
+            return []
+        seconds = [run.number("seconds", "train") for run in self.study.complete]
+        return [
+            ("rows", str(len(self.rows))),
+            ("runs", str(len(self.study.complete))),
+            ("parameters", wording.number(self.rows[0].first.number("parameters", "total"), 0)),
+            ("tokens a run", wording.number(self.rows[0].first.number("tokens"), 0)),
+            ("time of all runs", duration(sum(s for s in seconds if s == s))),
+        ]
+
+    @property
+    def findings(self) -> list[tuple[str, str, list[tuple[str, str]]]]:
+        found = []
+        for title, lower in (("Does the term change how well text is predicted?", True), ("Does it align?", False)):
+            mine = [one for one in self.changes if one.lower_is_better is lower]
+            if mine:
+                found.append((title, "", [(_verdict(one), _sentence(one)) for one in mine]))
+        return found
+
+    @property
+    def results(self) -> tables.Table | None:
+        return results_table(self.rows) if self.rows else None
+
+    @property
+    def efficiency(self) -> tables.Table | None:
+        return tables.efficiency_table(self.rows, "tokens_per_second") if self.rows else None
+
+    @property
+    def comparison_tables(self) -> list[tables.Table]:
+        return [comparison_table(self.changes)] if self.changes else []
+
+    @property
+    def confusion(self) -> None:
+        return None
+
+    @cached_property
+    def pictures(self) -> list[Picture]:
+        with styled():
+            made = [difference_figure(self.changes), *curve_figures(self.rows)]
+        return [picture for picture in made if picture is not None]
+
+
+def _texts(rows: list[Row]) -> list[str]:
+    """Names of the texts that were scored, each once."""
+    return list(dict.fromkeys(name for row in rows for run in row.runs for name in (run.result or {}).get("scores") or {}))
+
+
+def results_table(rows: list[Row]) -> tables.Table:
+    """Perplexity of every text and alignment of held-out pairs, each mean ± standard error over seeds."""
+    texts = _texts(rows)
+    shown = []
+    for row in rows:
+        cells = [row.label]
+        for text in texts:
+            found = row.mean("scores", text, "perplexity")
+            cells.append(tables.plus_minus(found.mean, found.error))
+        for text in texts:
+            found = row.mean("scores", text, "loss")
+            cells.append(tables.plus_minus(found.mean, found.error, 4))
+        aligned, wide = row.mean("held_out", HELD_OUT), row.mean("held_out", "held_out_directions")
+        cells += [tables.plus_minus(aligned.mean, aligned.error, 3), tables.plus_minus(wide.mean, wide.error, 1)]
+        shown.append([*cells, str(len(row.runs))])
+    columns = ["Row", *(f"Perplexity, {t}" for t in texts), *(f"Loss (nats a token), {t}" for t in texts)]
+    notes = [
+        "Mean ± standard error over seeds. Alignment: debiased linear CKA of held-out captions with the teacher's features "
+        "of their images; 0 for unrelated ones, however many pairs. Directions: participation ratio of the captions' features.",
+        "Perplexities are of this vocabulary's tokens; bits a byte, comparable across tokenizers, are in result.json.",
+    ]
+    return tables.Table("Results", [*columns, "Alignment, held out", "Directions", "Seeds"], shown, notes)
+
+
+def compare(rows: list[Row]) -> list[Change]:
+    """Every row against the one without alignment, with Holm's correction over all losses and over all alignments."""
+    found: list[Change] = []
+    for row in rows:
+        plain = [r for r in rows if r.align == "none" and _like(r, row)]
+        if row.align == "none" or not plain:
+            continue
+        measures: list[tuple[tuple[str, ...], str, bool]]
+        measures = [(("scores", text, "loss"), f"loss on {text}", True) for text in _texts([row])]
+        measures.append((("held_out", HELD_OUT), "held-out alignment", False))
+        for keys, name, lower in measures:
+            pairs = list(_paired(plain[0], row, keys))
+            if pairs:
+                t = paired_t([a for a, _ in pairs], [b for _, b in pairs])
+                found.append(Change(name, plain[0], row, t, lower))
+    for lower in (True, False):
+        mine = [place for place, one in enumerate(found) if one.lower_is_better is lower]
+        for place, p in zip(mine, holm([found[i].t.p_value for i in mine]), strict=True):
+            found[place] = replace(found[place], p_holm=p)
+    return found
+
+
+def _like(a: Row, b: Row) -> bool:
+    return (a.method, a.backbone, a.data, a.first.text("verb")) == (b.method, b.backbone, b.data, b.first.text("verb"))
+
+
+def _paired(reference: Row, other: Row, keys: tuple[str, ...]) -> Iterator[tuple[float, float]]:
+    mine, theirs = ({run.seed: run.number(*keys) for run in row.runs} for row in (reference, other))
+    for seed, value in mine.items():
+        if seed in theirs and not math.isnan(value) and not math.isnan(theirs[seed]):
+            yield value, theirs[seed]
+
+
+def comparison_table(changes: list[Change]) -> tables.Table:
+    """Every paired comparison with its uncertainty."""
+    shown = []
+    for one in changes:
+        t = one.t
+        smallest = detectable_difference(t.sd, t.n) if t.sd else None
+        needed = seeds_needed(t.difference, t.sd) if t.sd else None
+        shown.append(
+            [
+                f"{one.other.label} − {one.reference.label}",
+                one.measure,
+                str(t.n),
+                number(t.difference, 4, sign=True) + (f" ± {number(t.error, 4)}" if t.error is not None else ""),
+                f"{number(t.interval[0], 4, sign=True)} to {number(t.interval[1], 4, sign=True)}" if t.interval else UNKNOWN,
+                UNKNOWN if t.p_value is None else f"{p_text(t.p_value)} ({p_text(one.p_holm)})",
+                UNKNOWN if smallest is None else number(smallest, 4),
+                UNKNOWN if not t.sd else "> 1,000" if needed is None else str(needed),
+            ]
+        )
+    strong = frozenset(i for i, one in enumerate(changes) if one.p_holm is not None and one.p_holm <= LEVEL)
+    notes = [
+        "Paired t-test over seeds; losses in nats a token. In brackets: after Holm's correction over all losses, and over all "
+        "alignments, of this report. Bold: at most 0.05 after it.",
+        "Smallest visible: the true difference that the test would have found with 80 % power at α = 0.05 (uncorrected), at "
+        "the spread seen. Seeds needed: for a true difference as large as the one seen.",
+    ]
+    columns = ["Row − reference", "Measure", "Seeds", "Difference", "95 % interval", "p (Holm)", "Smallest visible"]
+    return tables.Table("With and without the term", [*columns, "Seeds needed"], shown, notes, frozenset({1}), strong)
+
+
+def _verdict(one: Change) -> str:
+    if one.p_holm is None or one.t.p_value is None:
+        return "undefined"
+    if one.p_holm > LEVEL:
+        return "alone" if one.t.p_value <= LEVEL else "none"
+    return "gain" if (one.t.difference < 0) is one.lower_is_better else "loss"
+
+
+def _sentence(one: Change) -> str:
+    """One comparison in plain language, with its uncertainty, null results included."""
+    t = one.t
+    error = f" ± {number(t.error, 4)}" if t.error is not None else ""
+    told = f"“{one.other.label}” changed the {one.measure} by {number(t.difference, 4, sign=True)}{error}"
+    seeds = wording.counted(t.n, "seed")
+    if t.p_value is None:
+        return f"{told} ({seeds}; {t.reason or 'nothing can be said of chance'})."
+    corrected = f", corrected {p_text(one.p_holm)}" if t.p_value <= LEVEL else ""
+    ends = {
+        "gain": "it is shown to be better",
+        "loss": "it is shown to be worse",
+        "alone": "a hint at a difference, lost on correction",
+        "none": "no difference could be shown",
+    }
+    return f"{told} ({seeds}, {p_equals(t.p_value)}{corrected}): {ends[_verdict(one)]}."
+
+
+def difference_figure(changes: list[Change]) -> Picture | None:
+    """Every paired difference of losses with its 95 % interval."""
+    shown = [one for one in changes if one.lower_is_better and one.t.interval]
+    if not shown:
+        return None
+    figure = blank(9.6, 0.9 + 0.3 * len(shown))
+    axes = figure.add_subplot()
+    axes.axvline(0, color="#1a1d21", linewidth=0.8)
+    measures = list(dict.fromkeys(one.measure for one in shown))
+    for place, one in enumerate(shown):
+        assert one.t.interval is not None
+        colour = PALETTE[measures.index(one.measure) % len(PALETTE)]
+        axes.plot(one.t.interval, [place, place], color=colour, linewidth=1.6)
+        axes.plot(one.t.difference, place, "o", color=colour, markersize=6)
+    name_rows(axes, [f"{clean(one.other.label, 48)}, {one.measure}" for one in shown])
+    axes.set_xlabel("difference in loss (nats a token); below zero the term helps")
+    title = "Loss with the term minus loss without it, paired by seed, with 95 % intervals, not corrected."
+    return Picture("differences", title, "Paired differences; the same numbers are in the table of comparisons.", figure)
+
+
+CURVES = (
+    ("curves-loss", "validation", "loss", "validation loss (nats a token)", "Validation loss over steps"),
+    ("curves-aligned", "validation", HELD_OUT, "debiased linear CKA", "Alignment of held-out pairs over steps"),
+    (
+        "curves-score",
+        "extra",
+        "score",
+        "score of the training pairs",
+        "What the term sees over steps (dotted: pairs exchanged)",
+    ),
+)
+
+
+def curve_figures(rows: list[Row]) -> Iterator[Picture | None]:
+    """Mean over seeds of a number over steps, with its range."""
+    for name, split, key, label, title in CURVES:
+        figure = blank(9.6, 4.2)
+        axes = figure.add_subplot()
+        drawn = False
+        for place, row in enumerate(rows):
+            colour = PALETTE[place % len(PALETTE)]
+            style = ("-", "--", "-.")[place // len(PALETTE) % 3]
+            held = _mean_series([_series(run, split, key) for run in row.runs])
+            if held is None:
+                continue
+            drawn = True
+            steps, mean, low, high = held
+            axes.plot(steps, mean, style, color=colour, linewidth=1.5, label=clean(row.label))
+            axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+            null = _mean_series([_series(run, split, "null_score") for run in row.runs]) if split == "extra" else None
+            if null is not None:
+                axes.plot(null[0], null[1], ":", color=colour, linewidth=1.2)
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        if len(rows) > 1:
+            figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        seeds = ", mean over seeds; band: range" if any(len(row.runs) > 1 for row in rows) else ""
+        yield Picture(name, f"{title}{seeds}.", f"{title}; end values are in the table of results.", figure) if drawn else None
+
+
+def _series(run: Run, split: str, key: str) -> Series:
+    rows = [row for row in run.metrics if row.get("split") == split and isinstance(row.get(key), int | float)]
+    return {float(row.get("step", 0)): float(row[key]) for row in rows}
+
+
+def _mean_series(held: list[Series]) -> tuple[Any, ...] | None:
+    held = [series for series in held if series]
+    steps = sorted(set.intersection(*map(set, held))) if held else []
+    if not steps:
+        return None
+    values = np.array([[series[step] for step in steps] for series in held])
+    return np.array(steps), values.mean(axis=0), values.min(axis=0), values.max(axis=0)

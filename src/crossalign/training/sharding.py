@@ -1,0 +1,86 @@
+"""FSDP2: parameters, gradients and optimiser state in shares over the processes, for models that one device cannot hold.
+
+torch's ``fully_shard`` is called here and not through accelerate, which shards on accelerators alone: so two processes on
+a CPU compute, and test, what many GPUs do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossalign.errors import UserError
+from crossalign.models.taps import blocks_of
+
+
+def shard(model: nn.Module, device: torch.device) -> None:
+    """Shard ``model`` in place: each block on its own, and the rest at the root, through which it must be called.
+
+    Gradients are averaged over the processes in every backward pass, as DDP does in the last one.
+
+    Raises:
+        UserError: there is one process only.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise UserError("--loop.shard needs several processes: start them with torchrun --nproc-per-node 2 -m crossalign.cli …")
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for block in blocks_of(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def reshard(model: nn.Module) -> None:
+    """Give up whole parameters that an evaluation left at the root: what is saved, and the optimiser's, are the shares."""
+    if is_sharded(model):
+        model.reshard()  # type: ignore[operator]
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether :func:`shard` was called on ``model``."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor, which every process must ask for; others come back as they are."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def put(parameter: Tensor, value: Tensor) -> None:
+    """Copy a whole ``value`` into ``parameter``, of which this process may hold a share."""
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
+    parameter.copy_(value)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimiser's state, whole on the first process, to be saved."""
+    if not is_sharded(model):
+        return optimizer.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return dict(get_optimizer_state_dict(model, _inner(optimizer), options=options))
+
+
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put :func:`optimizer_state` back."""
+    if not is_sharded(model):
+        optimizer.load_state_dict(state)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    set_optimizer_state_dict(model, _inner(optimizer), state, options=StateDictOptions(full_state_dict=True))
+
+
+def _inner(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimiser inside accelerate's."""
+    return getattr(optimizer, "optimizer", optimizer)  # type: ignore[no-any-return]

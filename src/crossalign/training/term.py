@@ -1,0 +1,239 @@
+"""The alignment term as a training verb uses it: the regulariser on due steps, its log, and alignment on held-out pairs.
+
+Shapes: N pairs, p student features, q teacher features.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossalign.alignment import get_similarity, penalty_names, similarity_names
+from crossalign.alignment.health import participation_ratio
+from crossalign.config import FinetuneConfig, PairsConfig, PretrainConfig, RegularizeConfig, TeacherConfig
+from crossalign.data.batches import IGNORED
+from crossalign.data.pair_batches import PairBatch, PairBatches
+from crossalign.data.pairs import Pairs, open_pairs
+from crossalign.errors import UserError, unknown
+from crossalign.features import pair_features
+from crossalign.models.taps import Taps, unwrapped
+from crossalign.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, place
+from crossalign.training.likelihood import nll_sum
+
+PREFIX = "regularizer."
+HELD_OUT = 512
+HELD_OUT_METRICS = ("cka-linear-debiased", "cka-rbf-debiased")
+
+
+class CaptionExposure:
+    """The pairs' captions as ordinary training text, without images: the control for what their text alone does.
+
+    ``loss`` is the sum of their tokens' negative log-likelihoods over the tokens of a step of the text, so that at weight 1
+    a token of a caption weighs as much as one of the text. The rest is as in ``AlignmentRegularizer``.
+    """
+
+    def __init__(self, pairs: PairBatches, weight: float, every: int, tokens: int) -> None:
+        self.pairs, self.weight, self.every, self.tokens = pairs, weight, every, tokens
+        self.numbers: dict[str, Tensor] = {}
+        self._step = 0
+
+    def due(self, step: int) -> bool:
+        self._step = step
+        return self.weight != 0 and step % self.every == 0
+
+    def loss(self, model: nn.Module) -> Tensor:
+        rank, world = place()
+        batch = self.pairs.batch(self._step // self.every, rank=rank, world=world)
+        ids, mask = batch.input_ids, batch.attention_mask
+        targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORED)
+        inputs = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], "targets": targets}
+        model = unwrapped(model)
+        nll = nll_sum(model, inputs, next(model.parameters()).device)
+        sums = torch.stack([nll.detach(), (targets != IGNORED).sum().to(nll)])
+        if world > 1:
+            torch.distributed.all_reduce(sums)
+        self.numbers = {"caption_loss": sums[0] / sums[1]}
+        return nll * (self.weight * world / self.tokens)
+
+    @torch.no_grad()
+    def score(self, model: nn.Module) -> Tensor:
+        return self.loss(model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pairs": self.pairs.fingerprint, "queue": []}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass
+class Term:
+    """What ``Stage.extra`` calls."""
+
+    regularizer: AlignmentRegularizer | CaptionExposure
+    log_every: int
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of captions and features: a run goes on with the same ones only."""
+        return self.regularizer.pairs.fingerprint
+
+    def check(self, model: nn.Module) -> None:
+        """Compute the term once, before any training, so that what cannot work is told then.
+
+        Raises:
+            UserError: a layer that the model does not have, or a metric that is not defined for so many pairs.
+        """
+        was_training = model.training
+        try:
+            self.regularizer.due(0)
+            self.regularizer.score(model.eval())
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"the alignment term cannot be computed: {error}") from error
+        finally:
+            model.train(was_training)
+
+    def extra(self, model: nn.Module, step: int) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """The term of a step with numbers to log; where none is due, its score alone if that is to be logged."""
+        if self.regularizer.due(step):
+            return self.regularizer.loss(model), self.regularizer.numbers
+        if self.log_every and step % self.log_every == 0:
+            return self.regularizer.score(model), self.regularizer.numbers
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """The feature queue, as tensors of a checkpoint."""
+        queue = self.regularizer.state_dict()["queue"]
+        return {f"{PREFIX}queue.{i}": tensor for i, tensor in enumerate(queue)}
+
+    def load_state(self, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put :meth:`state` back and return what is left of ``saved``."""
+        queue = [saved[name] for name in sorted(saved) if name.startswith(PREFIX)]
+        self.regularizer.load_state_dict(self.regularizer.state_dict() | {"queue": queue})
+        return {name: tensor for name, tensor in saved.items() if not name.startswith(PREFIX)}
+
+
+@dataclass
+class HeldOut:
+    """Pairs that are never trained on, with which alignment is measured."""
+
+    ids: list[Tensor]
+    masks: list[Tensor]
+    features: Tensor
+    """(N, q)"""
+    taps: Taps
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Debiased CKA, whose value does not depend on N, and the number of directions that the student's features fill."""
+        pieces = [self.taps(model, i.to(device), m.to(device)) for i, m in zip(self.ids, self.masks, strict=True)]
+        student = torch.cat(pieces)
+        teacher = self.features.to(device, student.dtype)
+        found = {f"held_out_{name}": get_similarity(name)(student, teacher) for name in HELD_OUT_METRICS}
+        return {name: float(v) for name, v in (found | {"held_out_directions": participation_ratio(student)}).items()}
+
+
+def open_term(
+    align: RegularizeConfig, teacher: TeacherConfig, pairs: PairsConfig, tokenizer: Any, *, tokens: int, seed: int, device: str
+) -> Term | None:
+    """The term that ``align`` asks for; None where it asks for none.
+
+    Args:
+        align, teacher, pairs: settings.
+        tokenizer: of the student.
+        tokens: of the text, that a step trains on.
+        seed: of the order of the pairs.
+        device: where the teacher computes, if its features are not in the cache.
+
+    Raises:
+        UserError: pairs, a teacher or a metric that cannot be used.
+    """
+    _check(align)
+    if align.metric == "none" or (align.weight == 0 and not align.log_every):
+        return None
+    opened = open_pairs(pairs)
+    # Captions and penalties look at no image: zeros stand in for features.
+    looks = align.metric in similarity_names()
+    features = pair_features(teacher, opened, device=device)[0] if looks else torch.zeros(len(opened), 1)
+    batches = PairBatches(
+        opened.texts, features, tokenizer, batch_size=align.batch_size, seed=seed, max_length=align.max_length
+    )
+    if align.metric == "captions":
+        return Term(CaptionExposure(batches, align.weight, align.every, tokens), align.log_every)
+    takes = inspect.signature(get_similarity(align.metric)).parameters if looks else {}
+    options = {"on_degenerate": align.on_degenerate} if "on_degenerate" in takes else {}
+    regularizer = AlignmentRegularizer(
+        align.metric,
+        list(align.layers),
+        align.weight,
+        align.every,
+        pairs=batches,
+        mode=align.mode,
+        pool=align.pool,
+        queue=align.queue,
+        **options,
+    )
+    return Term(regularizer, align.log_every)
+
+
+def open_held_out(
+    align: RegularizeConfig, teacher: TeacherConfig, pairs: PairsConfig, tokenizer: Any, *, device: str, batch_size: int = 64
+) -> HeldOut | None:
+    """The held-out pairs that ``align`` asks for; None where it asks for none.
+
+    Raises:
+        UserError: pairs or a teacher that cannot be used.
+    """
+    wanted = align.held_out if align.held_out is not None else (HELD_OUT if align.metric != "none" else 0)
+    if wanted < 1:
+        return None
+    held_out = open_pairs(replace(pairs, split="validation", split_file=align.held_out_file, limit=None))
+    if len(held_out) < 8:
+        raise UserError(
+            f"{held_out.source}: {len(held_out)} held-out pairs are too few to measure alignment on; give 8 or more"
+        )
+    teacher = replace(teacher, ref=align.held_out_teacher) if align.held_out_teacher else teacher
+    features, _ = pair_features(teacher, held_out, device=device)
+    rows = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:wanted].sort().values
+    batch = _first_texts(held_out, features, tokenizer, align.max_length, rows)
+    return HeldOut(
+        list(batch.input_ids.split(batch_size)),
+        list(batch.attention_mask.split(batch_size)),
+        batch.features,
+        Taps(list(align.layers), align.pool),
+    )
+
+
+def row_name(config: PretrainConfig | FinetuneConfig) -> str:
+    """What a row of a table calls a run: "Pre-training + cka-rbf (unpaired)"."""
+    align, teacher = config.align, config.teacher
+    title = "Pre-training"
+    if isinstance(config, FinetuneConfig):
+        title = "LoRA fine-tuning" if config.tune.method == "lora" else "Fine-tuning"
+    if align.metric == "none" or not align.weight:
+        return title
+    notes: list[str] = [align.mode] if align.metric in similarity_names() and align.mode != "paired" else []
+    notes += [f"{kind} teacher" for kind in ("random", "shuffled") if teacher.ref.startswith(f"{kind}:")]
+    return f"{title} + {align.metric}" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _check(align: RegularizeConfig) -> None:
+    known = ["none", *similarity_names(), *penalty_names(), *WEIGHT_PENALTIES, "captions"]
+    if align.metric not in known:
+        raise unknown("metric", align.metric, known)
+    if not align.layers:
+        raise UserError("--align.layers names no layer: give one, such as penultimate")
+    for name, least in {"batch_size": 2, "max_length": 1, "queue": 0, "log_every": 0, "every": 1}.items():
+        if getattr(align, name) < least:
+            raise UserError(f"--align.{name.replace('_', '-')} is {getattr(align, name)}; it must be at least {least}")
+
+
+def _first_texts(pairs: Pairs, features: Tensor, tokenizer: Any, max_length: int, rows: Tensor) -> PairBatch:
+    """The first text of each of ``rows``, padded to one length, with its features."""
+    texts = [pairs.texts[row][0] for row in rows.tolist()]
+    batches = PairBatches(texts, features[rows], tokenizer, batch_size=len(texts), max_length=max_length)
+    return batches.batch(0)

@@ -1,0 +1,174 @@
+"""The stage in which a language model learns the next token, for pre-training and fine-tuning alike."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from crossalign.config import FinetuneConfig, PretrainConfig, TextLoopConfig
+from crossalign.data.tokens import EvaluationBlocks, TextStep, TokenFile, evaluation_blocks
+from crossalign.errors import UserError
+from crossalign.models.causal import load_trained_state, trained_state
+from crossalign.regularizer import WEIGHT_PENALTIES
+from crossalign.training import checkpoint as ckpt
+from crossalign.training import precision
+from crossalign.training.likelihood import nll_sum, total_nll
+from crossalign.training.loop import Batch, Run, Stage, Step
+from crossalign.training.run import resolved
+from crossalign.training.sharding import put, reshard, whole
+from crossalign.training.term import Term
+
+C = TypeVar("C")
+
+
+class Batches(Protocol):
+    """What gives a run its steps: by number, so that a resumed run goes on where it was."""
+
+    def steps(self, first: int = 0) -> Iterator[TextStep]: ...
+
+
+def text_stage(
+    config: PretrainConfig | FinetuneConfig,
+    model: nn.Module,
+    batches: Batches,
+    evaluate: Callable[[nn.Module], dict[str, float]],
+    term: Term | None,
+    run: Run,
+) -> Stage:
+    """``config.loop.steps`` optimiser steps of next-token prediction, with the alignment term on the steps that are due.
+
+    An "epoch" of the loop is the interval between two evaluations. The sum of the losses is divided by the targets of the
+    whole step, over all processes and micro-batches, so that each token weighs the same (trap of Trainer's GPT-2 loss).
+    """
+    every, device = config.loop.evaluate_every, run.accelerator.device
+    if config.loop.shard and config.align.metric in WEIGHT_PENALTIES:
+        raise UserError(f"--align.metric {config.align.metric} looks at whole weights: leave --loop.shard out")
+
+    def steps(interval: int, first: int) -> Iterable[Step]:
+        found = islice(batches.steps(interval * every + first), every - first)
+        return (Step(step.micro_batches, step.count) for step in found)
+
+    def state() -> dict[str, Tensor]:
+        return {name: whole(tensor) for name, tensor in trained_state(model).items()} | (term.state() if term else {})
+
+    def load(saved: dict[str, Tensor]) -> None:
+        kept = term.load_state(saved) if term else saved
+        load_trained_state(model, kept, put)
+
+    def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return nll_sum(wrapped, batch, device), {}
+
+    return Stage(
+        name="train",
+        model=model,
+        loss=loss,
+        steps=steps,
+        steps_per_epoch=every,
+        epochs=config.loop.steps // every,
+        optim=config.optim,
+        state=state,
+        load=load,
+        evaluate=evaluate,
+        extra=term.extra if term else None,
+    )
+
+
+def resolve_speed(config: C, model: Any, block: int, quiet: bool) -> C:
+    """Number format and compiling, where left open, as the hardware or a short measurement on it says is best."""
+    loop: TextLoopConfig = config.loop  # type: ignore[attr-defined]
+    if loop.shard:  # too large, it may be, to be measured whole
+        chosen = {"cuda": "bf16"}.get(loop.device, "fp32") if loop.precision == "auto" else loop.precision
+        return resolved(config, loop={"precision": chosen, "compile": bool(loop.compile)})
+    rows = max(1, loop.batch_size // loop.accumulation // int(os.environ.get("WORLD_SIZE", "1")))
+    ids = torch.zeros(rows, block, dtype=torch.int64, device=loop.device)
+    trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    signature = f"{type(model).__name__} {model.num_parameters()} {trains} {tuple(ids.shape)}"
+    steps = loop.steps * loop.accumulation
+    model.to(loop.device)
+    return precision.resolve_speed(config, model, lambda form: form(ids, use_cache=False).logits, signature, steps, quiet)
+
+
+def whole_state(model: nn.Module, run: Run) -> dict[str, Tensor] | None:
+    """Every tensor of a model in shares, which all processes ask for together; None of one that is whole."""
+    reshard(model)
+    return {name: whole(tensor).cpu() for name, tensor in model.state_dict().items()} if run.sharded else None
+
+
+def stream_metrics(model: nn.Module, blocks: EvaluationBlocks, accelerator: Any) -> dict[str, float]:
+    """Loss a token, perplexity and bits a byte of a stream of text."""
+    return blocks.metrics(total_nll(model, blocks, accelerator))
+
+
+def score_streams(
+    model: nn.Module, streams: dict[str, TokenFile], block: int, batch_size: int, run: Run
+) -> dict[str, dict[str, float]]:
+    """:func:`stream_metrics` of whole streams by a trained model, in the run's precision."""
+    with run.accelerator.autocast():
+        return {
+            name: stream_metrics(model, blocks_of(stream, block, batch_size, run), run.accelerator)
+            for name, stream in streams.items()
+        }
+
+
+def blocks_of(stream: TokenFile, block: int, batch_size: int, run: Run, limit: int | None = None) -> EvaluationBlocks:
+    """This process's share of the blocks of ``stream``, or of its first ``limit`` blocks."""
+    if limit is not None and limit * block + 1 < len(stream):
+        share = (limit * block + 1) / len(stream)  # of the bytes, nearly: bits per byte is exact for the whole alone
+        stream = TokenFile(stream.tokens[: limit * block + 1], stream.documents, max(1, round(stream.bytes * share)))
+    return evaluation_blocks(stream, block, batch_size, run.accelerator.process_index, run.world)
+
+
+def read_stream(path: str, tokenizer: Any, separator: int) -> TokenFile:
+    """A text file as one document of tokens.
+
+    Raises:
+        UserError: it cannot be read, or holds no text.
+    """
+    import numpy as np
+
+    from crossalign.data.tokenizer import ordinary_text
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the text '{path}' to score ({error}): give a UTF-8 text file") from error
+    if not text.strip():
+        raise UserError(f"the text '{path}' to score is empty: give another, or leave it out")
+    with ordinary_text(tokenizer) as backend:
+        tokens = backend.encode(text, add_special_tokens=False).ids
+    return TokenFile(np.array([separator, *tokens, separator]), 1, len(text.encode()))
+
+
+def check_text_run(config: PretrainConfig | FinetuneConfig) -> None:
+    """What can be known to fail later fails here.
+
+    Raises:
+        UserError: a setting of the loop or of the optimiser that cannot be.
+    """
+    loop = config.loop
+    for key in ("steps", "evaluate_every", "accumulation", "batch_size", "eval_batch_size", "log_every"):
+        if getattr(loop, key) < 1:
+            raise UserError(f"--loop.{key.replace('_', '-')} is {getattr(loop, key)}; it must be at least 1")
+    if loop.evaluate_blocks is not None and loop.evaluate_blocks < 1:
+        raise UserError(f"--loop.evaluate-blocks is {loop.evaluate_blocks}; it must be at least 1")
+    if loop.steps % loop.evaluate_every:
+        near = max(d for d in range(1, loop.evaluate_every + 1) if loop.steps % d == 0)
+        raise UserError(f"--loop.evaluate-every {loop.evaluate_every} does not divide --loop.steps {loop.steps}; {near} would")
+    if config.optim.lr < 0 or not math.isfinite(config.optim.lr):
+        raise UserError(f"--optim.lr is {config.optim.lr}; it must not be negative")
+
+
+def check_room(folder: Path, model: nn.Module) -> None:
+    """Raise UserError where the disk has no room for a run: two checkpoints of what trains and Adam's two moments stand
+    beside each other, and the whole model on top."""
+    trained = sum(tensor.numel() * 4 for tensor in trained_state(model).values())
+    whole = sum(parameter.numel() * 4 for parameter in model.parameters())
+    ckpt.check_room(folder, 2 * 3 * trained + whole + 50_000_000)

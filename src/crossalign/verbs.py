@@ -1,0 +1,258 @@
+"""The verbs: what each takes from the command line, what it calls and what it prints. Nothing heavy is imported before."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from crossalign.config import AdaptConfig, CorpusConfig, FinetuneConfig, PairsConfig, PretrainConfig, TeacherConfig
+
+
+@dataclass
+class PlanArgs(AdaptConfig):
+    """What a run will cost, from a model without memory: parameters by group, FLOPs, bytes, steps and hours."""
+
+    train_images: int = 50_000
+    """Training images before the validation split, where the data are not at hand."""
+    classes: int = 10
+    """Classes, where the data are not at hand."""
+    hardware: str = "a100"
+    """Device to estimate hours for."""
+    utilization: float = 0.3
+    """Share of the device's peak that training is assumed to reach."""
+
+
+@dataclass
+class PredictArgs:
+    """Classify images with a trained model: one JSON line an image."""
+
+    model: str
+    """The model/ folder of a finished run, or hf:ORG/NAME."""
+    images: list[Path]
+    """Image files, or folders of them."""
+    top_k: int = 1
+    """Classes an image, best first."""
+    batch_size: int = 64
+    """Images a forward pass."""
+    backbone: str = ""
+    """Where the frozen backbone lies now, if it has moved."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+
+
+@dataclass
+class FeaturesArgs:
+    """A vision model's features of images with texts, written once, so that training needs no vision model."""
+
+    output: Path | None = None
+    """The .safetensors file; in the cache by default, named by a hash of teacher and pairs."""
+    seed: int = 0
+    """Seed of the weights of a random: or shuffled: teacher."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+    pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
+
+
+@dataclass
+class ReportArgs:
+    """Tables, figures and one HTML page from finished runs."""
+
+    runs: list[Path]
+    """Run folders, or folders that hold them."""
+    html: Path | None = None
+    """Where the page goes; report.html in the one folder given, or in the current folder for several."""
+    markdown: Path | None = None
+    """Also write the tables as Markdown, with figures in a folder beside it."""
+
+
+@dataclass
+class ReproduceArgs:
+    """Run a whole table: each row at its own best learning rate, over seeds, in parallel processes; resumable."""
+
+    study: str
+    """Which rows: cmda-table1 (Table 1, cosine and the controls), cmar-pretrain, cmar-finetune or quickstart."""
+    output: Path = Path("runs/table1")
+    """Study folder; a second call goes on where the first stopped."""
+    scale: Literal["small", "paper"] = "small"
+    """Start from the small-* or the cmda-* recipes."""
+    seeds: int = 3
+    """Seeds a row."""
+    lrs: tuple[float, ...] = ()
+    """Learning rates to sweep on validation; empty keeps the recipe's."""
+    sweep_epochs: int = 0
+    """Epochs of a sweep run; 0 takes the recipe's."""
+    workers: int = 1
+    """Processes side by side, each with an equal share of the cores."""
+    set: tuple[str, ...] = ()
+    """Settings for every row, as key=value, such as data.source=FOLDER or loop.epochs=5."""
+    rows: tuple[str, ...] = ()
+    """Only these rows, by recipe suffix, such as fpt-mmd; empty runs all."""
+
+
+@dataclass
+class QuickstartArgs:
+    """The main job in minutes on a CPU, without a model hub: MiniLM learns to read digits."""
+
+    output: Path = Path("runs/quickstart")
+    """Study folder."""
+
+
+@dataclass
+class PrepareArgs(CorpusConfig):
+    """Token files from text, to train a language model on; a second call goes on where the first stopped."""
+
+    output: Path = Path("runs/corpus")
+    """Folder of the token files, the tokenizer and meta.json."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb: the class that parses its arguments, and what runs them."""
+
+    args: type
+    run: Callable[[Any, str], int | None]
+    summary: str
+    recipes: type | None = None
+    """The class of configuration whose recipes it takes."""
+
+
+def _adapt(config: AdaptConfig, recipe: str) -> None:
+    from crossalign.adapt import adapt
+    from crossalign.environment import is_main_process
+    from crossalign.recipes import get_recipe
+
+    made = get_recipe(recipe).make() if recipe else config
+    if config.row == made.row and _kind(config) != _kind(made):
+        config.row = ""  # the recipe's name of the row no longer says what runs
+    result = adapt(config, recipe=recipe)
+    if is_main_process() and result["test"] is None:
+        print(f"{result['row']}: validation accuracy {result['validation']['accuracy']:.2%}; {config.output}")
+    elif is_main_process():
+        test = result["test"]
+        print(
+            f"{result['row']}: test accuracy {test['accuracy']:.2%} on {test['n']} images (epoch {result['best_epoch']}, ",
+            end="",
+        )
+        print(f"validation {result['validation']['accuracy']:.2%}); {config.output}")
+
+
+def _kind(config: AdaptConfig) -> tuple[str, ...]:
+    """What names a row: method, metric, and which weights."""
+    prefix = config.backbone.ref.partition(":")[0]
+    return config.tune.method, config.align.metric, prefix if prefix in ("random", "shuffled", "none", "vit") else ""
+
+
+def _pretrain(config: PretrainConfig, recipe: str) -> None:
+    from crossalign.pretrain import pretrain
+
+    _tell_text(pretrain(config, recipe=recipe), config.output)
+
+
+def _finetune(config: FinetuneConfig, recipe: str) -> None:
+    from crossalign.finetune import finetune
+
+    _tell_text(finetune(config, recipe=recipe), config.output)
+
+
+def _tell_text(result: dict[str, Any], output: Path) -> None:
+    from crossalign.environment import is_main_process
+
+    if is_main_process():
+        told = [f"{place} perplexity {found['perplexity']:.2f}" for place, found in result["scores"].items()]
+        aligned = result["held_out"].get("held_out_cka-linear-debiased")
+        told += [] if aligned is None else [f"alignment of held-out pairs {aligned:.3f}"]
+        print(f"{result['row']}: {', '.join(told)}; {output}")
+
+
+def _plan(args: PlanArgs, recipe: str) -> None:
+    from crossalign.plan import plan
+
+    print(plan(args, recipe, args.train_images, args.classes, args.hardware, args.utilization))
+
+
+def _predict(args: PredictArgs, _: str) -> None:
+    from crossalign.predict import predict_files
+
+    predict_files(
+        args.model,
+        args.images,
+        top_k=args.top_k,
+        batch_size=args.batch_size,
+        backbone=args.backbone,
+        device=args.device,
+    )
+
+
+def _features(args: FeaturesArgs, _: str) -> None:
+    from crossalign.features import features, read_metadata
+
+    path = features(args.teacher, args.pairs, args.output, seed=args.seed, device=args.device)
+    told = read_metadata(path)
+    print(f"{path}: {told['teacher']}, layers {' '.join(json.loads(told['layers']))}; {told['pairs']}")
+
+
+def _report(args: ReportArgs, _: str) -> None:
+    from crossalign.report import report
+
+    print(report(args.runs, html=args.html, markdown=args.markdown))
+
+
+def _reproduce(args: ReproduceArgs, _: str) -> int:
+    from crossalign.reproduce import reproduce
+
+    return reproduce(
+        args.study,
+        args.output,
+        scale=args.scale,
+        seeds=args.seeds,
+        lrs=args.lrs,
+        sweep_epochs=args.sweep_epochs,
+        workers=args.workers,
+        settings=args.set,
+        only=args.rows,
+    )
+
+
+def _data_prepare(args: PrepareArgs, _: str) -> None:
+    from crossalign.data.corpus import prepare
+    from crossalign.environment import is_main_process
+
+    corpus = prepare(args, args.output)
+    if not is_main_process():
+        return
+    for side in ("train", "validation"):
+        told = corpus.meta[side]
+        print(f"{side}: {told['documents']:,} documents, {told['bytes']:,} bytes, {told['tokens']:,} tokens")
+    dropped = [f"{corpus.meta['empty_documents']:,} empty documents"] if corpus.meta["empty_documents"] else []
+    if dropped + corpus.meta["left_out"]:
+        print(f"left out: {', '.join(dropped + corpus.meta['left_out'])}")
+    print(f"vocabulary of {corpus.vocabulary:,}; {args.output}")
+
+
+def _quickstart(args: QuickstartArgs, _: str) -> int:
+    from crossalign.reproduce import quickstart
+
+    return quickstart(args.output)
+
+
+VERBS: dict[str, Verb] = {
+    "quickstart": Verb(QuickstartArgs, _quickstart, "the main job in minutes on a CPU, without a model hub"),
+    "adapt": Verb(AdaptConfig, _adapt, "make a language model an image classifier", AdaptConfig),
+    "plan": Verb(PlanArgs, _plan, "parameters, FLOPs, bytes and hours of a run, before it is paid for", AdaptConfig),
+    "pretrain": Verb(
+        PretrainConfig, _pretrain, "pre-train a language model, pulled towards a vision model or not", PretrainConfig
+    ),
+    "finetune": Verb(
+        FinetuneConfig, _finetune, "fine-tune a language model, pulled towards a vision model or not", FinetuneConfig
+    ),
+    "data prepare": Verb(PrepareArgs, _data_prepare, "token files from text, to train a language model on"),
+    "predict": Verb(PredictArgs, _predict, "classify images with a trained model"),
+    "features": Verb(FeaturesArgs, _features, "a vision model's features of images with texts, written once"),
+    "report": Verb(ReportArgs, _report, "tables, figures and one HTML page from runs"),
+    "reproduce": Verb(ReproduceArgs, _reproduce, "run a whole table with seeds, a learning-rate sweep and controls"),
+}

