@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from crossalign import cli
+from crossalign.reproduce import QUICKSTART, STUDIES, configured
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +92,41 @@ def test_workers_do_not_outlive_a_killed_driver(tiny: tuple[str, ...], tmp_path:
     time.sleep(2)
     assert [f.stat().st_size for f in files] == sizes, "a worker still trains"
     assert all(list((f.parent / "checkpoints").glob("train-*")) for f in files)
+
+
+def test_a_study_of_language_models_keeps_what_the_sweep_of_other_rows_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from io import BytesIO
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "text.txt").write_text("".join(f"Line {i} has {i * i} words in it.\n" for i in range(500)))
+    buffer = BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    captions = [f"picture {i}" for i in range(40)]
+    pairs = {"id": captions, "image": [buffer.getvalue()] * 40, "caption": captions}
+    pq.write_table(pa.table(pairs), tmp_path / "pairs.parquet")
+    settings = [
+        f"corpus.source=[{tmp_path / 'text.txt'}]", "corpus.vocabulary=300", "block=16", "gpt.layers=1", "gpt.heads=2",
+        "gpt.width=8", "loop.steps=2", "loop.evaluate_every=1", "loop.batch_size=4", "loop.precision=fp32",
+        f"pairs.source={tmp_path / 'pairs.parquet'}", "align.batch_size=8", "align.max_length=8", "align.held_out=0",
+        "tracking.mlflow=false",
+    ]  # fmt: skip
+    args = ["reproduce", "cmar-pretrain", "--output", str(tmp_path / "out"), "--lrs", "1e-3", "1e-2", "--set", *settings]
+    for row in ("baseline", "captions"):
+        assert cli.main([*args, "--rows", row, "--seeds", "2"]) == 0
+    assert "Pre-training + captions" in capsys.readouterr().out
+    sweep = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert [entry["row"] for entry in sweep] == ["Pre-training"] * 2 + ["Pre-training + captions"] * 2
+    assert sum(entry["chosen"] for entry in sweep) == 2
+    assert len(list((tmp_path / "out").glob("*/seed-*/result.json"))) == 4
+    assert cli.main([*args, "--scale", "paper"]) == 2
+    assert "is no table of a paper" in capsys.readouterr().err
+
+
+def test_the_quickstarts_settings_are_real() -> None:
+    for study, (_, settings, _) in QUICKSTART.items():
+        for row in STUDIES[study].rows:
+            configured(STUDIES[study].recipe(row, "small"), settings)

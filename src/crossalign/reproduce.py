@@ -67,6 +67,30 @@ STUDIES: dict[str, Table] = {
     ),
 }
 
+QUICKSTART: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "quickstart": (
+        "digits",
+        (),
+        "MiniLM, which never saw an image, learns to read 8 × 8 digits; controls have random weights.",
+    ),
+    "quickstart-text": (
+        "text",
+        (
+            "corpus.source=[python:topics]",
+            "corpus.validation_fraction=0.1",
+            "corpus.vocabulary=1024",
+            "gpt.layers=3",
+            "gpt.width=96",
+            "block=64",
+            "loop.batch_size=16",
+            "loop.steps=300",
+            "loop.evaluate_every=50",
+        ),
+        "A small GPT learns Python's documentation; every 20 steps emoji names are pulled towards their pictures.",
+    ),
+}
+"""Each study's folder, settings, and what it is in a sentence."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -143,22 +167,8 @@ def quickstart(output: Path) -> int:
     Language → vision: six rows on digits. Vision → language: a small GPT on Python's own documentation, whose features of
     emoji names are pulled, or not, towards those of the pictures.
     """
-    jobs = (
-        (
-            "quickstart",
-            "digits",
-            (),
-            "MiniLM, which never saw an image, learns to read 8 × 8 digits; controls have random weights.",
-        ),
-        (
-            "quickstart-text",
-            "text",
-            ("corpus.source=[python:topics]", "corpus.validation_fraction=0.1", "loop.steps=200", "loop.evaluate_every=50"),
-            "A small GPT learns Python's documentation; every 20 steps emoji names are pulled towards their pictures.",
-        ),
-    )
     codes = []
-    for study, folder, settings, told in jobs:
+    for study, (folder, settings, told) in QUICKSTART.items():
         started = time.monotonic()
         print(told)
         codes.append(reproduce(study, output / folder, seeds=1, workers=1, settings=settings))
@@ -206,12 +216,13 @@ def _sweep_config(config: Config, output: Path, row: str, lr: float, epochs: int
     return dataclasses.replace(config, output=folder, optim=optim, loop=loop, score_test=False)
 
 
-def _validation(result: dict[str, Any]) -> tuple[str, float]:
-    """What a sweep chooses by, and its value, larger being better."""
+def _validation(result: dict[str, Any]) -> tuple[str, float, float]:
+    """What a sweep chooses by, its value, and the same so that more is better."""
     if result["verb"] == "adapt":
-        return "validation_accuracy", result["validation"]["accuracy"]
-    held_out = "validation" if result["verb"] == "pretrain" else "answers"
-    return "minus_validation_loss", -result["scores"][held_out]["loss"]
+        accuracy = result["validation"]["accuracy"]
+        return "validation_accuracy", accuracy, accuracy
+    loss = result["scores"]["validation" if result["verb"] == "pretrain" else "answers"]["loss"]
+    return "validation_loss", loss, -loss
 
 
 def _choose(
@@ -229,10 +240,10 @@ def _choose(
         tried = [(found[j.name], j) for j in sweep if j.name in found and j.name.split("/")[1] == row]
         if not tried:
             continue
-        top = max(tried, key=lambda pair: _validation(pair[0])[1])[1]
+        top = max(tried, key=lambda pair: _validation(pair[0])[2])[1]
         best[row] = top.config.optim.lr
         for result, job in tried:
-            name, value = _validation(result)
+            name, value, _ = _validation(result)
             lr, epochs = job.config.optim.lr, getattr(job.config.loop, "epochs", None)
             table.append({"row": base[row].row, "learning_rate": lr, name: value, "epochs": epochs, "chosen": job is top})
     if table:

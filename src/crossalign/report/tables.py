@@ -199,10 +199,11 @@ def parameter_table(run: Run) -> Table | None:
 
 
 def sweep_table(study: Study) -> Table | None:
-    """Validation accuracy at every learning rate tried; the chosen one is marked."""
-    entries = [entry for entry in study.sweep if {"row", "learning_rate", "validation_accuracy"} <= set(entry)]
+    """Validation accuracy, or loss, at every learning rate tried; the chosen one is marked."""
+    entries = [entry for entry in study.sweep if {"row", "learning_rate"} <= set(entry) and _sweep_kind(entry)]
     if not entries:
         return None
+    what = {"validation_accuracy": "accuracy (%)", "validation_loss": "loss (nats a token)"}[_sweep_kind(entries[0])]
     many = len({entry["study"] for entry in entries}) > 1
     rows = list(dict.fromkeys(_sweep_name(entry, many) for entry in entries))
     rates = sorted({float(entry["learning_rate"]) for entry in entries})
@@ -216,14 +217,15 @@ def sweep_table(study: Study) -> Table | None:
             ]
             for e in entries
         ]
-        columns = ["Row", "Learning rate", "Validation accuracy (%)", "Epochs"]
-        return Table("Learning-rate sweep", columns, shown, ["✓: chosen, on validation accuracy."])
+        columns = ["Row", "Learning rate", f"Validation {what}", "Epochs"]
+        return Table("Learning-rate sweep", columns, shown, ["✓: chosen by it."])
     held: dict[tuple[str, float], list[str]] = {
         (_sweep_name(entry, many), float(entry["learning_rate"])): _sweep_cell(entry) for entry in entries
     }
     shown = [[name, *("".join(held.get((name, rate), [UNKNOWN])) for rate in rates)] for name in rows]
     epochs = sorted({str(entry.get("epochs")) for entry in entries if entry.get("epochs") is not None})
-    notes = [f"Validation accuracy in percent after {' or '.join(epochs) or 'an unstated number of'} epochs; ✓: chosen."]
+    when = f" after {' or '.join(epochs)} epochs" if epochs else ""
+    notes = [f"Validation {what}{when}; ✓: chosen."]
     return Table("Learning-rate sweep", ["Row", *map(number_text, rates)], shown, notes)
 
 
@@ -231,7 +233,13 @@ def _sweep_name(entry: dict[str, Any], many: bool) -> str:
     return f"{entry['row']}, {entry['study']}" if many else str(entry["row"])
 
 
+def _sweep_kind(entry: dict[str, Any]) -> str:
+    return next((kind for kind in ("validation_accuracy", "validation_loss") if kind in entry), "")
+
+
 def _sweep_cell(entry: dict[str, Any]) -> list[str]:
+    if _sweep_kind(entry) == "validation_loss":
+        return [number(float(entry["validation_loss"]), 4) + (" ✓" if entry.get("chosen") else "")]
     value = entry["validation_accuracy"]
     return [(percent(float(value)) if isinstance(value, int | float) else UNKNOWN) + (" ✓" if entry.get("chosen") else "")]
 
