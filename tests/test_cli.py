@@ -154,6 +154,25 @@ def test_plan_prints_the_counts_of_table_2(capsys: pytest.CaptureFixture[str], r
     assert get_recipe(recipe).assumed.keys() <= {line.split(":")[0].strip() for line in out.splitlines()}
 
 
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("cmar-pretrain", ["124,439,808", "262,144,000 at the most"]),
+        ("cmar-pretrain-accumulated", ["8,000 of 1,280 sequences", "10,485,760,000"]),
+        ("cmar-finetune-1b", ["1,235,814,400", "25 terms of 8 captions"]),
+        ("cmar-finetune-8b", ["8,030,261,248, of which 8,030,261,248 train"]),
+        ("small-pretrain", ["20 terms of 256 captions"]),
+    ],
+)
+def test_plan_of_language_models_prints_the_published_counts(
+    capsys: pytest.CaptureFixture[str], recipe: str, said: list[str]
+) -> None:
+    assert cli.main(["plan", recipe, "--hardware", "h100"]) == 0
+    out = capsys.readouterr().out
+    assert all(text in out for text in said)
+    assert get_recipe(recipe).assumed.keys() <= {line.split(":")[0].strip() for line in out.splitlines()}
+
+
 @pytest.mark.parametrize("recipe", ["cmda-none", "cmda-vit", "cmda-fpt-shuffled", "small-fpt"])
 def test_plan_takes_every_kind_of_backbone(capsys: pytest.CaptureFixture[str], recipe: str) -> None:
     if recipe == "small-fpt":

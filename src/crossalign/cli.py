@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crossalign.errors import UserError, unknown
-from crossalign.verbs import VERBS, PlanArgs, Verb
+from crossalign.verbs import VERBS, Verb
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,7 +72,7 @@ def _dispatch(args: list[str]) -> int | None:
     if verb.recipes and rest and not rest[0].startswith("-"):
         recipe, rest = rest[0], rest[1:]
     if "--list" in rest and verb.recipes:
-        print(_recipe_list(verb.recipes))
+        print(_recipe_list(tuple(verb.recipes)))
         return 0
     code = verb.run(_parse(verb, name, recipe, rest), recipe)
     _leave_group()
@@ -115,20 +115,22 @@ def _parse(verb: Verb, name: str, recipe: str, args: list[str]) -> Any:
     from crossalign.recipes import get_recipe
 
     default: Any = None
+    kind = verb.args
     if verb.recipes:
-        default = get_recipe(recipe, verb.recipes).make() if recipe else verb.recipes()
+        kinds = tuple(verb.recipes)
+        default = get_recipe(recipe, kinds).make() if recipe else kinds[0]()
         file, args = _take(args, "--config")
         if file:
             from crossalign.training.run import read_config
 
             default = read_config(default, Path(file))
-        if verb.args is PlanArgs:
-            default = PlanArgs(**{f.name: getattr(default, f.name) for f in dataclasses.fields(default)})
-    _check_keys(verb.args, args)
-    description = f"{verb.args.__doc__}" + (f"\n\nRecipes: crossalign {name} --list" if verb.recipes else "")
+        kind = verb.recipes[type(default)]
+        default = kind(**{f.name: getattr(default, f.name) for f in dataclasses.fields(default)})
+    _check_keys(kind, args)
+    description = f"{kind.__doc__}" + (f"\n\nRecipes: crossalign {name} --list" if verb.recipes else "")
     kwargs = {} if default is None else {"default": default}
     return tyro.cli(
-        verb.args,
+        kind,
         prog=f"crossalign {name}" + (" [RECIPE]" if verb.recipes else ""),
         description=description,
         args=args,
@@ -193,10 +195,10 @@ def _overview(start: str = "") -> str:
     )
 
 
-def _recipe_list(kind: type) -> str:
+def _recipe_list(kinds: tuple[type, ...]) -> str:
     from crossalign.recipes import all_recipes
 
-    recipes = all_recipes(kind)
+    recipes = all_recipes(kinds)
     width = max(map(len, recipes)) + 2
     return "\n".join(f"{name:<{width}}{recipe.summary}" for name, recipe in recipes.items())
 

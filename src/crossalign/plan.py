@@ -97,12 +97,9 @@ def plan(config: AdaptConfig, recipe: str, train_images: int, classes: int, hard
     Raises:
         UserError: unknown hardware, or a backbone whose configuration is not at hand.
     """
-    if hardware not in HARDWARE:
-        raise unknown("--hardware", hardware, HARDWARE)
+    device = find_hardware(hardware)
     model = meta_model(config, classes)
-    estimate, device = cost(model, config, train_images), HARDWARE[hardware]
-    fast = config.loop.precision != "fp32"
-    seconds = estimate.total_flops / ((device.bf16 if fast else device.fp32) * utilization)
+    estimate = cost(model, config, train_images)
     used = model.plan.total - sum(r.parameters for r in model.plan.rows if r.group.startswith("unused"))
     trainable = f"{model.plan.trainable:,}"
     if config.tune.method == "full" and used != model.plan.total:
@@ -118,16 +115,37 @@ def plan(config: AdaptConfig, recipe: str, train_images: int, classes: int, hard
         f"steps                  {estimate.steps_per_epoch:,} an epoch, {estimate.steps_per_epoch * config.loop.epochs:,} "
         f"in all ({config.loop.epochs} epochs, batch {config.loop.batch_size}, {train_images:,} images before the split)",
         f"FLOPs                  {estimate.flops_per_image:.3g} an image, {estimate.total_flops:.3g} in all",
-        f"peak memory            about {estimate.memory_bytes / 1e9:.1f} GB of {device.memory / 1e9:.0f} GB",
+        *memory_and_time(estimate.memory_bytes, estimate.total_flops, config.loop.precision, device, utilization),
+    ]
+    assumed = assumptions(recipe)
+    if assumed:
+        space = (f"  {key}: {', '.join(map(str, values))}" for key, values in search_space(config).items())
+        assumed += ["", "the paper's search space (§3.1.4):", *space]
+    return "\n".join([*lines, *assumed])
+
+
+def find_hardware(name: str) -> Hardware:
+    """The device called ``name``; raises UserError with the nearest one for a name that is not there."""
+    if name not in HARDWARE:
+        raise unknown("--hardware", name, HARDWARE)
+    return HARDWARE[name]
+
+
+def memory_and_time(memory: float, flops: float, precision: str, device: Hardware, utilization: float) -> list[str]:
+    """Two lines: bytes beside the device's, and hours at a share of its peak."""
+    seconds = flops / ((device.bf16 if precision != "fp32" else device.fp32) * utilization)
+    return [
+        f"peak memory            about {memory / 1e9:.1f} GB of {device.memory / 1e9:.0f} GB",
         f"time                   about {seconds / 3600:.2f} h on {device.name} at {utilization:.0%} of its peak "
         "(an assumption: --utilization)",
     ]
+
+
+def assumptions(recipe: str) -> list[str]:
+    """The fields of a recipe that its paper leaves open, each with the reason for its value."""
     assumed = RECIPES[recipe].assumed if recipe in RECIPES else {}
-    if assumed:
-        lines += ["", "assumed where the paper is silent:", *(f"  {key}: {why}" for key, why in assumed.items())]
-        space = (f"  {key}: {', '.join(map(str, values))}" for key, values in search_space(config).items())
-        lines += ["", "the paper's search space (§3.1.4):", *space]
-    return "\n".join(lines)
+    lines = [f"  {key}: {why}" for key, why in assumed.items()]
+    return ["", "assumed where the paper is silent:", *lines] if lines else []
 
 
 def _known_size(data: DataConfig) -> int:

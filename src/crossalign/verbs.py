@@ -27,6 +27,26 @@ class PlanArgs(AdaptConfig):
 
 
 @dataclass
+class PlanPretrainArgs(PretrainConfig):
+    """What pre-training will cost, from a model without memory: parameters, tokens, FLOPs, bytes and hours."""
+
+    hardware: str = "a100"
+    """Device to estimate hours for."""
+    utilization: float = 0.3
+    """Share of the device's peak that training is assumed to reach."""
+
+
+@dataclass
+class PlanFinetuneArgs(FinetuneConfig):
+    """What fine-tuning will cost, from a model without memory: parameters, tokens, FLOPs, bytes and hours."""
+
+    hardware: str = "a100"
+    """Device to estimate hours for."""
+    utilization: float = 0.3
+    """Share of the device's peak that training is assumed to reach."""
+
+
+@dataclass
 class PredictArgs:
     """Classify images with a trained model: one JSON line an image."""
 
@@ -117,8 +137,9 @@ class Verb:
     args: type
     run: Callable[[Any, str], int | None]
     summary: str
-    recipes: type | None = None
-    """The class of configuration whose recipes it takes."""
+    recipes: dict[type, type] = dataclasses.field(default_factory=dict)
+    """Classes of configuration whose recipes it takes, each with the class that then parses the arguments; the first is
+    for a call without a recipe."""
 
 
 def _adapt(config: AdaptConfig, recipe: str) -> None:
@@ -169,7 +190,12 @@ def _tell_text(result: dict[str, Any], output: Path) -> None:
         print(f"{result['row']}: {', '.join(told)}; {output}")
 
 
-def _plan(args: PlanArgs, recipe: str) -> None:
+def _plan(args: PlanArgs | PlanPretrainArgs | PlanFinetuneArgs, recipe: str) -> None:
+    if not isinstance(args, PlanArgs):
+        from crossalign.plan_text import plan_text
+
+        print(plan_text(args, recipe, args.hardware, args.utilization))
+        return
     from crossalign.plan import plan
 
     print(plan(args, recipe, args.train_images, args.classes, args.hardware, args.utilization))
@@ -240,15 +266,22 @@ def _quickstart(args: QuickstartArgs, _: str) -> int:
     return quickstart(args.output)
 
 
+PLANS: dict[type, type] = {AdaptConfig: PlanArgs, PretrainConfig: PlanPretrainArgs, FinetuneConfig: PlanFinetuneArgs}
 VERBS: dict[str, Verb] = {
     "quickstart": Verb(QuickstartArgs, _quickstart, "the main job in minutes on a CPU, without a model hub"),
-    "adapt": Verb(AdaptConfig, _adapt, "make a language model an image classifier", AdaptConfig),
-    "plan": Verb(PlanArgs, _plan, "parameters, FLOPs, bytes and hours of a run, before it is paid for", AdaptConfig),
+    "adapt": Verb(AdaptConfig, _adapt, "make a language model an image classifier", {AdaptConfig: AdaptConfig}),
+    "plan": Verb(PlanArgs, _plan, "parameters, FLOPs, bytes and hours of a run, before it is paid for", PLANS),
     "pretrain": Verb(
-        PretrainConfig, _pretrain, "pre-train a language model, pulled towards a vision model or not", PretrainConfig
+        PretrainConfig,
+        _pretrain,
+        "pre-train a language model, pulled towards a vision model or not",
+        {PretrainConfig: PretrainConfig},
     ),
     "finetune": Verb(
-        FinetuneConfig, _finetune, "fine-tune a language model, pulled towards a vision model or not", FinetuneConfig
+        FinetuneConfig,
+        _finetune,
+        "fine-tune a language model, pulled towards a vision model or not",
+        {FinetuneConfig: FinetuneConfig},
     ),
     "data prepare": Verb(PrepareArgs, _data_prepare, "token files from text, to train a language model on"),
     "predict": Verb(PredictArgs, _predict, "classify images with a trained model"),

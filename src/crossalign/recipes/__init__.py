@@ -28,8 +28,8 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {}
 
 
-def get_recipe(name: str, kind: type | None = None) -> Recipe:
-    """The recipe called ``name``, of configurations of class ``kind`` if that is given.
+def get_recipe(name: str, kind: type | tuple[type, ...] | None = None) -> Recipe:
+    """The recipe called ``name``, of configurations of class ``kind`` (or one of several) if that is given.
 
     Raises:
         UserError: there is none, and the nearest name is given; or it is another verb's.
@@ -43,7 +43,7 @@ def get_recipe(name: str, kind: type | None = None) -> Recipe:
     return recipes[name]
 
 
-def all_recipes(kind: type | None = None) -> dict[str, Recipe]:
+def all_recipes(kind: type | tuple[type, ...] | None = None) -> dict[str, Recipe]:
     """Every recipe by name; those of configurations of class ``kind`` if that is given."""
     from crossalign.recipes import cmar, cmda  # noqa: F401  they register their recipes
 
