@@ -265,3 +265,43 @@ def test_the_example_of_the_docstring_has_the_weight_it_says(accumulation: int) 
         loss.backward()
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, text[name] + expected.get(name, 0), rtol=1e-3, atol=1e-5)
+
+
+def test_between_due_steps_the_queue_does_not_hold_the_same_pairs() -> None:
+    model = make_model()
+    regularizer = AlignmentRegularizer("cka-linear-debiased", every=4, pairs=make_pairs(batch_size=8), queue=24)
+    for step in (0, 4, 8):
+        assert regularizer.due(step)
+        regularizer.loss(model)
+    due = float(regularizer.numbers["score"])
+    regularizer.due(9)
+    # The model has not moved: the batch of step 8 with the 16 older rows, as when it was due but for the oldest batch.
+    student, teacher = regularizer._features(model)
+    kept = regularizer.state_dict()["queue"]
+    assert torch.equal(kept[1][:8], teacher)
+    expected = cka(torch.cat([student, kept[0][8:]]), torch.cat([teacher, kept[1][8:]]), debiased=True)
+    assert float(regularizer.score(model)) == pytest.approx(float(expected), abs=1e-6)
+    assert float(expected) == pytest.approx(due, abs=1e-5)
+
+
+def test_a_queue_that_would_hold_pairs_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="holds some of the 40 pairs twice"):
+        AlignmentRegularizer(pairs=make_pairs(batch_size=16), queue=25)
+    assert AlignmentRegularizer("l2", pairs=make_pairs(batch_size=16), queue=24).queue == 0
+
+
+def test_peft_models_are_tapped_inside_with_one_tokens_logits() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    plain, pairs = make_model(), make_pairs()
+    batch = pairs.batch(0)
+    expected = AlignmentRegularizer(pairs=pairs).taps(plain, batch.input_ids, batch.attention_mask)
+    peft = get_peft_model(plain, LoraConfig(target_modules=["attn.c_attn"]))
+    seen = []
+    plain.lm_head.register_forward_hook(lambda *args: seen.append(args[2].shape[1]))
+    regularizer = AlignmentRegularizer(pairs=pairs)
+    assert regularizer.due(0)
+    regularizer.loss(peft).backward()
+    assert seen == [1]
+    assert any(p.grad is not None and p.grad.any() for name, p in peft.named_parameters() if "lora_B" in name)
+    torch.testing.assert_close(regularizer.taps(peft, batch.input_ids, batch.attention_mask), expected)

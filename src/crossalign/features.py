@@ -27,12 +27,11 @@ if TYPE_CHECKING:
     from crossalign.models.vision import Teacher
 
 FORMAT = "crossalign.features.1"
+AGAIN = "give another file, or delete this one and run `crossalign features` again"
 CHUNK = 256  # images between two files of a run that may be stopped: what a kill can cost
 
 
-def features(
-    teacher: TeacherConfig, pairs: PairsConfig, output: Path | None = None, *, seed: int = 0, device: str = "auto"
-) -> Path:
+def features(teacher: TeacherConfig, pairs: PairsConfig, output: Path | None = None, *, device: str = "auto") -> Path:
     """Write a teacher's features of a set of pairs, or find them written; returns the file.
 
     A run that was stopped, even killed, goes on where it was, at most 256 images back.
@@ -41,7 +40,6 @@ def features(
         teacher: which model, layers and pooling.
         pairs: which images.
         output: the file; None for one in the cache, named by a hash of teacher and pairs.
-        seed: of a random or shuffled teacher.
         device: auto, cpu, cuda or mps.
 
     Raises:
@@ -53,39 +51,54 @@ def features(
     if teacher.ref.startswith("file:"):
         raise UserError(f"'{teacher.ref}' holds features already: name it where they are used, as --teacher.ref")
     resolve_device(device)
-    teacher_key(teacher, seed)  # what is wrong with the teacher is said before every image is checked
-    return write_features(teacher, open_pairs(pairs), output, seed=seed, device=device)
+    key = teacher_key(teacher)  # what is wrong with teacher or output is said before every image is checked
+    _check_output(teacher, output, key)
+    return write_features(teacher, open_pairs(pairs), output, device=device)
 
 
-def teacher_key(teacher: TeacherConfig, seed: int = 0) -> str:
+def teacher_key(teacher: TeacherConfig) -> str:
     """``Teacher.key`` of a configuration, without the weights in memory."""
     from crossalign.models.vision import open_teacher
 
-    return open_teacher(teacher.ref, settings=teacher, seed=seed, weights=False).key
+    return open_teacher(teacher.ref, settings=teacher, seed=teacher.seed, weights=False).key
 
 
-def write_features(
-    teacher: TeacherConfig, pairs: Pairs, output: Path | None = None, *, seed: int = 0, device: str = "auto"
-) -> Path:
+def write_features(teacher: TeacherConfig, pairs: Pairs, output: Path | None = None, *, device: str = "auto") -> Path:
     """:func:`features` for pairs that are open already."""
-    if teacher.batch_size < 1:
-        raise UserError(f"--teacher.batch-size is {teacher.batch_size}; it must be at least 1")
-    key = teacher_key(teacher, seed)
+    key = teacher_key(teacher)
+    _check_output(teacher, output, key)
     path = output or features_path(key, pairs)
     if path.is_file():
         load_features(path, pairs, key)
         return path
-    if path.is_dir() or path.suffix != ".safetensors":
-        raise UserError(f"--output {path} is no name of a features file: it must end in .safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = cache_dir("features") / f"{content_key(path=str(path.resolve()))}.lock"
     with FileLock(lock):  # another process may be at it; we then find its file
         if not path.is_file():
-            _compute(teacher, pairs, path, key, seed, resolve_device(device))
+            _compute(teacher, pairs, path, key, resolve_device(device))
+        load_features(path, pairs, key)
     return path
 
 
-def _compute(teacher: TeacherConfig, pairs: Pairs, path: Path, key: str, seed: int, device: str) -> None:
+def _check_output(teacher: TeacherConfig, output: Path | None, key: str) -> None:
+    """Refuse what the pairs cannot change: a batch of none, a name that is none, another teacher's file."""
+    if teacher.batch_size < 1:
+        raise UserError(f"--teacher.batch-size is {teacher.batch_size}; it must be at least 1")
+    if output is None:
+        return
+    if output.is_dir() or output.suffix != ".safetensors":
+        raise UserError(f"--output {output} is no name of a features file: it must end in .safetensors")
+    if output.is_file():
+        _check_teacher(output, read_metadata(output), key)
+
+
+def _check_teacher(path: Path, told: dict[str, str], key: str) -> None:
+    if told["teacher_key"] != key:
+        of = f"{told['teacher']}, layers {', '.join(json.loads(told['layers']))}, pool {told['pool']}, seed {told['seed']}"
+        raise UserError(f"'{path}' holds features of another teacher or of other settings ({of}): {AGAIN}")
+
+
+def _compute(teacher: TeacherConfig, pairs: Pairs, path: Path, key: str, device: str) -> None:
     """Chunk by chunk, each a file beside ``path`` until all are there."""
     from crossalign.models.vision import open_teacher
 
@@ -96,14 +109,14 @@ def _compute(teacher: TeacherConfig, pairs: Pairs, path: Path, key: str, seed: i
     title = f"features of {teacher.ref}"
     with tqdm(total=len(pairs), desc=title, unit="image", delay=2, leave=False, disable=None) as bar:
         bar.update(len(pairs) - sum(min(CHUNK, len(pairs) - start) for start in missing))
-        model = open_teacher(teacher.ref, settings=teacher, seed=seed, weights=bool(missing))
+        model = open_teacher(teacher.ref, settings=teacher, seed=teacher.seed, weights=bool(missing))
         if missing:
             model.to(device)
         for start in missing:
             rows = range(start, min(start + CHUNK, len(pairs)))
             _save(parts / f"{start}.safetensors", _features(model, pairs, rows, teacher.batch_size, bar))
     whole = torch.cat([_load(parts / f"{start}.safetensors") for start in starts])
-    _save(path, whole, _metadata(model, teacher, pairs, key, seed))
+    _save(path, whole, _metadata(model, teacher, pairs, key))
     shutil.rmtree(parts)
 
 
@@ -124,15 +137,13 @@ def load_features(path: Path, pairs: Pairs, teacher_key: str | None = None) -> T
         UserError: no such file, no features file, or one of other pairs or of another teacher.
     """
     told = read_metadata(path)
-    again = "give another file, or delete this one and run `crossalign features` again"
     if told["pairs_fingerprint"] != pairs.fingerprint:
-        raise UserError(f"'{path}' holds features of other pairs ({told['pairs']}), not of {pairs.source}: {again}")
-    if teacher_key is not None and told["teacher_key"] != teacher_key:
-        of = f"{told['teacher']}, layers {', '.join(json.loads(told['layers']))}, pool {told['pool']}, seed {told['seed']}"
-        raise UserError(f"'{path}' holds features of another teacher or of other settings ({of}): {again}")
+        raise UserError(f"'{path}' holds features of other pairs ({told['pairs']}), not of {pairs.source}: {AGAIN}")
+    if teacher_key is not None:
+        _check_teacher(path, told, teacher_key)
     found = _load(path)
     if len(found) != len(pairs):
-        raise UserError(f"'{path}' holds {len(found)} rows for {len(pairs)} pairs: {again}")
+        raise UserError(f"'{path}' holds {len(found)} rows for {len(pairs)} pairs: {AGAIN}")
     return found
 
 
@@ -156,7 +167,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     return told
 
 
-def pair_features(teacher: TeacherConfig, pairs: Pairs, *, seed: int = 0, device: str = "auto") -> tuple[Tensor, str]:
+def pair_features(teacher: TeacherConfig, pairs: Pairs, *, device: str = "auto") -> tuple[Tensor, str]:
     """The features (N, D) of pairs, fp32, and a hash of what made them: from a file of one's own, from the cache, or made.
 
     Raises:
@@ -166,9 +177,24 @@ def pair_features(teacher: TeacherConfig, pairs: Pairs, *, seed: int = 0, device
         from crossalign.data.own_features import read_features_file
 
         own = Path(teacher.ref.removeprefix("file:")).expanduser()
+        if _is_ours(own):  # it knows its pairs
+            return load_features(own, pairs), read_metadata(own)["teacher_key"]
         return read_features_file(own, pairs.ids), file_hash(own)[:20]
-    path = write_features(teacher, pairs, seed=seed, device=device)
+    path = write_features(teacher, pairs, device=device)
     return load_features(path, pairs), read_metadata(path)["teacher_key"]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether ``crossalign features`` wrote the file."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
 
 
 def live_features(model: Teacher, pairs: Pairs) -> Callable[[Tensor], Tensor]:
@@ -208,7 +234,7 @@ def _save(path: Path, values: Tensor, metadata: dict[str, str] | None = None) ->
         save_file({"features": values.contiguous()}, temporary, metadata)
 
 
-def _metadata(model: Teacher, teacher: TeacherConfig, pairs: Pairs, key: str, seed: int) -> dict[str, str]:
+def _metadata(model: Teacher, teacher: TeacherConfig, pairs: Pairs, key: str) -> dict[str, str]:
     """What the file says of itself; safetensors holds text alone."""
     return {
         "format": FORMAT,
@@ -220,7 +246,7 @@ def _metadata(model: Teacher, teacher: TeacherConfig, pairs: Pairs, key: str, se
         "combine": teacher.combine,
         "weights": json.dumps(teacher.weights),
         "pool": teacher.pool,
-        "seed": str(seed),
+        "seed": str(teacher.seed),
         "transform": json.dumps(model.transform, sort_keys=True, default=str),
         "pairs": pairs.source,
         "pairs_fingerprint": pairs.fingerprint,

@@ -22,6 +22,7 @@ from crossalign.errors import UserError
 from crossalign.models.causal import choose_trained, save_causal
 from crossalign.models.inner import attend_without_mask, checkpoint_gradients
 from crossalign.models.language import LanguageModel, open_language_model
+from crossalign.models.taps import resolve_layers
 from crossalign.training import precision
 from crossalign.training.likelihood import perplexity, total_nll
 from crossalign.training.loop import Run, Stage, StageResult, fit
@@ -66,12 +67,13 @@ def finetune(config: FinetuneConfig, *, recipe: str = "", quiet: bool = False) -
         config.row = config.row or row_name(config)
         opened = _open(config)
         model, tokenizer = opened.model, opened.tokenizer
+        resolve_layers(model, config.align.layers)  # told before a teacher looks at images
         peft = choose_trained(model, config.tune, config.seed)
         with main_process_first(config.loop.device):  # the others then find the features in the cache
             data = open_instructions(config.data, tokenizer)
-            _batches(config, data, world=int(os.environ.get("WORLD_SIZE", "1")))  # refuses what cannot be
+            batches = _batches(config, data, world=int(os.environ.get("WORLD_SIZE", "1")))  # refuses what cannot be
             settings = (config.align, config.teacher, config.pairs, tokenizer)
-            tokens = config.loop.batch_size * int(data.train.targets.mean())
+            tokens = config.loop.batch_size * int(data.train.targets.sum()) / len(batches.rows)
             term = open_term(*settings, tokens=tokens, seed=config.seed, device=config.loop.device)
             held_out = open_held_out(*settings, device=config.loop.device)
         texts = {Path(path).name: read_stream(path, tokenizer, separator(tokenizer)) for path in config.score}
@@ -153,7 +155,7 @@ def _stage(
         )
         loss = total_nll(wrapped, rows, accelerator) / int(data.validation.targets.sum())
         found = {"loss": loss, "perplexity": perplexity(loss)}
-        return found | (held_out.measure(wrapped, accelerator.device) if held_out else {})
+        return found | (held_out.measure(wrapped, accelerator) if held_out else {})
 
     return text_stage(config, model, batches, evaluate, term, run)
 
@@ -172,7 +174,7 @@ def _result(
         "recipe": recipe,
         "row": config.row,
         "method": config.tune.method,
-        "align": config.align.metric,
+        "align": config.align.metric if config.align.weight else "none",
         "mode": config.align.mode,
         "teacher": config.teacher.ref,
         "backbone": config.model,

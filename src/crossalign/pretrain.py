@@ -19,6 +19,7 @@ from crossalign.data.tokens import TokenBatches
 from crossalign.environment import is_main_process
 from crossalign.errors import UserError
 from crossalign.models.causal import new_gpt2, save_causal
+from crossalign.models.taps import resolve_layers
 from crossalign.training import precision
 from crossalign.training.loop import Run, StageResult, fit
 from crossalign.training.run import (
@@ -60,6 +61,7 @@ def pretrain(config: PretrainConfig, *, recipe: str = "", quiet: bool = False) -
         if finished.is_file():
             return read_json(finished)
         check_text_run(config)
+        _check_model(config)
         config = resolved(config, loop={"device": resolve_device(config.loop.device)})
         config.row = config.row or row_name(config)
         with main_process_first(config.loop.device):  # the others then find corpus and features in the cache
@@ -98,9 +100,17 @@ def _term(config: PretrainConfig, corpus: Corpus) -> tuple[Term | None, HeldOut 
     return term, open_held_out(*settings, device=config.loop.device)
 
 
-def _model(config: PretrainConfig, corpus: Corpus) -> Any:
+def _check_model(config: PretrainConfig) -> None:
+    """What the model cannot be, or does not have, is told before a corpus is tokenised and a teacher looks at images."""
+    if config.block < 1:
+        raise UserError(f"--block is {config.block}; it must be at least 1")
     if config.align.metric != "none" and config.align.max_length > config.block:
         raise UserError(f"--align.max-length {config.align.max_length} is longer than --block {config.block}: lower it")
+    model = new_gpt2(config.gpt, vocabulary=1, block=config.block, separator=0, seed=0, meta=True)
+    resolve_layers(model, config.align.layers)
+
+
+def _model(config: PretrainConfig, corpus: Corpus) -> Any:
     return new_gpt2(
         config.gpt,
         vocabulary=corpus.vocabulary,
@@ -131,7 +141,7 @@ def _stage(config: PretrainConfig, model: Any, corpus: Corpus, term: Term | None
 
     def evaluate(wrapped: torch.nn.Module) -> dict[str, float]:
         found = stream_metrics(wrapped, _blocks(config, corpus, run, config.loop.evaluate_blocks), run.accelerator)
-        return found | (held_out.measure(wrapped, run.accelerator.device) if held_out else {})
+        return found | (held_out.measure(wrapped, run.accelerator) if held_out else {})
 
     return text_stage(config, model, batches, evaluate, term, run)
 
@@ -151,7 +161,7 @@ def _result(
         "verb": "pretrain",
         "recipe": recipe,
         "row": config.row,
-        "align": config.align.metric,
+        "align": config.align.metric if config.align.weight else "none",
         "mode": config.align.mode,
         "teacher": config.teacher.ref,
         "seed": config.seed,
@@ -162,7 +172,7 @@ def _result(
         "data_fingerprint": corpus.fingerprint,
         "test": None,
         "steps": config.loop.steps,
-        "tokens": config.loop.steps * config.loop.batch_size * config.block,
+        "tokens": trained.examples,
         "scores": scores,
         "held_out": {name: value for name, value in trained.best.items() if name.startswith("held_out")},
         "parameters": {"trainable": parameters, "total": parameters},

@@ -76,19 +76,24 @@ class AlignmentRegularizer:
             raise unknown("set-up of pairs", mode, MODES)
         self.of_weights = metric in WEIGHT_PENALTIES
         self.penalty = self.of_weights or (isinstance(metric, str) and metric in penalty_names())
-        function = _metric(metric, mode)
+        function = find_metric(metric, mode)
         self.comparable = bool(getattr(function, "comparable_across_batch_sizes", False))
         """Whether the score's expectation is the same for every number of pairs."""
         self.metric: Callable[..., Any] = partial(function, **options) if options else function
         self.name = metric if isinstance(metric, str) else getattr(metric, "__name__", "function")
         self.taps = Taps(layers, pool)
         self.weight, self.every, self.pairs, self.mode = weight, every, pairs, mode
-        self.queue = queue
+        self.queue = 0 if self.penalty else queue  # rows without gradient would only water a penalty down
+        if self.queue + pairs.batch_size > len(pairs.tokens):
+            raise UserError(
+                f"a queue of {queue} beside a batch of {pairs.batch_size} holds some of the {len(pairs.tokens)} pairs twice: "
+                "lower one of them"
+            )
         self._kept: tuple[Tensor, Tensor] | None = None
         self._step = 0
         self.numbers: dict[str, Tensor] = {}
-        """What the last call found, as tensors on the device: the score, the null score of the same batch, its pairs
-        exchanged, and how many directions the student's features fill: a score that rises with them is being gamed."""
+        """What the last call found, as tensors: the score, the null score of the same batch, its pairs exchanged, how many
+        directions the student's features fill (a score that rises with them is being gamed), and ``comparable``."""
 
     def due(self, step: int) -> bool:
         """Whether ``step``, counted from 0, has the term. Call it on every step: it also says which pairs are next."""
@@ -104,12 +109,25 @@ class AlignmentRegularizer:
         self._keep(student, teacher)
         return self.weight * (value if self.penalty else 1 - value)
 
-    @torch.no_grad()
-    def score(self, model: nn.Module) -> Tensor:
-        """The score of the pairs that are next, without gradient; nothing moves on. For logs between the steps that are due."""
+    def try_out(self, model: nn.Module) -> Tensor:
+        """The value with its gradient's graph, by this process alone; nothing moves on. To find out early what cannot work."""
         if self.of_weights:
             return self._of_weights(model)
-        return self._value(*self._with_queue(*self._features(model)))
+        return self._value(*self._features(model, alone=True))
+
+    @torch.no_grad()
+    def score(self, model: nn.Module) -> Tensor:
+        """The score without gradient; nothing moves on and no random number is drawn. For logs between the steps that are due.
+
+        Between two due steps it is that of the pairs of the last one.
+        """
+        if self.of_weights:
+            return self._of_weights(model)
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices=devices):
+            student, teacher = self._features(model)
+        newest = len(student) if self._step % self.every else 0  # the same pairs stand at the head of the queue already
+        return self._value(*self._with_queue(student, teacher, newest))
 
     def state_dict(self) -> dict[str, Any]:
         """The queue, and which pairs it came from. Which pairs are next follows from the step."""
@@ -127,20 +145,21 @@ class AlignmentRegularizer:
             )
         self._kept = (state["queue"][0], state["queue"][1]) if state["queue"] else None
 
-    def _features(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+    def _features(self, model: nn.Module, alone: bool = False) -> tuple[Tensor, Tensor]:
         """Student features (B, p) with gradient and teacher features (B, q) of the step's pairs, over all processes."""
-        rank, world = place()
+        rank, world = (0, 1) if alone else place()
         batch = self.pairs.batch(self._step // self.every, mode=self.mode, rank=rank, world=world)
         device = next(model.parameters()).device
         ids, mask = (t.to(device, non_blocking=True) for t in (batch.input_ids, batch.attention_mask))
         student = self.taps(model, ids, mask)
         teacher = batch.features.detach().to(device, student.dtype, non_blocking=True)
-        return gather_features(student), gather_features(teacher)
+        return (student, teacher) if alone else (gather_features(student), gather_features(teacher))
 
-    def _with_queue(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_queue(self, student: Tensor, teacher: Tensor, without: int = 0) -> tuple[Tensor, Tensor]:
+        """The rows and the queue's, but for its newest ``without``."""
         if self._kept is None:
             return student, teacher
-        old_student, old_teacher = (kept.to(student.device) for kept in self._kept)
+        old_student, old_teacher = (kept[without:].to(student.device) for kept in self._kept)
         return torch.cat([student, old_student]), torch.cat([teacher, old_teacher])
 
     def _keep(self, student: Tensor, teacher: Tensor) -> None:
@@ -157,6 +176,7 @@ class AlignmentRegularizer:
         """The metric, noted with what it gives for the same rows with their pairs exchanged."""
         value: Tensor = self.metric(student) if self.penalty else self.metric(student, teacher)
         self.numbers = {"score": value.detach()}
+        self.numbers["comparable"] = torch.tensor(float(self.comparable))
         with torch.no_grad():
             self.numbers["directions"] = participation_ratio(student.detach())
             if not self.penalty:
@@ -164,7 +184,7 @@ class AlignmentRegularizer:
         return value
 
 
-def _metric(metric: str | Metric, mode: Mode) -> Any:
+def find_metric(metric: str | Metric, mode: Mode) -> Any:
     """The function, checked to be of use as a loss in this set-up."""
     if not isinstance(metric, str):
         return metric

@@ -135,8 +135,13 @@ def reproduce(
             tracking = dataclasses.replace(config.tracking, mlflow_uri=f"sqlite:///{(output / 'mlflow.db').resolve()}")
             base[row] = dataclasses.replace(config, tracking=tracking)
         if not isinstance(config, AdaptConfig):
-            base[row] = dataclasses.replace(base[row], row=row_name(config))
+            base[row] = dataclasses.replace(base[row], row=config.row or row_name(config))
     _check_sources([config for config in base.values() if isinstance(config, AdaptConfig)])
+    for config in base.values():
+        if isinstance(config, PretrainConfig) and not (config.prepared or config.corpus.source):
+            raise UserError("the study has no text: give --set corpus.source=[novels.parquet], or prepared=FOLDER")
+        if isinstance(config, FinetuneConfig) and not (config.model and config.data.source):
+            raise UserError("the study has no model or no data: give --set model=FOLDER data.source=[tasks.jsonl]")
     _write_study(output, table.title, [base[row].row for row in rows], settings)
     sweep = [
         Job(f"sweep/{row}/lr-{lr:g}", recipes[row], _sweep_config(base[row], output, row, lr, sweep_epochs))
@@ -190,11 +195,22 @@ def configured(recipe: str, settings: tuple[str, ...]) -> Any:
                     f"--set {setting}: name the pretrained model; the control rows put '{text.split(':')[0]}:' to it"
                 )
             text = f"{kind}:{text}" if kind in ("random", "shuffled", "none", "vit") else text
+        if key == "teacher.ref" and config.teacher.ref.startswith(("random:", "shuffled:")):
+            text = f"{config.teacher.ref.partition(':')[0]}:{text.removeprefix('random:').removeprefix('shuffled:')}"
+        if key == "align.metric" and isinstance(config, PretrainConfig | FinetuneConfig) and not _is_usual(config):
+            continue  # the baseline and the controls keep their own
         value: Any = yaml.safe_load(text)
         for part in reversed(key.split(".")):
             value = {part: value}
         config = update(config, value)
     return config
+
+
+def _is_usual(config: PretrainConfig | FinetuneConfig) -> bool:
+    """Whether a row is one whose metric a study may choose: not the baseline, a penalty, captions or the mean."""
+    from crossalign.alignment import similarity_names
+
+    return config.align.metric in similarity_names() and config.align.mode != "mean"
 
 
 def _check_sources(configs: list[AdaptConfig]) -> None:

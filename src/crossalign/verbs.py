@@ -70,8 +70,6 @@ class FeaturesArgs:
 
     output: Path | None = None
     """The .safetensors file; in the cache by default, named by a hash of teacher and pairs."""
-    seed: int = 0
-    """Seed of the weights of a random: or shuffled: teacher."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
@@ -217,7 +215,7 @@ def _predict(args: PredictArgs, _: str) -> None:
 def _features(args: FeaturesArgs, _: str) -> None:
     from crossalign.features import features, read_metadata
 
-    path = features(args.teacher, args.pairs, args.output, seed=args.seed, device=args.device)
+    path = features(args.teacher, args.pairs, args.output, device=args.device)
     told = read_metadata(path)
     print(f"{path}: {told['teacher']}, layers {' '.join(json.loads(told['layers']))}; {told['pairs']}")
 

@@ -70,19 +70,21 @@ def test_parquet_in_several_row_groups_and_files(tmp_path: Path, monkeypatch: py
     assert check(opened(tmp_path / "set", limit=6)) <= set(range(17))
 
 
-def test_a_source_without_splits_is_cut_by_a_hash_of_ids(tmp_path: Path) -> None:
+def test_a_source_without_splits_is_cut_by_a_hash_of_pictures(tmp_path: Path) -> None:
     one = write(tmp_path / "one.parquet", 200)
     parts = {split: check(opened(one, split=split)) for split in ("train", "validation", "test")}
     assert set.union(*parts.values()) == set(range(200)) and sum(map(len, parts.values())) == 200
     assert 140 < len(parts["train"]) < 180 and min(map(len, parts.values())) > 8
     more = write(tmp_path / "two.parquet", 220)  # what is added moves nothing
     assert check(opened(more, split="test")) & set(range(200)) == parts["test"]
-    # Rows of one image stay together.
-    rows = {"captions": [f"{i} c" for i in range(200)], "filename": [f"{i // 5}.png" for i in range(200)]}
-    split = write(tmp_path / "rows.parquet", 200, **rows)
-    groups = [{name.split("#")[0] for name in opened(split, split=s).ids} for s in ("train", "validation", "test")]
-    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
-    assert len(opened(split).ids) == len(set(opened(split).ids))
+    # Rows of one image stay together: whether they share an id, have one each, or none.
+    rows = {"captions": [f"{i} c" for i in range(200)], "image": [picture(i // 5) for i in range(200)]}
+    for ids in ([f"{i // 5}.png" for i in range(200)], [f"caption {i}" for i in range(200)], None):
+        split = write(tmp_path / f"rows-{ids is None or ids[1]}.parquet", 200, **rows, filename=ids)
+        found = [opened(split, split=s) for s in ("train", "validation", "test")]
+        groups = [{number(pairs.image(i)) for i in range(len(pairs))} for pairs in found]
+        assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+        assert sum(map(len, found)) == 200 and all(len(pairs.ids) == len(set(pairs.ids)) for pairs in found)
 
 
 def test_a_column_of_splits_is_honoured(tmp_path: Path) -> None:
@@ -286,3 +288,17 @@ def test_flickr8k_as_it_is_published(shared_data: Path) -> None:
         folder / "flickr8k_128.parquet", split="validation", split_file=str(folder / "Flickr_8k.devImages.txt"), limit=200
     )
     assert len(found) == 200 and all(len(texts) == 5 for texts in found.texts) and found.image(0).size == (128, 128)
+
+
+def test_images_outside_of_the_tables_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "out.png").write_bytes(picture(1))
+    cells = [{"bytes": None, "path": "../out.png"}] * 3
+    file = write(tmp_path / "set" / "train.parquet", 3, image=cells)
+    with pytest.raises(UserError, match=r"'\.\./out\.png' leads out of"):
+        opened(file)
+
+
+def test_a_column_of_image_names_is_refused_as_such(tmp_path: Path) -> None:
+    file = write(tmp_path / "names.parquet", 3, image=["a.png", "b.png", "c.png"])
+    with pytest.raises(UserError, match=r"column .image. of names\.parquet holds string; encoded images"):
+        opened(file)

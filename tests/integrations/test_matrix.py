@@ -112,8 +112,12 @@ def test_unsupported_engines_are_refused_in_a_sentence() -> None:
 
     callback = AlignmentCallback(one_step.make_regularizer(10.0))
     state = SimpleNamespace(global_step=0)
-    for settings, says in (({"fp16": True}, "AlignedTrainerMixin"), ({"deepspeed": "zero.json"}, "DeepSpeed")):
-        args: Any = SimpleNamespace(**{"fp16": False, "deepspeed": None, "output_dir": ".", **settings})
+    for settings, says in (
+        ({"fp16": True}, "AlignedTrainerMixin"),
+        ({"deepspeed": "zero.json"}, "DeepSpeed"),
+        ({"fsdp": "full_shard"}, "--loop.shard"),
+    ):
+        args: Any = SimpleNamespace(**{"fp16": False, "deepspeed": None, "fsdp": "", "output_dir": ".", **settings})
         with pytest.raises(UserError, match=says):
             callback.on_train_begin(args, state, SimpleNamespace())  # type: ignore[arg-type]
 
@@ -125,9 +129,16 @@ def test_lightning_refuses_other_strategies() -> None:
     class FSDPStrategy:
         pass
 
+    class DDPStrategy:
+        pass
+
     callback = AlignmentCallback(one_step.make_regularizer(10.0))
+    module = SimpleNamespace(automatic_optimization=True)
     with pytest.raises(UserError, match="not with FSDPStrategy"):
-        callback.on_fit_start(SimpleNamespace(strategy=FSDPStrategy()), SimpleNamespace(automatic_optimization=True))
+        callback.on_fit_start(SimpleNamespace(strategy=FSDPStrategy()), module)
+    scaled = SimpleNamespace(strategy=DDPStrategy(), precision_plugin=SimpleNamespace(scaler=object()))
+    with pytest.raises(UserError, match="16-mixed"):
+        callback.on_fit_start(scaled, module)
 
 
 def test_trainer_logs_the_score_and_resumes_the_queue(tmp_path: Path) -> None:

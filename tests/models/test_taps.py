@@ -92,7 +92,7 @@ def test_an_output_without_gradient_is_noticed(tiny_folder: Folder) -> None:
     model = causal_model(tiny_folder("llama")).train()
     model.gradient_checkpointing_enable({"use_reentrant": True})  # type: ignore[operator]
     model.enable_input_require_grads()  # type: ignore[operator]
-    with pytest.raises(RuntimeError, match=r"layer model\.layers\.0\.mlp has no gradient: tap a layer by its index"):
+    with pytest.raises(RuntimeError, match=r"layers model\.layers\.0\.mlp have no gradient: tap one above"):
         Taps("model.layers.0.mlp")(model, *texts())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,28 @@ def test_weight_zero_is_bit_identical_to_none(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(f"{__name__}.extra_of", lambda *_: None)
     without = train(tmp_path / "none", weight=0.0)
     assert all(torch.equal(with_zero[name], without[name]) for name in without)
+
+
+def test_the_term_is_computed_in_the_runs_precision_though_its_model_is_unwrapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def extra(model: nn.Module, position: int) -> tuple[Tensor, dict[str, Tensor]]:
+        inner = build()  # no wrapper of accelerate's round it, as inside of a compiled model
+        out = inner(data()[2][0])
+        seen.append(out.dtype)
+        return model(data()[2][0]).float().square().mean(), {}
+
+    monkeypatch.setattr(f"{__name__}.extra_of", lambda *_: extra)
+    monkeypatch.setattr(f"{__name__}.LOOP", replace(LOOP, precision="bf16"))
+    train(tmp_path, weight=1.0, epochs=1)
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_the_terms_share_of_the_gradient_is_logged_without_clipping_too(tmp_path: Path) -> None:
+    train(tmp_path, weight=2.0, epochs=1)  # clip 0
+    assert all(0 < row["extra_grad_ratio"] < 10 for row in rows(tmp_path, "extra"))
 
 
 def test_its_numbers_are_logged_at_its_steps(tmp_path: Path) -> None:

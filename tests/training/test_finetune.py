@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -169,3 +170,76 @@ def test_bad_input_is_told_before_any_training(make: Make, changes: dict[str, An
     with pytest.raises(UserError, match=says):
         finetune(config, quiet=True)
     assert not (config.output / "model").exists() and not (config.output / "checkpoints").exists()
+
+
+def test_lora_in_shares_over_two_processes_gives_what_one_gives(make: Make, tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import sys
+
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    from crossalign.training.run import write_config
+
+    settings: dict[str, Any] = {"tune": {"method": "lora", "lora_rank": 4, "lora_dropout": 0.0}, "data": {"packing": True}}
+    alone, pair = make("alone", **settings), make("pair", **settings)
+    finetune(alone, quiet=True)
+    pair.loop.shard = True
+    write_config(tmp_path / "file", pair)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    command += [
+        "--master-addr=127.0.0.1",
+        "-m",
+        "crossalign.cli",
+        "finetune",
+        "--config",
+        str(tmp_path / "file" / "config.yaml"),
+    ]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-5000:]
+    for a, b in zip(steps(alone), steps(pair), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3) and a["grad_norm"] == pytest.approx(b["grad_norm"], rel=5e-3)
+    one, two = (load_file(config.output / "model" / "adapter_model.safetensors") for config in (alone, pair))
+    assert one.keys() == two.keys() and one
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-2, atol=1e-4)
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(alone.model), pair.output / "model")
+
+
+def test_stopped_and_resumed_equals_never_stopped(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import load_file
+
+    from crossalign.training import loop
+
+    settings: dict[str, Any] = {"tune": {"method": "lora", "lora_rank": 4}, "align": {"log_every": 1, "queue": 8}}
+    whole, parts = make("whole", **settings), make("parts", **settings)
+    finetune(whole, quiet=True)
+    train, done = loop._Fit._train_step, 0
+
+    def stop(self: Any, *args: Any) -> None:
+        nonlocal done
+        train(self, *args)
+        done += 1
+        if done == 3:
+            self._save()
+            raise loop.Interrupted
+
+    monkeypatch.setattr(loop._Fit, "_train_step", stop)
+    with pytest.raises(loop.Interrupted):
+        finetune(parts, quiet=True)
+    finetune(parts, quiet=True)
+    one, two = (load_file(config.output / "model" / "adapter_model.safetensors") for config in (whole, parts))
+    assert done == 4 and all(torch.equal(two[name], tensor) for name, tensor in one.items())
+    assert [row["score"] for row in steps(whole, "extra")] == [row["score"] for row in steps(parts, "extra")]
+
+
+def test_an_embedding_that_does_not_train_may_be_tapped_beside_others_but_not_alone(make: Make) -> None:
+    lora: dict[str, Any] = {"tune": {"method": "lora", "lora_rank": 4}}
+    finetune(make("all", align={"layers": ["all"]}, **lora), quiet=True)
+    with pytest.raises(UserError, match="layers 0 have no gradient"):
+        finetune(make("first", align={"layers": ["0"]}, **lora), quiet=True)

@@ -159,8 +159,9 @@ def test_the_first_step_is_the_mean_loss_and_one_term(make: Make) -> None:
 
 
 def test_weight_zero_is_the_baseline_to_the_bit(make: Make) -> None:
-    off, zero = make("off", align={"metric": "none"}), make("zero", align={"weight": 0.0})
-    logged = make("logged", align={"weight": 0.0, "log_every": 2})
+    drops = {"gpt": {"dropout": 0.1}}  # a score that is only logged draws no masks
+    off, zero = make("off", align={"metric": "none"}, **drops), make("zero", align={"weight": 0.0}, **drops)
+    logged = make("logged", align={"weight": 0.0, "log_every": 2}, **drops)
     for config in (off, zero, logged):
         pretrain(config, quiet=True)
     assert all(torch.equal(weights(off)[name], tensor) for name, tensor in weights(zero).items())
@@ -245,7 +246,7 @@ def test_every_kind_of_term_trains(make: Make, metric: str) -> None:
     result = pretrain(config, quiet=True)
     assert result["align"] == metric and len(rows(config, "extra")) == 3
     assert all(row["extra_grad_norm"] > 0 for row in rows(config, "extra"))
-    assert result["row"] == f"Pre-training + {metric}"
+    assert result["row"].startswith(f"Pre-training + {metric} (") and "λ = 0.5, every 3" in result["row"]
 
 
 def test_the_set_ups_of_pairs_differ_and_the_mean_needs_a_metric_without_centring(make: Make) -> None:
@@ -259,9 +260,19 @@ def test_the_set_ups_of_pairs_differ_and_the_mean_needs_a_metric_without_centrin
         pretrain(make("centred", align={"mode": "mean"}), quiet=True)
 
 
+def test_held_out_pairs_are_never_trained_on(make: Make, sources: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("\n".join(f"picture {i}" for i in range(PAIRS)))
+    with pytest.raises(UserError, match="held-out pairs are trained on"):
+        pretrain(make(pairs={"split_file": str(tmp_path / "list.txt")}), quiet=True)
+    with pytest.raises(UserError, match="held-out pairs are trained on"):
+        pretrain(make(align={"batch_size": 2}, pairs={"split": "validation"}), quiet=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"loop": {"shard": True}}, "needs several processes"),
+        ({"align": {"queue": 60}}, "some of the .* pairs twice"),
         ({"block": 10_000}, "fewer than a block"),
         ({"align": {"layers": ["7"]}}, "there is no layer 7: the model has the layers 0 to 2"),
         ({"align": {"metric": "cca"}}, "the alignment term cannot be computed"),

@@ -18,7 +18,7 @@ class PairsConfig:
     """openmoji (a pip package's pictures with their Unicode names), a .parquet file or folder with images and captions,
     WebDataset shards (.tar), or hf:ORG/NAME."""
     split: Literal["train", "validation", "test"] = "train"
-    """Split of the source; a source without splits is cut 80/10/10 by a hash of its ids."""
+    """Split of the source; a source without splits is cut 80/10/10 by a hash of each picture."""
     split_file: str = ""
     """A text file that lists the ids of the pairs to use, one file name a line, as Flickr8k has them, in place of `split`."""
     image_column: str = ""
@@ -45,6 +45,8 @@ class TeacherConfig:
     """One weight a layer for combine=sum; empty takes the mean."""
     pool: Literal["auto", "cls", "mean"] = "auto"
     """cls: the class token; mean: the mean over places; auto: as the model's own classifier does."""
+    seed: int = 0
+    """Seed of the weights of a random: or shuffled: teacher."""
     batch_size: int = 16
     """Images a forward pass; it does not change the features. A CPU is fastest with few, a GPU with many."""
 

@@ -60,7 +60,7 @@ def open_corpus(folder: str | Path) -> Corpus:
     """Open what ``prepare`` made; the token files are mapped, not read.
 
     Raises:
-        UserError: no finished corpus lies there, or its files are not those that its meta.json tells of.
+        UserError: no finished corpus lies there, or its token files have other sizes than its meta.json tells of.
     """
     from crossalign.data.tokens import TokenFile, read_tokens
 
@@ -110,6 +110,7 @@ def _settings(config: CorpusConfig) -> tuple[Any | None, list[TextFile], list[st
         "source": [[file.name, file.digest] for file in files],
         "text_column": config.text_column,
         "tokenizer": tok.fingerprint(tokenizer) if tokenizer else "trained",
+        "separator": tok.separator(tokenizer) if tokenizer else None,
         "vocabulary": None if tokenizer else config.vocabulary,
         "validation_fraction": config.validation_fraction,
         "split_seed": config.split_seed,

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from crossalign.cache import file_hash, files_hash
 from crossalign.data.hub import train_split
-from crossalign.data.sources import split_name
+from crossalign.data.sources import without_other_splits
 from crossalign.data.tables import unreadable
 from crossalign.errors import UserError
 
@@ -134,7 +134,7 @@ def _spans(text: str, start: int) -> Iterator[tuple[int, int]]:
 
 
 def _folder(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Files at any depth, and those left out: where a file is named train, those named test or validation are others."""
+    """Files at any depth, and those left out for being of other splits."""
     found = sorted(
         path
         for path in folder.rglob("*")
@@ -144,10 +144,7 @@ def _folder(folder: Path) -> tuple[list[Path], list[Path]]:
     )
     if not found:
         raise UserError(f"corpus folder '{folder}' holds no text ({', '.join(SUFFIXES)}); fill it or name another")
-    splits = {path: split_name(path.stem) for path in found}
-    if "train" not in splits.values():
-        return found, []
-    return [p for p in found if splits[p] in ("train", None)], [p for p in found if splits[p] in ("test", "validation")]
+    return without_other_splits(folder, found)
 
 
 def _file(path: Path, column: str) -> TextFile:

@@ -12,7 +12,7 @@ def load_hub(name: str) -> Any:
     """The splits of a set as ``datasets`` loads them, rows in a memory map.
 
     Args:
-        name: ORG/NAME, ORG/NAME:CONFIGURATION for a set that has several, ORG/NAME@REVISION; or a local folder that
+        name: ORG/NAME, ORG/NAME:CONFIGURATION for a set that has several, then @REVISION; or a local folder that
             ``datasets`` understands. A leading ``hf:`` may stay.
 
     Raises:
@@ -23,9 +23,11 @@ def load_hub(name: str) -> Any:
         import datasets
     except ImportError as error:
         raise missing_extra("datasets", "hub", f"data source hf:{name}") from error
-    path, _, revision = name.partition("@")
-    path, _, configuration = path.partition(":")
-    path = str(Path(path).expanduser()) if path.startswith(("~", "/", ".")) else path
+    path, revision, configuration = str(Path(name).expanduser()), "", ""
+    if not Path(path).exists():
+        path, _, revision = name.partition("@")
+        path, _, configuration = path.partition(":")
+        path = str(Path(path).expanduser()) if path.startswith(("~", "/", ".")) else path
     try:
         return datasets.load_dataset(path, configuration or None, revision=revision or None)
     except Exception as error:  # the hub, the network and each set's own files fail in many ways

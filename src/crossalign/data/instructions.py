@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from crossalign.config import InstructConfig
 from crossalign.data.documents import check_parquet, json_lines
 from crossalign.data.hub import train_split
-from crossalign.data.sources import split_name
+from crossalign.data.sources import without_other_splits
 from crossalign.data.tables import unreadable
 from crossalign.errors import UserError
 
@@ -186,9 +187,9 @@ def _records(name: str) -> Iterator[tuple[Any, str]]:
     path = Path(name).expanduser()
     if path.is_dir():
         found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
-        splits = [split_name(file.stem) for file in found]
-        if "train" in splits:  # those of test and validation beside it are not for training
-            found = [file for file, split in zip(found, splits, strict=True) if split in ("train", None)]
+        found, others = without_other_splits(path, found)
+        if others:
+            print(f"left out, of other splits: {', '.join(file.name for file in others)}", file=sys.stderr)
         if not found:
             raise UserError(f"instruction folder '{name}' holds no {', '.join(SUFFIXES)}; fill it or name another")
         for file in found:

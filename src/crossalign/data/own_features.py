@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crossalign.data.pair_sources import ID_COLUMNS
+from crossalign.data.pair_sources import ID_COLUMNS, unique
 from crossalign.errors import UserError, unknown
 
 FEATURE_COLUMNS = ("features", "feature", "embedding", "embeddings", "vector")
@@ -37,7 +37,7 @@ def read_features_file(path: Path, ids: Sequence[str]) -> Tensor:
     if values.ndim != 2 or values.dtype.kind not in "fiu":
         raise UserError(f"'{path}' holds {values.dtype} values of shape {values.shape}; features are numbers (pairs, width)")
     if names is not None:
-        place = {str(name): row for row, name in enumerate(names)}
+        place = {name: row for row, name in enumerate(unique(names))}
         absent = [name for name in ids if name not in place]
         if absent:
             raise UserError(f"'{path}' has no features of {len(absent)} of {len(ids)} pairs, such as {', '.join(absent[:3])}")

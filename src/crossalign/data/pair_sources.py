@@ -109,6 +109,7 @@ def _parquet(files: list[Path], config: PairsConfig) -> PairListing:
     try:
         schema = pq.read_schema(files[0])
         image, text = _columns(title, schema.names, of_type(hub_features(schema.metadata or {}), "Image"), config)
+        _check_kind(title, image, schema.field(image).type)
         key = next((name for name in ID_COLUMNS if name in schema.names and name not in (image, text)), None)
         split = "split" if "split" in schema.names else None
         wanted = [name for name in (text, key, split) if name]
@@ -124,7 +125,7 @@ def _parquet(files: list[Path], config: PairsConfig) -> PairListing:
     ids = column(key) if key else [f"row {i}" for i in range(len(texts))]
     note = (schema.metadata or {}).get(b"source", b"").decode("utf-8", "replace")
     identity = [image, text, key, file_identity(files)]
-    return PairListing(note or title, _unique(ids), texts, groups.read, identity, column(split) if split else None)
+    return PairListing(note or title, unique(ids), texts, groups.read, identity, column(split) if split else None)
 
 
 class _RowGroups:
@@ -195,8 +196,16 @@ def _hub(parts: list[Any], config: PairsConfig) -> PairListing:
     splits = list(rows["split"]) if "split" in features else None
     identity = [config.source, image, text, key, len(rows), file_identity(files)]
     return PairListing(
-        config.source, _unique(ids), list(rows[text]), lambda row: raw_cell(encoded[row][image], Path()), identity, splits
+        config.source, unique(ids), list(rows[text]), lambda row: raw_cell(encoded[row][image], None), identity, splits
     )
+
+
+def _check_kind(title: str, image: str, kind: Any) -> None:
+    """Raise UserError for a column of images that holds names or numbers."""
+    import pyarrow as pa
+
+    if not any(check(kind) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_struct)):
+        raise UserError(f"column '{image}' of {title} holds {kind}; encoded images (PNG, JPEG bytes) are expected")
 
 
 def _columns(title: str, names: list[str], typed: list[str], config: PairsConfig) -> tuple[str, str]:
@@ -209,7 +218,13 @@ def _columns(title: str, names: list[str], typed: list[str], config: PairsConfig
 
 
 def _tar(files: list[Path], config: PairsConfig) -> PairListing:
-    """WebDataset shards: files with one name before the first dot belong together, KEY.jpg with KEY.txt or KEY.json."""
+    """WebDataset shards: files with one name before the first dot belong together, KEY.jpg with KEY.txt or KEY.json.
+
+    With a text column that one of the .json files is read, and no other.
+    """
+    if config.image_column:
+        raise UserError("--pairs.image-column is for tables; in .tar shards the image is the file with a picture's suffix")
+    kinds = (".json",) if config.text_column else TEXT_FILES
     ids: list[str] = []
     texts: list[Any] = []
     places: list[tuple[Path, int, int]] = []
@@ -224,7 +239,7 @@ def _tar(files: list[Path], config: PairsConfig) -> PairListing:
                         samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[dot + rest.lower()] = member
                 for key, sample in samples.items():
                     image = next((info for kind, info in sample.items() if kind in EXTENSIONS), None)
-                    text = next((info for kind in TEXT_FILES if (info := sample.get(kind)) is not None), None)
+                    text = next((info for kind in kinds if (info := sample.get(kind)) is not None), None)
                     ids.append(key)
                     texts.append(None if text is None else _tar_text(archive, text, config.text_column))
                     places.append((file, image.offset_data, image.size) if image else (file, 0, 0))
@@ -238,7 +253,7 @@ def _tar(files: list[Path], config: PairsConfig) -> PairListing:
             return opened.read(size) if size else None
 
     title = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
-    return PairListing(title, _unique(ids), texts, read, [config.text_column, file_identity(files)])
+    return PairListing(title, unique(ids), texts, read, [config.text_column, file_identity(files)])
 
 
 def _tar_text(archive: tarfile.TarFile, member: tarfile.TarInfo, column: str) -> Any:
@@ -257,7 +272,7 @@ def _tar_text(archive: tarfile.TarFile, member: tarfile.TarInfo, column: str) ->
     return next((record[name] for name in ((column,) if column else TEXT_COLUMNS) if name in record), None)
 
 
-def _unique(ids: Sequence[Any]) -> list[str]:
+def unique(ids: Sequence[Any]) -> list[str]:
     """Ids as text; the second row of an id becomes ``id#2``, and so on: some sets have a row for each caption."""
     seen: dict[str, int] = {}
     found = []

@@ -26,7 +26,7 @@ from crossalign.errors import UserError, unknown
 
 VERSION = 1  # of what the check of images keeps in the cache
 SHARES = {"train": 0.8, "validation": 0.9, "test": 1.0}
-"""Where a source without splits is cut, on a scale of 0 to 1 that each id is hashed to."""
+"""Where a source without splits is cut, on a scale of 0 to 1 that each picture is hashed to."""
 
 _REPEAT = re.compile(r"#\d+$")  # the further rows of one image
 
@@ -114,7 +114,7 @@ def _split_rows(listing: PairListing, is_split: bool, config: PairsConfig) -> tu
     else:
         names = list(SHARES)
         edges = list(SHARES.values())
-        part = np.searchsorted(edges, [_place(name) for name in listing.ids], side="right")
+        part = np.searchsorted(edges, _places(listing), side="right")
         rows = np.flatnonzero(part == names.index(config.split))
     if not len(rows):
         raise UserError(f"the {config.split} split of '{config.source}' has no pairs ({len(listing.ids)} in all)")
@@ -143,10 +143,28 @@ def _listed_rows(listing: PairListing, config: PairsConfig) -> tuple[np.ndarray,
     return np.unique(found), [f"{name}: listed in {path.name}, but not there" for name in wanted if name not in by_name]
 
 
-def _place(name: str) -> float:
-    """An id's place between 0 and 1, the same in any order of rows; rows of one image share it."""
-    digest = hashlib.blake2b(_REPEAT.sub("", name).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+def _places(listing: PairListing) -> np.ndarray:
+    """A place between 0 and 1 for each row, float64 (N,), by a hash of its encoded image, noted in the cache.
+
+    So all rows of one image fall on one side of a split, whatever their ids, and the order of the rows changes nothing.
+    """
+    path = cache_dir("pairs") / f"{content_key(identity=listing.identity, places=VERSION)}.places.npy"
+    if not path.is_file():
+        title = f"reading {listing.title}"
+        rows = tqdm(range(len(listing.ids)), desc=title, unit="image", delay=2, leave=False, disable=None)
+        found = np.array([_hash(_bytes(listing.read, row)) for row in rows], dtype=np.uint64)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.save(file, found)
+    places: np.ndarray = np.load(path) / 2.0**64
+    return places
+
+
+def _hash(raw: Raw | str) -> int:
+    """A hash of an encoded image below 2^64; 0 for one that cannot be read, which is told later."""
+    if raw is None or isinstance(raw, str):
+        return 0
+    data = raw if isinstance(raw, bytes) else picture(raw, "rgb").tobytes()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def _captions(cell: Any) -> list[str]:
@@ -155,6 +173,7 @@ def _captions(cell: Any) -> list[str]:
         return []
     values = cell if isinstance(cell, list | tuple) else [cell]
     values = [next((v[k] for k in ("raw", "caption", "text") if k in v), "") if isinstance(v, dict) else v for v in values]
+    values = [text for value in values for text in (value if isinstance(value, list | tuple) else [value])]
     return ["" if value is None else str(value).strip() for value in values]
 
 
@@ -203,8 +222,7 @@ def _hash_and_fault(raw: Raw | str) -> tuple[int, str]:
         image = picture(raw, "rgb")
     except Exception as error:  # a damaged file can raise anything inside an image library
         return 0, str(error) or type(error).__name__
-    data = raw if isinstance(raw, bytes) else image.tobytes()
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"), ""
+    return _hash(raw if isinstance(raw, bytes) else image), ""
 
 
 def _describe(listing: PairListing, config: PairsConfig, texts: list[tuple[str, ...]], left_out: int, is_split: bool) -> str:
@@ -212,7 +230,7 @@ def _describe(listing: PairListing, config: PairsConfig, texts: list[tuple[str, 
     name = f"those listed in {Path(config.split_file).name}" if config.split_file else f"{config.split} split"
     own = is_split or listing.splits is not None or config.split_file
     captions = sum(map(len, texts))
-    parts = [f"{len(texts):,} images with {captions:,} texts", name + ("" if own else " (by a hash of ids, 80/10/10)")]
+    parts = [f"{len(texts):,} images with {captions:,} texts", name + ("" if own else " (by a hash of each picture, 80/10/10)")]
     parts += [f"limited to {config.limit:,}"] if config.limit else []
     parts += [f"{left_out} faults left out"] if left_out else []
     return f"{listing.title}: {', '.join(parts)}"

@@ -36,6 +36,7 @@ class Survey:
     documents: int = 0
     empty: int = 0
     bytes: int = 0
+    characters: int = 0
     smallest: int = 1 << 64
     largest: int = -1
     """Of the documents' split keys, so that neither side stays empty."""
@@ -84,6 +85,7 @@ class Preparation:
                     found.empty += 1
                     continue
                 found.bytes += len(piece.text.encode())
+                found.characters += len(piece.text)
                 if piece.last:
                     key = self._key(piece)
                     found.documents += 1
@@ -92,7 +94,7 @@ class Preparation:
             raise UserError(
                 f"the corpus has no text: its {found.empty:,} documents are empty (column or key '{self.config.text_column}')"
             )
-        if found.smallest == found.largest and found.bytes < 2 * found.documents:
+        if found.smallest == found.largest and found.characters < 2 * found.documents:
             raise UserError("the corpus is a single character, which cannot be cut into train and validation: give more text")
         return found
 

@@ -95,6 +95,16 @@ def split_name(words: str) -> str | None:
     return None
 
 
+def without_other_splits(folder: Path, files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Files to train on, and those left out: where one is named train, or lies in a folder of that name, those that are
+    named test or validation likewise are others."""
+    splits = {file: split_name(file.stem) or split_name(file.parent.name if file.parent != folder else "") for file in files}
+    if "train" not in splits.values():
+        return list(files), []
+    others = [file for file in files if splits[file] in ("test", "validation")]
+    return [file for file in files if file not in others], others
+
+
 def file_identity(files: Iterable[Path]) -> list[tuple[str, int, int]]:
     """Path, size and time of change of each file: what the cache of decoded images goes by."""
     rows = []

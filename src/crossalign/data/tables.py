@@ -121,20 +121,33 @@ def _hub_listing(rows: Any, title: str) -> Listing:
 
     def records() -> Iterator[Raw]:
         for batch in encoded.iter(ROWS):
-            yield from (raw_cell(cell, Path()) for cell in batch[image])
+            yield from (raw_cell(cell, None) for cell in batch[image])
 
     files = tuple(Path(entry["filename"]) for entry in rows.cache_files)
     identity = [image, file_identity(files), title, len(rows)]
     return Listing(title, values, classes, names, records, identity, files)
 
 
-def raw_cell(cell: Any, folder: Path) -> Raw:
-    """A cell of an image column: bytes, or the hub's {bytes, path}, where the path is used if there are no bytes."""
-    if isinstance(cell, dict):
-        if cell.get("bytes") is not None:
-            return bytes(cell["bytes"])
-        return folder / cell["path"] if cell.get("path") else None
-    return cell  # type: ignore[no-any-return]
+def raw_cell(cell: Any, folder: Path | None) -> Raw:
+    """A cell of an image column: bytes, or the hub's {bytes, path}, where the path is used if there are no bytes.
+
+    Paths count from ``folder``; None is for those that ``datasets`` made itself, into its own cache.
+
+    Raises:
+        UserError: a path that leads out of ``folder``.
+    """
+    if not isinstance(cell, dict):
+        return cell  # type: ignore[no-any-return]
+    if cell.get("bytes") is not None:
+        return bytes(cell["bytes"])
+    if not cell.get("path"):
+        return None
+    if folder is None:
+        return Path(cell["path"])
+    path: Path = (folder / cell["path"]).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise UserError(f"the image path '{cell['path']}' leads out of '{folder}': put the images beside the table")
+    return path
 
 
 def _labels(

@@ -44,14 +44,17 @@ def _open_folder(ref: str) -> Any:
     from transformers import AutoTokenizer
 
     from crossalign.models.language import read_tokenizer
-    from crossalign.models.source import Source, locate
+    from crossalign.models.loading import first_line
+    from crossalign.models.source import Source, hub_folder, locate
 
     path = Path(ref)
     if path.is_dir() and (path / "tokenizer_config.json").is_file() and not (path / "config.json").is_file():
         try:
             return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise UserError(f"cannot open the tokenizer of '{ref}': {str(error).strip().splitlines()[0]}") from error
+            raise UserError(f"cannot open the tokenizer of '{ref}': {first_line(error)}") from error
+    if ref.startswith("hf:"):  # of a published configuration only that is known, not the tokenizer
+        return read_tokenizer(Source(ref, hub_folder(ref.removeprefix("hf:"), weights=False)))
     source: Source = locate(ref, weights=False)
     return read_tokenizer(source)
 
@@ -61,10 +64,12 @@ def _open_file(path: Path) -> Any:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
+    from crossalign.models.loading import first_line
+
     try:
         backend = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself
-        raise UserError(f"'{path}' is not a tokenizer.json ({str(error).strip().splitlines()[0]})") from error
+        raise UserError(f"'{path}' is not a tokenizer.json ({first_line(error)})") from error
     ends = [token for token in _ENDS if backend.token_to_id(token) is not None]
     return PreTrainedTokenizerFast(tokenizer_object=backend, **({"eos_token": ends[0]} if ends else {}))
 
@@ -151,7 +156,14 @@ def ordinary_text(tokenizer: Any) -> Iterator[Any]:
 
 def is_separable(backend: Any) -> bool:
     """Whether a text cut at the end of a line or word has the tokens of the whole; not so where each text gets a space."""
-    for left, right in (("One line.\n", "Another"), ("one\n", "(two)"), ("one", " two"), ("one.", " 2"), ("一\n", "二")):
+    for left, right in (
+        ("One line.\n", "Another"),
+        ("one\n", "(two)"),
+        ("one", " two"),
+        ("one.", " 2"),
+        ("a:\n", "/usr"),
+        ("一\n", "二"),
+    ):
         ids = [backend.encode(text, add_special_tokens=False).ids for text in (left + right, left, right)]
         if ids[0] != ids[1] + ids[2]:
             return False

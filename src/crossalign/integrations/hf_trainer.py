@@ -43,10 +43,15 @@ class AlignmentCallback(TrainerCallback):
         if args.fp16 and self.accelerator is None:
             raise UserError("with fp16 gradients are scaled, which a callback cannot see: use AlignedTrainerMixin instead")
         if args.deepspeed:
+            raise UserError("the alignment term is not supported under DeepSpeed, which owns the backward pass: use DDP")
+        if args.fsdp:
             raise UserError(
-                "the alignment term is not supported under DeepSpeed, which owns the backward pass: use DDP or FSDP2"
+                "the alignment term is not supported with Trainer's fsdp, which could not be tested: use DDP here, or "
+                "crossalign finetune --loop.shard"
             )
-        file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FILE
+        resumed = args.resume_from_checkpoint
+        folder = Path(resumed) if isinstance(resumed, str) else Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        file = folder / FILE
         if state.global_step and file.is_file():
             self._load(file)
 

@@ -37,6 +37,8 @@ class AlignmentCallback(pl.Callback):
         strategy = type(trainer.strategy).__name__
         if strategy not in ("SingleDeviceStrategy", "DDPStrategy"):
             raise UserError(f"the alignment term is supported in Lightning on one device and with DDP, not with {strategy}")
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            raise UserError("the alignment term is not supported with 16-mixed, whose gradients are scaled: use bf16-mixed")
         if not pl_module.automatic_optimization:
             raise UserError("with manual optimisation add regularizer.loss(model) to the last micro-batch's loss yourself")
 

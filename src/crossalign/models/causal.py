@@ -97,7 +97,9 @@ def save_causal(model: Any, peft: Any | None, tokenizer: Any, folder: Path, stat
 
     ``state`` holds the whole tensors of a model whose own are shares.
     """
-    given = {"state_dict": state} if state is not None else {}
+    given: dict[str, Any] = {}
+    if state is not None:
+        given["state_dict"] = {f"base_model.model.{name}": t for name, t in state.items()} if peft is not None else state
     with quiet():
         if peft is not None:
             peft.save_pretrained(str(folder), safe_serialization=True, **given)

@@ -93,8 +93,9 @@ def locate(ref: str, weights: bool) -> Source:
     if kind == "package":
         return Source(ref, _package_folder(name))
     if kind == "hf":
-        if not weights and name in PUBLISHED_CONFIGS:
-            return Source(ref, None, published=PUBLISHED_CONFIGS[name])
+        published = PUBLISHED_CONFIGS.get(name.partition("@")[0])
+        if not weights and published:
+            return Source(ref, None, published=published)
         return Source(ref, hub_folder(name, weights))
     path = Path(ref).expanduser()
     if path.is_dir():

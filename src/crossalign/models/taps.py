@@ -68,10 +68,11 @@ class Taps:
         for place in places:
             if place not in seen:
                 raise RuntimeError(f"layer {place} did not run; a part of the model that was compiled alone cannot be tapped")
-            if torch.is_grad_enabled() and not seen[place].requires_grad and _trains(model):
-                raise RuntimeError(
-                    f"layer {place} has no gradient: tap a layer by its index, or checkpoint with use_reentrant=False"
-                )
+        if torch.is_grad_enabled() and not any(h.requires_grad for h in seen.values()) and _trains(model):
+            raise RuntimeError(
+                f"layers {', '.join(map(str, places))} have no gradient: tap one above what trains, by its index, or "
+                "checkpoint with use_reentrant=False"
+            )
         return [seen[place] for place in places]
 
 
@@ -87,11 +88,14 @@ def pooled(h_BTD: Tensor, mask_BT: Tensor, pool: Pool) -> Tensor:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside DDP and ``torch.compile``; parameters are the same."""
+    """The module inside DDP, ``torch.compile`` and PEFT; parameters are the same."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
             inner = model.module
+        peft = getattr(model, "active_peft_config", None)
+        if inner is None and peft is not None and not getattr(peft, "is_prompt_learning", False):
+            inner = model.get_base_model()  # type: ignore[operator]
         if inner is None:
             return model
         model = inner

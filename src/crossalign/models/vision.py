@@ -224,7 +224,8 @@ def _watch(model: nn.Module, blocks: tuple[str, ...], layer: Layer, seen: dict[L
         value = value if isinstance(value, Tensor) else value[0] if isinstance(value, tuple) else None
         if not isinstance(value, Tensor) or value.ndim not in (2, 3, 4) or not value.is_floating_point():
             raise UserError(f"layer {layer} of the teacher gives no tokens, map or vector: choose another")
-        seen.setdefault(layer, value)
+        # What follows a module of one's own choice may change its output in place.
+        seen.setdefault(layer, value.clone() if isinstance(layer, str) else value)
 
     if layer == 0:
         first = model.get_submodule(blocks[0])

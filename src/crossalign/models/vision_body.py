@@ -89,7 +89,7 @@ def finish(
         build: makes the architecture with its own initial weights.
         files: finds the weight files; asked only when they are needed.
         load: puts the files' weights into the model, strictly.
-        identity: JSON-able; names the architecture of random weights.
+        identity: JSON-able; names the architecture.
     """
     model = built(build, request.seed, meta=not request.weights)
     if request.loads:
@@ -100,7 +100,7 @@ def finish(
     def fingerprint() -> str:
         if request.kind == "random":
             return content_key(random=identity, seed=request.seed)
-        content = files_hash(files())
+        content = content_key(weights=files_hash(files()), architecture=identity)  # the same tensors in another are others
         return content if request.kind == "pretrained" else content_key(shuffled=content, seed=request.seed)
 
     return model, fingerprint

@@ -59,10 +59,11 @@ _HEADS = re.compile(
 )
 
 
-def open_transformers(folder: Path, model_type: str, request: Request) -> Body:
+def open_transformers(folder: Path, model_type: str, request: Request, files: Callable[[], list[Path]] | None = None) -> Body:
     """A folder with config.json, preprocessor_config.json and weights.
 
-    ViT-MAE hides three quarters of the patches at random, even in eval mode; here it sees all of them, in order.
+    ``files`` finds the weights where they are not in the folder yet. ViT-MAE hides three quarters of the patches at random,
+    even in eval mode; here it sees all of them, in order.
 
     Raises:
         UserError: an architecture without a row in ``FAMILIES``, or files that are missing or do not fit.
@@ -84,7 +85,8 @@ def open_transformers(folder: Path, model_type: str, request: Request) -> Body:
         return _load(base, config, source, extra)
 
     identity = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    model, fingerprint = finish(request, build, lambda: weight_files(source), lambda model, files: None, identity)
+    found = files or (lambda: weight_files(source))
+    model, fingerprint = finish(request, build, found, lambda model, files: None, identity)
     prefix = family.prefix(config)
 
     def penultimate(model: Any, pixels: Tensor, pool: Pool) -> Tensor:

@@ -23,6 +23,18 @@ from crossalign.models.loading import first_line
 from crossalign.models.source import Source, hub_folder, weight_files
 from crossalign.models.vision_body import Body, Pool, Request, finish, load_strictly, pool_places, read_state
 
+Files = Callable[[], list[Path]]
+REFUSED = {
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+    "scriptable",
+    "features_only",
+}
+"""Arguments of timm's that a folder may not set: they load files of their own or change what is built."""
+
 
 def _timm(ref: str) -> Any:
     try:
@@ -57,8 +69,10 @@ def open_timm(name: str, request: Request) -> Body:
     return _timm_body(request, lambda: timm.create_model(name, pretrained=False), files, name)
 
 
-def open_timm_folder(folder: Path, config: dict[str, Any], request: Request) -> Body:
+def open_timm_folder(folder: Path, config: dict[str, Any], request: Request, files: Files | None = None) -> Body:
     """A folder as timm's ``save_for_hf`` writes it: config.json, with the architecture, and the weights.
+
+    ``files`` finds the weights where they are not in the folder yet.
 
     Raises:
         UserError: an architecture that timm does not have, or weights that do not fit it.
@@ -71,6 +85,8 @@ def open_timm_folder(folder: Path, config: dict[str, Any], request: Request) -> 
         )
     arguments = {k: config[k] for k in ("num_classes", "global_pool") if k in config} | config.get("model_args", {})
     pretrained = config.get("pretrained_cfg") or config
+    for key in REFUSED & arguments.keys():
+        raise UserError(f"'{folder / 'config.json'}' has '{key}' among its model_args, which names other weights: remove it")
 
     def build() -> nn.Module:
         try:
@@ -78,7 +94,7 @@ def open_timm_folder(folder: Path, config: dict[str, Any], request: Request) -> 
         except TypeError as error:
             raise UserError(f"'{folder / 'config.json'}' does not fit timm's '{name}': {first_line(error)}") from error
 
-    return _timm_body(request, build, lambda: weight_files(Source(request.ref, folder)), [name, arguments])
+    return _timm_body(request, build, files or (lambda: weight_files(Source(request.ref, folder))), [name, arguments])
 
 
 def _timm_body(
@@ -230,7 +246,11 @@ PACKAGES: dict[str, Packaged] = {
 
 def open_hub(name: str, request: Request) -> Body:
     """``hf:ORG/NAME[@REVISION]``: a hub page in the format of transformers or of timm."""
-    return _open_folder(hub_folder(name, weights=request.loads), request)
+
+    def files() -> list[Path]:  # fetched when they are asked for: for the weights, or for their hash
+        return weight_files(Source(request.ref, hub_folder(name, weights=True)))
+
+    return _open_folder(hub_folder(name, weights=request.loads), request, files)
 
 
 def open_local(name: str, request: Request) -> Body:
@@ -250,7 +270,7 @@ def open_local(name: str, request: Request) -> Body:
     raise UserError(f"no model folder at '{path}': give a folder, timm:NAME, hf:ORG/NAME or package:{'|'.join(PACKAGES)}")
 
 
-def _open_folder(folder: Path, request: Request) -> Body:
+def _open_folder(folder: Path, request: Request, files: Files | None = None) -> Body:
     from crossalign.models.vision_hf import open_transformers
 
     path = folder / "config.json"
@@ -261,9 +281,9 @@ def _open_folder(folder: Path, request: Request) -> Body:
     except ValueError as error:
         raise UserError(f"'{path}' is not valid JSON ({error}): copy the model again") from error
     if isinstance(config, dict) and config.get("architecture"):
-        return open_timm_folder(folder, config, request)
+        return open_timm_folder(folder, config, request, files)
     if isinstance(config, dict) and config.get("model_type"):
-        return open_transformers(folder, str(config["model_type"]), request)
+        return open_transformers(folder, str(config["model_type"]), request, files)
     raise UserError(f"'{path}' names neither a model_type (transformers) nor an architecture (timm)")
 
 

@@ -80,6 +80,7 @@ ASSUMED_TERM = {
     "align.on_degenerate": "the published setting is degenerate where this says warn",
     "pairs.source": "not given; the 1,024 pairs of WIT on which the Platonic work, §2.1's source, measures alignment",
     "pairs.split": "not given; that set has one",
+    "align.held_out": "that set is trained on whole, so there is none",
     "teacher.layers": "not given",
     "teacher.pool": "not given; as the model's own classifier does",
     "optim.final_lr_fraction": "nanoGPT's smallest rate, 6e-5",
@@ -125,7 +126,7 @@ def pretraining(term: dict[str, Any] | None, **changes: Any) -> PretrainConfig:
 
 def published_term(term: dict[str, Any] | None) -> RegularizeConfig:
     """λ = 10, every 20 steps, on the penultimate layer; nothing where ``term`` is None."""
-    usual = RegularizeConfig(metric="cka-rbf", weight=10.0, every=20, layers=("penultimate",), batch_size=32, held_out=512)
+    usual = RegularizeConfig(metric="cka-rbf", weight=10.0, every=20, layers=("penultimate",), batch_size=32, held_out=0)
     return replace(usual, **term) if term is not None else replace(usual, metric="none")
 
 
@@ -186,9 +187,10 @@ def _add_pretraining() -> None:
     for name, term, title in arms:
         loop = pretraining(term).loop
         larger, many = replace(loop, batch_size=64), replace(loop, batch_size=32 * 40, accumulation=40)
+        more = replace(published_term(term), batch_size=64)  # as many pairs as sequences
         told = "32 a micro-step under nanoGPT's accumulation of 40, as A.1's 10 hours suggest"
         _add(name, f"{note}, {title} (§4.1)", assumed, pretraining, term)
-        _add(f"{name}-b64", f"{note}, {title}, batch 64 (A.1)", assumed, pretraining, term, loop=larger)
+        _add(f"{name}-b64", f"{note}, {title}, batch 64 (A.1)", assumed, pretraining, term, loop=larger, align=more)
         _add(f"{name}-accumulated", f"{note}, {title}, {told}", assumed | inferred, pretraining, term, loop=many)
     for teacher, ref in TEACHERS.items():
         summary = f"{note}, CKA towards {teacher} (Fig. 3)"

@@ -27,6 +27,8 @@ from crossalign.training.signals import catch_signals
 from crossalign.training.tracking import RunLog
 
 Batch = Mapping[str, Any]
+SAME = ("steps", "grad_norm")
+"""Meters that are the same in every process; the others are summed over them."""
 
 
 class Interrupted(RuntimeError):
@@ -191,10 +193,11 @@ class _Fit:
                 loss_sum, sums = stage.loss(self.model, batch)
                 accelerator.backward(loss_sum * scale) if not stage.replicated else (loss_sum * scale).backward()
             self._count(loss=loss_sum.detach(), **sums)
-        if stage.optim.clip > 0:
-            norm = self._clip()
+        has_extra = bool(self.extra_rows) and self.extra_rows[-1][0] == position and "extra_grad_norm" in self.extra_rows[-1][1]
+        if stage.optim.clip > 0 or has_extra:
+            norm = self._clip() if stage.optim.clip > 0 else self._norm()
             _add(self.interval_sums, grad_norm=norm.detach(), steps=torch.ones_like(norm))
-            if self.extra_rows and self.extra_rows[-1][0] == position and "extra_grad_norm" in self.extra_rows[-1][1]:
+            if has_extra:
                 numbers = self.extra_rows[-1][1]
                 numbers["extra_grad_ratio"] = numbers["extra_grad_norm"] / norm.detach()  # of the whole step's
         self.optimizer.step()
@@ -210,7 +213,8 @@ class _Fit:
         A synchronised pass of its own would break DDP, and one after the synchronised pass would be left out of the mean.
         """
         assert self.stage.extra is not None
-        found = self.stage.extra(self.model, position)
+        with self.run.accelerator.autocast():  # a compiled model is called inside its wrapper, which alone would know
+            found = self.stage.extra(self.model, position)
         if found is None:
             return
         value, numbers = found
@@ -225,6 +229,12 @@ class _Fit:
         """Norm of the mean over processes of local gradients, in the loss's own scale."""
         if self.run.world > 1 and not self.run.sharded:
             gradients = [self.run.accelerator.reduce(gradient.clone(), "mean") for gradient in gradients]
+        return self._norm(gradients)
+
+    def _norm(self, gradients: list[Tensor] | None = None) -> Tensor:
+        """Norm of ``gradients``, or of the step's, in the loss's own scale."""
+        if gradients is None:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm(gradients))
         scaler = self.run.accelerator.scaler
         return norm / scaler.get_scale() if scaler is not None else norm
@@ -241,7 +251,7 @@ class _Fit:
 
     def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Sums over all processes, divided by the examples: the one place where the host waits for the device."""
-        names = [name for name in sums if name not in ("examples", "steps", "grad_norm")]
+        names = [name for name in sums if name not in ("examples", *SAME)]
         device = self.run.accelerator.device
         values = torch.stack([sums[n].cpu().double() for n in [*names, "examples"]])
         if self.run.world > 1 and not self.stage.replicated:
@@ -351,8 +361,8 @@ class _Fit:
             "best": self.best,
             "seconds": self.seconds,
             "examples": self.examples,
-            "epoch_sums": {n: t.cpu() for n, t in self.epoch_sums.items()},
-            "interval_sums": {n: t.cpu() for n, t in self.interval_sums.items()},
+            "epoch_sums": self._over_processes(self.epoch_sums),
+            "interval_sums": self._over_processes(self.interval_sums),
             "history": self.history,
             "rows": self.run.log.rows,
             "identity": self.run.identity,
@@ -366,6 +376,20 @@ class _Fit:
         self.run.log.flush()
         self.run.accelerator.wait_for_everyone()
 
+    def _over_processes(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the first process saves for all: sums over the processes; norms are the same in each."""
+        if self.run.world == 1 or self.stage.replicated:
+            return {name: value.cpu() for name, value in sums.items()}
+        reduce = self.run.accelerator.reduce
+        return {
+            n: (value if n in SAME else reduce(value.to(self.run.accelerator.device), "sum")).cpu() for n, value in sums.items()
+        }
+
+    def _own_share(self, name: str, value: Tensor) -> Tensor:
+        """Of a saved sum over the processes: all of it for the first one, nothing for the others."""
+        first = self.run.accelerator.is_main_process or self.stage.replicated
+        return value if first or name in SAME else torch.zeros_like(value)
+
     def _restore(self, saved: ckpt.Checkpoint) -> None:
         self.stage.load(saved.model)
         load_optimizer_state(self.stage.model, self.optimizer, saved.optimizer)
@@ -373,8 +397,9 @@ class _Fit:
         extra, device = saved.extra, self.run.accelerator.device
         self.best_epoch, self.best, self.history = extra["best_epoch"], extra["best"], extra["history"]
         self.seconds, self.examples = extra["seconds"], extra["examples"]
-        self.epoch_sums = {n: t.to(device) for n, t in extra["epoch_sums"].items()}
-        self.interval_sums = {n: t.to(device) for n, t in extra["interval_sums"].items()}
+        self.epoch_sums, self.interval_sums = (
+            {n: self._own_share(n, t.to(device)) for n, t in extra[name].items()} for name in ("epoch_sums", "interval_sums")
+        )
         self.extra_rows = extra.get("extra_rows", [])
         if extra["scaler"] and self.run.accelerator.scaler is not None:
             self.run.accelerator.scaler.load_state_dict(extra["scaler"])

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -150,7 +151,8 @@ def main_process_first(device: str) -> AbstractContextManager[None]:
     """Let the first process go ahead, so that the others find in the cache what it made."""
     from accelerate import PartialState
 
-    return PartialState(cpu=device == "cpu").main_process_first()  # type: ignore[no-any-return]
+    waits = {"timeout": timedelta(days=1)} if int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}  # it may tokenise a corpus
+    return PartialState(cpu=device == "cpu", **waits).main_process_first()  # type: ignore[no-any-return]
 
 
 def device_name(device: str) -> str:

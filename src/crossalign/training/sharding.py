@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossalign.errors import UserError
 from crossalign.models.taps import blocks_of
 
 
@@ -19,15 +18,10 @@ def shard(model: nn.Module, device: torch.device) -> None:
     """Shard ``model`` in place: each block on its own, and the rest at the root, through which it must be called.
 
     Gradients are averaged over the processes in every backward pass, as DDP does in the last one.
-
-    Raises:
-        UserError: there is one process only.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        raise UserError("--loop.shard needs several processes: start them with torchrun --nproc-per-node 2 -m crossalign.cli …")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for block in blocks_of(model):
         fully_shard(block, mesh=mesh)

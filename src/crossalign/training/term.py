@@ -6,6 +6,9 @@ Shapes: N pairs, p student features, q teacher features.
 from __future__ import annotations
 
 import inspect
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +24,7 @@ from crossalign.data.pairs import Pairs, open_pairs
 from crossalign.errors import UserError, unknown
 from crossalign.features import pair_features
 from crossalign.models.taps import Taps, unwrapped
-from crossalign.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, place
+from crossalign.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, find_metric, place
 from crossalign.training.likelihood import nll_sum
 
 PREFIX = "regularizer."
@@ -36,7 +39,7 @@ class CaptionExposure:
     a token of a caption weighs as much as one of the text. The rest is as in ``AlignmentRegularizer``.
     """
 
-    def __init__(self, pairs: PairBatches, weight: float, every: int, tokens: int) -> None:
+    def __init__(self, pairs: PairBatches, weight: float, every: int, tokens: float) -> None:
         self.pairs, self.weight, self.every, self.tokens = pairs, weight, every, tokens
         self.numbers: dict[str, Tensor] = {}
         self._step = 0
@@ -47,13 +50,10 @@ class CaptionExposure:
 
     def loss(self, model: nn.Module) -> Tensor:
         rank, world = place()
-        batch = self.pairs.batch(self._step // self.every, rank=rank, world=world)
-        ids, mask = batch.input_ids, batch.attention_mask
-        targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORED)
-        inputs = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], "targets": targets}
+        inputs = _as_text(self.pairs.batch(self._step // self.every, rank=rank, world=world))
         model = unwrapped(model)
         nll = nll_sum(model, inputs, next(model.parameters()).device)
-        sums = torch.stack([nll.detach(), (targets != IGNORED).sum().to(nll)])
+        sums = torch.stack([nll.detach(), (inputs["targets"] != IGNORED).sum().to(nll)])
         if world > 1:
             torch.distributed.all_reduce(sums)
         self.numbers = {"caption_loss": sums[0] / sums[1]}
@@ -61,13 +61,25 @@ class CaptionExposure:
 
     @torch.no_grad()
     def score(self, model: nn.Module) -> Tensor:
-        return self.loss(model)
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            return self.loss(model)
 
     def state_dict(self) -> dict[str, Any]:
         return {"pairs": self.pairs.fingerprint, "queue": []}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+    def try_out(self, model: nn.Module) -> Tensor:
+        batch = self.pairs.batch(0)
+        return nll_sum(model, _as_text(batch), next(model.parameters()).device)
+
+
+def _as_text(batch: PairBatch) -> dict[str, Tensor]:
+    """Captions (B, T) as inputs and their next tokens."""
+    ids, mask = batch.input_ids, batch.attention_mask
+    targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORED)
+    return {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], "targets": targets}
 
 
 @dataclass
@@ -86,16 +98,19 @@ class Term:
         """Compute the term once, before any training, so that what cannot work is told then.
 
         Raises:
-            UserError: a layer that the model does not have, or a metric that is not defined for so many pairs.
+            UserError: a layer that the model does not have, a metric that is not defined for so many pairs, or layers that
+                nothing that trains has a part in.
         """
         was_training = model.training
         try:
             self.regularizer.due(0)
-            self.regularizer.score(model.eval())
+            value = self.regularizer.try_out(model.eval())
         except (ValueError, RuntimeError) as error:
             raise UserError(f"the alignment term cannot be computed: {error}") from error
         finally:
             model.train(was_training)
+        if not value.requires_grad:
+            raise UserError("the alignment term has no gradient in what trains: tap another layer with --align.layers")
 
     def extra(self, model: nn.Module, step: int) -> tuple[Tensor, dict[str, Tensor]] | None:
         """The term of a step with numbers to log; where none is due, its score alone if that is to be logged."""
@@ -121,6 +136,7 @@ class Term:
 class HeldOut:
     """Pairs that are never trained on, with which alignment is measured."""
 
+    names: frozenset[str]
     ids: list[Tensor]
     masks: list[Tensor]
     features: Tensor
@@ -128,9 +144,11 @@ class HeldOut:
     taps: Taps
 
     @torch.no_grad()
-    def measure(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+    def measure(self, model: nn.Module, accelerator: Any) -> dict[str, float]:
         """Debiased CKA, whose value does not depend on N, and the number of directions that the student's features fill."""
-        pieces = [self.taps(model, i.to(device), m.to(device)) for i, m in zip(self.ids, self.masks, strict=True)]
+        device = accelerator.device
+        with accelerator.autocast():
+            pieces = [self.taps(model, i.to(device), m.to(device)) for i, m in zip(self.ids, self.masks, strict=True)]
         student = torch.cat(pieces)
         teacher = self.features.to(device, student.dtype)
         found = {f"held_out_{name}": get_similarity(name)(student, teacher) for name in HELD_OUT_METRICS}
@@ -138,7 +156,14 @@ class HeldOut:
 
 
 def open_term(
-    align: RegularizeConfig, teacher: TeacherConfig, pairs: PairsConfig, tokenizer: Any, *, tokens: int, seed: int, device: str
+    align: RegularizeConfig,
+    teacher: TeacherConfig,
+    pairs: PairsConfig,
+    tokenizer: Any,
+    *,
+    tokens: float,
+    seed: int,
+    device: str,
 ) -> Term | None:
     """The term that ``align`` asks for; None where it asks for none.
 
@@ -152,7 +177,6 @@ def open_term(
     Raises:
         UserError: pairs, a teacher or a metric that cannot be used.
     """
-    _check(align)
     if align.metric == "none" or (align.weight == 0 and not align.log_every):
         return None
     opened = open_pairs(pairs)
@@ -192,20 +216,35 @@ def open_held_out(
     if wanted < 1:
         return None
     held_out = open_pairs(replace(pairs, split="validation", split_file=align.held_out_file, limit=None))
+    if align.metric != "none":
+        shared = set(names_of(held_out)) & set(names_of(open_pairs(pairs)))
+        if shared:
+            raise UserError(
+                f"{len(shared)} held-out pairs are trained on, such as {min(shared)}: list others in --align.held-out-file, "
+                "choose another --pairs.split, or --align.held-out 0"
+            )
     if len(held_out) < 8:
         raise UserError(
             f"{held_out.source}: {len(held_out)} held-out pairs are too few to measure alignment on; give 8 or more"
         )
-    teacher = replace(teacher, ref=align.held_out_teacher) if align.held_out_teacher else teacher
+    # A control's teacher is for training: all rows of a table are measured with the same one.
+    real = re.sub(r"^(random|shuffled):", "", teacher.ref)
+    teacher = replace(teacher, ref=align.held_out_teacher or real)
     features, _ = pair_features(teacher, held_out, device=device)
     rows = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:wanted].sort().values
     batch = _first_texts(held_out, features, tokenizer, align.max_length, rows)
     return HeldOut(
+        frozenset(names_of(held_out)),
         list(batch.input_ids.split(batch_size)),
         list(batch.attention_mask.split(batch_size)),
         batch.features,
         Taps(list(align.layers), align.pool),
     )
+
+
+def names_of(pairs: Pairs) -> Iterator[str]:
+    """Ids without the mark of an image's further captions."""
+    return (re.sub(r"#\d+$", "", name) for name in pairs.ids)
 
 
 def row_name(config: PretrainConfig | FinetuneConfig) -> str:
@@ -216,12 +255,24 @@ def row_name(config: PretrainConfig | FinetuneConfig) -> str:
         title = "LoRA fine-tuning" if config.tune.method == "lora" else "Fine-tuning"
     if align.metric == "none" or not align.weight:
         return title
-    notes: list[str] = [align.mode] if align.metric in similarity_names() and align.mode != "paired" else []
+    looks = align.metric in similarity_names()
+    notes: list[str] = [align.mode] if looks and align.mode != "paired" else []
     notes += [f"{kind} teacher" for kind in ("random", "shuffled") if teacher.ref.startswith(f"{kind}:")]
+    usual, real = RegularizeConfig(), re.sub(r"^(random|shuffled):", "", teacher.ref)
+    notes += [re.split(r"[:/]", real)[-1]] if looks and real != TeacherConfig().ref else []
+    notes += [f"λ = {align.weight:g}"] if align.weight != (1.0 if align.metric == "captions" else usual.weight) else []
+    notes += [f"every {align.every}"] if align.every != usual.every else []
+    notes += [f"layers {' '.join(align.layers)}"] if align.layers != usual.layers else []
+    notes += [f"queue {align.queue}"] if align.queue else []
     return f"{title} + {align.metric}" + (f" ({', '.join(notes)})" if notes else "")
 
 
-def _check(align: RegularizeConfig) -> None:
+def check_align(align: RegularizeConfig) -> None:
+    """What can be known to be wrong with the term without pairs, teacher or model.
+
+    Raises:
+        UserError: no such metric, one that is no loss, or a number out of its range.
+    """
     known = ["none", *similarity_names(), *penalty_names(), *WEIGHT_PENALTIES, "captions"]
     if align.metric not in known:
         raise unknown("metric", align.metric, known)
@@ -230,6 +281,11 @@ def _check(align: RegularizeConfig) -> None:
     for name, least in {"batch_size": 2, "max_length": 1, "queue": 0, "log_every": 0, "every": 1}.items():
         if getattr(align, name) < least:
             raise UserError(f"--align.{name.replace('_', '-')} is {getattr(align, name)}; it must be at least {least}")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if align.batch_size < world:
+        raise UserError(f"--align.batch-size {align.batch_size} is smaller than the number of processes, {world}: raise it")
+    if align.metric not in ("none", "captions"):
+        find_metric(align.metric, align.mode)
 
 
 def _first_texts(pairs: Pairs, features: Tensor, tokenizer: Any, max_length: int, rows: Tensor) -> PairBatch:

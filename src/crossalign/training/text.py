@@ -23,7 +23,7 @@ from crossalign.training.likelihood import nll_sum, total_nll
 from crossalign.training.loop import Batch, Run, Stage, Step
 from crossalign.training.run import resolved
 from crossalign.training.sharding import put, reshard, whole
-from crossalign.training.term import Term
+from crossalign.training.term import Term, check_align
 
 C = TypeVar("C")
 
@@ -48,15 +48,13 @@ def text_stage(
     whole step, over all processes and micro-batches, so that each token weighs the same (trap of Trainer's GPT-2 loss).
     """
     every, device = config.loop.evaluate_every, run.accelerator.device
-    if config.loop.shard and config.align.metric in WEIGHT_PENALTIES:
-        raise UserError(f"--align.metric {config.align.metric} looks at whole weights: leave --loop.shard out")
 
     def steps(interval: int, first: int) -> Iterable[Step]:
         found = islice(batches.steps(interval * every + first), every - first)
         return (Step(step.micro_batches, step.count) for step in found)
 
     def state() -> dict[str, Tensor]:
-        return {name: whole(tensor) for name, tensor in trained_state(model).items()} | (term.state() if term else {})
+        return _gathered(trained_state(model), run) | (term.state() if term else {})
 
     def load(saved: dict[str, Tensor]) -> None:
         kept = term.load_state(saved) if term else saved
@@ -98,7 +96,19 @@ def resolve_speed(config: C, model: Any, block: int, quiet: bool) -> C:
 def whole_state(model: nn.Module, run: Run) -> dict[str, Tensor] | None:
     """Every tensor of a model in shares, which all processes ask for together; None of one that is whole."""
     reshard(model)
-    return {name: whole(tensor).cpu() for name, tensor in model.state_dict().items()} if run.sharded else None
+    return _gathered(model.state_dict(), run) if run.sharded else None
+
+
+def _gathered(state: dict[str, Tensor], run: Run) -> dict[str, Tensor]:
+    """The whole of tensors in shares, on the first process's CPU, one by one: together they need not fit on a device."""
+    if not run.sharded:
+        return state
+    kept = {}
+    for name, tensor in state.items():
+        value = whole(tensor)
+        if run.accelerator.is_main_process:
+            kept[name] = value.cpu()
+    return kept
 
 
 def stream_metrics(model: nn.Module, blocks: EvaluationBlocks, accelerator: Any) -> dict[str, float]:
@@ -136,8 +146,7 @@ def read_stream(path: str, tokenizer: Any, separator: int) -> TokenFile:
     from crossalign.data.tokenizer import ordinary_text
 
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
+        text = Path(path).expanduser().read_bytes().decode("utf-8-sig")  # as a corpus is read: line ends stay
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the text '{path}' to score ({error}): give a UTF-8 text file") from error
     if not text.strip():
@@ -164,6 +173,11 @@ def check_text_run(config: PretrainConfig | FinetuneConfig) -> None:
         raise UserError(f"--loop.evaluate-every {loop.evaluate_every} does not divide --loop.steps {loop.steps}; {near} would")
     if config.optim.lr < 0 or not math.isfinite(config.optim.lr):
         raise UserError(f"--optim.lr is {config.optim.lr}; it must not be negative")
+    if loop.shard and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        raise UserError("--loop.shard needs several processes: start them with torchrun --nproc-per-node 2 -m crossalign.cli …")
+    if loop.shard and config.align.metric in WEIGHT_PENALTIES:
+        raise UserError(f"--align.metric {config.align.metric} looks at whole weights: leave --loop.shard out")
+    check_align(config.align)
 
 
 def check_room(folder: Path, model: nn.Module) -> None:
