@@ -17,6 +17,7 @@ from crossalign.recipes import all_recipes, get_recipe
 from crossalign.recipes.cmar import ABLATIONS, TERMS
 from crossalign.recipes.cmda import SPACE, search_space
 from crossalign.training.run import flatten
+from crossalign.training.text import check_text_run
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
@@ -55,6 +56,11 @@ def test_every_assumed_field_exists_and_every_recipe_builds() -> None:
         config = recipe.make()
         assert set(recipe.assumed) <= flatten(to_dict(type(config)())).keys(), name
         assert config.row or not isinstance(config, AdaptConfig), name
+
+
+def test_every_recipe_of_a_language_model_passes_the_checks_before_data() -> None:
+    for recipe in all_recipes((PretrainConfig, FinetuneConfig)).values():
+        check_text_run(recipe.make())
 
 
 def test_a_recipe_of_another_verb_is_refused() -> None:

@@ -37,6 +37,9 @@ TEACHERS = {
 }
 """The seven of Table 2; see ``models.vision.TABLE2`` for what is doubtful of them."""
 
+SMALL_TEACHERS = {"mobilenet": "package:mobilenet_v2", "random-teacher": "random:package:efficientnet_lite0"}
+"""Another trained teacher that a pip package brings, and the control."""
+
 TERMS: dict[str, dict[str, Any]] = {
     "cka-linear": {"metric": "cka-linear"},
     "cka-linear-debiased": {"metric": "cka-linear-debiased"},
@@ -68,6 +71,11 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 """A.2 and §4.4.3; the figures' axes give no more than λ = 5 and 10 and an interval of 20."""
 DEGENERATE = ("cca", "svcca", "pwcca", "linear-regression")
 """Always 1 at the pair batch of the published runs, where there are fewer pairs than features: their gradient says nothing."""
+SMALL_LAYERS = {
+    "layers-middle": {"layers": ("2",)},
+    "layers-upper": {"layers": ("2", "3")},
+}
+"""The same places in the four blocks of a small GPT."""
 SOUND_PAIRS = 2048  # more than the 768 and 384 features together
 
 ASSUMED_TERM = {
@@ -151,7 +159,7 @@ def small_pretraining(term: dict[str, Any] | None, **changes: Any) -> PretrainCo
         corpus=CorpusConfig(vocabulary=2048, validation_fraction=0.05),
         block=128,
         gpt=GPTConfig(layers=4, heads=4, width=128),
-        align=replace(align, **_sound(term)) if term is not None else replace(align, metric="none"),
+        align=replace(align, **term) if term is not None else replace(align, metric="none"),
         optim=OptimConfig(lr=2e-3, weight_decay=0.1, betas=(0.9, 0.95), warmup_fraction=0.1, final_lr_fraction=0.1),
         loop=TextLoopConfig(steps=400, evaluate_every=100, evaluate_blocks=128, batch_size=32, eval_batch_size=32),
     )
@@ -163,16 +171,11 @@ def small_finetuning(term: dict[str, Any] | None, **changes: Any) -> FinetuneCon
     align = RegularizeConfig(metric="cka-linear-debiased", batch_size=256, max_length=32, held_out=128)
     config = FinetuneConfig(
         data=InstructConfig(block=256),
-        align=replace(align, **_sound(term)) if term is not None else replace(align, metric="none"),
+        align=replace(align, **term) if term is not None else replace(align, metric="none"),
         optim=OptimConfig(lr=1e-4, weight_decay=0.0, warmup_fraction=0.1),
         loop=TextLoopConfig(steps=200, evaluate_every=50, batch_size=8, eval_batch_size=32),
     )
     return replace(config, **changes)
-
-
-def _sound(term: dict[str, Any]) -> dict[str, Any]:
-    """Small siblings refuse what is degenerate instead of warning."""
-    return {name: value for name, value in term.items() if name != "on_degenerate"}
 
 
 def _add(name: str, summary: str, assumed: dict[str, str], make: Callable[..., Any], *args: Any, **changes: Any) -> None:
@@ -211,17 +214,20 @@ def _add_finetuning() -> None:
         note = f"{model.removeprefix('hf:')} on Alpaca-52k"
         _add(f"cmar-finetune-{size}", f"{note}, CKA towards DINOv2-S (§4.3)", ASSUMED_FINETUNE, finetuning, model, {})
         _add(f"cmar-finetune-{size}-baseline", f"{note}, no alignment (§4.3)", ASSUMED_FINETUNE, finetuning, model, None)
+        linear = {"metric": "cka-linear"}
+        _add(f"cmar-finetune-{size}-cka-linear", f"{note}, linear CKA (§4.3)", ASSUMED_FINETUNE, finetuning, model, linear)
 
 
 def _add_small(verb: str, make: Callable[[dict[str, Any] | None], Any]) -> None:
     note = f"small sibling of cmar-{verb}"
     _add(f"small-{verb}", f"{note}: debiased linear CKA", {}, make, {})
     _add(f"small-{verb}-baseline", f"{note}: no alignment", {}, make, None)
-    for name, term in TERMS.items():
-        if name not in DEGENERATE and name != "cka-linear-debiased":
-            _add(f"small-{verb}-{name}", f"{note}: {name}", {}, make, term)
-    teacher = TeacherConfig(ref="random:package:efficientnet_lite0")
-    _add(f"small-{verb}-random-teacher", f"{note}, control: a teacher with random weights", {}, make, {}, teacher=teacher)
+    for name, term in {**TERMS, **ABLATIONS, **SMALL_LAYERS}.items():
+        told = ", degenerate as published: fewer pairs than features" if name in DEGENERATE else ""
+        if name != "cka-linear-debiased":  # the sibling itself
+            _add(f"small-{verb}-{name}", f"{note}: {name}{told}", {}, make, term)
+    for name, ref in SMALL_TEACHERS.items():
+        _add(f"small-{verb}-{name}", f"{note}: {ref} as the teacher", {}, make, {}, teacher=TeacherConfig(ref=ref))
 
 
 _add_pretraining()
