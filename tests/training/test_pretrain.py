@@ -117,6 +117,20 @@ def test_initial_weights_are_those_of_nanogpt() -> None:
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
+def test_logits_are_those_of_gpt2_as_transformers_has_it() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    ours = new_gpt2(GPTConfig(layers=3, heads=4, width=64), vocabulary=90, block=32, separator=0, seed=0).eval()
+    config = GPT2Config(vocab_size=90, n_positions=32, n_embd=64, n_layer=3, n_head=4)  # gelu_new and eager masks
+    theirs = GPT2LMHeadModel(config).eval()
+    theirs.load_state_dict(ours.state_dict())
+    ids = torch.randint(0, 90, (3, 32))
+    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-5)
+    mask = (torch.arange(32) < 20).long().expand(3, -1)  # padding on the right, as captions have it
+    a, b = (model(ids, attention_mask=mask).logits[:, :20] for model in (ours, theirs))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_the_folder_opens_in_transformers_and_says_the_same(make: Make) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -44,6 +44,7 @@ def new_gpt2(config: GPTConfig, *, vocabulary: int, block: int, separator: int, 
         n_embd=config.width,
         n_layer=config.layers,
         n_head=config.heads,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own function in one kernel; "gelu_new" spells it out in six
         resid_pdrop=config.dropout,
         embd_pdrop=config.dropout,
         attn_pdrop=config.dropout,
