@@ -5,6 +5,7 @@ What a package is known to get wrong is compared with the definition in NumPy in
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,6 +24,8 @@ DRAWN = [
 ]
 DEGENERATE = ["rows repeated", "features repeated", "a feature constant", "one feature", "units far apart"]
 Inputs = list[tuple[str, np.ndarray, np.ndarray]]
+WORST: dict[str, tuple[int, float]] = {}
+"""By test: on how many inputs, and the largest difference; ``benchmarks/agreement.py`` makes a table of it."""
 
 
 def _draw(n: int, p: int, q: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,8 +56,11 @@ def _inputs() -> Inputs:
 
 def _agree(ours: Callable[..., Tensor], peer: Callable[..., Any], inputs: Inputs) -> None:
     for name, x, y in inputs:
-        value = float(ours(torch.from_numpy(x), torch.from_numpy(y)))
-        assert value == pytest.approx(float(peer(x, y)), rel=0, abs=1e-12), name
+        value, theirs = float(ours(torch.from_numpy(x), torch.from_numpy(y))), float(peer(x, y))
+        test = os.environ["PYTEST_CURRENT_TEST"].partition("::")[2].removesuffix(" (call)")
+        count, worst = WORST.get(test, (0, 0.0))
+        WORST[test] = count + 1, max(worst, abs(value - theirs))
+        assert value == pytest.approx(theirs, rel=0, abs=1e-12), name
 
 
 def test_biased_linear_cka() -> None:
