@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from crossalign import cli, verbs
-from crossalign.alignment.registry import divergences
+from crossalign.alignment.registry import divergences, similarities
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, to_dict
 from crossalign.models.embedding import EMBEDDERS
 from crossalign.models.families import FAMILIES
+from crossalign.models.vision_sources import OPENERS
 from crossalign.recipes import RECIPES, Recipe, all_recipes, get_recipe
 from crossalign.reproduce import STUDIES, configured
 from crossalign.training.run import flatten
@@ -50,7 +51,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty current folder; what the code registers is gone afterwards."""
     monkeypatch.chdir(tmp_path)
     all_recipes()
-    registries: list[dict[str, Any]] = [divergences._functions, EMBEDDERS, FAMILIES, RECIPES]
+    registries: list[dict[str, Any]] = [divergences._functions, similarities._functions, EMBEDDERS, FAMILIES, OPENERS, RECIPES]
     before = [dict(registry) for registry in registries]
     yield tmp_path
     for registry, kept in zip(registries, before, strict=True):
@@ -77,6 +78,8 @@ def test_the_code_of_extend_runs(place: Path) -> None:
     assert names["decoded"].pixels.shape == (60, 3, 16, 16)
     assert np.array_equal(names["decoded"].pixels[7], np.moveaxis(names["pictures"][7], -1, 0))
     assert names["planned"] == 0
+    assert 0 < float(names["regularizer"].numbers["score"]) < 1
+    assert names["teacher"](names["teacher"].preprocess([names["picture"]])).shape == (1, 48)
 
 
 def test_the_code_of_pairs_runs(place: Path) -> None:
