@@ -1,4 +1,4 @@
-# On a bare machine: `make quickstart` shows the main job, `make test` checks everything that is fast.
+# On a bare machine: `make quickstart` shows both jobs, `make test` checks everything that is fast.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +11,7 @@ OFFLINE := .venv/.installed-offline
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make quickstart  install what is needed and run the main job, without a model hub"
+	@echo "make quickstart  install what is needed and run both jobs in minutes, without a model hub"
 	@echo "make test        lint, types and the fast tests"
 	@echo "make test-slow   the slow tests"
 	@echo "make lint        ruff and mypy"

@@ -114,7 +114,7 @@ class ReproduceArgs:
 
 @dataclass
 class QuickstartArgs:
-    """The main job in minutes on a CPU, without a model hub: MiniLM learns to read digits."""
+    """Both jobs in minutes on a CPU, without a model hub: MiniLM learns to read digits, a small GPT learns text."""
 
     output: Path = Path("runs/quickstart")
     """Study folder."""
@@ -266,7 +266,7 @@ def _quickstart(args: QuickstartArgs, _: str) -> int:
 
 PLANS: dict[type, type] = {AdaptConfig: PlanArgs, PretrainConfig: PlanPretrainArgs, FinetuneConfig: PlanFinetuneArgs}
 VERBS: dict[str, Verb] = {
-    "quickstart": Verb(QuickstartArgs, _quickstart, "the main job in minutes on a CPU, without a model hub"),
+    "quickstart": Verb(QuickstartArgs, _quickstart, "both jobs in minutes on a CPU, without a model hub"),
     "adapt": Verb(AdaptConfig, _adapt, "make a language model an image classifier", {AdaptConfig: AdaptConfig}),
     "plan": Verb(PlanArgs, _plan, "parameters, FLOPs, bytes and hours of a run, before it is paid for", PLANS),
     "pretrain": Verb(
