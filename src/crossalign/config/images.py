@@ -123,6 +123,10 @@ class AlignConfig:
     """Images a step in the alignment stage, over all processes."""
     lr: float = 1e-4
     """Learning rate of the alignment stage."""
+    schedule: Literal["cosine", "linear", "constant"] = "constant"
+    """How the learning rate falls over the alignment stage."""
+    weight_decay: float = 0.0
+    """Decay of the embedder in the alignment stage; it pulls embeddings towards zero, away from the text's scale."""
     level: Literal["token", "sequence"] = "token"
     """Compare token vectors, or each sequence's mean over its tokens."""
     target: Literal["vocabulary", "corpus"] = "vocabulary"

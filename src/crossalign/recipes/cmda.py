@@ -47,6 +47,8 @@ ASSUMED = {
     "align.epochs": "15 to 20, tuned (§3.1.5); the lower end",
     "align.batch_size": "8, 16 or 32, tuned (§3.1.4); the largest",
     "align.lr": "1e-5, 1e-4 or 5e-4, tuned (§3.1.4); the middle one",
+    "align.schedule": "not given for this stage; constant",
+    "align.weight_decay": "not given for this stage; none",
     "align.level": "§3.1.5 compares mean-pooled embeddings for MSE, and ORCA's MMD pools over tokens",
     "align.sequence_length": "not given; as many tokens as an image has",
     "align.mmd_estimator": "§3.1.5 adapts ORCA's code: V-statistic, five bandwidths round the mean squared distance",

@@ -155,8 +155,11 @@ def _stage(
 
 
 def _optim(config: AdaptConfig) -> OptimConfig:
-    """The training stage's optimiser at the alignment stage's rate: constant, and undecayed, since decay pulls to zero."""
-    return dataclasses.replace(config.optim, lr=config.align.lr, schedule="constant", warmup_fraction=0.0, weight_decay=0.0)
+    """The training stage's optimiser with the alignment stage's rate, schedule and decay."""
+    align = config.align
+    return dataclasses.replace(
+        config.optim, lr=align.lr, schedule=align.schedule, warmup_fraction=0.0, weight_decay=align.weight_decay
+    )
 
 
 def _sample(x_BTD: Tensor, config: AdaptConfig, generator: torch.Generator) -> Tensor:
