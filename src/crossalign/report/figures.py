@@ -45,7 +45,7 @@ def draw(study: Study, rows: list[Row], comparisons: list[Comparison]) -> list[P
             suffix = "" if len(parts) == 1 else f"-{place + 1}"
             where = "" if len(parts) == 1 else f", {short_name(block[0].backbone)}"
             made += [curve_figure(block, suffix, where), align_figure(block, suffix, where)]
-        made += [confusion_figure(top), reliability_figure(rows), sweep_figure(study)]
+        made += [confusion_figure(top), reliability_figure(rows), *sweep_figures(study)]
     return [picture for picture in made if picture is not None]
 
 
@@ -309,25 +309,35 @@ def run_bins(row: Row, bins: int = 10) -> tuple[NDArray[np.float64], ...] | None
     return 100 * sums[0][full] / count[full], 100 * sums[1][full] / count[full], count[full] / count.sum()
 
 
-def sweep_figure(study: Study) -> Picture | None:
-    """Validation accuracy against the learning rate, a line a row, the chosen one marked."""
+def sweep_figures(study: Study) -> list[Picture]:
+    """Validation accuracy against the learning rate, a line a row, the chosen one marked: a figure for each study."""
     entries = [e for e in study.sweep if isinstance(e.get("learning_rate"), int | float)]
     entries = [e for e in entries if isinstance(e.get("validation_accuracy"), int | float)]
-    names = list(dict.fromkeys((str(e["study"]), str(e.get("row"))) for e in entries))
-    if not any(sum((str(e["study"]), str(e.get("row"))) == name for e in entries) > 1 for name in names):
+    studies = list(dict.fromkeys(str(e["study"]) for e in entries))
+    made = []
+    for place, name in enumerate(studies):
+        suffix, where = ("", "") if len(studies) == 1 else (f"-{place + 1}", f", {name}")
+        picture = _sweep_figure([e for e in entries if str(e["study"]) == name], suffix, where)
+        made += [picture] if picture is not None else []
+    return made
+
+
+def _sweep_figure(entries: list[dict[str, Any]], suffix: str, where: str) -> Picture | None:
+    names = list(dict.fromkeys(str(e.get("row")) for e in entries))
+    if all(sum(str(e.get("row")) == name for e in entries) == 1 for name in names):
         return None
-    figure = blank(9.6, 3.8)
+    figure = blank(9.6, max(3.8, 0.8 + 0.19 * len(names)))
     axes = figure.add_subplot()
     for place, name in enumerate(names):
         mine = sorted(
             (e["learning_rate"], 100 * e["validation_accuracy"], bool(e.get("chosen")))
             for e in entries
-            if (str(e["study"]), str(e.get("row"))) == name
+            if str(e.get("row")) == name
         )
         colour = PALETTE[place % len(PALETTE)]
         style = ("-", "--", ":", "-.")[place // len(PALETTE) % 4]
-        label = clean(name[1] if len({n[0] for n in names}) == 1 else f"{name[1]}, {name[0]}")
-        axes.plot([m[0] for m in mine], [m[1] for m in mine], style, color=colour, marker=".", linewidth=1.3, label=label)
+        rates, values = [m[0] for m in mine], [m[1] for m in mine]
+        axes.plot(rates, values, style, color=colour, marker=".", linewidth=1.3, label=clean(name))
         for rate, accuracy, chosen in mine:
             if chosen:
                 axes.plot(rate, accuracy, "o", markersize=9, markerfacecolor="none", color=colour)
@@ -337,8 +347,9 @@ def sweep_figure(study: Study) -> Picture | None:
     axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
     axes.minorticks_off()
     figure.legend(loc="outside right center")
-    title = "Learning-rate sweep; a ring marks the rate chosen, on validation accuracy."
-    return Picture("sweep", title, "Validation accuracy by learning rate; the same numbers are in the table.", figure)
+    title = f"Learning-rate sweep{where}; a ring marks the rate chosen, on validation accuracy."
+    alt = "Validation accuracy by learning rate; the same numbers are in the table."
+    return Picture(f"sweep{suffix}", title, alt, figure)
 
 
 def draw_unfinished(runs: list[Run]) -> list[Picture]:
