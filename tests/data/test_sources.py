@@ -178,13 +178,15 @@ def test_a_path_instead_of_bytes(tmp_path: Path, write_parquet: Callable[..., Pa
 # -- the hub's library --
 
 
-def test_hub_sets_are_read_from_a_local_folder(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("embedded", [True, False])
+def test_hub_sets_are_read_from_a_local_folder(tmp_path: Path, write_folder: Callable[..., Path], embedded: bool) -> None:
     datasets = pytest.importorskip("datasets")
     folder = write_folder(tmp_path / "zoo", THREE)
     files = sorted(folder.rglob("*.png"))
     labels = [file.parent.name for file in files]
     features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["ant", "bee", "cat", "dog"])})
-    rows = datasets.Dataset.from_dict({"picture": [str(f) for f in files], "kind": labels}, features=features)
+    cells = [{"bytes": f.read_bytes(), "path": None} if embedded else str(f) for f in files]
+    rows = datasets.Dataset.from_dict({"picture": cells, "kind": labels}, features=features)
     parts = rows.train_test_split(test_size=0.25, seed=0)
     (tmp_path / "hub").mkdir()
     for split, part in parts.items():
@@ -196,6 +198,10 @@ def test_hub_sets_are_read_from_a_local_folder(tmp_path: Path, write_folder: Cal
         found = [known[pixels.tobytes()] for pixels in part.pixels]
         assert found == [part.classes[label] for label in part.labels]
     assert "1 classes have no training image" in hub.source
+    if not embedded:  # a table of one's own may not name files elsewhere
+        with pytest.raises(UserError, match="leads out of"):
+            open_source(tmp_path / "hub")
+        return
     plain = open_source(tmp_path / "hub")
     assert plain.fingerprint == hub.fingerprint and np.array_equal(plain.train.pixels, hub.train.pixels)
 

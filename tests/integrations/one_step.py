@@ -45,11 +45,11 @@ def make_model() -> Any:
     return GPT2LMHeadModel(config)
 
 
-def make_pairs() -> PairBatches:
+def make_pairs(batch_size: int = 16) -> PairBatches:
     random = torch.Generator().manual_seed(1)
     lengths = torch.randint(2, 9, (24,), generator=random).tolist()
     texts = [" ".join(map(str, torch.randint(1, VOCABULARY, (n,), generator=random).tolist())) for n in lengths]
-    return PairBatches(texts, torch.randn(24, 6, generator=random), Words(), batch_size=16)
+    return PairBatches(texts, torch.randn(24, 6, generator=random), Words(), batch_size=batch_size)
 
 
 def make_regularizer(weight: float) -> AlignmentRegularizer:

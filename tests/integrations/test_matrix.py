@@ -148,7 +148,7 @@ def test_trainer_logs_the_score_and_resumes_the_queue(tmp_path: Path) -> None:
     from crossalign.regularizer import AlignmentRegularizer
 
     def train(steps: int, resume: bool) -> tuple[Any, AlignmentRegularizer]:
-        regularizer = AlignmentRegularizer("cka-linear", every=1, queue=20, pairs=one_step.make_pairs())
+        regularizer = AlignmentRegularizer("cka-linear", every=1, queue=16, pairs=one_step.make_pairs(8))
         args = TrainingArguments(
             str(tmp_path),
             max_steps=steps,
@@ -167,6 +167,6 @@ def test_trainer_logs_the_score_and_resumes_the_queue(tmp_path: Path) -> None:
     _, first = train(2, resume=False)
     trainer, second = train(3, resume=True)
     assert "align_score" in trainer.state.log_history[0] and "align_null_score" in trainer.state.log_history[0]
-    assert len(first.state_dict()["queue"][0]) == len(second.state_dict()["queue"][0]) == 20
-    # The third batch of 16 stands at the head of the queue, then 4 rows of the second one's, which the checkpoint brought.
-    assert torch.equal(second.state_dict()["queue"][1][16:], first.state_dict()["queue"][1][:4])
+    assert len(first.state_dict()["queue"][0]) == len(second.state_dict()["queue"][0]) == 16
+    # The third batch stands at the head of the queue, then the second one, which the checkpoint brought.
+    assert torch.equal(second.state_dict()["queue"][1][8:], first.state_dict()["queue"][1][:8])

@@ -190,6 +190,7 @@ def test_processes_that_open_one_new_store_at_once_all_succeed(store: Path) -> N
 
 
 def test_mlflow_holds_settings_metrics_results_and_origin(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/pytest", "-q"])  # under xdist it is "-c"
     monkeypatch.chdir(store)
     settings = {f"loop.p{i}": i for i in range(150)} | {"a (b)=c": "x" * 7000, "../up//x": None}
     log = RunLog(store / "trial", TrackingConfig(), "trial", settings, parent="abc123")
