@@ -71,6 +71,10 @@ class TextContent(Content):
         shown = [one for one in self.changes if one.p_holm is not None and one.p_holm <= LEVEL]
         if not self.changes:
             return f"{wording.counted(len(self.study.complete), 'run')} of {wording.counted(len(self.rows), 'row')}."
+        if all(one.t.p_value is None for one in self.changes):
+            return (
+                f"{wording.counted(len(self.rows), 'row')} of one seed: differences are shown, of chance nothing can be said."
+            )
         losses = [one for one in shown if one.lower_is_better]
         better = sum(one.t.difference < 0 for one in losses)
         total = sum(one.lower_is_better for one in self.changes)
