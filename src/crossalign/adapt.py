@@ -32,13 +32,11 @@ from crossalign.training import precision
 from crossalign.training.alignment import align, find_divergence
 from crossalign.training.loop import Batch, Run, Stage, StageResult, Step, fit
 from crossalign.training.run import (
-    claim_folder,
     device_name,
-    locked,
+    in_folder,
     main_process_first,
     opened_run,
     read_json,
-    resolve_device,
     resolved,
     seed_all,
 )
@@ -54,32 +52,30 @@ def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False) -> dict
     Raises:
         UserError: bad input, before any training. Interrupted, Diverged, DiskFull: see ``training.loop``.
     """
-    with locked(config.output):
-        config = claim_folder(config)
-        finished = config.output / "result.json"
-        if finished.is_file():
-            return read_json(finished)
-        config = resolved(config, loop={"device": resolve_device(config.loop.device)})
-        with main_process_first(config.loop.device):  # the others then find the decoded images in the cache
-            splits = open_images(config.data)
-        config = _resolve(config, splits.train)
-        model = build_model(config, splits.train)
-        _check_before_training(config, splits, model)
-        config = resolve_speed(config, model, splits.train, quiet)
-        if is_main_process() and not quiet:
-            print(f"{splits.source}\n{model.plan}")
-        identity = content_key(data=splits.fingerprint, backbone=model.language_model.fingerprint)
-        with opened_run(config, identity, f"images at '{config.data.source}' or weights of '{config.backbone.ref}'") as run:
-            model.to(run.accelerator.device)
-            alignment = _align(config, model, splits, run)
-            seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
-            trained = fit(training_stage(config, model, splits, run), run)
-            scores = evaluate_split(model, splits.test, config, run.accelerator) if config.score_test else None
-            result = _result(config, recipe, splits, model, trained, scores, alignment)
-            if run.accelerator.is_main_process:
-                _write(config, splits, model, scores, result)
-                run.log.summary({f"test/{name}": value for name, value in (scores.summary() if scores else {}).items()})
-        return result
+    return in_folder(config, lambda claimed: _adapt(claimed, recipe, quiet))
+
+
+def _adapt(config: AdaptConfig, recipe: str, quiet: bool) -> dict[str, Any]:
+    with main_process_first(config.loop.device):  # the others then find the decoded images in the cache
+        splits = open_images(config.data)
+    config = _resolve(config, splits.train)
+    model = build_model(config, splits.train)
+    _check_before_training(config, splits, model)
+    config = resolve_speed(config, model, splits.train, quiet)
+    if is_main_process() and not quiet:
+        print(f"{splits.source}\n{model.plan}")
+    identity = content_key(data=splits.fingerprint, backbone=model.language_model.fingerprint)
+    with opened_run(config, identity, f"images at '{config.data.source}' or weights of '{config.backbone.ref}'") as run:
+        model.to(run.accelerator.device)
+        alignment = _align(config, model, splits, run)
+        seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
+        trained = fit(training_stage(config, model, splits, run), run)
+        scores = evaluate_split(model, splits.test, config, run.accelerator) if config.score_test else None
+        result = _result(config, recipe, splits, model, trained, scores, alignment)
+        if run.accelerator.is_main_process:
+            _write(config, splits, model, scores, result)
+            run.log.summary({f"test/{name}": value for name, value in (scores.summary() if scores else {}).items()})
+    return result
 
 
 def build_model(config: AdaptConfig, train: ImageSet) -> ImageClassifier:

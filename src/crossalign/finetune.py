@@ -27,14 +27,10 @@ from crossalign.training import precision
 from crossalign.training.likelihood import perplexity, total_nll
 from crossalign.training.loop import Run, Stage, StageResult, fit
 from crossalign.training.run import (
-    claim_folder,
     device_name,
-    locked,
+    in_folder,
     main_process_first,
     opened_run,
-    read_json,
-    resolve_device,
-    resolved,
     seed_all,
 )
 from crossalign.training.term import HeldOut, Term, open_held_out, open_term, row_name
@@ -57,49 +53,47 @@ def finetune(config: FinetuneConfig, *, recipe: str = "", quiet: bool = False) -
     Raises:
         UserError: bad input, before any training. Interrupted, Diverged, DiskFull: see ``training.loop``.
     """
-    with locked(config.output):
-        config = claim_folder(config)
-        finished = config.output / "result.json"
-        if finished.is_file():
-            return read_json(finished)
-        check_text_run(config)
-        config = resolved(config, loop={"device": resolve_device(config.loop.device)})
-        config.row = config.row or row_name(config)
-        opened = _open(config)
-        model, tokenizer = opened.model, opened.tokenizer
-        resolve_layers(model, config.align.layers)  # told before a teacher looks at images
-        peft = choose_trained(model, config.tune, config.seed)
-        with main_process_first(config.loop.device):  # the others then find the features in the cache
-            data = open_instructions(config.data, tokenizer)
-            batches = _batches(config, data, world=int(os.environ.get("WORLD_SIZE", "1")))  # refuses what cannot be
-            settings = (config.align, config.teacher, config.pairs, tokenizer)
-            tokens = config.loop.batch_size * int(data.train.targets.sum()) / len(batches.rows)
-            term = open_term(*settings, tokens=tokens, seed=config.seed, device=config.loop.device)
-            held_out = open_held_out(*settings, device=config.loop.device)
-        texts = {Path(path).name: read_stream(path, tokenizer, separator(tokenizer)) for path in config.score}
-        check_room(config.output, model)
-        config = resolve_speed(config, model, config.data.block, quiet)
-        if term:
-            term.check(model)
-        if is_main_process() and not quiet:
-            print(_describe(data, model))
-        identity = content_key(
-            data=data.fingerprint, model=opened.fingerprint, term=term.fingerprint if term else "", seed=opened.seed
-        )
-        made_of = f"instructions, weights of '{config.model}', captions or teacher's features"
-        with opened_run(config, identity, made_of) as run:
-            model.to(run.accelerator.device)
-            seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
-            trained = fit(_stage(config, model, data, term, held_out, run), run)
-            scores = {"answers": {name: trained.best[name] for name in ("loss", "perplexity")}}
-            scores |= score_streams(model, texts, config.data.block, config.loop.eval_batch_size, run)
-            result = _result(config, recipe, data, model, trained, scores)
-            state = whole_state(model, run)
-            if run.accelerator.is_main_process:
-                save_causal(model, peft, tokenizer, config.output / "model", state)
-                write_json(finished, result)
-                run.log.summary({f"{place}/{n}": v for place, found in scores.items() for n, v in found.items()})
-        return result
+    return in_folder(config, lambda claimed: _finetune(claimed, recipe, quiet))
+
+
+def _finetune(config: FinetuneConfig, recipe: str, quiet: bool) -> dict[str, Any]:
+    check_text_run(config)
+    config.row = config.row or row_name(config)
+    opened = _open(config)
+    model, tokenizer = opened.model, opened.tokenizer
+    resolve_layers(model, config.align.layers)  # told before a teacher looks at images
+    peft = choose_trained(model, config.tune, config.seed)
+    with main_process_first(config.loop.device):  # the others then find the features in the cache
+        data = open_instructions(config.data, tokenizer)
+        batches = _batches(config, data, world=int(os.environ.get("WORLD_SIZE", "1")))  # refuses what cannot be
+        settings = (config.align, config.teacher, config.pairs, tokenizer)
+        tokens = config.loop.batch_size * int(data.train.targets.sum()) / len(batches.rows)
+        term = open_term(*settings, tokens=tokens, seed=config.seed, device=config.loop.device)
+        held_out = open_held_out(*settings, device=config.loop.device)
+    texts = {Path(path).name: read_stream(path, tokenizer, separator(tokenizer)) for path in config.score}
+    check_room(config.output, model)
+    config = resolve_speed(config, model, config.data.block, quiet)
+    if term:
+        term.check(model)
+    if is_main_process() and not quiet:
+        print(_describe(data, model))
+    identity = content_key(
+        data=data.fingerprint, model=opened.fingerprint, term=term.fingerprint if term else "", seed=opened.seed
+    )
+    made_of = f"instructions, weights of '{config.model}', captions or teacher's features"
+    with opened_run(config, identity, made_of) as run:
+        model.to(run.accelerator.device)
+        seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
+        trained = fit(_stage(config, model, data, term, held_out, run), run)
+        scores = {"answers": {name: trained.best[name] for name in ("loss", "perplexity")}}
+        scores |= score_streams(model, texts, config.data.block, config.loop.eval_batch_size, run)
+        result = _result(config, recipe, data, model, trained, scores)
+        state = whole_state(model, run)
+        if run.accelerator.is_main_process:
+            save_causal(model, peft, tokenizer, config.output / "model", state)
+            write_json(config.output / "result.json", result)
+            run.log.summary({f"{place}/{n}": v for place, found in scores.items() for n, v in found.items()})
+    return result
 
 
 def _open(config: FinetuneConfig) -> LanguageModel:

@@ -23,14 +23,10 @@ from crossalign.models.taps import resolve_layers
 from crossalign.training import precision
 from crossalign.training.loop import Run, StageResult, fit
 from crossalign.training.run import (
-    claim_folder,
     device_name,
-    locked,
+    in_folder,
     main_process_first,
     opened_run,
-    read_json,
-    resolve_device,
-    resolved,
     seed_all,
 )
 from crossalign.training.term import HeldOut, Term, open_held_out, open_term, row_name
@@ -55,42 +51,40 @@ def pretrain(config: PretrainConfig, *, recipe: str = "", quiet: bool = False) -
     Raises:
         UserError: bad input, before any training. Interrupted, Diverged, DiskFull: see ``training.loop``.
     """
-    with locked(config.output):
-        config = claim_folder(config)
-        finished = config.output / "result.json"
-        if finished.is_file():
-            return read_json(finished)
-        check_text_run(config)
-        _check_model(config)
-        config = resolved(config, loop={"device": resolve_device(config.loop.device)})
-        config.row = config.row or row_name(config)
-        with main_process_first(config.loop.device):  # the others then find corpus and features in the cache
-            corpus = open_corpus(config.prepared) if config.prepared else cached_corpus(config.corpus)
-            _batches(config, corpus, world=int(os.environ.get("WORLD_SIZE", "1")))  # refuses what cannot be
-            term, held_out = _term(config, corpus)
-        texts = {Path(path).name: read_stream(path, corpus.tokenizer, corpus.separator) for path in config.score}
-        model = _model(config, corpus)
-        check_room(config.output, model)
-        config = resolve_speed(config, model, config.block, quiet)
-        if term:
-            term.check(model)
-        if is_main_process() and not quiet:
-            count = sum(p.numel() for p in model.parameters())
-            print(f"{len(corpus.train):,} tokens to train on, vocabulary {corpus.vocabulary:,}; {count:,} parameters")
-        identity = content_key(corpus=corpus.fingerprint, term=term.fingerprint if term else "")
-        with opened_run(config, identity, "text, captions or teacher's features") as run:
-            model.to(run.accelerator.device)
-            seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
-            trained = fit(_stage(config, model, corpus, term, held_out, run), run)
-            streams = {"validation": corpus.validation, **texts}
-            scores = score_streams(model, streams, config.block, config.loop.eval_batch_size, run)
-            result = _result(config, recipe, corpus, model, trained, scores)
-            state = whole_state(model, run)
-            if run.accelerator.is_main_process:
-                save_causal(model, None, corpus.tokenizer, config.output / "model", state)
-                write_json(finished, result)
-                run.log.summary({f"{place}/{n}": v for place, found in scores.items() for n, v in found.items()})
-        return result
+    return in_folder(config, lambda claimed: _pretrain(claimed, recipe, quiet))
+
+
+def _pretrain(config: PretrainConfig, recipe: str, quiet: bool) -> dict[str, Any]:
+    check_text_run(config)
+    _check_model(config)
+    config.row = config.row or row_name(config)
+    with main_process_first(config.loop.device):  # the others then find corpus and features in the cache
+        corpus = open_corpus(config.prepared) if config.prepared else cached_corpus(config.corpus)
+        _batches(config, corpus, world=int(os.environ.get("WORLD_SIZE", "1")))  # refuses what cannot be
+        term, held_out = _term(config, corpus)
+    texts = {Path(path).name: read_stream(path, corpus.tokenizer, corpus.separator) for path in config.score}
+    model = _model(config, corpus)
+    check_room(config.output, model)
+    config = resolve_speed(config, model, config.block, quiet)
+    if term:
+        term.check(model)
+    if is_main_process() and not quiet:
+        count = sum(p.numel() for p in model.parameters())
+        print(f"{len(corpus.train):,} tokens to train on, vocabulary {corpus.vocabulary:,}; {count:,} parameters")
+    identity = content_key(corpus=corpus.fingerprint, term=term.fingerprint if term else "")
+    with opened_run(config, identity, "text, captions or teacher's features") as run:
+        model.to(run.accelerator.device)
+        seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
+        trained = fit(_stage(config, model, corpus, term, held_out, run), run)
+        streams = {"validation": corpus.validation, **texts}
+        scores = score_streams(model, streams, config.block, config.loop.eval_batch_size, run)
+        result = _result(config, recipe, corpus, model, trained, scores)
+        state = whole_state(model, run)
+        if run.accelerator.is_main_process:
+            save_causal(model, None, corpus.tokenizer, config.output / "model", state)
+            write_json(config.output / "result.json", result)
+            run.log.summary({f"{place}/{n}": v for place, found in scores.items() for n, v in found.items()})
+    return result
 
 
 def _term(config: PretrainConfig, corpus: Corpus) -> tuple[Term | None, HeldOut | None]:

@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from crossalign.config import LoopConfig, OptimConfig
 from crossalign.progress import progress
 from crossalign.training import checkpoint as ckpt
+from crossalign.training import meters
 from crossalign.training.optim import build_optimizer, lr_factor
 from crossalign.training.sharding import load_optimizer_state, optimizer_state, reshard, shard, whole
 from crossalign.training.signals import catch_signals
 from crossalign.training.tracking import RunLog
 
 Batch = Mapping[str, Any]
-SAME = ("steps", "grad_norm")
-"""Meters that are the same in every process; the others are summed over them."""
 
 
 class Interrupted(RuntimeError):
@@ -134,6 +133,7 @@ class _Fit:
         self.optimizer = build_optimizer(stage.model, stage.optim)
         self.base_lr = stage.optim.lr
         self.parameters = [p for p in stage.model.parameters() if p.requires_grad]
+        self.shared = run.world > 1 and not stage.replicated
         self.epoch, self.step = 0, 0
         self.best_epoch = -1
         self.best: dict[str, float] = {}
@@ -196,7 +196,7 @@ class _Fit:
         has_extra = bool(self.extra_rows) and self.extra_rows[-1][0] == position and "extra_grad_norm" in self.extra_rows[-1][1]
         if stage.optim.clip > 0 or has_extra:
             norm = self._clip() if stage.optim.clip > 0 else self._norm()
-            _add(self.interval_sums, grad_norm=norm.detach(), steps=torch.ones_like(norm))
+            meters.add(self.interval_sums, grad_norm=norm.detach(), steps=torch.ones_like(norm))
             if has_extra:
                 numbers = self.extra_rows[-1][1]
                 numbers["extra_grad_ratio"] = numbers["extra_grad_norm"] / norm.detach()  # of the whole step's
@@ -247,19 +247,7 @@ class _Fit:
 
     def _count(self, **sums: Tensor) -> None:
         for meter in (self.epoch_sums, self.interval_sums):
-            _add(meter, **sums)
-
-    def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Sums over all processes, divided by the examples: the one place where the host waits for the device."""
-        names = [name for name in sums if name not in ("examples", *SAME)]
-        device = self.run.accelerator.device
-        values = torch.stack([sums[n].cpu().double() for n in [*names, "examples"]])
-        if self.run.world > 1 and not self.stage.replicated:
-            values = self.run.accelerator.reduce(values.float().to(device), "sum").cpu().double()
-        means = {name: float(v / values[-1]) for name, v in zip(names, values, strict=False)}
-        if "steps" in sums:
-            means["grad_norm"] = float(sums["grad_norm"].cpu() / sums["steps"].cpu())
-        return means
+            meters.add(meter, **sums)
 
     def _flush_interval(self) -> None:
         for position, numbers in self.extra_rows:
@@ -267,7 +255,7 @@ class _Fit:
         self.extra_rows = []
         if not self.interval_sums:
             return
-        means = self._means(self.interval_sums)
+        means = meters.means(self.interval_sums, self.run.accelerator, self.shared)
         self.interval_sums = {}
         self._check_finite(means)
         lr = self.optimizer.param_groups[0]["lr"]
@@ -276,7 +264,7 @@ class _Fit:
     def _end_epoch(self) -> None:
         self._flush_interval()
         stage = self.stage
-        self._log("train", self._means(self.epoch_sums))
+        self._log("train", meters.means(self.epoch_sums, self.run.accelerator, self.shared))
         self.epoch_sums = {}
         self.epoch, self.step = self.epoch + 1, 0
         if stage.evaluate is not None:
@@ -354,15 +342,15 @@ class _Fit:
 
     def _save(self) -> None:
         if self.interval_sums:
-            self._check_finite(self._means(self.interval_sums))
+            self._check_finite(meters.means(self.interval_sums, self.run.accelerator, self.shared))
         extra = {
             "extra_rows": [(step, {n: t.cpu() for n, t in row.items()}) for step, row in self.extra_rows],
             "best_epoch": self.best_epoch,
             "best": self.best,
             "seconds": self.seconds,
             "examples": self.examples,
-            "epoch_sums": self._over_processes(self.epoch_sums),
-            "interval_sums": self._over_processes(self.interval_sums),
+            "epoch_sums": meters.to_save(self.epoch_sums, self.run.accelerator, self.shared),
+            "interval_sums": meters.to_save(self.interval_sums, self.run.accelerator, self.shared),
             "history": self.history,
             "rows": self.run.log.rows,
             "identity": self.run.identity,
@@ -376,30 +364,15 @@ class _Fit:
         self.run.log.flush()
         self.run.accelerator.wait_for_everyone()
 
-    def _over_processes(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the first process saves for all: sums over the processes; norms are the same in each."""
-        if self.run.world == 1 or self.stage.replicated:
-            return {name: value.cpu() for name, value in sums.items()}
-        reduce = self.run.accelerator.reduce
-        return {
-            n: (value if n in SAME else reduce(value.to(self.run.accelerator.device), "sum")).cpu() for n, value in sums.items()
-        }
-
-    def _own_share(self, name: str, value: Tensor) -> Tensor:
-        """Of a saved sum over the processes: all of it for the first one, nothing for the others."""
-        first = self.run.accelerator.is_main_process or self.stage.replicated
-        return value if first or name in SAME else torch.zeros_like(value)
-
     def _restore(self, saved: ckpt.Checkpoint) -> None:
         self.stage.load(saved.model)
         load_optimizer_state(self.stage.model, self.optimizer, saved.optimizer)
         self.epoch, self.step = saved.epoch, saved.step
-        extra, device = saved.extra, self.run.accelerator.device
+        extra = saved.extra
         self.best_epoch, self.best, self.history = extra["best_epoch"], extra["best"], extra["history"]
         self.seconds, self.examples = extra["seconds"], extra["examples"]
-        self.epoch_sums, self.interval_sums = (
-            {n: self._own_share(n, t.to(device)) for n, t in extra[name].items()} for name in ("epoch_sums", "interval_sums")
-        )
+        self.epoch_sums = meters.from_saved(extra["epoch_sums"], self.run.accelerator, self.shared)
+        self.interval_sums = meters.from_saved(extra["interval_sums"], self.run.accelerator, self.shared)
         self.extra_rows = extra.get("extra_rows", [])
         if extra["scaler"] and self.run.accelerator.scaler is not None:
             self.run.accelerator.scaler.load_state_dict(extra["scaler"])
@@ -414,8 +387,3 @@ class _Fit:
             self.stage.load(self.best_state or load_file(self.best_file))
         self.stage.model.eval()
         return StageResult(self.best_epoch, self.best, self.seconds, self.examples, self.history)
-
-
-def _add(meter: dict[str, Tensor], **sums: Tensor) -> None:
-    for name, value in sums.items():
-        meter[name] = meter[name] + value if name in meter else value

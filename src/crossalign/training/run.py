@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +28,23 @@ OURS = ("environment.json", "metrics.jsonl", "result.json", "alignment.json", "p
         "samples.parquet", "mlflow_run.txt", "report.html", "checkpoints", "model", "config.yaml")  # fmt: skip
 NOT_COMPARED = ("output", "overwrite", "tracking")
 MEASURED = ("row", "data.mean", "data.std", "loop.device", "loop.precision", "loop.compile")  # left open, a run fills them in
+
+
+def in_folder(config: C, train: Callable[[C], dict[str, Any]]) -> dict[str, Any]:
+    """What ``config.output`` holds if its run is finished, else what ``train`` returns for the settings to run with.
+
+    The folder is locked and claimed, and the device is resolved. An unfinished run with the same configuration goes on
+    where it stopped.
+
+    Raises:
+        UserError: the folder is another's, or the device is not here.
+    """
+    with locked(config.output):  # type: ignore[attr-defined]
+        config = claim_folder(config)
+        finished: Path = config.output / "result.json"  # type: ignore[attr-defined]
+        if finished.is_file():
+            return read_json(finished)
+        return train(resolved(config, loop={"device": resolve_device(config.loop.device)}))  # type: ignore[attr-defined]
 
 
 def claim_folder(config: C) -> C:
