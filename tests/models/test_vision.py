@@ -261,6 +261,14 @@ def test_mae_sees_every_patch_in_its_place(tmp_path: Path) -> None:
     patch[:, :, 14:, 14:] += 1
     assert torch.equal(teacher(pixels), teacher(pixels))
     assert not torch.allclose(teacher(patch), teacher(pixels), atol=1e-4)
+    seen = []
+    teacher.taps.model.embeddings.register_forward_hook(lambda *args: seen.append(args[2][0]))
+    teacher(pixels), teacher(patch)
+    moved = (seen[0] - seen[1]).abs().amax((0, 2)) > 1e-4
+    side = pixels.shape[-1] // 14
+    assert len(moved) == 1 + side * side
+    there = [i >= side and i % side >= 1 for i in range(side * side)]  # the patches that were changed, row by row
+    assert moved.tolist() == [False, *there]
 
 
 @pytest.fixture(scope="module")
