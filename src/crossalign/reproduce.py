@@ -306,11 +306,17 @@ def _record(job: Job, result: Any, found: dict[str, dict[str, Any]], failed: dic
 def _run_job(job: Job) -> dict[str, Any]:
     from crossalign import adapt, finetune, pretrain
 
+    if _orphaned.is_set():  # what was queued for this worker is not to begin
+        os._exit(1)
+
     if isinstance(job.config, PretrainConfig):
         return pretrain(job.config, recipe=job.recipe, quiet=True)
     if isinstance(job.config, FinetuneConfig):
         return finetune(job.config, recipe=job.recipe, quiet=True)
     return adapt(job.config, recipe=job.recipe, quiet=True)
+
+
+_orphaned = threading.Event()
 
 
 def _start_worker(threads: int) -> None:
@@ -324,6 +330,7 @@ def _die_with_parent(parent: int) -> None:
     """Stop, and save, when the process that hands out the runs is gone; nobody would read the results."""
     while os.getppid() == parent:
         time.sleep(1.0)
+    _orphaned.set()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60.0)  # for the step and the checkpoint; then whatever still goes on is stopped
     os._exit(1)

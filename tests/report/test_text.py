@@ -15,14 +15,16 @@ from scipy import stats
 from crossalign.errors import UserError
 from crossalign.report import report, summary_table
 from crossalign.report.runs import open_study
-from crossalign.report.text import HELD_OUT, TextContent, content_of
+from crossalign.report.statistics import holm
+from crossalign.report.text import ALIGNS, CONTROLS, HELD_OUT, NO_IMAGES, PREDICTS, TextContent, content_of
 
 LOSSES = {"none": [4.00, 4.10, 4.05, 4.02], "cka": [3.95, 4.04, 4.01, 3.96], "l2": [4.01, 4.09, 4.06, 4.00]}
 
 
-def make_run(folder: Path, align: str, seed: int, loss: float, complete: bool = True) -> None:
+def make_run(folder: Path, align: str, seed: int, loss: float, complete: bool = True, **more: str) -> None:
     folder.mkdir(parents=True)
     row = "Pre-training" + ("" if align == "none" else f" + {align}")
+    row += "".join(f" ({value.partition(':')[0]})" for value in more.values())
     config = {"output": str(folder), "seed": seed, "row": row, "block": 64, "gpt": {"layers": 2}, "align": {"metric": align}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "environment.json").write_text(json.dumps({"cpu": "some CPU", "command": f"crossalign pretrain --seed {seed}"}))
@@ -40,6 +42,7 @@ def make_run(folder: Path, align: str, seed: int, loss: float, complete: bool = 
         "row": row,
         "seed": seed,
         "align": align,
+        **more,
         "method": "pretrain",
         "weights": "random",
         "backbone": "gpt2-2x32",
@@ -70,7 +73,7 @@ def study(tmp_path: Path) -> Path:
 def test_comparisons_are_paired_t_tests_with_holms_correction(study: Path) -> None:
     content = content_of(open_study([study]))
     assert isinstance(content, TextContent)
-    losses = {one.other.align: one for one in content.changes if one.lower_is_better}
+    losses = {one.other.align: one for one in content.changes if one.question is PREDICTS}
     assert losses.keys() == {"cka", "l2"}
     expected = {name: stats.ttest_rel(LOSSES[name], LOSSES["none"]) for name in losses}
     for name, one in losses.items():
@@ -78,6 +81,30 @@ def test_comparisons_are_paired_t_tests_with_holms_correction(study: Path) -> No
         assert one.t.p_value == pytest.approx(expected[name].pvalue)
     assert losses["cka"].p_holm == pytest.approx(2 * expected["cka"].pvalue)
     assert losses["l2"].p_holm == pytest.approx(max(expected["l2"].pvalue, losses["cka"].p_holm or 0.0))
+
+
+def test_a_row_with_images_is_compared_with_each_control(study: Path) -> None:
+    for seed, loss in enumerate([4.02, 4.05, 4.06, 4.03]):
+        make_run(study / "unpaired" / f"seed-{seed}", "cka", seed, loss, mode="unpaired")
+        make_run(study / "random" / f"seed-{seed}", "cka", seed, loss + 0.01, teacher="random:package:efficientnet_lite0")
+    content = content_of(open_study([study]))
+    assert isinstance(content, TextContent)
+    controls = [one for one in content.changes if one.question is CONTROLS]
+    labels = {one.reference.label for one in controls}
+    assert len(controls) == len(labels) == 3 and {one.other.label for one in controls} == {"Pre-training + cka"}
+    unpaired = next(one for one in controls if "unpaired" in one.reference.label)
+    expected = stats.ttest_rel(LOSSES["cka"], [4.02, 4.05, 4.06, 4.03])
+    assert unpaired.t.p_value == pytest.approx(expected.pvalue) and unpaired.t.difference < 0
+    assert [one.p_holm for one in controls] == holm([one.t.p_value for one in controls])  # a family of their own
+    assert sum(one.question is ALIGNS for one in content.changes) == 4
+    assert content.findings[1][0] == CONTROLS.title and "Beside “Pre-training + cka (unpaired)”" in str(content.findings[1])
+
+
+def test_terms_without_images_are_named() -> None:
+    from crossalign.alignment import penalty_names
+    from crossalign.regularizer import WEIGHT_PENALTIES
+
+    assert set(NO_IMAGES) == {"captions", *penalty_names(), *WEIGHT_PENALTIES}
 
 
 def test_the_table_holds_means_and_errors_over_seeds(study: Path) -> None:

@@ -1,6 +1,7 @@
 """What a report says of language models that were trained on text: losses, held-out alignment, and paired tests of both.
 
-A row is compared with the row without alignment of the same model and data, seed by seed.
+A row is compared with the row without alignment of the same model and data, seed by seed; one that is pulled towards the
+images of its own captions also with each control.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from crossalign.report.wording import LEVEL, UNKNOWN, duration, number, p_equals
 
 VERBS = ("pretrain", "finetune")
 HELD_OUT = "held_out_cka-linear-debiased"
+NO_IMAGES = ("captions", "l1", "l2", "koleo", "l1-weights", "l2-weights")
+"""Terms that look at no image: controls of those that do."""
 Series = dict[float, float]
 
 
@@ -44,14 +47,28 @@ def _is_text(run: Run) -> bool:
 
 
 @dataclass(frozen=True)
-class Change:
-    """``other`` minus the row without alignment, in one number, paired by seed."""
+class Question:
+    """What a family of comparisons answers; p-values are corrected within it."""
 
+    title: str
+    lower_is_better: bool
+
+
+PREDICTS = Question("Does the term change how well text is predicted?", True)
+CONTROLS = Question("Is it the images? Losses with them beside those of controls", True)
+ALIGNS = Question("Does it align?", False)
+QUESTIONS = (PREDICTS, CONTROLS, ALIGNS)
+
+
+@dataclass(frozen=True)
+class Change:
+    """``other`` minus ``reference`` in one number, paired by seed."""
+
+    question: Question
     measure: str
     reference: Row
     other: Row
     t: PairedT
-    lower_is_better: bool
     p_holm: float | None = None
 
 
@@ -68,19 +85,17 @@ class TextContent(Content):
         if not self.rows:
             count = wording.counted(len(self.study.incomplete), "run")
             return f"No run is complete: {count} stopped before the end or still running."
-        shown = [one for one in self.changes if one.p_holm is not None and one.p_holm <= LEVEL]
         if not self.changes:
             return f"{wording.counted(len(self.study.complete), 'run')} of {wording.counted(len(self.rows), 'row')}."
         if all(one.t.p_value is None for one in self.changes):
             return (
                 f"{wording.counted(len(self.rows), 'row')} of one seed: differences are shown, of chance nothing can be said."
             )
-        losses = [one for one in shown if one.lower_is_better]
-        better = sum(one.t.difference < 0 for one in losses)
-        total = sum(one.lower_is_better for one in self.changes)
+        losses = [one for one in self.changes if one.question is PREDICTS]
+        better, worse = (sum(_verdict(one) == verdict for one in losses) for verdict in ("gain", "loss"))
         return (
-            f"Of {wording.counted(total, 'comparison')} of losses with and without the alignment term, {better} show a lower "
-            f"loss and {len(losses) - better} a higher one after correction; the rest show no difference."
+            f"Of {wording.counted(len(losses), 'comparison')} of losses with and without the alignment term, {better} show a "
+            f"lower loss and {worse} a higher one after correction; the rest show no difference."
         )
 
     @property
@@ -102,12 +117,8 @@ class TextContent(Content):
 
     @property
     def findings(self) -> list[tuple[str, str, list[tuple[str, str]]]]:
-        found = []
-        for title, lower in (("Does the term change how well text is predicted?", True), ("Does it align?", False)):
-            mine = [one for one in self.changes if one.lower_is_better is lower]
-            if mine:
-                found.append((title, "", [(_verdict(one), _sentence(one)) for one in mine]))
-        return found
+        asked = [(question, [one for one in self.changes if one.question is question]) for question in QUESTIONS]
+        return [(question.title, "", [(_verdict(one), _sentence(one)) for one in mine]) for question, mine in asked if mine]
 
     @property
     def results(self) -> tables.Table | None:
@@ -162,25 +173,41 @@ def results_table(rows: list[Row]) -> tables.Table:
 
 
 def compare(rows: list[Row]) -> list[Change]:
-    """Every row against the one without alignment, with Holm's correction over all losses and over all alignments."""
-    found: list[Change] = []
+    """Rows against the one without alignment, and those with images against controls; Holm's correction by question."""
+    corrected: list[Change] = []
+    for question in QUESTIONS:
+        mine = list(_changes(question, rows))
+        p_values = holm([one.t.p_value for one in mine])
+        corrected += [replace(one, p_holm=p) for one, p in zip(mine, p_values, strict=True)]
+    return corrected
+
+
+def _changes(question: Question, rows: list[Row]) -> Iterator[Change]:
     for row in rows:
-        plain = [r for r in rows if r.align == "none" and _like(r, row)]
-        if row.align == "none" or not plain:
-            continue
-        measures: list[tuple[tuple[str, ...], str, bool]]
-        measures = [(("scores", text, "loss"), f"loss on {text}", True) for text in _texts([row])]
-        measures.append((("held_out", HELD_OUT), "held-out alignment", False))
-        for keys, name, lower in measures:
-            pairs = list(_paired(plain[0], row, keys))
-            if pairs:
-                t = paired_t([a for a, _ in pairs], [b for _, b in pairs])
-                found.append(Change(name, plain[0], row, t, lower))
-    for lower in (True, False):
-        mine = [place for place, one in enumerate(found) if one.lower_is_better is lower]
-        for place, p in zip(mine, holm([found[i].t.p_value for i in mine]), strict=True):
-            found[place] = replace(found[place], p_holm=p)
-    return found
+        for reference in rows:
+            if not _compared(question, row, reference):
+                continue
+            measures: list[tuple[tuple[str, ...], str]] = [(("held_out", HELD_OUT), "held-out alignment")]
+            if question is not ALIGNS:
+                measures = [(("scores", text, "loss"), f"loss on {text}") for text in _texts([row])]
+            for keys, name in measures:
+                pairs = list(_paired(reference, row, keys))
+                if pairs:
+                    yield Change(question, name, reference, row, paired_t([a for a, _ in pairs], [b for _, b in pairs]))
+
+
+def _compared(question: Question, row: Row, reference: Row) -> bool:
+    if not _like(row, reference) or row.align == "none":
+        return False
+    if question is CONTROLS:
+        return reference.align != "none" and not _is_control(row) and _is_control(reference)
+    return reference.align == "none"
+
+
+def _is_control(row: Row) -> bool:
+    """Whether the term has no images, other ones, or a teacher that was never trained."""
+    teacher, mode = row.first.text("teacher"), row.first.text("mode") or "paired"
+    return row.align in NO_IMAGES or mode != "paired" or teacher.startswith(("random:", "shuffled:"))
 
 
 def _like(a: Row, b: Row) -> bool:
@@ -215,8 +242,8 @@ def comparison_table(changes: list[Change]) -> tables.Table:
         )
     strong = frozenset(i for i, one in enumerate(changes) if one.p_holm is not None and one.p_holm <= LEVEL)
     notes = [
-        "Paired t-test over seeds; losses in nats a token. In brackets: after Holm's correction over all losses, and over all "
-        "alignments, of this report. Bold: at most 0.05 after it.",
+        "Paired t-test over seeds; losses in nats a token. In brackets: after Holm's correction, made apart over losses "
+        "beside the row without the term, losses beside controls, and alignments. Bold: at most 0.05 after it.",
         "Smallest visible: the true difference that the test would have found with 80 % power at α = 0.05 (uncorrected), at "
         "the spread seen. Seeds needed: for a true difference as large as the one seen.",
     ]
@@ -229,7 +256,7 @@ def _verdict(one: Change) -> str:
         return "undefined"
     if one.p_holm > LEVEL:
         return "alone" if one.t.p_value <= LEVEL else "none"
-    return "gain" if (one.t.difference < 0) is one.lower_is_better else "loss"
+    return "gain" if (one.t.difference < 0) is one.question.lower_is_better else "loss"
 
 
 def _sentence(one: Change) -> str:
@@ -237,6 +264,8 @@ def _sentence(one: Change) -> str:
     t = one.t
     error = f" ± {number(t.error, 4)}" if t.error is not None else ""
     told = f"“{one.other.label}” changed the {one.measure} by {number(t.difference, 4, sign=True)}{error}"
+    if one.question is CONTROLS:
+        told = f"Beside “{one.reference.label}”, {told}"
     seeds = wording.counted(t.n, "seed")
     if t.p_value is None:
         return f"{told} ({seeds}; {t.reason or 'nothing can be said of chance'})."
@@ -251,8 +280,8 @@ def _sentence(one: Change) -> str:
 
 
 def difference_figure(changes: list[Change]) -> Picture | None:
-    """Every paired difference of losses with its 95 % interval."""
-    shown = [one for one in changes if one.lower_is_better and one.t.interval]
+    """Every paired difference of losses from the row without the term, with its 95 % interval."""
+    shown = [one for one in changes if one.question is PREDICTS and one.t.interval]
     if not shown:
         return None
     figure = blank(9.6, 0.9 + 0.3 * len(shown))
