@@ -42,10 +42,10 @@ def make_run(folder: Path, align: str, seed: int, loss: float, complete: bool = 
         "row": row,
         "seed": seed,
         "align": align,
-        **more,
         "method": "pretrain",
         "weights": "random",
         "backbone": "gpt2-2x32",
+        **more,
         "data": "some novels",
         "data_fingerprint": "f",
         "test": None,
@@ -108,8 +108,7 @@ def test_terms_without_images_are_named() -> None:
 
 
 def test_the_table_holds_means_and_errors_over_seeds(study: Path) -> None:
-    table = content_of(open_study([study])).results
-    assert table is not None
+    (table,) = content_of(open_study([study])).results
     baseline = next(row for row in table.rows if row[0] == "Pre-training")
     perplexities = np.exp(LOSSES["none"])
     assert baseline[1] == f"{perplexities.mean():.2f} ± {perplexities.std(ddof=1) / 2:.2f}"
@@ -125,6 +124,22 @@ def test_the_page_and_the_markdown_say_the_same_and_print_null_results(study: Pa
     figures = {path.stem for path in (tmp_path / "tables-figures").iterdir()}
     assert figures == {"differences", "curves-loss", "curves-aligned", "curves-score"}
     assert "Pre-training + cka" in summary_table([study])
+
+
+def test_models_stand_apart_each_with_its_own_correction(study: Path, tmp_path: Path) -> None:
+    for align, losses in LOSSES.items():
+        for seed, loss in enumerate(losses):
+            make_run(study / "larger" / align / f"seed-{seed}", align, seed, loss - 0.2, backbone="gpt2-4x64")
+    content = content_of(open_study([study]))
+    assert isinstance(content, TextContent)
+    assert [table.title.split(",")[0] for table in content.results] == ["Results: gpt2-2x32", "Results: gpt2-4x64"]
+    assert all(one.other.backbone == one.reference.backbone for one in content.changes)
+    losses = [one for one in content.changes if one.question is PREDICTS and one.other.align == "cka"]
+    assert len(losses) == 2 and all(one.p_holm == pytest.approx(2 * (one.t.p_value or 0)) for one in losses)
+    assert {picture.name for picture in content.pictures} >= {"differences-1", "differences-2", "curves-loss-2"}
+    report([study], html=tmp_path / "page.html", markdown=tmp_path / "tables.md")
+    assert "## Results: gpt2-4x64" in (tmp_path / "tables.md").read_text()
+    assert summary_table([study]).count("Results: ") == 2
 
 
 def test_runs_that_are_not_whole_are_listed_apart(study: Path, tmp_path: Path) -> None:

@@ -56,10 +56,11 @@ def summary_table(runs: Iterable[Path]) -> str:
     from crossalign.report.text import content_of
 
     content = content_of(open_study(runs))
-    table, parts = content.results, []
-    if table is not None:
-        notes = [note for note in table.notes if not note.startswith("Bold")]
-        parts = [as_text(table), *notes, *content.duplicates]
+    parts = []
+    for table in content.results:
+        named = [f"{table.title}:"] if len(content.results) > 1 else []
+        parts += [*named, as_text(table), *(note for note in table.notes if not note.startswith("Bold"))]
+    parts += content.duplicates
     unfinished = incomplete_table(content.study.incomplete)
     if unfinished is not None:
         parts += ["", f"{unfinished.title}:", as_text(unfinished)]

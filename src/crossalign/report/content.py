@@ -87,8 +87,8 @@ class Content:
         ]
 
     @property
-    def results(self) -> tables.Table | None:
-        return tables.results_table(self.rows) if self.rows else None
+    def results(self) -> list[tables.Table]:
+        return [tables.results_table(self.rows)] if self.rows else []
 
     @property
     def efficiency(self) -> tables.Table | None:

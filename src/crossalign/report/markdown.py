@@ -39,9 +39,7 @@ def markdown(content: Content, pictures: list[str] | None = None) -> str:
         parts.append("## Findings")
         for title, answer, sentences in content.findings:
             parts += [f"**{title}** {escape(answer)}", "\n".join(f"- {escape(sentence)}" for _, sentence in sentences)]
-    if content.results is not None:
-        parts += section(content.results)
-    for table in content.comparison_tables:
+    for table in [*content.results, *content.comparison_tables]:
         parts += section(table)
     parts += ["## Figures", *pictures] if pictures else []
     last: list[Table | None] = [content.efficiency]

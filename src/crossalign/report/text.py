@@ -6,6 +6,7 @@ images of its own captions also with each control.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from crossalign.errors import UserError
 from crossalign.report import tables, wording
 from crossalign.report.content import Content
 from crossalign.report.drawing import PALETTE, Picture, blank, clean, name_rows, styled
-from crossalign.report.rows import Row
+from crossalign.report.rows import Row, short_name
 from crossalign.report.runs import Run, Study
 from crossalign.report.statistics import PairedT, detectable_difference, holm, paired_t, seeds_needed
 from crossalign.report.wording import LEVEL, UNKNOWN, duration, number, p_equals, p_text
@@ -107,22 +108,30 @@ class TextContent(Content):
         if not self.rows:
             return []
         seconds = [run.number("seconds", "train") for run in self.study.complete]
+        models = list(groups(self.rows).values())
         return [
             ("rows", str(len(self.rows))),
             ("runs", str(len(self.study.complete))),
-            ("parameters", wording.number(self.rows[0].first.number("parameters", "total"), 0)),
-            ("tokens a run", wording.number(self.rows[0].first.number("tokens"), 0)),
+            ("parameters", ", ".join(number(rows[0].first.number("parameters", "total"), 0) for rows in models)),
+            ("tokens a run", ", ".join(number(rows[0].first.number("tokens"), 0) for rows in models)),
             ("time of all runs", duration(sum(s for s in seconds if s == s))),
         ]
 
     @property
     def findings(self) -> list[tuple[str, str, list[tuple[str, str]]]]:
-        asked = [(question, [one for one in self.changes if one.question is question]) for question in QUESTIONS]
-        return [(question.title, "", [(_verdict(one), _sentence(one)) for one in mine]) for question, mine in asked if mine]
+        found, models = [], groups(self.rows)
+        for name, rows in models.items():
+            for question in QUESTIONS:
+                mine = [one for one in self.changes if one.question is question and one.other in rows]
+                answer = f"{name}." if len(models) > 1 else ""
+                found += [(question.title, answer, [(_verdict(one), _sentence(one)) for one in mine])] if mine else []
+        return found
 
     @property
-    def results(self) -> tables.Table | None:
-        return results_table(self.rows) if self.rows else None
+    def results(self) -> list[tables.Table]:
+        models = groups(self.rows)
+        names = [f"Results: {name}" for name in models] if len(models) > 1 else ["Results"]
+        return [results_table(name, rows) for name, rows in zip(names, models.values(), strict=True)] if models else []
 
     @property
     def efficiency(self) -> tables.Table | None:
@@ -138,9 +147,26 @@ class TextContent(Content):
 
     @cached_property
     def pictures(self) -> list[Picture]:
+        models, made = groups(self.rows), []
         with styled():
-            made = [difference_figure(self.changes), *curve_figures(self.rows)]
-        return [picture for picture in made if picture is not None]
+            for place, (name, rows) in enumerate(models.items(), 1):
+                several = (f"-{place}", f"{name}. ") if len(models) > 1 else ("", "")
+                mine = [one for one in self.changes if one.other in rows]
+                drawn = [difference_figure(mine), *curve_figures(rows)]
+                made += [
+                    replace(p, name=p.name + several[0], title=several[1] + p.title, alt=several[1] + p.alt) for p in drawn if p
+                ]
+        return made
+
+
+def groups(rows: list[Row]) -> dict[str, list[Row]]:
+    """Rows of one kind of training of one model on the same data, which can be compared, under a name."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        verb = {"pretrain": "pre-training", "finetune": "fine-tuning"}.get(row.first.text("verb"), "training")
+        verb = "LoRA " + verb if row.method == "lora" else verb
+        found.setdefault(f"{short_name(row.backbone)}, {verb} on {row.data}", []).append(row)
+    return found
 
 
 def _texts(rows: list[Row]) -> list[str]:
@@ -148,7 +174,7 @@ def _texts(rows: list[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for run in row.runs for name in (run.result or {}).get("scores") or {}))
 
 
-def results_table(rows: list[Row]) -> tables.Table:
+def results_table(title: str, rows: list[Row]) -> tables.Table:
     """Perplexity of every text and alignment of held-out pairs, each mean ± standard error over seeds."""
     texts = _texts(rows)
     shown = []
@@ -169,16 +195,16 @@ def results_table(rows: list[Row]) -> tables.Table:
         "of their images; 0 for unrelated ones, however many pairs. Directions: participation ratio of the captions' features.",
         "Perplexities are of this vocabulary's tokens; bits a byte, comparable across tokenizers, are in result.json.",
     ]
-    return tables.Table("Results", [*columns, "Alignment, held out", "Directions", "Seeds"], shown, notes)
+    return tables.Table(title, [*columns, "Alignment, held out", "Directions", "Seeds"], shown, notes)
 
 
 def compare(rows: list[Row]) -> list[Change]:
-    """Rows against the one without alignment, and those with images against controls; Holm's correction by question."""
+    """Rows against the one without alignment, and those with images against controls; Holm's correction for each question."""
     corrected: list[Change] = []
-    for question in QUESTIONS:
-        mine = list(_changes(question, rows))
-        p_values = holm([one.t.p_value for one in mine])
-        corrected += [replace(one, p_holm=p) for one, p in zip(mine, p_values, strict=True)]
+    for mine, question in itertools.product(groups(rows).values(), QUESTIONS):
+        found = list(_changes(question, mine))
+        p_values = holm([one.t.p_value for one in found])
+        corrected += [replace(one, p_holm=p) for one, p in zip(found, p_values, strict=True)]
     return corrected
 
 
@@ -197,7 +223,7 @@ def _changes(question: Question, rows: list[Row]) -> Iterator[Change]:
 
 
 def _compared(question: Question, row: Row, reference: Row) -> bool:
-    if not _like(row, reference) or row.align == "none":
+    if row.align == "none":
         return False
     if question is CONTROLS:
         return reference.align != "none" and not _is_control(row) and _is_control(reference)
@@ -208,10 +234,6 @@ def _is_control(row: Row) -> bool:
     """Whether the term has no images, other ones, or a teacher that was never trained."""
     teacher, mode = row.first.text("teacher"), row.first.text("mode") or "paired"
     return row.align in NO_IMAGES or mode != "paired" or teacher.startswith(("random:", "shuffled:"))
-
-
-def _like(a: Row, b: Row) -> bool:
-    return (a.method, a.backbone, a.data, a.first.text("verb")) == (b.method, b.backbone, b.data, b.first.text("verb"))
 
 
 def _paired(reference: Row, other: Row, keys: tuple[str, ...]) -> Iterator[tuple[float, float]]:
@@ -242,8 +264,9 @@ def comparison_table(changes: list[Change]) -> tables.Table:
         )
     strong = frozenset(i for i, one in enumerate(changes) if one.p_holm is not None and one.p_holm <= LEVEL)
     notes = [
-        "Paired t-test over seeds; losses in nats a token. In brackets: after Holm's correction, made apart over losses "
-        "beside the row without the term, losses beside controls, and alignments. Bold: at most 0.05 after it.",
+        "Paired t-test over seeds; losses in nats a token. In brackets: after Holm's correction, made apart for each "
+        "model and over losses beside the row without the term, losses beside controls, and alignments. Bold: at most 0.05 "
+        "after it.",
         "Smallest visible: the true difference that the test would have found with 80 % power at α = 0.05 (uncorrected), at "
         "the spread seen. Seeds needed: for a true difference as large as the one seen.",
     ]
