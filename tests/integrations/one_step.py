@@ -157,15 +157,21 @@ def sft(weight: float, options: Any) -> Gradients:
     from trl import SFTConfig, SFTTrainer
 
     from crossalign.data.tokenizer import train_tokenizer
-    from crossalign.integrations.hf_trainer import AlignmentCallback
+    from crossalign.integrations.hf_trainer import AlignedTrainerMixin, AlignmentCallback
+
+    class Aligned(AlignedTrainerMixin, SFTTrainer):  # type: ignore[misc]
+        pass
 
     tokenizer = train_tokenizer(["some words"], 257)
     tokenizer.pad_token = tokenizer.eos_token
     kept = capture()
     data = Dataset.from_dict({"input_ids": rows().tolist()})
     args = SFTConfig(**arguments(options, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, bf16=False))
-    callbacks = [AlignmentCallback(make_regularizer(weight)), kept]
-    SFTTrainer(model=make_model(), args=args, train_dataset=data, processing_class=tokenizer, callbacks=callbacks).train()
+    settings: dict[str, Any] = {"model": make_model(), "args": args, "train_dataset": data, "processing_class": tokenizer}
+    if options.mixin:
+        Aligned(**settings, regularizer=make_regularizer(weight), callbacks=[kept]).train()
+    else:
+        SFTTrainer(**settings, callbacks=[AlignmentCallback(make_regularizer(weight)), kept]).train()
     return kept.found
 
 

@@ -97,8 +97,20 @@ def test_the_whole_matrix(cell: Cell, reference: dict[str, torch.Tensor], tmp_pa
     check(cell, reference, tmp_path / "out.safetensors")
 
 
-def test_reentrant_checkpointing_and_the_mixin(reference: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    check(("trainer", 4, "one", False, "reentrant"), reference, tmp_path / "out.safetensors", "--mixin")
+MIXIN: list[Cell] = [
+    ("trainer", 4, "one", False, "reentrant"),
+    ("trainer", 4, "ddp", False, ""),
+    ("sft", 4, "one", False, ""),
+]
+
+
+@pytest.mark.parametrize("cell", MIXIN, ids=lambda cell: "-".join(map(str, cell)))
+def test_the_mixin(cell: Cell, reference: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    check(cell, reference, tmp_path / "out.safetensors", "--mixin")
+
+
+def test_reentrant_checkpointing_in_lightning(reference: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    check(("lightning", 4, "ddp", False, "reentrant"), reference, tmp_path / "out.safetensors")
 
 
 def test_every_pair_of_values_is_covered() -> None:

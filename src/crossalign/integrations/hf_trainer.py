@@ -2,7 +2,7 @@
 
     trainer = Trainer(model=model, args=args, train_dataset=data, callbacks=[AlignmentCallback(regularizer)])
 
-or, where gradients are scaled (fp16), as a mixin, which knows the trainer's accelerator:
+or, where gradients are scaled (fp16) or clipped, as a mixin, which knows the trainer's accelerator and the whole gradient:
 
     class AlignedTrainer(AlignedTrainerMixin, Trainer): ...
     trainer = AlignedTrainer(model=model, args=args, train_dataset=data, regularizer=regularizer)
@@ -13,14 +13,19 @@ whatever the accumulation, and DDP averages its gradient with the others'.
 
 from __future__ import annotations
 
+import math
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
 
 from crossalign.errors import UserError
+from crossalign.integrations import gradients
 from crossalign.regularizer import AlignmentRegularizer
 
 FILE = "alignment.safetensors"
@@ -28,6 +33,9 @@ FILE = "alignment.safetensors"
 
 class AlignmentCallback(TrainerCallback):
     """Adds the regulariser's gradient on the steps that are due, logs its numbers as ``align_*``, and saves its queue.
+
+    ``align_grad_ratio`` is the norm of the term's gradient over that of the whole step's before clipping. A callback sees that
+    one after clipping: where it was clipped the ratio is not logged, but by the mixin.
 
     Args:
         regularizer: the term.
@@ -37,9 +45,14 @@ class AlignmentCallback(TrainerCallback):
     def __init__(self, regularizer: AlignmentRegularizer, accelerator: Any = None) -> None:
         self.regularizer, self.accelerator = regularizer, accelerator
         self._numbers: dict[str, Tensor] = {}
+        self._norm: Tensor | None = None  # of the term's gradient, until that of the whole step's is known
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Refuse what would come out wrong; on a resumed run, put the queue back."""
+        # Reporters log in the order of the handler's list, which no callback is given: stand before them.
+        handler = sys._getframe(1).f_locals.get("self")
+        if isinstance(handler, CallbackHandler):
+            handler.callbacks.sort(key=lambda callback: callback is not self)
         if args.fp16 and self.accelerator is None:
             raise UserError("with fp16 gradients are scaled, which a callback cannot see: use AlignedTrainerMixin instead")
         if args.deepspeed:
@@ -49,23 +62,43 @@ class AlignmentCallback(TrainerCallback):
                 "the alignment term is not supported with Trainer's fsdp, which could not be tested: use DDP here, or "
                 "crossalign finetune --loop.shard"
             )
-        resumed = args.resume_from_checkpoint
-        folder = Path(resumed) if isinstance(resumed, str) else Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        file = folder / FILE
-        if state.global_step and file.is_file():
-            self._load(file)
+        if state.global_step:
+            self._restore(args, state)
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
         """One backward pass for the term."""
         if not self.regularizer.due(state.global_step):
             return
+        model.train()  # the trainer does so later, in its own forward pass: until then evaluation left it
+        if callable(getattr(optimizer, "train", None)):
+            optimizer.train()
         accelerator = self.accelerator
         with accelerator.no_sync(model) if accelerator is not None else nullcontext():
             value = self.regularizer.loss(model)
             accelerator.backward(value) if accelerator is not None else value.backward()
         self._numbers = {"loss": value.detach(), **self.regularizer.numbers}
+        self._norm = gradients.norm(gradients.average(gradient.clone()) for gradient in gradients.of(model))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """The whole gradient, where the mixin did not see it before."""
+        self.compare(model, clipped=args.max_grad_norm or math.inf)
+
+    def compare(self, model: nn.Module, clipped: float = math.inf) -> None:
+        """Note the ratio of the term's gradient to the whole step's; NaN if that one was ``clipped`` to such a norm."""
+        if self._norm is not None:
+            whole = gradients.norm(gradients.of(model))
+            self._numbers["grad_ratio"] = torch.where(whole < 0.999 * clipped, self._norm / whole, math.nan)
+            self._norm = None
 
     def on_log(
         self,
@@ -78,6 +111,8 @@ class AlignmentCallback(TrainerCallback):
         """The latest numbers beside the trainer's own."""
         if logs is not None and "loss" in logs and self._numbers:
             told = {f"align_{name}": float(value) for name, value in self._numbers.items()}
+            if math.isnan(told.get("align_grad_ratio", 0.0)):
+                del told["align_grad_ratio"]
             logs.update(told)
             if state.log_history:
                 state.log_history[-1].update(told)
@@ -92,6 +127,19 @@ class AlignmentCallback(TrainerCallback):
             queue = {str(i): tensor.contiguous().cpu() for i, tensor in enumerate(told["queue"])}
             save_file(queue, folder / FILE, metadata={"pairs": told["pairs"]})
 
+    def _restore(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Put the queue back from the checkpoint that the trainer goes on from, whose folder it does not tell."""
+        resumed = args.resume_from_checkpoint
+        folder = Path(resumed) if isinstance(resumed, str) else Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if _was_saved_in(folder, state):
+            if (folder / FILE).is_file():
+                self._load(folder / FILE)
+        elif self.regularizer.queue:
+            raise UserError(
+                f"the run goes on from a checkpoint that is not {folder}, so its queue of features is not found: name the "
+                "checkpoint in TrainingArguments(resume_from_checkpoint=…) too"
+            )
+
     def _load(self, file: Path) -> None:
         from safetensors import safe_open
 
@@ -100,10 +148,28 @@ class AlignmentCallback(TrainerCallback):
             self.regularizer.load_state_dict({"pairs": saved.metadata()["pairs"], "queue": queue})
 
 
+def _was_saved_in(folder: Path, state: TrainerState) -> bool:
+    """Whether ``state`` is that of the checkpoint ``folder``: the same step, and the same history of losses."""
+    file = folder / "trainer_state.json"
+    if not file.is_file():
+        return False
+    saved = TrainerState.load_from_json(str(file))
+    return saved.global_step == state.global_step and str(saved.log_history) == str(state.log_history)  # NaN is not NaN
+
+
 class AlignedTrainerMixin:
     """Before ``Trainer`` or ``SFTTrainer`` among the bases: takes ``regularizer=…`` beside the trainer's own arguments."""
 
     def __init__(self, *args: Any, regularizer: AlignmentRegularizer, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         trainer: Any = self
-        trainer.add_callback(AlignmentCallback(regularizer, trainer.accelerator))
+        self._alignment = AlignmentCallback(regularizer, trainer.accelerator)
+        trainer.add_callback(self._alignment)
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """The trainer's, after whose last micro-batch the whole gradient is there, not yet clipped."""
+        loss: Tensor = super().training_step(model, *args, **kwargs)  # type: ignore[misc]
+        trainer: Any = self
+        if trainer.accelerator.sync_gradients:
+            self._alignment.compare(model)
+        return loss

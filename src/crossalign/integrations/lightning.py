@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.errors import UserError, missing_extra
+from crossalign.integrations import gradients
 from crossalign.regularizer import AlignmentRegularizer
 
 try:
@@ -41,16 +42,26 @@ class AlignmentCallback(pl.Callback):
             raise UserError("the alignment term is not supported with 16-mixed, whose gradients are scaled: use bf16-mixed")
         if not pl_module.automatic_optimization:
             raise UserError("with manual optimisation add regularizer.loss(model) to the last micro-batch's loss yourself")
+        try:
+            pl_module.get_submodule(self.model)
+        except AttributeError as error:
+            names = ", ".join(name for name, _ in pl_module.named_children())
+            raise UserError(
+                f"{type(pl_module).__name__} has no module '{self.model}': give AlignmentCallback the name of the language "
+                f"model in it as model=, of {names}"
+            ) from error
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """The gradient of the term, added to what the step has."""
         if not self.regularizer.due(trainer.global_step):
             return
-        model: nn.Module = pl_module.get_submodule(self.model) if self.model else pl_module
+        model: nn.Module = pl_module.get_submodule(self.model)
         with torch.enable_grad(), trainer.precision_plugin.forward_context():
             value = self.regularizer.loss(model)
-        add_gradient(value, model)
-        pl_module.log_dict({f"align_{name}": number for name, number in self.regularizer.numbers.items()})
+        norm = add_gradient(value, model)
+        numbers = {"loss": value.detach(), **self.regularizer.numbers}
+        numbers["grad_ratio"] = norm / gradients.norm(gradients.of(pl_module))
+        pl_module.log_dict({f"align_{name}": number for name, number in numbers.items()})
 
     def state_dict(self) -> dict[str, Any]:
         return self.regularizer.state_dict()
@@ -59,15 +70,19 @@ class AlignmentCallback(pl.Callback):
         self.regularizer.load_state_dict(state_dict)
 
 
-def add_gradient(value: Tensor, model: nn.Module) -> None:
-    """Add the mean over processes of the gradient of ``value`` to the gradients of ``model``, past DDP's own hooks."""
+def add_gradient(value: Tensor, model: nn.Module) -> Tensor:
+    """Add the mean over processes of the gradient of ``value`` to the gradients of ``model``; returns its norm.
+
+    DDP's own hooks are at rest after its backward pass. Reentrant checkpointing knows ``backward`` alone, which adds to
+    what is there: so that is laid aside meanwhile.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is None:  # the same ones in every process
-            continue
-        if distributed:
-            torch.distributed.all_reduce(gradient)
-            gradient = gradient / torch.distributed.get_world_size()
-        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    before = [p.grad for p in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    value.backward()
+    norm = gradients.norm(gradients.average(gradient) for gradient in gradients.of(model))
+    for parameter, gradient in zip(parameters, before, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
+    return norm
