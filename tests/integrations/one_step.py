@@ -23,6 +23,8 @@ from crossalign.regularizer import AlignmentRegularizer
 
 ROWS, LENGTH, VOCABULARY = 8, 12, 40
 Gradients = dict[str, Tensor]
+RATIOS: list[float] = []
+"""Of the term's gradient to the whole one, as Trainer logged it."""
 
 
 class Words:
@@ -146,9 +148,11 @@ def trainer(weight: float, options: Any) -> Gradients:
     data = [{"input_ids": row, "labels": row} for row in rows()]
     settings: dict[str, Any] = {"model": make_model(), "args": TrainingArguments(**arguments(options)), "train_dataset": data}
     if options.mixin:
-        Aligned(**settings, regularizer=make_regularizer(weight), callbacks=[kept]).train()
+        made = Aligned(**settings, regularizer=make_regularizer(weight), callbacks=[kept])
     else:
-        Trainer(**settings, callbacks=[AlignmentCallback(make_regularizer(weight)), kept]).train()
+        made = Trainer(**settings, callbacks=[AlignmentCallback(make_regularizer(weight)), kept])
+    made.train()
+    RATIOS.extend(row["align_grad_ratio"] for row in made.state.log_history if "align_grad_ratio" in row)
     return kept.found
 
 
@@ -223,6 +227,11 @@ def lightning(weight: float, options: Any) -> Gradients:
 ENGINES: dict[str, Callable[[float, Any], Gradients]] = {"plain": plain, "trainer": trainer, "sft": sft, "lightning": lightning}
 
 
+def norm(gradients: Gradients, without: Gradients) -> float:
+    """Of the difference of two sets of gradients."""
+    return float(torch.stack([(g - without.get(name, torch.zeros(()))).norm() for name, g in gradients.items()]).norm())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("engine", choices=ENGINES)
@@ -236,6 +245,9 @@ def main() -> None:
     run = ENGINES[options.engine]
     with_term, without = run(10.0, options), run(0.0, options)
     assert with_term.keys() == without.keys()
+    term, whole = (norm(with_term, part) for part in (without, {}))
+    for ratio in RATIOS:
+        assert abs(ratio - term / whole) < 1e-3 * term / whole, (ratio, term / whole)
     if int(os.environ.get("RANK", "0")) == 0:
         save_file({name: (with_term[name] - without[name]).contiguous() for name in without}, options.out)
     if torch.distributed.is_initialized():

@@ -167,7 +167,7 @@ def test_reporters_see_the_score_and_the_gradients_ratio(engine: str, clip: floa
         def on_log(self, *args: Any, logs: Any = None, **kwargs: Any) -> None:
             rows.append(dict(logs))
 
-    regularizer = AlignmentRegularizer("cka-linear", every=20, pairs=one_step.make_pairs())
+    regularizer = one_step.make_regularizer(0.1)  # as strong as the text, about
     if engine == "lightning":
         made = lightning(regularizer, 1, accumulate_grad_batches=4, gradient_clip_val=clip or None)
         row = {name: float(value) for name, value in made.logged_metrics.items()}
@@ -179,9 +179,12 @@ def test_reporters_see_the_score_and_the_gradients_ratio(engine: str, clip: floa
     if engine == "callback" and clip == 0.01:
         assert "align_grad_ratio" not in row
     else:
-        whole, term = by_hand
+        whole, ten = by_hand
+        term = {name: gradient / 100 for name, gradient in ten.items()}
+        whole = {name: whole[name] - ten[name] + term[name] for name in whole}
         # transformers scales GPT-2's loss by (T - 1) / T.
-        assert row["align_grad_ratio"] == pytest.approx(norm(term) / norm(whole), rel=0.02)
+        assert row["align_grad_ratio"] == pytest.approx(norm(term) / norm(whole), rel=0.1)
+        assert 0.1 < row["align_grad_ratio"] < 0.9
 
 
 @pytest.mark.parametrize("engine", ["callback", "lightning"])
