@@ -11,7 +11,7 @@ import pytest
 
 from crossalign import cli
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, to_dict, update
-from crossalign.errors import UserError
+from crossalign.errors import UserError, unknown
 from crossalign.models.vision import TABLE2
 from crossalign.recipes import all_recipes, get_recipe
 from crossalign.recipes.cmar import ABLATIONS, TERMS
@@ -30,6 +30,8 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
     [
         (["adpat"], "did you mean 'adapt'?"),
         (["adapt", "cmda-ftp"], "did you mean 'cmda-fpt'?"),
+        (["pretrain", "cmar-pretrain-lambda-2"], f"all {len(all_recipes(PretrainConfig))}: crossalign pretrain --list)"),
+        (["plan", "cmar-finetune-2b"], f"all {len(all_recipes())}: crossalign plan --list)"),
         (["adapt", "small-fpt", "--optim.lrr", "1"], "did you mean --optim.lr?"),
         (["adapt", "small-fpt", "--lora-rank", "4"], "did you mean --tune.lora-rank?"),
         (["plan", "cmda-fpt", "--hardware", "a1000"], "did you mean 'a100'?"),
@@ -49,6 +51,16 @@ def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path:
     assert says in said
     assert said.startswith("crossalign: ")
     assert "Traceback" not in said
+    assert len(said) < 400
+
+
+def test_a_long_list_is_named_and_a_short_one_is_whole() -> None:
+    many = [f"row-{i}" for i in range(40)]
+    assert str(unknown("row", "raw-1", many, listed="--list")) == (
+        "unknown row 'raw-1'; did you mean 'row-1'? (also near: row-31, row-21; all 40: --list)"
+    )
+    assert str(unknown("row", "raw-1", many[:3], listed="--list")).endswith("(known: row-0, row-1, row-2)")
+    assert "row-39" in str(unknown("layer", "raw-1", many))
 
 
 def test_every_assumed_field_exists_and_every_recipe_builds() -> None:

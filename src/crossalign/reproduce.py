@@ -158,7 +158,7 @@ def reproduce(
     known = table.known_rows(scale)
     for row in only:
         if row not in known:
-            raise unknown("row", row, known)
+            raise unknown("row", row, known, listed="rows are the ends of the names that crossalign plan --list gives")
     rows = [row for row in known if row in (only or table.usual_rows(scale))]
     recipes = {row: table.recipe(row, scale) for row in rows}
     base = {row: configured(recipes[row], settings) for row in rows}
