@@ -191,6 +191,28 @@ def test_plan_of_language_models_prints_the_published_counts(
     assert get_recipe(recipe).assumed.keys() <= {line.split(":")[0].strip() for line in out.splitlines()}
 
 
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["cmar-pretrain", "--hardware", "h100"], "28.7 GB of 80 GB\n"),
+        # 34 · 2048 · 64 tokens · 768 · 12 layers and 16 bytes a parameter: more than the text's pass with its logits
+        (["cmar-pretrain-cca-sound", "--hardware", "h100"], "43.1 GB of 80 GB\n"),
+        (
+            ["cmar-pretrain-captions", "--align.batch-size", "2048", "--hardware", "h100"],
+            "108.9 GB of 80 GB: does not fit; lower",
+        ),
+        (["cmar-pretrain-l2-weights", "--align.batch-size", "2048"], "28.7 GB of"),
+        (["cmar-finetune-8b", "--hardware", "h100"], "of 80 GB: does not fit; weights, gradients and moments alone are 128.5"),
+        (["cmar-finetune-8b", "--hardware", "h100"], "--loop.shard"),
+        (["cmar-finetune-1b", "--hardware", "l4"], "does not fit; raise --loop.accumulation or take --gradient-checkpointing"),
+        (["cmda-full", "--hardware", "t4", "--loop.batch-size", "8192"], "does not fit; raise --loop.accumulation"),
+    ],
+)
+def test_plan_says_what_does_not_fit(capsys: pytest.CaptureFixture[str], args: list[str], says: str) -> None:
+    assert cli.main(["plan", *args]) == 0
+    assert says in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("recipe", ["cmda-none", "cmda-vit", "cmda-fpt-shuffled", "small-fpt"])
 def test_plan_takes_every_kind_of_backbone(capsys: pytest.CaptureFixture[str], recipe: str) -> None:
     if recipe == "small-fpt":
