@@ -17,6 +17,7 @@ TEXT = (PretrainConfig, FinetuneConfig)
 
 
 def usual_of(name: str) -> Recipe:
+    """The recipe that this one is a variant of."""
     return get_recipe("cmar-pretrain" if "-pretrain" in name else name[: len("cmar-finetune-1b")])
 
 
@@ -62,6 +63,11 @@ def test_rows_that_the_paper_lacks_cite_none() -> None:
     assert lacks == {"captions", "cca", "cka-linear-debiased", "cka-rbf-debiased"}
     assert all("§" in told[name] or "Fig." in told[name] for name in told.keys() - lacks)
     assert "do not state its form" in told["mean"]
+
+
+def test_rows_without_a_language_model_say_nothing_of_its_attention() -> None:
+    about = {name: {"backbone.attention", "backbone.position"} & get_recipe(name).assumed.keys() for name in all_recipes()}
+    assert not about["cmda-none"] and not about["cmda-vit"] and len(about["cmda-fpt-random"]) == 2
 
 
 def test_the_doubts_of_table_2_are_told() -> None:

@@ -281,10 +281,11 @@ def _differing(config: Any, usual: Any) -> list[str]:
 def _add_pretraining() -> None:
     note, usual = "GPT-2 124M on OpenWebText", pretraining({})
     add = partial(_add, assumed=ASSUMED_PRETRAIN, usual=usual)
-    for name, term, title, row in (
-        ("cmar-pretrain", {}, "CKA towards DINOv2-S", "Pre-training + cka-rbf"),
-        ("cmar-pretrain-baseline", None, "no alignment", "Pre-training"),
-    ):
+    rows: dict[str, tuple[dict[str, Any] | None, str, str]] = {
+        "cmar-pretrain": ({}, "CKA towards DINOv2-S", "Pre-training + cka-rbf"),
+        "cmar-pretrain-baseline": (None, "no alignment", "Pre-training"),
+    }
+    for name, (term, title, row) in rows.items():
         add(name, f"{note}, {title} (§4.1)", make=partial(pretraining, term))
         loop, align = replace(usual.loop, batch_size=64), replace(published_term(term), batch_size=64)
         why = {"loop.batch_size": "A.1 says 64, §4.1 32; sequences a step over all GPUs"}
@@ -307,8 +308,8 @@ def _add_pretraining() -> None:
         term, why, told = arm.term, arm.why, ""
         if name in DEGENERATE:
             term = term | {"on_degenerate": "warn"}
-            why = why | {"align.on_degenerate": f"degenerate as published, {DEGENERATE[name]}; see -{name}-sound"}
-            told = f" as published, degenerate: {DEGENERATE[name]} (see -sound)"
+            why = why | {"align.on_degenerate": f"degenerate at the published batch, {DEGENERATE[name]}; see -{name}-sound"}
+            told = f" at the published batch, degenerate: {DEGENERATE[name]} (see -sound)"
         add(f"cmar-pretrain-{name}", f"{note}, {name}{told} ({arm.where})", make=partial(pretraining, term), why=why)
     for name in DEGENERATE:
         why = TERMS[name].why | {
