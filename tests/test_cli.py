@@ -11,7 +11,7 @@ import pytest
 
 from crossalign import cli
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, to_dict, update
-from crossalign.errors import UserError
+from crossalign.errors import UserError, unknown
 from crossalign.models.vision import TABLE2
 from crossalign.recipes import all_recipes, get_recipe
 from crossalign.recipes.cmar import ABLATIONS, TERMS
@@ -30,6 +30,8 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
     [
         (["adpat"], "did you mean 'adapt'?"),
         (["adapt", "cmda-ftp"], "did you mean 'cmda-fpt'?"),
+        (["pretrain", "cmar-pretrain-lambda-2"], f"all {len(all_recipes(PretrainConfig))}: crossalign pretrain --list)"),
+        (["plan", "cmar-finetune-2b"], f"all {len(all_recipes())}: crossalign plan --list)"),
         (["adapt", "small-fpt", "--optim.lrr", "1"], "did you mean --optim.lr?"),
         (["adapt", "small-fpt", "--lora-rank", "4"], "did you mean --tune.lora-rank?"),
         (["plan", "cmda-fpt", "--hardware", "a1000"], "did you mean 'a100'?"),
@@ -49,6 +51,16 @@ def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path:
     assert says in said
     assert said.startswith("crossalign: ")
     assert "Traceback" not in said
+    assert len(said) < 400
+
+
+def test_a_long_list_is_named_and_a_short_one_is_whole() -> None:
+    many = [f"row-{i}" for i in range(40)]
+    assert str(unknown("row", "raw-1", many, listed="--list")) == (
+        "unknown row 'raw-1'; did you mean 'row-1'? (also near: row-31, row-21; all 40: --list)"
+    )
+    assert str(unknown("row", "raw-1", many[:3], listed="--list")).endswith("(known: row-0, row-1, row-2)")
+    assert "row-39" in str(unknown("layer", "raw-1", many))
 
 
 def test_every_assumed_field_exists_and_every_recipe_builds() -> None:
@@ -177,6 +189,28 @@ def test_plan_of_language_models_prints_the_published_counts(
     out = capsys.readouterr().out
     assert all(text in out for text in said)
     assert get_recipe(recipe).assumed.keys() <= {line.split(":")[0].strip() for line in out.splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["cmar-pretrain", "--hardware", "h100"], "28.7 GB of 80 GB\n"),
+        # 34 · 2048 · 64 tokens · 768 · 12 layers and 16 bytes a parameter: more than the text's pass with its logits
+        (["cmar-pretrain-cca-sound", "--hardware", "h100"], "43.1 GB of 80 GB\n"),
+        (
+            ["cmar-pretrain-captions", "--align.batch-size", "2048", "--hardware", "h100"],
+            "108.9 GB of 80 GB: does not fit; lower",
+        ),
+        (["cmar-pretrain-l2-weights", "--align.batch-size", "2048"], "28.7 GB of"),
+        (["cmar-finetune-8b", "--hardware", "h100"], "of 80 GB: does not fit; weights, gradients and moments alone are 128.5"),
+        (["cmar-finetune-8b", "--hardware", "h100"], "--loop.shard"),
+        (["cmar-finetune-1b", "--hardware", "l4"], "does not fit; raise --loop.accumulation or take --gradient-checkpointing"),
+        (["cmda-full", "--hardware", "t4", "--loop.batch-size", "8192"], "does not fit; raise --loop.accumulation"),
+    ],
+)
+def test_plan_says_what_does_not_fit(capsys: pytest.CaptureFixture[str], args: list[str], says: str) -> None:
+    assert cli.main(["plan", *args]) == 0
+    assert says in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("recipe", ["cmda-none", "cmda-vit", "cmda-fpt-shuffled", "small-fpt"])

@@ -9,13 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from crossalign import cli
-from crossalign.reproduce import QUICKSTART, STUDIES, configured
+from crossalign.models.vision import TABLE2
+from crossalign.recipes import get_recipe
+from crossalign.reproduce import QUICKSTART, STUDIES, Job, configured
+from crossalign.training.term import row_name
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +126,50 @@ def test_a_study_of_language_models_keeps_what_the_sweep_of_other_rows_found(
     assert [entry["row"] for entry in sweep] == ["Pre-training"] * 2 + ["Pre-training + captions"] * 2
     assert sum(entry["chosen"] for entry in sweep) == 2
     assert len(list((tmp_path / "out").glob("*/seed-*/result.json"))) == 4
-    assert cli.main([*args, "--scale", "paper"]) == 2
+
+
+def test_a_study_without_a_published_table_has_no_paper_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["reproduce", "cmar-finetune", "--output", str(tmp_path / "out"), "--scale", "paper"]) == 2
     assert "is no table of a paper" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "rows", "seeds"),
+    [
+        (["--scale", "paper"], ["baseline", *TABLE2], 5),
+        (["--scale", "paper", "--rows", "lambda-5", "clip-", "--seeds", "2"], None, 0),
+        (["--scale", "paper", "--rows", "lambda-5", "baseline", "--seeds", "2"], ["baseline", "lambda-5"], 2),
+        (["--set", "corpus.source=[a.txt]", "--rows", "layers-first", "mobilenet"], ["layers-first", "mobilenet"], 3),
+    ],
+)
+def test_rows_and_seeds_of_either_scale(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: list[str], rows: list[str] | None, seeds: int
+) -> None:
+    """Table 3 is a baseline and seven teachers, five runs each; a row that has a recipe can be asked for."""
+    ran: list[tuple[str, int, str]] = []
+
+    def run_all(jobs: list[Job], workers: int) -> tuple[dict[str, Any], dict[str, str]]:
+        ran.extend((job.recipe, job.config.seed, job.config.row) for job in jobs)
+        return {}, {}
+
+    monkeypatch.setattr("crossalign.reproduce._run_all", run_all)
+    code = cli.main(["reproduce", "cmar-pretrain", "--output", str(tmp_path / "out"), *more])
+    if rows is None:
+        assert code == 2 and not ran
+        return
+    prefix = "cmar-pretrain" if "paper" in more else "small-pretrain"
+    assert {(recipe, seed) for recipe, seed, _ in ran} == {(f"{prefix}-{row}", seed) for row in rows for seed in range(seeds)}
+    assert len({title for _, _, title in ran}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("study", "scale"), [("cmar-pretrain", "paper"), ("cmar-pretrain", "small"), ("cmar-finetune", "small")]
+)
+def test_no_two_rows_of_a_study_bear_one_name(study: str, scale: str) -> None:
+    """The report would take them for one row."""
+    configs = [get_recipe(STUDIES[study].recipe(row, scale)).make() for row in STUDIES[study].known_rows(scale)]
+    titles = [config.row or row_name(config) for config in configs]
+    assert len(titles) > 30 and sorted(set(titles)) == sorted(titles)
 
 
 def test_the_quickstarts_settings_are_real() -> None:

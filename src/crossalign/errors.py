@@ -5,22 +5,30 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+SHORT = 12
+"""Names that a sentence can hold."""
+
 
 class UserError(Exception):
     """Bad input. The command line prints the sentence alone and exits with 2; a library caller catches it."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """An error for a name that no registry holds: it gives the nearest one, or the whole list.
+def unknown(kind: str, name: str, known: Iterable[str], listed: str = "") -> UserError:
+    """An error for a name that no registry holds: it gives the nearest one and the whole list.
+
+    ``listed``: the command that lists a registry too long for a sentence, of which the three nearest names are given.
 
     >>> raise unknown("metric", "mdd", ["mmd", "mse"])
     Traceback (most recent call last):
     crossalign.errors.UserError: unknown metric 'mdd'; did you mean 'mmd'? (known: mmd, mse)
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    return UserError(f"unknown {kind} '{name}'{hint} (known: {', '.join(names)})")
+    if not listed or len(names) <= SHORT:
+        return UserError(f"unknown {kind} '{name}'{hint} (known: {', '.join(names)})")
+    others = f"also near: {', '.join(near[1:])}; " if near[1:] else ""
+    return UserError(f"unknown {kind} '{name}'{hint} ({others}all {len(names)}: {listed})")
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:

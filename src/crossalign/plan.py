@@ -115,7 +115,14 @@ def plan(config: AdaptConfig, recipe: str, train_images: int, classes: int, hard
         f"steps                  {estimate.steps_per_epoch:,} an epoch, {estimate.steps_per_epoch * config.loop.epochs:,} "
         f"in all ({config.loop.epochs} epochs, batch {config.loop.batch_size}, {train_images:,} images before the split)",
         f"FLOPs                  {estimate.flops_per_image:.3g} an image, {estimate.total_flops:.3g} in all",
-        *memory_and_time(estimate.memory_bytes, estimate.total_flops, config.loop.precision, device, utilization),
+        *memory_and_time(
+            estimate.memory_bytes,
+            estimate.total_flops,
+            config.loop.precision,
+            device,
+            utilization,
+            "raise --loop.accumulation, or take --backbone.gradient-checkpointing",
+        ),
     ]
     assumed = assumptions(recipe)
     if assumed:
@@ -131,11 +138,14 @@ def find_hardware(name: str) -> Hardware:
     return HARDWARE[name]
 
 
-def memory_and_time(memory: float, flops: float, precision: str, device: Hardware, utilization: float) -> list[str]:
-    """Two lines: bytes beside the device's, and hours at a share of its peak."""
+def memory_and_time(
+    memory: float, flops: float, precision: str, device: Hardware, utilization: float, remedy: str
+) -> list[str]:
+    """Two lines: bytes beside the device's, with ``remedy`` where they are more, and hours at a share of its peak."""
+    too_much = f": does not fit; {remedy}" if memory > device.memory else ""
     seconds = flops / ((device.bf16 if precision != "fp32" else device.fp32) * utilization)
     return [
-        f"peak memory            about {memory / 1e9:.1f} GB of {device.memory / 1e9:.0f} GB",
+        f"peak memory            about {memory / 1e9:.1f} GB of {device.memory / 1e9:.0f} GB{too_much}",
         f"time                   about {seconds / 3600:.2f} h on {device.name} at {utilization:.0%} of its peak "
         "(an assumption: --utilization)",
     ]

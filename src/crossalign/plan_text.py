@@ -14,6 +14,7 @@ from crossalign.data.tokenizer import open_tokenizer
 from crossalign.models.causal import choose_trained, new_gpt2
 from crossalign.models.language import open_language_model
 from crossalign.plan import assumptions, find_hardware, memory_and_time
+from crossalign.regularizer import WEIGHT_PENALTIES
 from crossalign.training.term import row_name
 
 VOCABULARIES = {"hf:openai-community/gpt2": 50_257}
@@ -26,7 +27,8 @@ def plan_text(config: PretrainConfig | FinetuneConfig, recipe: str, hardware: st
     FLOPs: 6 a weight and token that it meets (4 for a frozen weight), 12 L D T a token for attention (Kaplan et al. 2020,
     §2.1), and the same for the captions of the alignment term. The teacher looks at each image once; that is left out.
     Memory of one process without sharding: weights, gradients and Adam's moments in fp32, activations by Korthikanti et al.
-    2022, Eq. 2, and the logits with their gradient.
+    2022, Eq. 2, and the logits with their gradient; of a micro-batch or of the captions of a term, whichever needs more, since
+    each has a backward pass of its own. Similarities ask for no logits.
 
     Raises:
         UserError: unknown hardware, or a model or tokenizer whose configuration is not at hand.
@@ -46,12 +48,24 @@ def plan_text(config: PretrainConfig | FinetuneConfig, recipe: str, hardware: st
         return float(tokens * (per_weight * met + 12.0 * layers * width * length))
 
     tokens = loop.steps * loop.batch_size * block
-    terms = -(-loop.steps // align.every) if align.metric != "none" and align.weight else 0
+    looks = align.metric not in ("none", *WEIGHT_PENALTIES) and align.weight != 0
+    terms = -(-loop.steps // align.every) if looks else 0
     captions = terms * align.batch_size * align.max_length
     micro = -(-loop.batch_size // loop.accumulation)
     checkpointed = config.gpt.gradient_checkpointing if isinstance(config, PretrainConfig) else config.gradient_checkpointing
-    activations = 34.0 * micro * block * width * (1 if checkpointed else layers) + 10.0 * micro * block * vocabulary
-    memory = 4.0 * total + 12.0 * trains + activations * (1 if loop.precision != "fp32" else 2)
+
+    def activations(tokens: int, logits: bool) -> float:
+        return 34.0 * tokens * width * (1 if checkpointed else layers) + 10.0 * tokens * vocabulary * logits
+
+    passes = [activations(micro * block, logits=True)]
+    passes += [activations(align.batch_size * align.max_length, logits=align.metric == "captions")] if terms else []
+    states = 4.0 * total + 12.0 * trains
+    memory = states + max(passes) * (1 if loop.precision != "fp32" else 2)
+    if states > device.memory:
+        remedy = f"weights, gradients and moments alone are {states / 1e9:.1f} GB: several devices and --loop.shard"
+    else:
+        remedy = "raise --loop.accumulation" if passes[0] == max(passes) else "lower --align.batch-size"
+        remedy += f" or take {'--gpt.' if isinstance(config, PretrainConfig) else '--'}gradient-checkpointing"
     text, term = flops(tokens, block), flops(captions, align.max_length)
     more = f", and {100 * term / text:.2g} % more for {terms:,} terms of {align.batch_size} captions" if terms else ""
     return "\n".join(
@@ -62,7 +76,7 @@ def plan_text(config: PretrainConfig | FinetuneConfig, recipe: str, hardware: st
             f"steps                  {loop.steps:,} of {loop.batch_size:,} sequences of {block:,} tokens",
             f"tokens                 {tokens:,} at the most",
             f"FLOPs                  {text / tokens:.3g} a token, {text:.3g} in all{more}",
-            *memory_and_time(memory, text + term, loop.precision, device, utilization),
+            *memory_and_time(memory, text + term, loop.precision, device, utilization, remedy),
             *assumptions(recipe),
         ]
     )

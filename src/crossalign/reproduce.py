@@ -23,7 +23,8 @@ from crossalign.cache import write_json
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, update
 from crossalign.environment import command_line, usable_cores
 from crossalign.errors import UserError, unknown
-from crossalign.recipes import get_recipe
+from crossalign.recipes import all_recipes, get_recipe
+from crossalign.recipes.cmar import TEACHERS
 from crossalign.recipes.cmda import CONTROLS, METHODS, METRICS
 from crossalign.training.run import differences
 
@@ -40,6 +41,21 @@ class Table:
     """Name of a row's recipe, with the row in place of ``{}``."""
     paper: str = ""
     """The same as published; "" where the paper has no such table."""
+    paper_rows: tuple[str, ...] = ()
+    """Rows of the published table; empty: ``rows``."""
+    paper_seeds: int = 3
+    """Runs a row of the published table."""
+
+    def usual_rows(self, scale: str) -> tuple[str, ...]:
+        """The rows that run unless others are asked for."""
+        return (self.paper_rows if scale == "paper" else ()) or self.rows
+
+    def known_rows(self, scale: str) -> tuple[str, ...]:
+        """The usual rows, and every other one that a recipe of the same verb bears the name of."""
+        usual = self.usual_rows(scale)
+        prefix = (self.small if scale == "small" else self.paper).format("")
+        names = all_recipes(type(get_recipe(self.recipe(usual[0], scale)).make()))
+        return tuple(dict.fromkeys([*usual, *(name.removeprefix(prefix) for name in names if name.startswith(prefix))]))
 
     def recipe(self, row: str, scale: str) -> str:
         """The name of a row's recipe; the row "aligned" is the recipe without a suffix.
@@ -56,8 +72,21 @@ class Table:
 TABLE1 = [m if a == "none" else f"{m}-{a}" for m in METHODS for a in METRICS] + list(CONTROLS)
 TERMS = ("baseline", "aligned", "unpaired", "mean", "random-teacher", "l2", "captions")
 STUDIES: dict[str, Table] = {
-    "cmda-table1": Table("CMDA Table 1, with cosine and the controls", tuple(TABLE1), "small-{}", "cmda-{}"),
-    "cmar-pretrain": Table("CMAR: pre-training with and without alignment, with controls", TERMS, "small-pretrain-{}"),
+    "cmda-table1": Table(
+        "CMDA Table 1, with cosine and the controls",
+        tuple(TABLE1),
+        "small-{}",
+        "cmda-{}",
+        paper_rows=(*TABLE1, "fpt-matched"),
+    ),
+    "cmar-pretrain": Table(
+        "CMAR: pre-training with and without alignment, with controls",
+        TERMS,
+        "small-pretrain-{}",
+        "cmar-pretrain-{}",
+        paper_rows=("baseline", *TEACHERS),  # Table 3 and Fig. 3
+        paper_seeds=5,
+    ),
     "cmar-finetune": Table("CMAR: fine-tuning with and without alignment, with controls", TERMS, "small-finetune-{}"),
     "quickstart": Table(
         "MiniLM learns to read digits", ("fpt", "fpt-random", "lora", "lora-mmd", "full", "full-random"), "small-{}"
@@ -106,7 +135,7 @@ def reproduce(
     output: Path,
     *,
     scale: str = "small",
-    seeds: int = 3,
+    seeds: int | None = None,
     lrs: tuple[float, ...] = (),
     sweep_epochs: int = 0,
     workers: int = 1,
@@ -114,6 +143,9 @@ def reproduce(
     only: tuple[str, ...] = (),
 ) -> int:
     """Run ``study`` into ``output`` and write its report; returns 0, or 1 if a run failed (the others still finish).
+
+    ``only`` names rows: those of the table, or any other that has a recipe. ``seeds`` None takes as many as the published
+    table has runs, or 3.
 
     Raises:
         UserError: unknown study, row or setting; all before the first run.
@@ -123,11 +155,11 @@ def reproduce(
     from crossalign.training.term import row_name
 
     table = STUDIES[study]
-    known = [*table.rows, *(["fpt-matched"] if (study, scale) == ("cmda-table1", "paper") else [])]
+    known = table.known_rows(scale)
     for row in only:
         if row not in known:
-            raise unknown("row", row, known)
-    rows = [row for row in known if not only or row in only]
+            raise unknown("row", row, known, listed="rows are the ends of the names that crossalign plan --list gives")
+    rows = [row for row in known if row in (only or table.usual_rows(scale))]
     recipes = {row: table.recipe(row, scale) for row in rows}
     base = {row: configured(recipes[row], settings) for row in rows}
     for row, config in base.items():
@@ -152,7 +184,7 @@ def reproduce(
     best = _choose(rows, base, sweep, found, output)
     rows = [row for row in rows if row in best or not lrs]  # a row whose sweep failed has no learning rate of its own
     finals = []
-    for seed in range(seeds):
+    for seed in range((table.paper_seeds if scale == "paper" else 3) if seeds is None else seeds):
         for row in rows:
             optim = dataclasses.replace(base[row].optim, lr=best.get(row, base[row].optim.lr))
             config = dataclasses.replace(base[row], seed=seed, optim=optim, output=output / row / f"seed-{seed}")

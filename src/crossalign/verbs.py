@@ -97,9 +97,10 @@ class ReproduceArgs:
     output: Path = Path("runs/table1")
     """Study folder; a second call goes on where the first stopped."""
     scale: Literal["small", "paper"] = "small"
-    """Start from the small-* or the cmda-* recipes."""
-    seeds: int = 3
-    """Seeds a row."""
+    """Start from the small-* recipes, or from those with the papers' settings; cmar-pretrain then has the rows of CMAR
+    Table 3, the baseline and seven teachers."""
+    seeds: int | None = None
+    """Seeds a row; None takes 3, or 5 for cmar-pretrain at the paper's scale, as Table 3 has."""
     lrs: tuple[float, ...] = ()
     """Learning rates to sweep on validation; empty keeps the recipe's."""
     sweep_epochs: int = 0
@@ -109,7 +110,7 @@ class ReproduceArgs:
     set: tuple[str, ...] = ()
     """Settings for every row, as key=value, such as data.source=FOLDER or loop.epochs=5."""
     rows: tuple[str, ...] = ()
-    """Only these rows, by recipe suffix, such as fpt-mmd; empty runs all."""
+    """Only these rows, by recipe suffix, such as fpt-mmd or lambda-5; any that has a recipe. Empty runs the table's."""
 
 
 @dataclass

@@ -15,6 +15,7 @@ import torch
 from pictures import THREE, check_rows, open_source, png, sizes
 
 from crossalign.data import decode as decoding
+from crossalign.data.hub import load_hub
 from crossalign.errors import UserError
 
 # -- digits --
@@ -204,6 +205,25 @@ def test_hub_sets_are_read_from_a_local_folder(tmp_path: Path, write_folder: Cal
         return
     plain = open_source(tmp_path / "hub")
     assert plain.fingerprint == hub.fingerprint and np.array_equal(plain.train.pixels, hub.train.pixels)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "configuration", "revision"),
+    [
+        ("hf:Skylion007/openwebtext@refs/convert/parquet", "Skylion007/openwebtext", None, "refs/convert/parquet"),
+        ("minhuh/prh@wit_1024", "minhuh/prh", None, "wit_1024"),
+        ("some/set:plain@v1.0", "some/set", "plain", "v1.0"),
+        ("some/set:plain", "some/set", "plain", None),
+    ],
+)
+def test_a_hub_name_holds_configuration_and_revision(
+    monkeypatch: pytest.MonkeyPatch, name: str, path: str, configuration: str | None, revision: str | None
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked: list[Any] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: asked.append((*args, options)))
+    load_hub(name)
+    assert asked == [(path, configuration, {"revision": revision})]
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-set", "/no/such/folder"])

@@ -32,15 +32,20 @@ def get_recipe(name: str, kind: type | tuple[type, ...] | None = None) -> Recipe
     """The recipe called ``name``, of configurations of class ``kind`` (or one of several) if that is given.
 
     Raises:
-        UserError: there is none, and the nearest name is given; or it is another verb's.
+        UserError: there is none, and the nearest names are given; or it is another verb's.
     """
     recipes = all_recipes()
     if name not in recipes:
-        raise unknown("recipe", name, all_recipes(kind))
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        verb = _verb(kinds[0]) if len(kinds) == 1 and kinds[0] else "plan"  # which takes them all
+        raise unknown("recipe", name, all_recipes(kind), listed=f"crossalign {verb} --list")
     if kind and not isinstance(recipes[name].make(), kind):
-        verb = type(recipes[name].make()).__name__.removesuffix("Config").lower()
-        raise UserError(f"'{name}' is a recipe of crossalign {verb}")
+        raise UserError(f"'{name}' is a recipe of crossalign {_verb(type(recipes[name].make()))}")
     return recipes[name]
+
+
+def _verb(kind: type) -> str:
+    return kind.__name__.removesuffix("Config").lower()
 
 
 def all_recipes(kind: type | tuple[type, ...] | None = None) -> dict[str, Recipe]:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from crossalign.config import (
     TeacherConfig,
     TextLoopConfig,
     TuneConfig,
+    to_dict,
 )
 from crossalign.recipes import RECIPES, Recipe
 
@@ -40,86 +41,162 @@ TEACHERS = {
 SMALL_TEACHERS = {"mobilenet": "package:mobilenet_v2", "random-teacher": "random:package:efficientnet_lite0"}
 """Another trained teacher that a pip package brings, and the control."""
 
-TERMS: dict[str, dict[str, Any]] = {
-    "cka-linear": {"metric": "cka-linear"},
-    "cka-linear-debiased": {"metric": "cka-linear-debiased"},
-    "cka-rbf-debiased": {"metric": "cka-rbf-debiased"},
-    "cca": {"metric": "cca", "on_degenerate": "warn"},
-    "svcca": {"metric": "svcca", "on_degenerate": "warn"},
-    "pwcca": {"metric": "pwcca", "on_degenerate": "warn"},
-    "linear-regression": {"metric": "linear-regression", "on_degenerate": "warn"},
-    "dot-product": {"metric": "dot-product"},
-    "l1": {"metric": "l1"},
-    "l2": {"metric": "l2"},
-    "l1-weights": {"metric": "l1-weights"},
-    "l2-weights": {"metric": "l2-weights"},
-    "koleo": {"metric": "koleo"},
-    "unpaired": {"mode": "unpaired"},
-    "mean": {"metric": "kernel-alignment", "mode": "mean"},
-    "captions": {"metric": "captions", "weight": 1.0},
+
+@dataclass(frozen=True)
+class Arm:
+    """A row that changes the usual term."""
+
+    term: dict[str, Any]
+    """What of the term it changes."""
+    where: str = "not in the paper"
+    """Its place in the paper."""
+    why: dict[str, str] = field(default_factory=dict)
+    """What the paper leaves open of what it changes."""
+
+
+FEATURES = "§4.4.4 does not say whether of features or of weights: of features here, see -{0}-weights"
+WEIGHTS = "§4.4.4 does not say whether of features or of weights: of weights here, see -{0}"
+PENALTY_WEIGHT = "not given for penalties; that of the alignment"
+TERMS: dict[str, Arm] = {
+    "cka-linear": Arm({"metric": "cka-linear"}, "§4.4.4, Fig. 7a"),
+    "cka-linear-debiased": Arm({"metric": "cka-linear-debiased"}),
+    "cka-rbf-debiased": Arm({"metric": "cka-rbf-debiased"}),
+    "cca": Arm({"metric": "cca"}, "named in §3.2, in none of its results"),
+    "svcca": Arm(
+        {"metric": "svcca"}, "§4.4.4, Fig. 7a", {"align.metric": "the share of variance kept is not given; 99 %, its authors'"}
+    ),
+    "pwcca": Arm({"metric": "pwcca"}, "§4.4.4, Fig. 7a"),
+    "linear-regression": Arm({"metric": "linear-regression"}, "Fig. 7a, A.7"),
+    "dot-product": Arm(
+        {"metric": "dot-product"},
+        "Fig. 7a, A.7",
+        {"align.metric": "A.7's is not defined for two widths: rows of length 1, the narrower filled up with zeros"},
+    ),
+    "l1": Arm({"metric": "l1"}, "§4.4.4, Fig. 7b", {"align.metric": FEATURES.format("l1"), "align.weight": PENALTY_WEIGHT}),
+    "l2": Arm({"metric": "l2"}, "§4.4.4, Fig. 7b", {"align.metric": FEATURES.format("l2"), "align.weight": PENALTY_WEIGHT}),
+    "l1-weights": Arm(
+        {"metric": "l1-weights"}, "§4.4.4, Fig. 7b", {"align.metric": WEIGHTS.format("l1"), "align.weight": PENALTY_WEIGHT}
+    ),
+    "l2-weights": Arm(
+        {"metric": "l2-weights"}, "§4.4.4, Fig. 7b", {"align.metric": WEIGHTS.format("l2"), "align.weight": PENALTY_WEIGHT}
+    ),
+    "koleo": Arm({"metric": "koleo"}, "Fig. 7b", {"align.weight": PENALTY_WEIGHT}),
+    "unpaired": Arm(
+        {"mode": "unpaired"},
+        "§4.4.2, Fig. 5",
+        {"align.mode": "randomly selected, says Fig. 5, not whether once: each text keeps one wrong image, drawn by the seed"},
+    ),
+    "mean": Arm(
+        {"metric": "kernel-alignment", "mode": "mean"},
+        "§4.4.2, Fig. 5, which do not state its form",
+        {
+            "align.metric": "the form of this row is not stated; CKA of a constant is 0/0, so kernel alignment, not centred",
+            "align.mode": "the mean over all pairs; how it is aligned with is not stated",
+        },
+    ),
+    "captions": Arm({"metric": "captions", "weight": 1.0}),
 }
-"""§4.4.2, §4.4.4 and the control that the paper lacks: what of the usual term each row changes."""
-ABLATIONS: dict[str, dict[str, Any]] = {
-    **{f"lambda-{value:g}": {"weight": value} for value in (1.0, 5.0, 20.0, 50.0)},
-    **{f"every-{value}": {"every": value} for value in (5, 10, 50, 100)},
-    "layers-first": {"layers": ("1",)},
-    "layers-middle": {"layers": ("6",)},
-    "layers-last": {"layers": ("last",)},
-    "layers-upper": {"layers": ("9", "10", "11")},
-    "layers-all": {"layers": ("all",)},
+"""§4.4.2, §4.4.4 and controls that the paper lacks."""
+IN_TEXT = "the text names {0} alone; the other points of {1} are not in it"
+LAYERS = {"align.layers": "the text names the penultimate layer alone; those of Fig. 6 are not in it"}
+ABLATIONS: dict[str, Arm] = {
+    "lambda-5": Arm({"weight": 5.0}, "A.2, Fig. 8"),
+    **{
+        f"lambda-{value:g}": Arm({"weight": value}, "Fig. 8", {"align.weight": IN_TEXT.format("5 and 10", "Fig. 8")})
+        for value in (1.0, 20.0, 50.0)
+    },
+    **{
+        f"every-{value}": Arm({"every": value}, "Fig. 8", {"align.every": IN_TEXT.format("20", "Fig. 8")})
+        for value in (5, 10, 50, 100)
+    },
+    "layers-first": Arm({"layers": ("1",)}, "§4.4.3, Fig. 6", LAYERS),
+    "layers-middle": Arm({"layers": ("6",)}, "§4.4.3, Fig. 6", LAYERS),
+    "layers-last": Arm({"layers": ("last",)}, "§4.4.3, Fig. 6", LAYERS),
+    "layers-upper": Arm({"layers": ("9", "10", "11")}, "§4.4.3, Fig. 6", LAYERS),
+    "layers-all": Arm({"layers": ("all",)}, "§4.4.3, Fig. 6", LAYERS),
 }
-"""A.2 and §4.4.3; the figures' axes give no more than λ = 5 and 10 and an interval of 20."""
-DEGENERATE = ("cca", "svcca", "pwcca", "linear-regression")
-"""Always 1 at the pair batch of the published runs, where there are fewer pairs than features: their gradient says nothing."""
+"""A.2 and §4.4.3."""
+DEGENERATE = {
+    "cca": "1 at 32 pairs whatever the features",
+    "svcca": "high at 32 pairs whatever the features",
+    "pwcca": "1 at 32 pairs whatever the features",
+    "linear-regression": "1 at 32 pairs whatever the features",
+}
+"""What has fewer pairs than features at the published batch: of unrelated features three are exactly 1, so that their gradient
+says nothing, and SVCCA, which keeps 99 % of the variance, is as high as their spectrum is flat (.75 where the k-th standard
+deviation is 1/k)."""
 SMALL_LAYERS = {
-    "layers-middle": {"layers": ("2",)},
-    "layers-upper": {"layers": ("2", "3")},
+    "layers-middle": Arm({"layers": ("2",)}),
+    "layers-upper": Arm({"layers": ("2", "3")}),
 }
 """The same places in the four blocks of a small GPT."""
 SOUND_PAIRS = 2048  # more than the 768 and 384 features together
+SMALL_PAIRS = 1024  # of OpenMoji's 1,114
+SMALL_LAYER = "6"  # 192 features: with the last layer's 1,280 there would be fewer pairs than features
 
 ASSUMED_TERM = {
     "align.metric": "§4.4.4 calls linear CKA additional and A.7 lists RBF first, so plain CKA is taken to be RBF",
-    "align.layers": "the best of §4.4.3",
+    "align.layers": "not given for the main results; the best of §4.4.3",
     "align.pool": "not given; the mean over tokens",
     "align.batch_size": "not given; as many pairs as sequences of text",
     "align.max_length": "not given",
     "align.queue": "not mentioned, so none",
-    "align.on_degenerate": "the published setting is degenerate where this says warn",
     "pairs.source": "not given; the 1,024 pairs of WIT on which the Platonic work, §2.1's source, measures alignment",
     "pairs.split": "not given; that set has one",
     "align.held_out": "that set is trained on whole, so there is none",
     "teacher.layers": "not given",
     "teacher.pool": "not given; as the model's own classifier does",
-    "optim.final_lr_fraction": "nanoGPT's smallest rate, 6e-5",
-    "seed": "five runs (Fig. 3), seeds not given; 0 to 4",
+}
+CHECKPOINT = "Table 2 names no checkpoint; this one fits its size and data"
+DOUBTS = {
+    "mae": "; it says ImageNet-21K, the published MAE ViT-L has ImageNet-1k",
+    "clip": "; it says patch 16, what there is of this size on these data has 14",
 }
 ASSUMED_PRETRAIN = ASSUMED_TERM | {
     "block": "not given; nanoGPT's 1024",
+    "corpus.source": "the hub's parquet copy of OpenWebText, whose own script datasets 4 refuses; not tried here",
     "corpus.tokenizer": "GPT-2's, as nanoGPT",
     "corpus.validation_fraction": "nanoGPT's",
     "gpt.dropout": "nanoGPT's 0 for pre-training",
+    "optim.schedule": "nanoGPT's",
     "optim.warmup_fraction": "nanoGPT's 2,000 steps, of 8,000",
+    "optim.final_lr_fraction": "nanoGPT's smallest rate, 6e-5",
     "optim.weight_decay": "nanoGPT's",
     "optim.betas": "nanoGPT's",
     "optim.clip": "nanoGPT's",
     "loop.batch_size": "§4.1 says 32, A.1 says 64: see the sibling -b64; sequences a step over all GPUs",
-    "teacher.ref": "§4.4 does not say which of the seven; the one of fine-tuning",
+    "teacher.ref": f"§4.4 does not say which of the seven; the one of fine-tuning. {CHECKPOINT}",
+    "seed": "five runs (Fig. 3), seeds not given; `reproduce cmar-pretrain --scale paper` takes 0 to 4",
 }
 ASSUMED_FINETUNE = ASSUMED_TERM | {
-    "data.block": "not given",
+    "data.block": "not given; 512 as in Alpaca's pipeline, which §4.1 names",
     "data.validation_fraction": "not given",
     "tune.method": "not said to be anything but full",
-    "optim.weight_decay": "not given",
-    "optim.schedule": "not given",
+    "optim.schedule": "not given; Alpaca's cosine to 0",
+    "optim.final_lr_fraction": "not given; Alpaca's cosine to 0",
+    "optim.warmup_fraction": "not given; Alpaca's",
+    "optim.weight_decay": "not given; Alpaca's",
+    "optim.betas": "not given; the defaults of transformers' Trainer, as Alpaca's pipeline",
+    "optim.clip": "not given; the default of transformers' Trainer, as Alpaca's pipeline",
+    "teacher.ref": CHECKPOINT,
+    "seed": "neither seeds nor the number of runs are given",
 }
+UNUSED: dict[str, tuple[str, ...]] = {
+    "none": ("align.", "pairs.", "teacher."),
+    "captions": ("teacher.", "align.layers", "align.pool", "align.queue"),
+    **dict.fromkeys(("l1", "l2", "koleo"), ("teacher.", "align.queue")),
+    **dict.fromkeys(("l1-weights", "l2-weights"), ("align.", "pairs.", "teacher.")),
+}
+"""Settings that a metric does not look at."""
 
 
 def pretraining(term: dict[str, Any] | None, **changes: Any) -> PretrainConfig:
     """CMAR §4.1: GPT-2 124M on OpenWebText; ``term`` None is the baseline, else what it changes of λ = 10 every 20 steps."""
     config = PretrainConfig(
         corpus=CorpusConfig(
-            source=("hf:Skylion007/openwebtext",), tokenizer="hf:openai-community/gpt2", validation_fraction=0.0005
+            source=("hf:Skylion007/openwebtext@refs/convert/parquet",),
+            tokenizer="hf:openai-community/gpt2",
+            validation_fraction=0.0005,
         ),
         block=1024,
         gpt=GPTConfig(layers=12, heads=12, width=768, dropout=0.0),
@@ -132,9 +209,9 @@ def pretraining(term: dict[str, Any] | None, **changes: Any) -> PretrainConfig:
     return replace(config, **changes)
 
 
-def published_term(term: dict[str, Any] | None) -> RegularizeConfig:
+def published_term(term: dict[str, Any] | None, pairs: int = 32) -> RegularizeConfig:
     """λ = 10, every 20 steps, on the penultimate layer; nothing where ``term`` is None."""
-    usual = RegularizeConfig(metric="cka-rbf", weight=10.0, every=20, layers=("penultimate",), batch_size=32, held_out=0)
+    usual = RegularizeConfig(metric="cka-rbf", weight=10.0, every=20, layers=("penultimate",), batch_size=pairs, held_out=0)
     return replace(usual, **term) if term is not None else replace(usual, metric="none")
 
 
@@ -144,10 +221,10 @@ def finetuning(model: str, term: dict[str, Any] | None) -> FinetuneConfig:
         model=model,
         tune=TuneConfig(method="full"),
         data=InstructConfig(source=("hf:tatsu-lab/alpaca",), block=512, validation_fraction=0.01),
-        align=replace(published_term(term), batch_size=8),
+        align=published_term(term, pairs=8),
         teacher=TeacherConfig(ref=TEACHERS["dinov2-small"]),
         pairs=PairsConfig(source="hf:minhuh/prh@wit_1024"),
-        optim=OptimConfig(lr=1e-5, weight_decay=0.0),
+        optim=OptimConfig(lr=1e-5, weight_decay=0.0, betas=(0.9, 0.999), warmup_fraction=0.03, final_lr_fraction=0.0, clip=1.0),
         loop=TextLoopConfig(steps=500, evaluate_every=100, batch_size=8, eval_batch_size=16),
     )
 
@@ -178,59 +255,124 @@ def small_finetuning(term: dict[str, Any] | None, **changes: Any) -> FinetuneCon
     return replace(config, **changes)
 
 
-def _add(name: str, summary: str, assumed: dict[str, str], make: Callable[..., Any], *args: Any, **changes: Any) -> None:
-    RECIPES[name] = Recipe(name, partial(make, *args, **changes), summary, assumed)
+def _add(
+    name: str,
+    summary: str,
+    assumed: dict[str, str],
+    make: Callable[[], Any],
+    usual: Any = None,
+    why: dict[str, str] | None = None,
+) -> None:
+    """Register a recipe. What it changes of ``usual`` has its reasons in ``why`` or none; ``assumed`` speaks of the rest."""
+    if usual is not None:
+        config = make()
+        gone = (*UNUSED.get(config.align.metric, ()), *_differing(config, usual))
+        assumed = {key: reason for key, reason in assumed.items() if not key.startswith(gone)}
+    RECIPES[name] = Recipe(name, make, summary, assumed | (why or {}))
+
+
+def _differing(config: Any, usual: Any) -> list[str]:
+    """Settings of sections in which two configurations differ."""
+    ours, theirs = to_dict(config), to_dict(usual)
+    sections = [section for section, values in ours.items() if isinstance(values, dict)]
+    return [f"{section}.{key}" for section in sections for key in ours[section] if ours[section][key] != theirs[section][key]]
 
 
 def _add_pretraining() -> None:
-    note, assumed = "GPT-2 124M on OpenWebText", ASSUMED_PRETRAIN
-    inferred = {"loop.accumulation": "inferred: taken literally the run is minutes long on 4 H100s, A.1 says 10 hours"}
-    arms: list[tuple[str, dict[str, Any] | None, str]]
-    arms = [("cmar-pretrain", {}, "CKA towards DINOv2-S"), ("cmar-pretrain-baseline", None, "no alignment")]
-    for name, term, title in arms:
-        loop = pretraining(term).loop
-        larger, many = replace(loop, batch_size=64), replace(loop, batch_size=32 * 40, accumulation=40)
-        more = replace(published_term(term), batch_size=64)  # as many pairs as sequences
+    note, usual = "GPT-2 124M on OpenWebText", pretraining({})
+    add = partial(_add, assumed=ASSUMED_PRETRAIN, usual=usual)
+    rows: dict[str, tuple[dict[str, Any] | None, str, str]] = {
+        "cmar-pretrain": ({}, "CKA towards DINOv2-S", "Pre-training + cka-rbf"),
+        "cmar-pretrain-baseline": (None, "no alignment", "Pre-training"),
+    }
+    for name, (term, title, row) in rows.items():
+        add(name, f"{note}, {title} (§4.1)", make=partial(pretraining, term))
+        loop, align = replace(usual.loop, batch_size=64), replace(published_term(term), batch_size=64)
+        why = {"loop.batch_size": "A.1 says 64, §4.1 32; sequences a step over all GPUs"}
+        why |= {"align.batch_size": "not given; as many pairs as sequences of text, 64"} if term is not None else {}
+        make = partial(pretraining, term, loop=loop, align=align, row=f"{row}, batch 64")
+        add(f"{name}-b64", f"{note}, {title}, batch 64 (A.1)", make=make, why=why)
+        loop = replace(usual.loop, batch_size=32 * 40, accumulation=40)
         told = "32 a micro-step under nanoGPT's accumulation of 40, as A.1's 10 hours suggest"
-        _add(name, f"{note}, {title} (§4.1)", assumed, pretraining, term)
-        _add(f"{name}-b64", f"{note}, {title}, batch 64 (A.1)", assumed, pretraining, term, loop=larger, align=more)
-        _add(f"{name}-accumulated", f"{note}, {title}, {told}", assumed | inferred, pretraining, term, loop=many)
+        why = {
+            "loop.batch_size": "§4.1's 32 taken as that of a micro-step",
+            "loop.accumulation": "inferred: taken literally the run is minutes long on 4 H100s, A.1 says 10 hours",
+        }
+        make = partial(pretraining, term, loop=loop, row=f"{row}, accumulated")
+        add(f"{name}-accumulated", f"{note}, {title}, {told}", make=make, why=why)
     for teacher, ref in TEACHERS.items():
-        summary = f"{note}, CKA towards {teacher} (Fig. 3)"
-        _add(f"cmar-pretrain-{teacher}", summary, assumed, pretraining, {}, teacher=TeacherConfig(ref=ref))
-    for name, term in {**TERMS, **ABLATIONS}.items():
-        told = " as published, degenerate: always 1 at 32 pairs (see -sound)" if name in DEGENERATE else ""
-        _add(f"cmar-pretrain-{name}", f"{note}, {name}{told} (§4.4, A.2)", assumed, pretraining, term)
+        why = {"teacher.ref": CHECKPOINT + DOUBTS.get(teacher, "")}
+        make = partial(pretraining, {}, teacher=TeacherConfig(ref=ref))
+        add(f"cmar-pretrain-{teacher}", f"{note}, CKA towards {teacher} (Fig. 3)", make=make, why=why)
+    for name, arm in {**TERMS, **ABLATIONS}.items():
+        term, why, told = arm.term, arm.why, ""
+        if name in DEGENERATE:
+            term = term | {"on_degenerate": "warn"}
+            why = why | {"align.on_degenerate": f"degenerate at the published batch, {DEGENERATE[name]}; see -{name}-sound"}
+            told = f" at the published batch, degenerate: {DEGENERATE[name]} (see -sound)"
+        add(f"cmar-pretrain-{name}", f"{note}, {name}{told} ({arm.where})", make=partial(pretraining, term), why=why)
     for name in DEGENERATE:
-        own = {"align.batch_size": "not the paper's: as many as the metric needs", "pairs.source": "not the paper's: so large"}
+        why = TERMS[name].why | {
+            "align.batch_size": "not the paper's: as many as the metric needs",
+            "align.held_out": "none, as in the other rows",
+            "pairs.source": "not the paper's: so large",
+            "pairs.split": "that set has one",
+        }
         pairs = PairsConfig(source="hf:lmms-lab/flickr30k", split="test")
-        summary = f"{note}, {name} with {SOUND_PAIRS} pairs, more than features"
-        term = {"metric": name, "batch_size": SOUND_PAIRS}
-        _add(f"cmar-pretrain-{name}-sound", summary, assumed | own, pretraining, term, pairs=pairs)
+        term, row = TERMS[name].term | {"batch_size": SOUND_PAIRS}, f"Pre-training + {name}, {SOUND_PAIRS} pairs"
+        summary = f"{note}, {name} with {SOUND_PAIRS} pairs, more than features (not in the paper)"
+        add(f"cmar-pretrain-{name}-sound", summary, make=partial(pretraining, term, pairs=pairs, row=row), why=why)
 
 
 def _add_finetuning() -> None:
+    few = "8 pairs, where unrelated features score up to .99"
     for size, model in {"1b": "hf:meta-llama/Llama-3.2-1B", "8b": "hf:meta-llama/Llama-3.1-8B"}.items():
-        note = f"{model.removeprefix('hf:')} on Alpaca-52k"
-        _add(f"cmar-finetune-{size}", f"{note}, CKA towards DINOv2-S (§4.3)", ASSUMED_FINETUNE, finetuning, model, {})
-        _add(f"cmar-finetune-{size}-baseline", f"{note}, no alignment (§4.3)", ASSUMED_FINETUNE, finetuning, model, None)
-        linear = {"metric": "cka-linear"}
-        _add(f"cmar-finetune-{size}-cka-linear", f"{note}, linear CKA (§4.3)", ASSUMED_FINETUNE, finetuning, model, linear)
+        name, note = f"cmar-finetune-{size}", f"{model.removeprefix('hf:')} on Alpaca-52k"
+        add = partial(_add, assumed=ASSUMED_FINETUNE, usual=finetuning(model, {}))
+        why = {"align.batch_size": f"not given; as many pairs as sequences of text: {few}, see -cka-rbf-debiased"}
+        make = partial(finetuning, model)
+        add(name, f"{note}, CKA towards DINOv2-S on {few} (§4.3)", make=partial(make, {}), why=why)
+        add(f"{name}-baseline", f"{note}, no alignment (§4.3)", make=partial(make, None))
+        term = TERMS["cka-linear"].term
+        add(f"{name}-cka-linear", f"{note}, linear CKA on {few} (not in the paper)", make=partial(make, term), why=why)
+        term = TERMS["cka-rbf-debiased"].term | {"batch_size": 256}
+        why = {"align.batch_size": "not the paper's: enough to learn from"}
+        summary = f"{note}, debiased CKA on 256 pairs (not in the paper)"
+        add(f"{name}-cka-rbf-debiased", summary, make=partial(make, term), why=why)
 
 
-def _add_small(verb: str, make: Callable[[dict[str, Any] | None], Any]) -> None:
+def _add_small(verb: str, make: Callable[..., Any]) -> None:
     note = f"small sibling of cmar-{verb}"
-    _add(f"small-{verb}", f"{note}: debiased linear CKA", {}, make, {})
-    _add(f"small-{verb}-baseline", f"{note}: no alignment", {}, make, None)
-    for name, term in {**TERMS, **ABLATIONS, **SMALL_LAYERS}.items():
-        told = ", degenerate as published: fewer pairs than features" if name in DEGENERATE else ""
-        if name != "cka-linear-debiased":  # the sibling itself
-            _add(f"small-{verb}-{name}", f"{note}: {name}{told}", {}, make, term)
+    _add(f"small-{verb}", f"{note}: debiased linear CKA", {}, partial(make, {}))
+    _add(f"small-{verb}-baseline", f"{note}: no alignment", {}, partial(make, None))
+    for name, arm in {**TERMS, **ABLATIONS, **SMALL_LAYERS}.items():
+        if name in DEGENERATE:
+            told = (
+                f"{note}: {name} with {SMALL_PAIRS} pairs towards layer {SMALL_LAYER} of the teacher, more pairs than features"
+            )
+            term, teacher = arm.term | {"batch_size": SMALL_PAIRS}, TeacherConfig(layers=(SMALL_LAYER,))
+            _add(f"small-{verb}-{name}", told, {}, partial(make, term, teacher=teacher))
+        elif name != "cka-linear-debiased":  # the sibling itself
+            _add(f"small-{verb}-{name}", f"{note}: {name}", {}, partial(make, arm.term))
     for name, ref in SMALL_TEACHERS.items():
-        _add(f"small-{verb}-{name}", f"{note}: {ref} as the teacher", {}, make, {}, teacher=TeacherConfig(ref=ref))
+        told = f"{note}: {ref} as the teacher"
+        _add(f"small-{verb}-{name}", told, {}, partial(make, {}, teacher=TeacherConfig(ref=ref)))
+
+
+def _add_small_batches() -> None:
+    note, loop = "small sibling of cmar-pretrain", small_pretraining({}).loop
+    batches = {
+        "b64": ("batch 64", replace(loop, batch_size=64)),
+        "accumulated": ("32 a micro-step, accumulation 4", replace(loop, batch_size=32 * 4, accumulation=4)),
+    }
+    for suffix, (told, changed) in batches.items():
+        for name, term, row in (("", {}, "Pre-training + cka-linear-debiased"), ("baseline-", None, "Pre-training")):
+            make = partial(small_pretraining, term, loop=changed, row=f"{row}, {told}")
+            _add(f"small-pretrain-{name}{suffix}", f"{note}-{name}{suffix}: {told}", {}, make)
 
 
 _add_pretraining()
 _add_finetuning()
 _add_small("pretrain", small_pretraining)
 _add_small("finetune", small_finetuning)
+_add_small_batches()

@@ -64,6 +64,9 @@ ASSUMED = {
     "seed": "not given",
 }
 
+OF_A_BACKBONE = ("backbone.attention", "backbone.position")
+"""Settings of a language model, which the rows without one have none of."""
+
 SPACE: dict[str, tuple[object, ...]] = {
     "optim.lr": ("log-uniform", 1e-5, 1e-3),
     "loop.batch_size": (16, 32, 64, 128),
@@ -148,9 +151,9 @@ def matched() -> AdaptConfig:
 
 def _add(prefix: str, make: Any, source: str, assumed: dict[str, str]) -> None:
     def recipe(name: str, row: str, *args: str) -> None:
-        RECIPES[f"{prefix}-{name}"] = Recipe(
-            f"{prefix}-{name}", lambda: replace(make(*args), row=row), f"{row} ({source})", assumed
-        )
+        title = f"{prefix}-{name}"
+        why = {key: reason for key, reason in assumed.items() if name not in ("none", "vit") or key not in OF_A_BACKBONE}
+        RECIPES[title] = Recipe(title, lambda: replace(make(*args), row=row), f"{row} ({source})", why)
 
     for method, title in METHODS.items():
         for metric, suffix in METRICS.items():

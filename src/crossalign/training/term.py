@@ -260,6 +260,7 @@ def row_name(config: PretrainConfig | FinetuneConfig) -> str:
     notes += [f"{kind} teacher" for kind in ("random", "shuffled") if teacher.ref.startswith(f"{kind}:")]
     usual, real = RegularizeConfig(), re.sub(r"^(random|shuffled):", "", teacher.ref)
     notes += [re.split(r"[:/]", real)[-1]] if looks and real != TeacherConfig().ref else []
+    notes += [f"teacher layers {' '.join(teacher.layers)}"] if looks and teacher.layers != TeacherConfig().layers else []
     notes += [f"λ = {align.weight:g}"] if align.weight != (1.0 if align.metric == "captions" else usual.weight) else []
     notes += [f"every {align.every}"] if align.every != usual.every else []
     notes += [f"layers {' '.join(align.layers)}"] if align.layers != usual.layers else []
