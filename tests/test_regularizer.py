@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,27 @@ def _process(rank: int, folder: str, port: int) -> None:
         regularizer.loss(wrapped).backward()
     wrapped(input_ids=ids, labels=ids).loss.backward()
     torch.save(gradients(model), Path(folder) / f"before-{rank}.pt")
+    torch.save(_resumed_with_a_queue(wrapped), Path(folder) / f"queue-{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def _resumed_with_a_queue(model: Any) -> dict[str, Tensor]:
+    """The gradient of the third of three steps, the second epoch's first, for which the queue was loaded."""
+    first, second = (AlignmentRegularizer("cka-linear", every=1, pairs=make_pairs(), queue=24) for _ in range(2))
+    for step in (0, 1):
+        first.due(step)
+        first.loss(model)
+    second.load_state_dict(first.state_dict())
+    second.due(2)
+    model.zero_grad()
+    with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
+        second.loss(model).backward()
+    found = gradients(getattr(model, "module", model))
+    if torch.distributed.is_initialized():
+        for gradient in found.values():
+            torch.distributed.all_reduce(gradient)
+            gradient /= 2
+    return found
 
 
 def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
@@ -237,8 +258,9 @@ def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
     regularizer.due(20)
     ids = torch.arange(8).view(1, 8)
     (model(input_ids=ids, labels=ids).loss + regularizer.loss(model)).backward()
-    expected = gradients(model)
-    for way in ("added", "before"):
+    both = gradients(model)
+    with_queue = _resumed_with_a_queue(model)
+    for way, expected in {"added": both, "before": both, "queue": with_queue}.items():
         for rank in (0, 1):
             found = torch.load(tmp_path / f"{way}-{rank}.pt", weights_only=True)
             assert found.keys() == expected.keys()
@@ -282,6 +304,59 @@ def test_between_due_steps_the_queue_does_not_hold_the_same_pairs() -> None:
     expected = cka(torch.cat([student, kept[0][8:]]), torch.cat([teacher, kept[1][8:]]), debiased=True)
     assert float(regularizer.score(model)) == pytest.approx(float(expected), abs=1e-6)
     assert float(expected) == pytest.approx(due, abs=1e-5)
+
+
+def test_across_epochs_no_pair_is_scored_twice_and_a_resumed_queue_is_the_same() -> None:
+    """Each epoch has an order of its own: the last batches of one and the first of the next share pairs."""
+    model, pairs = make_model(), make_pairs(batch_size=8)
+    features: Any = pairs.features
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watched(student: Tensor, teacher: Tensor) -> Tensor:
+        seen.append((student.detach(), teacher))
+        return cka(student, teacher)
+
+    def make() -> AlignmentRegularizer:
+        return AlignmentRegularizer(watched, every=1, pairs=make_pairs(batch_size=8), queue=24)
+
+    regularizer = make()
+    sizes = []
+    for step in range(3 * len(pairs)):
+        regularizer.due(step)
+        loss = regularizer.loss(model)
+        loss.backward()
+        student, teacher = seen[-2]  # the last call is that of the pairs exchanged
+        assert len(teacher.unique(dim=0)) == len(teacher) == len(student)
+        assert torch.equal(teacher[:8], pairs.batch(step).features)
+        kept = regularizer.state_dict()["queue"]
+        assert len(kept[0]) == min(8 * (step + 1), 24) and torch.equal(features[kept[2]], kept[1])
+        assert not any(tensor.requires_grad for tensor in kept)
+        regularizer.score(model)
+        assert len(seen[-1][1]) == len(seen[-1][1].unique(dim=0))
+        sizes.append(len(teacher))
+        if step == len(pairs):  # amid the pairs that come again
+            resumed = make()
+            resumed.load_state_dict({**regularizer.state_dict(), "queue": [tensor.clone() for tensor in kept]})
+        elif step > len(pairs):
+            resumed.due(step)
+            assert torch.equal(resumed.loss(model), loss)
+    assert sizes[3:5] == [32, 32] and min(sizes[5:]) < 32, "after the first epoch some are left out"
+
+
+def test_unrelated_features_score_as_without_a_queue() -> None:
+    """A pair that stood in the batch and in the queue too would be alike on both sides."""
+    pairs: Any = make_pairs(batch_size=16)
+    noise = torch.randn(N, 6, generator=torch.Generator().manual_seed(1))
+    unrelated = [noise[pairs.rows(step)] for step in range(100)]
+    regularizer: Any = AlignmentRegularizer("cka-linear-debiased", every=1, pairs=pairs, queue=24)
+    regularizer.taps = lambda model, ids, mask: unrelated.pop(0)
+    scores = []
+    for step in range(100):
+        regularizer.due(step)
+        regularizer.loss(torch.nn.Linear(1, 1))
+        scores.append(float(regularizer.numbers["score"]))
+    expected = float(cka(noise, pairs.features, debiased=True))
+    assert sum(scores) / len(scores) == pytest.approx(expected, abs=0.01)
 
 
 def test_a_queue_that_would_hold_pairs_twice_is_refused() -> None:

@@ -50,7 +50,8 @@ class AlignmentRegularizer:
         pairs: texts with the teacher's features.
         mode: "paired", "unpaired" or "mean" (CMAR §4.4.2).
         pool: how the tokens of a text become one vector: "mean" or "last".
-        queue: rows of earlier batches, without gradient, that the score also sees: for small batches.
+        queue: rows of earlier batches, without gradient, that the score also sees: for small batches. Those whose pair is
+            in the batch again, as after an epoch's end, are left out.
         options: further arguments of the metric, such as ``on_degenerate="warn"``.
 
     Raises:
@@ -89,7 +90,7 @@ class AlignmentRegularizer:
                 f"a queue of {queue} beside a batch of {pairs.batch_size} holds some of the {len(pairs.tokens)} pairs twice: "
                 "lower one of them"
             )
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._kept: tuple[Tensor, Tensor, Tensor] | None = None  # student, teacher, and which pairs, on the host
         self._step = 0
         self.numbers: dict[str, Tensor] = {}
         """What the last call found, as tensors: the score, the null score of the same batch, its pairs exchanged, how many
@@ -105,8 +106,10 @@ class AlignmentRegularizer:
         if self.of_weights:
             return self.weight * self._of_weights(model)
         student, teacher = self._features(model)
-        value = self._value(*self._with_queue(student, teacher))
-        self._keep(student, teacher)
+        student, teacher, rows = self._with_queue(student, teacher)
+        value = self._value(student, teacher)
+        if self.queue > 0:
+            self._kept = (student.detach()[: self.queue], teacher[: self.queue], rows[: self.queue])
         return self.weight * (value if self.penalty else 1 - value)
 
     def try_out(self, model: nn.Module) -> Tensor:
@@ -126,8 +129,8 @@ class AlignmentRegularizer:
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices):
             student, teacher = self._features(model)
-        newest = len(student) if self._step % self.every else 0  # the same pairs stand at the head of the queue already
-        return self._value(*self._with_queue(student, teacher, newest))
+        student, teacher, _ = self._with_queue(student, teacher)
+        return self._value(student, teacher)
 
     def state_dict(self) -> dict[str, Any]:
         """The queue, and which pairs it came from. Which pairs are next follows from the step."""
@@ -143,7 +146,9 @@ class AlignmentRegularizer:
             raise UserError(
                 "the run was saved with other pairs or other teacher features than are given now: put those back, or start anew"
             )
-        self._kept = (state["queue"][0], state["queue"][1]) if state["queue"] else None
+        if len(state["queue"]) == 2:
+            raise UserError("the run was saved before a queue told which pairs it holds: start anew")
+        self._kept = (*state["queue"][:2], state["queue"][2].cpu()) if state["queue"] else None
 
     def _features(self, model: nn.Module, alone: bool = False) -> tuple[Tensor, Tensor]:
         """Student features (B, p) with gradient and teacher features (B, q) of the step's pairs, over all processes."""
@@ -155,17 +160,16 @@ class AlignmentRegularizer:
         teacher = batch.features.detach().to(device, student.dtype, non_blocking=True)
         return (student, teacher) if alone else (gather_features(student), gather_features(teacher))
 
-    def _with_queue(self, student: Tensor, teacher: Tensor, without: int = 0) -> tuple[Tensor, Tensor]:
-        """The rows and the queue's, but for its newest ``without``."""
+    def _with_queue(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch's rows, then the queue's of other pairs; and which pairs these are."""
+        rows = self.pairs.rows(self._step // self.every)
         if self._kept is None:
-            return student, teacher
-        old_student, old_teacher = (kept[without:].to(student.device) for kept in self._kept)
-        return torch.cat([student, old_student]), torch.cat([teacher, old_teacher])
-
-    def _keep(self, student: Tensor, teacher: Tensor) -> None:
-        if self.queue > 0:
-            seen = self._with_queue(student.detach(), teacher)
-            self._kept = (seen[0][: self.queue], seen[1][: self.queue])
+            return student, teacher, rows
+        # Indices and no mask, and found on the host: so that nothing waits for a device.
+        others = (~torch.isin(self._kept[2], rows)).nonzero().flatten()
+        there = others.to(student.device, non_blocking=True)
+        old_student, old_teacher = (kept.to(student.device)[there] for kept in self._kept[:2])
+        return torch.cat([student, old_student]), torch.cat([teacher, old_teacher]), torch.cat([rows, self._kept[2][others]])
 
     def _of_weights(self, model: nn.Module) -> Tensor:
         value: Tensor = self.metric([p for p in model.parameters() if p.requires_grad])
