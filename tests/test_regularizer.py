@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
-from crossalign.alignment import cka
+from crossalign.alignment import cka, get_similarity, mutual_knn, soft_mutual_knn, svcca
 from crossalign.data.pair_batches import PairBatches
 from crossalign.errors import UserError
 from crossalign.regularizer import AlignmentRegularizer
@@ -193,21 +194,56 @@ def test_what_cannot_be_is_refused() -> None:
     for settings, says in (
         ({"metric": "cka-rfb"}, "did you mean 'cka-rbf'"),
         ({"metric": "mutual-knn"}, "soft-mutual-knn is its differentiable form"),
+        ({"metric": "cka"}, "did you mean 'cka-rbf' or 'cka-linear'"),
+        ({"metric": mutual_knn}, "mutual_knn has no gradient and cannot be a loss; soft-mutual-knn is"),
+        ({"metric": partial(mutual_knn, k=3)}, "mutual_knn has no gradient"),
+        ({"metric": svcca, "mode": "mean"}, r"svcca centres its features.*use kernel-alignment"),
+        ({"metric": partial(cka, kernel="rbf"), "mode": "mean"}, "cka centres its features"),
+        ({"metric": get_similarity("cka-linear"), "mode": "mean"}, "cka centres its features"),
+        ({"metric": "soft-mutual-knn", "mode": "mean"}, "soft-mutual-knn asks which rows are nearest.*use kernel-alignment"),
+        ({"metric": soft_mutual_knn, "mode": "mean"}, "soft_mutual_knn asks which rows are nearest"),
         ({"every": 0}, "must be at least 1"),
+        ({"every": 2.5}, "the interval of the regulariser is 2.5 steps; it must be at least 1, a whole number"),
+        ({"weight": float("nan")}, "the weight of the regulariser is nan; it must be a number from 0 up"),
+        ({"weight": float("inf")}, "the weight of the regulariser is inf"),
+        ({"weight": -1.0}, "the weight of the regulariser is -1.0"),
+        ({"queue": -4}, "the queue of the regulariser is -4 rows; it must be a whole number, 0 for none"),
+        ({"queue": 2.5}, "the queue of the regulariser is 2.5 rows"),
         ({"mode": "pared"}, "did you mean 'paired'"),
     ):
         with pytest.raises(UserError, match=says):
             AlignmentRegularizer(pairs=pairs, **settings)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="it needs more rows than both ranks together"):
+    with pytest.raises(ValueError, match=r"both ranks together; take a larger batch of pairs.*'cka-linear-debiased'"):
         regularizer = AlignmentRegularizer("svcca", pairs=pairs)
         regularizer.due(0)
         regularizer.loss(make_model())
+    with pytest.raises(ValueError, match="at least 12 rows; got 8: take a batch size of 12 or more"):
+        AlignmentRegularizer("soft-mutual-knn", pairs=make_pairs(batch_size=8)).loss(make_model())
     with pytest.raises(UserError, match=r"empty texts at the pairs 1 \(1 in all\)"):
         PairBatches(["red dog", " "], torch.zeros(2, 3), Tokenizer(), batch_size=2)
     with pytest.raises(UserError, match="a batch of 64 pairs from 40"):
         make_pairs(batch_size=64)
     with pytest.raises(UserError, match="40 texts and the features of 3 images"):
         make_pairs(features=torch.zeros(3, 2))
+
+
+def test_a_function_of_ones_own_is_taken_if_its_score_has_a_gradient() -> None:
+    model, pairs = make_model(), make_pairs()
+
+    def count(x: Tensor, y: Tensor) -> Tensor:
+        return (x[:, 0] > y[:, 0]).float().mean()
+
+    for metric in (count, partial(count), lambda x, y: cka(x.detach(), y)):
+        regularizer = AlignmentRegularizer(metric, pairs=pairs)
+        for call in (regularizer.loss, regularizer.try_out):
+            with pytest.raises(UserError, match=r"(count|lambda>) gives a score without gradient and cannot be a loss"):
+                call(model)
+        assert regularizer.score(model).isfinite()
+    taken = AlignmentRegularizer(partial(cka, debiased=True), pairs=pairs)
+    assert taken.name == "cka" and taken.loss(model).requires_grad
+    assert AlignmentRegularizer(get_similarity("cka-linear-debiased"), pairs=pairs).comparable
+    with torch.no_grad():
+        assert not taken.loss(model).requires_grad
 
 
 def _process(rank: int, folder: str, port: int) -> None:

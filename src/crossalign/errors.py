@@ -18,8 +18,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     crossalign.errors.UserError: unknown metric 'mdd'; did you mean 'mmd'? (known: mmd, mse)
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    # "cka" is the beginning of "cka-rbf", though more like "cca".
+    begun = sorted((known for known in names if name and known.startswith(name)), key=len)[:2]
+    near = begun or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     return UserError(f"unknown {kind} '{name}'{hint} (known: {', '.join(names)})")
 
 

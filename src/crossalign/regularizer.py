@@ -15,6 +15,7 @@ Shapes: B pairs, p student features, q teacher features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -55,7 +56,8 @@ class AlignmentRegularizer:
         options: further arguments of the metric, such as ``on_degenerate="warn"``.
 
     Raises:
-        UserError: no such metric or mode, a metric without gradient, or one that is 0 / 0 for the mean.
+        UserError: no such metric or mode, a metric without gradient, one that says nothing for the mean, or a weight, an
+            interval or a queue out of its range.
     """
 
     def __init__(
@@ -71,17 +73,21 @@ class AlignmentRegularizer:
         queue: int = 0,
         **options: Any,
     ) -> None:
-        if every < 1:
-            raise UserError(f"the interval of the regulariser is {every} steps; it must be at least 1")
+        if not isinstance(every, int) or every < 1:
+            raise UserError(f"the interval of the regulariser is {every} steps; it must be at least 1, a whole number")
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise UserError(f"the weight of the regulariser is {weight}; it must be a number from 0 up, 0 turns the term off")
+        if not isinstance(queue, int) or queue < 0:
+            raise UserError(f"the queue of the regulariser is {queue} rows; it must be a whole number, 0 for none")
         if mode not in MODES:
             raise unknown("set-up of pairs", mode, MODES)
         self.of_weights = metric in WEIGHT_PENALTIES
         self.penalty = self.of_weights or (isinstance(metric, str) and metric in penalty_names())
         function = find_metric(metric, mode)
-        self.comparable = bool(getattr(function, "comparable_across_batch_sizes", False))
+        self.comparable = _told(function, "comparable_across_batch_sizes")
         """Whether the score's expectation is the same for every number of pairs."""
         self.metric: Callable[..., Any] = partial(function, **options) if options else function
-        self.name = metric if isinstance(metric, str) else getattr(metric, "__name__", "function")
+        self.name = name_of(metric)
         self.taps = Taps(layers, pool)
         self.weight, self.every, self.pairs, self.mode = weight, every, pairs, mode
         self.queue = 0 if self.penalty else queue  # rows without gradient would only water a penalty down
@@ -179,6 +185,10 @@ class AlignmentRegularizer:
     def _value(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The metric, noted with what it gives for the same rows with their pairs exchanged."""
         value: Tensor = self.metric(student) if self.penalty else self.metric(student, teacher)
+        if student.requires_grad and torch.is_grad_enabled() and not value.requires_grad:
+            raise UserError(
+                f"{self.name} gives a score without gradient and cannot be a loss: compute it by differentiable steps"
+            )
         self.numbers = {"score": value.detach()}
         self.numbers["comparable"] = torch.tensor(float(self.comparable))
         with torch.no_grad():
@@ -189,7 +199,24 @@ class AlignmentRegularizer:
 
 
 def find_metric(metric: str | Metric, mode: Mode) -> Any:
-    """The function, checked to be of use as a loss in this set-up."""
+    """The function, checked to be of use as a loss in this set-up; what it says of itself counts however it is given."""
+    function, name = _named(metric), name_of(metric)
+    if not _told(function, "differentiable", True):
+        raise UserError(f"{name} has no gradient and cannot be a loss; soft-mutual-knn is its differentiable form")
+    if mode == "mean" and _told(function, "centred"):
+        raise UserError(
+            f"{name} centres its features, so that it is 0 / 0 where all texts have the mean of the images; use "
+            "kernel-alignment, which does not centre (the paper does not state the form that it used)"
+        )
+    if mode == "mean" and _told(function, "ranks_rows"):
+        raise UserError(
+            f"{name} asks which rows are nearest, which says nothing where all texts have the mean of the images; use "
+            "kernel-alignment"
+        )
+    return function
+
+
+def _named(metric: str | Metric) -> Any:
     if not isinstance(metric, str):
         return metric
     if metric in WEIGHT_PENALTIES:
@@ -198,15 +225,21 @@ def find_metric(metric: str | Metric, mode: Mode) -> Any:
         return get_penalty(metric)
     if metric not in similarity_names():
         raise unknown("metric", metric, [*similarity_names(), *penalty_names(), *WEIGHT_PENALTIES])
-    function = get_similarity(metric)
-    if not function.differentiable:
-        raise UserError(f"{metric} has no gradient and cannot be a loss; soft-mutual-knn is its differentiable form")
-    if mode == "mean" and function.centred:
-        raise UserError(
-            f"{metric} centres its features, so that it is 0 / 0 where all texts have the mean of the images; use "
-            "kernel-alignment, which does not centre (the paper does not state the form that it used)"
-        )
-    return function
+    return get_similarity(metric)
+
+
+def name_of(metric: str | Metric) -> str:
+    """What messages call it."""
+    while isinstance(metric, partial):
+        metric = metric.func
+    return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+
+
+def _told(function: Any, flag: str, default: bool = False) -> bool:
+    """What ``register_similarity`` noted on a function, or on the one that it is a partial call of."""
+    while isinstance(function, partial) and not hasattr(function, flag):
+        function = function.func
+    return bool(getattr(function, flag, default))
 
 
 def place() -> tuple[int, int]:

@@ -315,10 +315,13 @@ def test_names_and_what_they_may_be_used_for() -> None:
         *("linear-regression", "mutual-knn", "pwcca", "soft-mutual-knn", "svcca"),
     )
     assert [name for name in ALL if name not in DIFFERENTIABLE] == ["mutual-knn"]
+    assert [name for name in ALL if get_similarity(name).ranks_rows] == ["mutual-knn", "soft-mutual-knn"]
     comparable = [name for name in ALL if get_similarity(name).comparable_across_batch_sizes]
     assert comparable == ["cka-linear-debiased", "cka-rbf-debiased", "dot-product"]
     with pytest.raises(ValueError, match="unknown similarity 'cka-linar'; did you mean 'cka-linear'"):
         get_similarity("cka-linar")
+    with pytest.raises(ValueError, match="unknown similarity 'cka'; did you mean 'cka-rbf' or 'cka-linear'"):
+        get_similarity("cka")
 
 
 def test_ones_own_similarity_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
