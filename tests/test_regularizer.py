@@ -15,7 +15,7 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
-from crossalign.alignment import cka, get_similarity, mutual_knn, soft_mutual_knn, svcca
+from crossalign.alignment import cka, get_similarity, mutual_knn, participation_ratio, soft_mutual_knn, svcca
 from crossalign.data.pair_batches import PairBatches
 from crossalign.errors import UserError
 from crossalign.regularizer import AlignmentRegularizer
@@ -177,6 +177,31 @@ def test_the_queue_adds_rows_without_gradient_and_is_saved() -> None:
     assert len(fresh.state_dict()["queue"][0]) == 24
     with pytest.raises(UserError, match="other pairs or other teacher features"):
         AlignmentRegularizer(pairs=make_pairs(features=torch.randn(N, Q))).load_state_dict(regularizer.state_dict())
+
+
+@pytest.mark.parametrize("metric", ["cka-linear", "cka-linear-debiased"])
+def test_what_is_logged_and_the_gradient_with_a_queue_are_those_of_the_rows_together(metric: str) -> None:
+    model, pairs = make_model(), make_pairs()
+    regularizer = AlignmentRegularizer(metric, every=1, pairs=pairs, queue=24)
+    students = [regularizer.taps(model, pairs.batch(i).input_ids, pairs.batch(i).attention_mask) for i in (1, 0)]
+    x = torch.cat([students[0], students[1].detach()])
+    y = torch.cat([pairs.batch(i).features for i in (1, 0)])
+    score = get_similarity(metric)
+    (10.0 * (1 - score(x, y))).backward()
+    expected = gradients(model)
+    model.zero_grad()
+    for step in (0, 1):
+        regularizer.due(step)
+        loss = regularizer.loss(model)
+    assert not any(tensor.requires_grad for tensor in regularizer.state_dict()["queue"])
+    loss.backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
+    numbers = regularizer.numbers
+    assert float(numbers["comparable"]) == (metric == "cka-linear-debiased")
+    torch.testing.assert_close(numbers["directions"], participation_ratio(x.detach()))
+    torch.testing.assert_close(numbers["null_score"], score(x.detach(), y.roll(1, 0)))
+    assert numbers.keys() == {"score", "comparable", "directions", "null_score"}
 
 
 @pytest.mark.parametrize("penalty", ["l1", "l2", "koleo"])
