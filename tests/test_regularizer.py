@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
-from crossalign.alignment import cka
+from crossalign.alignment import cka, get_similarity, mutual_knn, participation_ratio, soft_mutual_knn, svcca
 from crossalign.data.pair_batches import PairBatches
 from crossalign.errors import UserError
 from crossalign.regularizer import AlignmentRegularizer
@@ -177,6 +179,31 @@ def test_the_queue_adds_rows_without_gradient_and_is_saved() -> None:
         AlignmentRegularizer(pairs=make_pairs(features=torch.randn(N, Q))).load_state_dict(regularizer.state_dict())
 
 
+@pytest.mark.parametrize("metric", ["cka-linear", "cka-linear-debiased"])
+def test_what_is_logged_and_the_gradient_with_a_queue_are_those_of_the_rows_together(metric: str) -> None:
+    model, pairs = make_model(), make_pairs()
+    regularizer = AlignmentRegularizer(metric, every=1, pairs=pairs, queue=24)
+    students = [regularizer.taps(model, pairs.batch(i).input_ids, pairs.batch(i).attention_mask) for i in (1, 0)]
+    x = torch.cat([students[0], students[1].detach()])
+    y = torch.cat([pairs.batch(i).features for i in (1, 0)])
+    score = get_similarity(metric)
+    (10.0 * (1 - score(x, y))).backward()
+    expected = gradients(model)
+    model.zero_grad()
+    for step in (0, 1):
+        regularizer.due(step)
+        loss = regularizer.loss(model)
+    assert not any(tensor.requires_grad for tensor in regularizer.state_dict()["queue"])
+    loss.backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
+    numbers = regularizer.numbers
+    assert float(numbers["comparable"]) == (metric == "cka-linear-debiased")
+    torch.testing.assert_close(numbers["directions"], participation_ratio(x.detach()))
+    torch.testing.assert_close(numbers["null_score"], score(x.detach(), y.roll(1, 0)))
+    assert numbers.keys() == {"score", "comparable", "directions", "null_score"}
+
+
 @pytest.mark.parametrize("penalty", ["l1", "l2", "koleo"])
 def test_penalties_look_at_the_student_alone(penalty: str) -> None:
     model, regularizer = make_model(), AlignmentRegularizer(penalty, weight=2.0, pairs=make_pairs())
@@ -192,21 +219,56 @@ def test_what_cannot_be_is_refused() -> None:
     for settings, says in (
         ({"metric": "cka-rfb"}, "did you mean 'cka-rbf'"),
         ({"metric": "mutual-knn"}, "soft-mutual-knn is its differentiable form"),
+        ({"metric": "cka"}, "did you mean 'cka-rbf' or 'cka-linear'"),
+        ({"metric": mutual_knn}, "mutual_knn has no gradient and cannot be a loss; soft-mutual-knn is"),
+        ({"metric": partial(mutual_knn, k=3)}, "mutual_knn has no gradient"),
+        ({"metric": svcca, "mode": "mean"}, r"svcca centres its features.*use kernel-alignment"),
+        ({"metric": partial(cka, kernel="rbf"), "mode": "mean"}, "cka centres its features"),
+        ({"metric": get_similarity("cka-linear"), "mode": "mean"}, "cka centres its features"),
+        ({"metric": "soft-mutual-knn", "mode": "mean"}, "soft-mutual-knn asks which rows are nearest.*use kernel-alignment"),
+        ({"metric": soft_mutual_knn, "mode": "mean"}, "soft_mutual_knn asks which rows are nearest"),
         ({"every": 0}, "must be at least 1"),
+        ({"every": 2.5}, "the interval of the regulariser is 2.5 steps; it must be at least 1, a whole number"),
+        ({"weight": float("nan")}, "the weight of the regulariser is nan; it must be a number from 0 up"),
+        ({"weight": float("inf")}, "the weight of the regulariser is inf"),
+        ({"weight": -1.0}, "the weight of the regulariser is -1.0"),
+        ({"queue": -4}, "the queue of the regulariser is -4 rows; it must be a whole number, 0 for none"),
+        ({"queue": 2.5}, "the queue of the regulariser is 2.5 rows"),
         ({"mode": "pared"}, "did you mean 'paired'"),
     ):
         with pytest.raises(UserError, match=says):
             AlignmentRegularizer(pairs=pairs, **settings)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="it needs more rows than both ranks together"):
+    with pytest.raises(ValueError, match=r"both ranks together; take a larger batch of pairs.*'cka-linear-debiased'"):
         regularizer = AlignmentRegularizer("svcca", pairs=pairs)
         regularizer.due(0)
         regularizer.loss(make_model())
+    with pytest.raises(ValueError, match="at least 12 rows; got 8: take a batch size of 12 or more"):
+        AlignmentRegularizer("soft-mutual-knn", pairs=make_pairs(batch_size=8)).loss(make_model())
     with pytest.raises(UserError, match=r"empty texts at the pairs 1 \(1 in all\)"):
         PairBatches(["red dog", " "], torch.zeros(2, 3), Tokenizer(), batch_size=2)
     with pytest.raises(UserError, match="a batch of 64 pairs from 40"):
         make_pairs(batch_size=64)
     with pytest.raises(UserError, match="40 texts and the features of 3 images"):
         make_pairs(features=torch.zeros(3, 2))
+
+
+def test_a_function_of_ones_own_is_taken_if_its_score_has_a_gradient() -> None:
+    model, pairs = make_model(), make_pairs()
+
+    def count(x: Tensor, y: Tensor) -> Tensor:
+        return (x[:, 0] > y[:, 0]).float().mean()
+
+    for metric in (count, partial(count), lambda x, y: cka(x.detach(), y)):
+        regularizer = AlignmentRegularizer(metric, pairs=pairs)
+        for call in (regularizer.loss, regularizer.try_out):
+            with pytest.raises(UserError, match=r"(count|lambda>) gives a score without gradient and cannot be a loss"):
+                call(model)
+        assert regularizer.score(model).isfinite()
+    taken = AlignmentRegularizer(partial(cka, debiased=True), pairs=pairs)
+    assert taken.name == "cka" and taken.loss(model).requires_grad
+    assert AlignmentRegularizer(get_similarity("cka-linear-debiased"), pairs=pairs).comparable
+    with torch.no_grad():
+        assert not taken.loss(model).requires_grad
 
 
 def _process(rank: int, folder: str, port: int) -> None:
@@ -225,7 +287,27 @@ def _process(rank: int, folder: str, port: int) -> None:
         regularizer.loss(wrapped).backward()
     wrapped(input_ids=ids, labels=ids).loss.backward()
     torch.save(gradients(model), Path(folder) / f"before-{rank}.pt")
+    torch.save(_resumed_with_a_queue(wrapped), Path(folder) / f"queue-{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def _resumed_with_a_queue(model: Any) -> dict[str, Tensor]:
+    """The gradient of the third of three steps, the second epoch's first, for which the queue was loaded."""
+    first, second = (AlignmentRegularizer("cka-linear", every=1, pairs=make_pairs(), queue=24) for _ in range(2))
+    for step in (0, 1):
+        first.due(step)
+        first.loss(model)
+    second.load_state_dict(first.state_dict())
+    second.due(2)
+    model.zero_grad()
+    with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
+        second.loss(model).backward()
+    found = gradients(getattr(model, "module", model))
+    if torch.distributed.is_initialized():
+        for gradient in found.values():
+            torch.distributed.all_reduce(gradient)
+            gradient /= 2
+    return found
 
 
 def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
@@ -237,8 +319,9 @@ def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
     regularizer.due(20)
     ids = torch.arange(8).view(1, 8)
     (model(input_ids=ids, labels=ids).loss + regularizer.loss(model)).backward()
-    expected = gradients(model)
-    for way in ("added", "before"):
+    both = gradients(model)
+    with_queue = _resumed_with_a_queue(model)
+    for way, expected in {"added": both, "before": both, "queue": with_queue}.items():
         for rank in (0, 1):
             found = torch.load(tmp_path / f"{way}-{rank}.pt", weights_only=True)
             assert found.keys() == expected.keys()
@@ -282,6 +365,59 @@ def test_between_due_steps_the_queue_does_not_hold_the_same_pairs() -> None:
     expected = cka(torch.cat([student, kept[0][8:]]), torch.cat([teacher, kept[1][8:]]), debiased=True)
     assert float(regularizer.score(model)) == pytest.approx(float(expected), abs=1e-6)
     assert float(expected) == pytest.approx(due, abs=1e-5)
+
+
+def test_across_epochs_no_pair_is_scored_twice_and_a_resumed_queue_is_the_same() -> None:
+    """Each epoch has an order of its own: the last batches of one and the first of the next share pairs."""
+    model, pairs = make_model(), make_pairs(batch_size=8)
+    features: Any = pairs.features
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watched(student: Tensor, teacher: Tensor) -> Tensor:
+        seen.append((student.detach(), teacher))
+        return cka(student, teacher)
+
+    def make() -> AlignmentRegularizer:
+        return AlignmentRegularizer(watched, every=1, pairs=make_pairs(batch_size=8), queue=24)
+
+    regularizer = make()
+    sizes = []
+    for step in range(3 * len(pairs)):
+        regularizer.due(step)
+        loss = regularizer.loss(model)
+        loss.backward()
+        student, teacher = seen[-2]  # the last call is that of the pairs exchanged
+        assert len(teacher.unique(dim=0)) == len(teacher) == len(student)
+        assert torch.equal(teacher[:8], pairs.batch(step).features)
+        kept = regularizer.state_dict()["queue"]
+        assert len(kept[0]) == min(8 * (step + 1), 24) and torch.equal(features[kept[2]], kept[1])
+        assert not any(tensor.requires_grad for tensor in kept)
+        regularizer.score(model)
+        assert len(seen[-1][1]) == len(seen[-1][1].unique(dim=0))
+        sizes.append(len(teacher))
+        if step == len(pairs):  # amid the pairs that come again
+            resumed = make()
+            resumed.load_state_dict({**regularizer.state_dict(), "queue": [tensor.clone() for tensor in kept]})
+        elif step > len(pairs):
+            resumed.due(step)
+            assert torch.equal(resumed.loss(model), loss)
+    assert sizes[3:5] == [32, 32] and min(sizes[5:]) < 32, "after the first epoch some are left out"
+
+
+def test_unrelated_features_score_as_without_a_queue() -> None:
+    """A pair that stood in the batch and in the queue too would be alike on both sides."""
+    pairs: Any = make_pairs(batch_size=16)
+    noise = torch.randn(N, 6, generator=torch.Generator().manual_seed(1))
+    unrelated = [noise[pairs.rows(step)] for step in range(100)]
+    regularizer: Any = AlignmentRegularizer("cka-linear-debiased", every=1, pairs=pairs, queue=24)
+    regularizer.taps = lambda model, ids, mask: unrelated.pop(0)
+    scores = []
+    for step in range(100):
+        regularizer.due(step)
+        regularizer.loss(torch.nn.Linear(1, 1))
+        scores.append(float(regularizer.numbers["score"]))
+    expected = float(cka(noise, pairs.features, debiased=True))
+    assert sum(scores) / len(scores) == pytest.approx(expected, abs=0.01)
 
 
 def test_a_queue_that_would_hold_pairs_twice_is_refused() -> None:

@@ -23,11 +23,15 @@ def unknown(kind: str, name: str, known: Iterable[str], listed: str = "") -> Use
     crossalign.errors.UserError: unknown metric 'mdd'; did you mean 'mmd'? (known: mmd, mse)
     """
     names = sorted(known)
+    # "cka" is the beginning of "cka-rbf", though more like "cca".
+    begun = sorted((known for known in names if name and known.startswith(name)), key=len)[:2]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    guess = begun or near[:1]
+    hint = f"; did you mean {' or '.join(map(repr, guess))}?" if guess else ""
     if not listed or len(names) <= SHORT:
         return UserError(f"unknown {kind} '{name}'{hint} (known: {', '.join(names)})")
-    others = f"also near: {', '.join(near[1:])}; " if near[1:] else ""
+    more = [other for other in near if other not in guess]
+    others = f"also near: {', '.join(more)}; " if more else ""
     return UserError(f"unknown {kind} '{name}'{hint} ({others}all {len(names)}: {listed})")
 
 

@@ -15,6 +15,7 @@ Shapes: B pairs, p student features, q teacher features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -50,11 +51,13 @@ class AlignmentRegularizer:
         pairs: texts with the teacher's features.
         mode: "paired", "unpaired" or "mean" (CMAR §4.4.2).
         pool: how the tokens of a text become one vector: "mean" or "last".
-        queue: rows of earlier batches, without gradient, that the score also sees: for small batches.
+        queue: rows of earlier batches, without gradient, that the score also sees: for small batches. Those whose pair is
+            in the batch again, as after an epoch's end, are left out.
         options: further arguments of the metric, such as ``on_degenerate="warn"``.
 
     Raises:
-        UserError: no such metric or mode, a metric without gradient, or one that is 0 / 0 for the mean.
+        UserError: no such metric or mode, a metric without gradient, one that says nothing for the mean, or a weight, an
+            interval or a queue out of its range.
     """
 
     def __init__(
@@ -70,17 +73,21 @@ class AlignmentRegularizer:
         queue: int = 0,
         **options: Any,
     ) -> None:
-        if every < 1:
-            raise UserError(f"the interval of the regulariser is {every} steps; it must be at least 1")
+        if not isinstance(every, int) or every < 1:
+            raise UserError(f"the interval of the regulariser is {every} steps; it must be at least 1, a whole number")
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise UserError(f"the weight of the regulariser is {weight}; it must be a number from 0 up, 0 turns the term off")
+        if not isinstance(queue, int) or queue < 0:
+            raise UserError(f"the queue of the regulariser is {queue} rows; it must be a whole number, 0 for none")
         if mode not in MODES:
             raise unknown("set-up of pairs", mode, MODES)
         self.of_weights = metric in WEIGHT_PENALTIES
         self.penalty = self.of_weights or (isinstance(metric, str) and metric in penalty_names())
         function = find_metric(metric, mode)
-        self.comparable = bool(getattr(function, "comparable_across_batch_sizes", False))
+        self.comparable = _told(function, "comparable_across_batch_sizes")
         """Whether the score's expectation is the same for every number of pairs."""
         self.metric: Callable[..., Any] = partial(function, **options) if options else function
-        self.name = metric if isinstance(metric, str) else getattr(metric, "__name__", "function")
+        self.name = name_of(metric)
         self.taps = Taps(layers, pool)
         self.weight, self.every, self.pairs, self.mode = weight, every, pairs, mode
         self.queue = 0 if self.penalty else queue  # rows without gradient would only water a penalty down
@@ -89,7 +96,7 @@ class AlignmentRegularizer:
                 f"a queue of {queue} beside a batch of {pairs.batch_size} holds some of the {len(pairs.tokens)} pairs twice: "
                 "lower one of them"
             )
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._kept: tuple[Tensor, Tensor, Tensor] | None = None  # student, teacher, and which pairs, on the host
         self._step = 0
         self.numbers: dict[str, Tensor] = {}
         """What the last call found, as tensors: the score, the null score of the same batch, its pairs exchanged, how many
@@ -105,8 +112,10 @@ class AlignmentRegularizer:
         if self.of_weights:
             return self.weight * self._of_weights(model)
         student, teacher = self._features(model)
-        value = self._value(*self._with_queue(student, teacher))
-        self._keep(student, teacher)
+        student, teacher, rows = self._with_queue(student, teacher)
+        value = self._value(student, teacher)
+        if self.queue > 0:
+            self._kept = (student.detach()[: self.queue], teacher[: self.queue], rows[: self.queue])
         return self.weight * (value if self.penalty else 1 - value)
 
     def try_out(self, model: nn.Module) -> Tensor:
@@ -126,8 +135,8 @@ class AlignmentRegularizer:
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices):
             student, teacher = self._features(model)
-        newest = len(student) if self._step % self.every else 0  # the same pairs stand at the head of the queue already
-        return self._value(*self._with_queue(student, teacher, newest))
+        student, teacher, _ = self._with_queue(student, teacher)
+        return self._value(student, teacher)
 
     def state_dict(self) -> dict[str, Any]:
         """The queue, and which pairs it came from. Which pairs are next follows from the step."""
@@ -143,7 +152,9 @@ class AlignmentRegularizer:
             raise UserError(
                 "the run was saved with other pairs or other teacher features than are given now: put those back, or start anew"
             )
-        self._kept = (state["queue"][0], state["queue"][1]) if state["queue"] else None
+        if len(state["queue"]) == 2:
+            raise UserError("the run was saved before a queue told which pairs it holds: start anew")
+        self._kept = (*state["queue"][:2], state["queue"][2].cpu()) if state["queue"] else None
 
     def _features(self, model: nn.Module, alone: bool = False) -> tuple[Tensor, Tensor]:
         """Student features (B, p) with gradient and teacher features (B, q) of the step's pairs, over all processes."""
@@ -155,17 +166,16 @@ class AlignmentRegularizer:
         teacher = batch.features.detach().to(device, student.dtype, non_blocking=True)
         return (student, teacher) if alone else (gather_features(student), gather_features(teacher))
 
-    def _with_queue(self, student: Tensor, teacher: Tensor, without: int = 0) -> tuple[Tensor, Tensor]:
-        """The rows and the queue's, but for its newest ``without``."""
+    def _with_queue(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch's rows, then the queue's of other pairs; and which pairs these are."""
+        rows = self.pairs.rows(self._step // self.every)
         if self._kept is None:
-            return student, teacher
-        old_student, old_teacher = (kept[without:].to(student.device) for kept in self._kept)
-        return torch.cat([student, old_student]), torch.cat([teacher, old_teacher])
-
-    def _keep(self, student: Tensor, teacher: Tensor) -> None:
-        if self.queue > 0:
-            seen = self._with_queue(student.detach(), teacher)
-            self._kept = (seen[0][: self.queue], seen[1][: self.queue])
+            return student, teacher, rows
+        # Indices and no mask, and found on the host: so that nothing waits for a device.
+        others = (~torch.isin(self._kept[2], rows)).nonzero().flatten()
+        there = others.to(student.device, non_blocking=True)
+        old_student, old_teacher = (kept.to(student.device)[there] for kept in self._kept[:2])
+        return torch.cat([student, old_student]), torch.cat([teacher, old_teacher]), torch.cat([rows, self._kept[2][others]])
 
     def _of_weights(self, model: nn.Module) -> Tensor:
         value: Tensor = self.metric([p for p in model.parameters() if p.requires_grad])
@@ -175,6 +185,10 @@ class AlignmentRegularizer:
     def _value(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The metric, noted with what it gives for the same rows with their pairs exchanged."""
         value: Tensor = self.metric(student) if self.penalty else self.metric(student, teacher)
+        if student.requires_grad and torch.is_grad_enabled() and not value.requires_grad:
+            raise UserError(
+                f"{self.name} gives a score without gradient and cannot be a loss: compute it by differentiable steps"
+            )
         self.numbers = {"score": value.detach()}
         self.numbers["comparable"] = torch.tensor(float(self.comparable))
         with torch.no_grad():
@@ -185,7 +199,24 @@ class AlignmentRegularizer:
 
 
 def find_metric(metric: str | Metric, mode: Mode) -> Any:
-    """The function, checked to be of use as a loss in this set-up."""
+    """The function, checked to be of use as a loss in this set-up; what it says of itself counts however it is given."""
+    function, name = _named(metric), name_of(metric)
+    if not _told(function, "differentiable", True):
+        raise UserError(f"{name} has no gradient and cannot be a loss; soft-mutual-knn is its differentiable form")
+    if mode == "mean" and _told(function, "centred"):
+        raise UserError(
+            f"{name} centres its features, so that it is 0 / 0 where all texts have the mean of the images; use "
+            "kernel-alignment, which does not centre (the paper does not state the form that it used)"
+        )
+    if mode == "mean" and _told(function, "ranks_rows"):
+        raise UserError(
+            f"{name} asks which rows are nearest, which says nothing where all texts have the mean of the images; use "
+            "kernel-alignment"
+        )
+    return function
+
+
+def _named(metric: str | Metric) -> Any:
     if not isinstance(metric, str):
         return metric
     if metric in WEIGHT_PENALTIES:
@@ -194,15 +225,21 @@ def find_metric(metric: str | Metric, mode: Mode) -> Any:
         return get_penalty(metric)
     if metric not in similarity_names():
         raise unknown("metric", metric, [*similarity_names(), *penalty_names(), *WEIGHT_PENALTIES])
-    function = get_similarity(metric)
-    if not function.differentiable:
-        raise UserError(f"{metric} has no gradient and cannot be a loss; soft-mutual-knn is its differentiable form")
-    if mode == "mean" and function.centred:
-        raise UserError(
-            f"{metric} centres its features, so that it is 0 / 0 where all texts have the mean of the images; use "
-            "kernel-alignment, which does not centre (the paper does not state the form that it used)"
-        )
-    return function
+    return get_similarity(metric)
+
+
+def name_of(metric: str | Metric) -> str:
+    """What messages call it."""
+    while isinstance(metric, partial):
+        metric = metric.func
+    return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+
+
+def _told(function: Any, flag: str, default: bool = False) -> bool:
+    """What ``register_similarity`` noted on a function, or on the one that it is a partial call of."""
+    while isinstance(function, partial) and not hasattr(function, flag):
+        function = function.func
+    return bool(getattr(function, flag, default))
 
 
 def place() -> tuple[int, int]:

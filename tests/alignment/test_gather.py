@@ -10,9 +10,9 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from crossalign.alignment import gather_features, get_similarity
+from crossalign.alignment import gather_features, get_penalty, get_similarity, similarity_names
 
-NAMES = ("cka-linear", "cka-linear-debiased", "cka-rbf", "cca", "soft-mutual-knn")
+NAMES = (*(name for name in similarity_names() if get_similarity(name).differentiable), "koleo")
 SHARES = (30, 18)  # unequal: the last batch of an epoch
 
 
@@ -20,6 +20,10 @@ def _data() -> tuple[nn.Linear, Tensor, Tensor]:
     torch.manual_seed(0)
     layer = nn.Linear(6, 5).double()
     return layer, torch.randn(sum(SHARES), 6, dtype=torch.float64), torch.randn(sum(SHARES), 4, dtype=torch.float64)
+
+
+def _value(name: str, x: Tensor, y: Tensor) -> Tensor:
+    return get_penalty(name)(x) if name == "koleo" else get_similarity(name)(x, y)
 
 
 def _process(rank: int, folder: str) -> None:
@@ -31,7 +35,7 @@ def _process(rank: int, folder: str) -> None:
     results: dict[str, tuple[Tensor, Tensor | None]] = {}
     for name in NAMES:
         model.zero_grad()
-        value = get_similarity(name)(gather_features(model(inputs[mine])), gather_features(target[mine]))
+        value = _value(name, gather_features(model(inputs[mine])), gather_features(target[mine]))
         value.backward()
         assert layer.weight.grad is not None
         results[name] = value.detach(), layer.weight.grad.clone()
@@ -46,11 +50,12 @@ def _process(rank: int, folder: str) -> None:
 def test_scores_and_gradients_of_gathered_features_are_those_of_one_process(tmp_path: Path) -> None:
     """After DDP's average; a score of each share, or the own share put back after `all_gather`, would be wrong."""
     mp.spawn(_process, args=(str(tmp_path),), nprocs=2)
+    assert len(NAMES) == 12
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     layer, inputs, target = _data()
     for name in NAMES:
         layer.zero_grad()
-        value = get_similarity(name)(layer(inputs), target)
+        value = _value(name, layer(inputs), target)
         value.backward()
         for results in both:
             torch.testing.assert_close(results[name], (value.detach(), layer.weight.grad))

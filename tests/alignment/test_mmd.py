@@ -8,6 +8,7 @@ import geomloss
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from crossalign.alignment import mmd, mmd_orca
 from crossalign.alignment.divergence import MEDIAN_ROWS
@@ -90,6 +91,28 @@ def test_the_published_form_is_biased_in_768_dimensions(n: int, bias: float) -> 
     x, y = torch.randn(2, 8, n, 768, generator=torch.Generator().manual_seed(n))
     assert float(mmd_orca(x, y).mean()) == pytest.approx(bias, rel=0.05)
     assert abs(float(mmd(x, y).mean())) < 0.05 * bias
+
+
+class Operations(TorchDispatchMode):
+    """Counts exponentials and finds the largest tensor that is made."""
+
+    exponentials, largest = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.exponentials += func.overloadpacket in (torch.ops.aten.exp, torch.ops.aten.exp_)
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            self.largest = max(self.largest, tensor.numel() if isinstance(tensor, Tensor) else 0)
+        return result
+
+
+@pytest.mark.parametrize(("widths", "exponentials"), [((0.25, 0.5, 1.0, 2.0, 4.0), 1), ((2.0, 0.3, 0.5), 3)])
+def test_no_tensor_of_all_differences_and_few_exponentials(widths: tuple[float, ...], exponentials: int) -> None:
+    """Of each of the three blocks of distances; a kernel of half the bandwidth is a square."""
+    x, y = torch.randn(512, 32, requires_grad=True), torch.randn(512, 32)
+    with Operations() as operations:
+        mmd(x, y, bandwidths=widths).backward()
+    assert operations.largest == 512 * 512 and operations.exponentials == 3 * exponentials
 
 
 def test_median_scale_is_the_weighted_median_of_pairs(samples: Any) -> None:

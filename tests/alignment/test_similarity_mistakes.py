@@ -17,8 +17,10 @@ from crossalign.alignment import (
     dot_product,
     get_similarity,
     kernel_alignment,
+    kernels,
     linear_regression,
     mutual_knn,
+    participation_ratio,
     pwcca,
     soft_mutual_knn,
     svcca,
@@ -86,8 +88,10 @@ def test_an_offset_hides_the_rest_from_what_does_not_centre_and_not_from_cka(pai
     assert float(kernel_alignment(shifted, y + 3000)) > 0.999 > 0.85 > float(cka(shifted, y + 3000))
 
 
-def test_rbf_bandwidth_is_the_median_of_that_sides_distances_and_constant(paired: Any) -> None:
-    x, y = paired(59, 5, 4)
+@pytest.mark.parametrize("n", [59, 64])
+def test_rbf_bandwidth_is_the_median_of_that_sides_distances_and_constant(n: int, paired: Any) -> None:
+    """Of the 2,016 distances of 64 rows it is the lower middle one, as torch has it, not the mean of both."""
+    x, y = paired(n, 5, 4)
     y = 100 * y
     medians = [torch.pdist(z).median() for z in (x, y)]
     torch.testing.assert_close(cka(x, y, kernel="rbf"), cka(x / medians[0], y / medians[1], kernel="rbf", bandwidth=1.0))
@@ -103,6 +107,50 @@ def test_rbf_with_more_than_half_of_the_distances_zero_stays_finite() -> None:
     value = cka(x, torch.randn(24, 5), kernel="rbf")
     value.backward()
     assert 0 < float(value.detach()) < 1 and x.grad is not None and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+def test_biased_cka_of_unrelated_features_follows_from_how_many_directions_they_fill(decay: float) -> None:
+    """About [(1 + (n - 1) / PR_x) (1 + (n - 1) / PR_y)]^(-1/2), also where the directions are of uneven size."""
+    n, expected, sides = 32, 1.0, []
+    for width in (300, 200):
+        scale = torch.arange(1.0, width + 1) ** -decay
+        ratio = float(scale.square().sum() ** 2 / scale.pow(4).sum())
+        expected *= (1 + (n - 1) / ratio) ** -0.5
+        sides.append(torch.randn(100, n, width) * scale)
+    assert float(cka(*sides).mean()) == pytest.approx(expected, abs=0.02)
+
+
+def test_biased_cka_is_gamed_by_filling_more_directions() -> None:
+    """A map trained against noise, 16 rows at a time, raises the score of its batches by whitening and learns nothing."""
+    torch.manual_seed(0)
+    start = torch.diag(torch.arange(1.0, 65) ** -1)
+    turn = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([turn], lr=0.03)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (-cka(torch.randn(16, 64) @ turn, torch.randn(16, 64))).backward()
+        optimizer.step()
+    rows, other = torch.randn(100, 16, 64), torch.randn(100, 16, 64)
+    before, after = (rows @ z for z in (start, turn.detach()))
+    assert float(cka(after, other).mean()) > float(cka(before, other).mean()) + 0.3
+    assert float(participation_ratio(after.flatten(0, 1))) > 4 * float(participation_ratio(before.flatten(0, 1)))
+    assert abs(float(cka(after.flatten(0, 1), other.flatten(0, 1), debiased=True))) < 0.02
+
+
+def test_defaults_are_the_papers_mean_of_the_correlations_and_uniform_average(paired: Any) -> None:
+    """SVCCA's authors take the mean of rho, not of its square; "average R^2" counts each feature the same."""
+    x, y = paired(60, 5, 4)
+    y = y * torch.tensor([1.0, 3.0, 9.0, 27.0], dtype=y.dtype)
+    for name, default, other in (
+        ("cca", {"summary": "mean"}, {"summary": "mean_squared"}),
+        ("svcca", {"summary": "mean"}, {"summary": "mean_squared"}),
+        ("svcca", {"variance": 0.99}, {"variance": 0.9}),
+        ("linear-regression", {"average": "uniform"}, {"average": "variance"}),
+    ):
+        score = get_similarity(name)
+        assert float(score(x, y)) == float(score(x, y, **default))
+        assert abs(float(score(x, y) - score(x, y, **other))) > 0.002
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -250,6 +298,35 @@ def test_dot_product_compares_common_coordinates_of_whole_rows() -> None:
     value = dot_product(zero, y)
     value.backward()
     assert float(value.detach()) == 0 and zero.grad is not None and zero.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "frozen", "form"),
+    [
+        ((4096, 384, 384), False, "_of_features"),
+        ((64, 384, 384), False, "_of_rows"),
+        # Multiplications over n: p^2 + (p + q)^2 of features and n (2 p + q) of rows, equal at n = 159.06.
+        ((159, 80, 112), True, "_of_rows"),
+        ((160, 80, 112), True, "_of_features"),
+        # Without any gradient p^2 + q^2 + p q and n (p + q).
+        ((145, 80, 112), None, "_of_rows"),
+        ((146, 80, 112), None, "_of_features"),
+    ],
+)
+def test_linear_cka_takes_the_form_with_fewer_multiplications(
+    shape: tuple[int, int, int], frozen: bool | None, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    def stand_in(name: str, *_: Any) -> tuple[Tensor, list[None]]:
+        taken.append(name)
+        return torch.zeros(()), [None, None]
+
+    for name in ("_of_rows", "_of_features"):
+        monkeypatch.setattr(kernels, name, partial(stand_in, name))
+    n, p, q = shape
+    cka(torch.zeros(n, p, requires_grad=frozen is not None), torch.zeros(n, q, requires_grad=frozen is False))
+    assert taken == [form]
 
 
 def test_linear_cka_takes_the_cheaper_form_and_keeps_no_square_of_the_rows() -> None:

@@ -15,7 +15,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossalign.alignment import cca, cka, kernel_alignment, linear_regression, mutual_knn, pwcca, svcca
+from crossalign.alignment import (
+    cca,
+    cka,
+    dot_product,
+    kernel_alignment,
+    koleo,
+    l1,
+    l2,
+    linear_regression,
+    mutual_knn,
+    pwcca,
+    soft_mutual_knn,
+    svcca,
+)
 
 repsim = pytest.importorskip("repsim")
 # Numbers of rows with an odd number of pairs: of an even one, NumPy and torch have different medians.
@@ -176,6 +189,76 @@ def test_mutual_knn_of_repralign(distance: str) -> None:
     # The cosines of a single feature are 1 and -1: all ties.
     inputs = [entry for entry in _inputs()[: len(DRAWN)] if entry[2].shape[1] > 1]
     _agree(partial(mutual_knn, k=7, distance=distance), scaled, inputs)
+
+
+def _apart(x: np.ndarray, distance: str) -> np.ndarray:
+    """Squared distances (n, n) of rows, infinite from a row to itself."""
+    if distance == "cosine":
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    return ((x[:, None] - x[None]) ** 2).sum(-1) + np.diag(np.full(len(x), np.inf))
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_mutual_knn_of_the_definition(distance: str) -> None:
+    """Ties included, which share the last places: repeated rows, and all the cosines of one feature."""
+
+    def members(x: np.ndarray) -> np.ndarray:
+        apart = _apart(x, distance)
+        slack = 1e-12 * apart[np.isfinite(apart)].mean()
+        last = np.sort(apart, 1)[:, 6:7]
+        nearer, tied = apart < last - slack, abs(apart - last) <= slack
+        return nearer + tied * (7 - nearer.sum(1, keepdims=True)) / tied.sum(1, keepdims=True)
+
+    def peer(x: np.ndarray, y: np.ndarray) -> float:
+        return float(np.minimum(members(x), members(y)).sum(1).mean() / 7)
+
+    _agree(partial(mutual_knn, k=7, distance=distance), peer, _inputs())
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_soft_mutual_knn_of_the_definition(distance: str) -> None:
+    def degrees(x: np.ndarray) -> np.ndarray:
+        apart = _apart(x, distance)
+        border = np.sort(apart, 1)[:, 6:8].mean(1, keepdims=True)
+        width = 0.02 * apart[np.isfinite(apart)].mean()
+        return 1 / (1 + np.exp(np.minimum((apart - border) / width, 700)))
+
+    def peer(x: np.ndarray, y: np.ndarray) -> float:
+        a, b = degrees(x), degrees(y)
+        return float((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
+
+    _agree(partial(soft_mutual_knn, k=7, distance=distance), peer, _inputs())
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_dot_product_of_the_definition(normalize: bool) -> None:
+    def peer(x: np.ndarray, y: np.ndarray) -> float:
+        common = min(x.shape[1], y.shape[1])
+        if normalize:
+            x, y = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (x, y))
+        products = x[:, :common] * y[:, :common]
+        return float(products.sum(1).mean() if normalize else products.mean())
+
+    _agree(partial(dot_product, normalize=normalize), peer, _inputs())
+
+
+def test_koleo_of_the_definition() -> None:
+    """DINOv2's code in NumPy; of one feature and of repeated rows all distances are zero."""
+
+    def peer(x: np.ndarray, _: np.ndarray) -> float:
+        return float(-np.log(np.sqrt(_apart(x, "cosine").min(1)) + 1e-8).mean())
+
+    _agree(lambda x, _: koleo(x), peer, _inputs())
+
+
+@pytest.mark.parametrize(("ours", "entry"), [(l1, np.abs), (l2, np.square)])
+def test_penalty_of_the_definition(ours: Callable[..., Tensor], entry: Callable[..., Any]) -> None:
+    """Over two tensors, as weights are: each entry counts once. Scaled, so that no square has fewer digits than is asked."""
+
+    def peer(x: np.ndarray, y: np.ndarray) -> float:
+        return float(entry(np.concatenate([x.ravel(), y.ravel()]) / 3000).mean())
+
+    _agree(lambda x, y: ours([x / 3000, y / 3000]), peer, _inputs())
 
 
 def test_kernel_alignment_of_the_definition() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from crossalign.errors import UserError
 from crossalign.models.families import FAMILIES
 from crossalign.models.language import open_language_model
-from crossalign.models.taps import Taps, pooled, resolve_layers
+from crossalign.models.taps import Taps, blocks_of, pooled, resolve_layers
 
 Folder = Callable[[str], Path]
 CAUSAL = [name for name, family in FAMILIES.items() if family.attention == "causal"]
@@ -67,6 +67,31 @@ def test_padding_is_left_out_of_the_mean() -> None:
     assert pooled(h.bfloat16(), mask, "mean").dtype is torch.float32
 
 
+def test_the_mean_of_low_precision_is_taken_in_full_precision() -> None:
+    h, mask = torch.randn(3, 200, 16).bfloat16() + 1, torch.ones(3, 200, dtype=torch.long)
+    mask[1, 150:] = 0
+    assert torch.equal(pooled(h, mask, "mean"), pooled(h.float(), mask, "mean"))
+    assert torch.equal(pooled(h, mask, "last"), pooled(h.float(), mask, "last"))
+
+
+def test_only_what_is_tapped_is_kept(tiny_folder: Folder) -> None:
+    """All hidden states are as much memory again as the pass."""
+    model = causal_model(tiny_folder("gpt2"))
+    asked: list[dict[str, object]] = []
+    given: list[object] = []
+    watched: list[list[int]] = []
+
+    def before(module: torch.nn.Module, args: object, kwargs: dict[str, object]) -> None:
+        asked.append(kwargs)
+        watched.append([i for i, block in enumerate(blocks_of(module)) if block._forward_pre_hooks])
+
+    model.register_forward_pre_hook(before, with_kwargs=True)
+    model.register_forward_hook(lambda _, __, output: given.append(output.hidden_states))
+    found = Taps([1])(model, *texts())
+    assert not asked[0].get("output_hidden_states") and given == [None]
+    assert watched == [[1]] and found.shape == (3, 32)
+
+
 def gradient(model: torch.nn.Module, taps: Taps) -> dict[str, Tensor]:
     model.zero_grad()
     ids, mask = texts()
@@ -112,8 +137,27 @@ def test_a_compiled_model_is_tapped_outside_the_graph(tiny_folder: Folder) -> No
         count = len(graphs)
         torch.testing.assert_close(Taps()(compiled, ids, mask), expected)  # type: ignore[arg-type]
     assert count == len(graphs) > 0, "the taps neither ran in the graph nor made it anew"
+
+
+def test_a_module_compiled_in_place_is_compiled_once(tiny_folder: Folder) -> None:
+    """A pass with hooks through the compiled call would make the graphs anew each time, or keep nothing."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    model = causal_model(tiny_folder("llama"))
+    ids, mask = texts()
+    expected = Taps()(model, ids, mask)
     model.compile(backend=backend)
-    torch.testing.assert_close(Taps()(model, ids, mask), expected)
+    counts = set()
+    for _ in range(3):
+        model(input_ids=ids, attention_mask=mask)
+        counts.add(len(graphs))
+        torch.testing.assert_close(Taps()(model, ids, mask), expected)
+        counts.add(len(graphs))
+    assert len(counts) == 1 and counts != {0}
 
 
 def test_module_names_and_what_is_not_there(tiny_folder: Folder) -> None:

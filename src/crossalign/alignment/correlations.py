@@ -136,8 +136,8 @@ def _need_rows(name: str, x: Tensor, rank_x: int, rank_y: int, on_degenerate: st
         return
     message = (
         f"{name} of {n} rows with ranks {rank_x} and {rank_y} is high for unrelated features too, 1 where the ranks fill "
-        "the rows: it needs more rows than both ranks together; take more rows, or fewer directions of each side first, "
-        "or cka with debiased=True"
+        "the rows: it needs more rows than both ranks together; take a larger batch of pairs, or fewer directions of each "
+        "side first, or 'cka-linear-debiased' (cka with debiased=True)"
     )
     if on_degenerate == "raise":
         raise ValueError(message)

@@ -15,7 +15,7 @@ from .registry import register_similarity
 ROUNDINGS = 16
 
 
-@register_similarity("mutual-knn", differentiable=False)
+@register_similarity("mutual-knn", differentiable=False, ranks_rows=True)
 def mutual_knn(x: Tensor, y: Tensor, k: int = 10, distance: str = "cosine") -> Tensor:
     """The part of a row's k nearest neighbours in x that are among its k nearest in y, averaged over rows; 0 to 1.
 
@@ -33,7 +33,7 @@ def mutual_knn(x: Tensor, y: Tensor, k: int = 10, distance: str = "cosine") -> T
         return torch.minimum(member[0], member[1]).sum(-1).mean(-1) / k
 
 
-@register_similarity("soft-mutual-knn")
+@register_similarity("soft-mutual-knn", ranks_rows=True)
 def soft_mutual_knn(x: Tensor, y: Tensor, k: int = 10, temperature: float = 0.02, distance: str = "cosine") -> Tensor:
     """`mutual_knn` with a soft border, differentiable in both; from 0 to 1.
 
@@ -64,8 +64,12 @@ def soft_mutual_knn(x: Tensor, y: Tensor, k: int = 10, temperature: float = 0.02
 
 def _check(x: Tensor, k: int, least: int, distance: str) -> None:
     n = x.shape[-2]
-    if k < 1 or n < least:
-        raise ValueError(f"{k} nearest neighbours need at least {least} rows, and k at least 1; got {n} rows")
+    if k < 1:
+        raise ValueError(f"nearest neighbours are counted with k at least 1; got {k}")
+    if n < least:
+        raise ValueError(
+            f"{k} nearest neighbours need at least {least} rows; got {n}: take a batch size of {least} or more, or a smaller k"
+        )
     if distance not in ("cosine", "euclidean"):
         raise ValueError(f"unknown distance '{distance}': use 'cosine' or 'euclidean'")
 

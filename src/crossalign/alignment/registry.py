@@ -36,8 +36,9 @@ class Registry(Generic[F]):
         try:
             return self._functions[name]
         except KeyError:
-            near = difflib.get_close_matches(name, self.names(), n=1, cutoff=0.5)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            begun = sorted((known for known in self.names() if name and known.startswith(name)), key=len)[:2]
+            near = begun or difflib.get_close_matches(name, self.names(), n=1, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise ValueError(f"unknown {self.kind} '{name}'{hint} (known: {', '.join(self.names())})") from None
 
     def names(self) -> tuple[str, ...]:
@@ -95,6 +96,7 @@ class Similarity(Protocol):
 
     differentiable: bool
     centred: bool
+    ranks_rows: bool
     comparable_across_batch_sizes: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
@@ -104,14 +106,19 @@ similarities: Registry[Similarity] = Registry("similarity")
 
 
 def register_similarity(
-    name: str, *, differentiable: bool = True, centred: bool = False, comparable_across_batch_sizes: bool = False
+    name: str,
+    *,
+    differentiable: bool = True,
+    centred: bool = False,
+    ranks_rows: bool = False,
+    comparable_across_batch_sizes: bool = False,
 ) -> Callable[[F], F]:
     """Decorator: make a function usable by `name` wherever a similarity is asked for.
 
     The function takes `(x, y)` with shapes (n, p) and (n, q), row i of x being the pair of row i of y, and returns a
     scalar tensor, larger for more alike. The flags become its attributes: `differentiable`, without which it is refused
-    as a loss; `centred`, undefined where the rows of a side are all equal; `comparable_across_batch_sizes`, whether its
-    mean over batches hardly depends on n.
+    as a loss; `centred`, undefined where the rows of a side are all equal; `ranks_rows`, defined there but meaningless,
+    since it asks which rows are nearest; `comparable_across_batch_sizes`, whether its mean over batches hardly depends on n.
 
     >>> @register_similarity("mean-cosine")
     ... def mean_cosine(x, y):
@@ -122,6 +129,7 @@ def register_similarity(
         entry = cast(Similarity, function)
         entry.differentiable = differentiable
         entry.centred = centred
+        entry.ranks_rows = ranks_rows
         entry.comparable_across_batch_sizes = comparable_across_batch_sizes
         similarities.register(name, entry)
         return function

@@ -85,15 +85,18 @@ class PairBatches:
         ``mode`` is a set-up of CMAR §4.4.2: "paired"; "unpaired", where each text is given the features of another image,
         always the same one; or "mean", where all are given the mean over all images.
         """
-        epoch, place = divmod(number, len(self))
-        order, drawn = self._epoch(epoch)
-        rows = order[place * self.batch_size : (place + 1) * self.batch_size]
-        rows = rows[rank * self.batch_size // world : (rank + 1) * self.batch_size // world]
+        _, drawn = self._epoch(number // len(self))
+        rows = self.rows(number)[rank * self.batch_size // world : (rank + 1) * self.batch_size // world]
         texts = [self.tokens[i][int(drawn[i] * len(self.tokens[i]))] for i in rows.tolist()]
         length = max(map(len, texts))
         ids = torch.tensor([text + [self.padding] * (length - len(text)) for text in texts])
         mask = torch.tensor([[1] * len(text) + [0] * (length - len(text)) for text in texts])
         return PairBatch(ids, mask, self._features_of(rows, mode))
+
+    def rows(self, number: int) -> Tensor:
+        """Which pairs are in batch ``number``: indices (B,), in its order."""
+        epoch, place = divmod(number, len(self))
+        return self._epoch(epoch)[0][place * self.batch_size : (place + 1) * self.batch_size]
 
     @cached_property
     def fingerprint(self) -> str:
