@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
+import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -159,7 +160,8 @@ def test_weight_zero_is_the_baseline_to_the_bit(make: Make) -> None:
         ({"model": ""}, "--model names no language model"),
         ({"model": "nowhere"}, "nowhere"),
         ({"tune": {"method": "fpt"}}, "full or lora"),
-        ({"data": {"block": 1000}}, "sees 128 tokens"),
+        ({"data": {"block": 1000}}, r"sees 128 tokens: lower --data.block 1000$"),
+        ({"align": {"max_length": 1000}}, r"sees 128 tokens: lower --align.max-length 1000$"),
         ({"data": {"source": ["nowhere.json"]}}, "nowhere.json"),
         ({"loop": {"batch_size": 1000}}, "larger than the set"),
         ({"align": {"layers": ["9"]}}, "there is no layer 9"),
@@ -172,10 +174,32 @@ def test_bad_input_is_told_before_any_training(make: Make, changes: dict[str, An
     assert not (config.output / "model").exists() and not (config.output / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"score": ("nowhere.txt",)}, "nowhere.txt"),
+        ({"score": ("{folder}/answers",)}, "'answers' is that of the run's own held-out text"),
+        ({"score": ("{folder}/test.txt", "{folder}/test.txt")}, "'test.txt' is that of another text"),
+        ({"pairs": {"source": "nowhere.parquet"}}, "nowhere.parquet"),
+        ({"teacher": {"ref": "file:nowhere.npy"}}, "nowhere.npy"),
+        ({"align": {"batch_size": 3}}, "--align.batch-size 3"),
+    ],
+)
+def test_what_does_not_exist_is_told_before_a_model_is_opened(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], says: str
+) -> None:
+    for name in ("test.txt", "answers"):
+        (tmp_path / name).write_text("some text")
+    if "score" in changes:
+        changes = {"score": tuple(path.format(folder=tmp_path) for path in changes["score"])}
+    monkeypatch.setattr(sys.modules[finetune.__module__], "open_language_model", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(UserError, match=says):
+        finetune(make(**changes), quiet=True)
+
+
 def test_lora_in_shares_over_two_processes_gives_what_one_gives(make: Make, tmp_path: Path) -> None:
     import os
     import subprocess
-    import sys
 
     from peft import PeftModel
     from safetensors.torch import load_file

@@ -292,6 +292,11 @@ def test_held_out_pairs_are_never_trained_on(make: Make, sources: Path, tmp_path
         ({"align": {"metric": "cca"}}, "the alignment term cannot be computed"),
         ({"align": {"metric": "ckaa"}}, "did you mean"),
         ({"align": {"metric": "mutual-knn"}}, "has no gradient"),
+        ({"align": {"weight": float("nan")}}, "--align.weight is nan; it must be a finite number, 0 or more"),
+        ({"align": {"weight": float("inf")}}, "--align.weight is inf"),
+        ({"align": {"weight": -1.0}}, "--align.weight is -1.0"),
+        ({"optim": {"lr": float("nan")}}, "--optim.lr is nan; it must be a finite number, 0 or more"),
+        ({"corpus": {"source": []}}, "--corpus.source names no text.*python:topics"),
         ({"align": {"batch_size": 500}}, "a batch of 500 pairs"),
         ({"align": {"max_length": 100}}, "longer than --block 24"),
         ({"loop": {"steps": 10, "evaluate_every": 4}}, "does not divide --loop.steps 10; 2 would"),
@@ -308,6 +313,57 @@ def test_bad_input_is_told_before_any_training(make: Make, changes: dict[str, An
     with pytest.raises(UserError, match=says):
         pretrain(config, quiet=True)
     assert not (config.output / "model").exists() and not (config.output / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"score": ("nowhere.txt",)}, "nowhere.txt"),
+        ({"score": ("{folder}/latin.txt",)}, "give a UTF-8 text file"),
+        ({"score": ("{folder}/test.txt", "{folder}/other/test.txt")}, "'test.txt' is that of another text"),
+        ({"score": ("{folder}/validation",)}, "'validation' is that of the run's own held-out text"),
+        ({"pairs": {"source": "nowhere.parquet"}}, "nowhere.parquet"),
+        ({"pairs": {"split_file": "nowhere.list"}}, "nowhere.list"),
+        ({"align": {"held_out_file": "nowhere.list"}}, "nowhere.list"),
+        ({"teacher": {"ref": "file:nowhere.npy"}}, "nowhere.npy"),
+        ({"teacher": {"ref": "nowhere"}}, "nowhere"),
+        ({"teacher": {"ref": "random:package:mobilenet_v2", "layers": ["99"]}}, "there is no layer 99"),
+        ({"align": {"held_out_teacher": "file:nowhere.npy"}}, "nowhere.npy"),
+        ({"align": {"batch_size": 3}}, "--align.batch-size 3: .*at least 4 points.*raise it"),
+        ({"align": {"batch_size": 8, "metric": "soft-mutual-knn"}}, "--align.batch-size 8: 10 nearest.*raise it"),
+    ],
+)
+def test_what_does_not_exist_is_told_before_the_corpus_is_prepared(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], says: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    for name in ("test.txt", "other/test.txt", "validation"):
+        (tmp_path / name).write_text(TEXT)
+    (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    if "score" in changes:
+        changes = {"score": tuple(path.format(folder=tmp_path) for path in changes["score"])}
+    monkeypatch.setattr(sys.modules[pretrain.__module__], "cached_corpus", lambda _: pytest.fail("prepared"))
+    with pytest.raises(UserError, match=says):
+        pretrain(make(**changes), quiet=True)
+
+
+def test_texts_to_score_have_a_place_each(make: Make, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("one.txt", "two.txt")]
+    for path, text in zip(paths, (TEXT, "zebra xylophone quiz"), strict=True):
+        path.write_text(text)
+    scores = pretrain(make(score=tuple(map(str, paths))), quiet=True)["scores"]
+    assert scores.keys() == {"validation", "one.txt", "two.txt"}
+    assert scores["one.txt"]["loss"] < scores["validation"]["loss"] * 1.5 < scores["two.txt"]["loss"] * 1.5
+
+
+@pytest.mark.parametrize(("metric", "count"), [("cka-linear-debiased", 3), ("soft-mutual-knn", 8)])
+def test_too_few_pairs_for_a_metric_are_one_sentence(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: str, count: int
+) -> None:
+    write_config(tmp_path / "file", make(align={"metric": metric, "batch_size": count}))
+    assert cli.main(["pretrain", "--config", str(tmp_path / "file/config.yaml")]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"--align.batch-size {count}" in told and "raise it" in told
 
 
 def test_pairs_with_empty_captions_or_broken_images_are_named(make: Make, sources: Path, tmp_path: Path) -> None:

@@ -26,10 +26,7 @@ def read_features_file(path: Path, ids: Sequence[str]) -> Tensor:
         UserError: no such file, another kind of file, other rows than pairs, a pair without features, or values that are
             no finite numbers.
     """
-    if not path.is_file():
-        raise UserError(f"there is no file of features '{path}': give file:PATH of a .npy, .safetensors or .parquet file")
-    if path.suffix not in READERS:
-        raise unknown("kind of features file", path.suffix, READERS)
+    check_file(path)
     try:
         values, names = READERS[path.suffix](path)
     except (OSError, ValueError, KeyError) as error:
@@ -51,6 +48,14 @@ def read_features_file(path: Path, ids: Sequence[str]) -> Tensor:
     if bad:
         raise UserError(f"'{path}' holds values that are no finite numbers, first for {ids[bad[0]]} ({len(bad)} rows in all)")
     return found
+
+
+def check_file(path: Path) -> None:
+    """Raise UserError where no file lies there that features are read from."""
+    if not path.is_file():
+        raise UserError(f"there is no file of features '{path}': give file:PATH of a .npy, .safetensors or .parquet file")
+    if path.suffix not in READERS:
+        raise unknown("kind of features file", path.suffix, READERS)
 
 
 def _npy(path: Path) -> tuple[np.ndarray, None]:
