@@ -23,6 +23,7 @@ from crossalign.models.causal import choose_trained, save_causal
 from crossalign.models.inner import attend_without_mask, checkpoint_gradients
 from crossalign.models.language import LanguageModel, open_language_model
 from crossalign.models.taps import resolve_layers
+from crossalign.progress import followed
 from crossalign.training import precision
 from crossalign.training.likelihood import perplexity, total_nll
 from crossalign.training.loop import Run, Stage, StageResult, fit
@@ -90,7 +91,7 @@ def _finetune(config: FinetuneConfig, recipe: str, quiet: bool) -> dict[str, Any
         seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
         trained = fit(_stage(config, model, data, term, held_out, run), run)
         scores = {"answers": {name: trained.best[name] for name in ("loss", "perplexity")}}
-        scores |= score_streams(model, streams, config.data.block, config.loop.eval_batch_size, run)
+        scores |= score_streams(model, streams, config.data.block, config.loop.eval_batch_size, run, quiet)
         result = _result(config, recipe, data, model, trained, scores)
         state = whole_state(model, run)
         if run.accelerator.is_main_process:
@@ -150,6 +151,7 @@ def _stage(
         rows = evaluation_examples(
             data.validation, loop.eval_batch_size, config.data.padding, accelerator.process_index, run.world
         )
+        rows = followed(rows, -(-len(data.validation) // max(loop.eval_batch_size, run.world)), "evaluating", "batch")
         loss = total_nll(wrapped, rows, accelerator) / int(data.validation.targets.sum())
         found = {"loss": loss, "perplexity": perplexity(loss)}
         return found | (held_out.measure(wrapped, accelerator) if held_out else {})

@@ -79,7 +79,7 @@ def _pretrain(config: PretrainConfig, recipe: str, quiet: bool) -> dict[str, Any
         model.to(run.accelerator.device)
         seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
         trained = fit(_stage(config, model, corpus, term, held_out, run), run)
-        scores = score_streams(model, streams, config.block, config.loop.eval_batch_size, run)
+        scores = score_streams(model, streams, config.block, config.loop.eval_batch_size, run, quiet)
         result = _result(config, recipe, corpus, model, trained, scores)
         state = whole_state(model, run)
         if run.accelerator.is_main_process:
@@ -141,7 +141,8 @@ def _stage(config: PretrainConfig, model: Any, corpus: Corpus, term: Term | None
     batches = _batches(config, corpus, run.accelerator.process_index, run.world)
 
     def evaluate(wrapped: torch.nn.Module) -> dict[str, float]:
-        found = stream_metrics(wrapped, _blocks(config, corpus, run, config.loop.evaluate_blocks), run.accelerator)
+        blocks = _blocks(config, corpus, run, config.loop.evaluate_blocks)
+        found = stream_metrics(wrapped, blocks, run.accelerator, "evaluating")
         return found | (held_out.measure(wrapped, run.accelerator) if held_out else {})
 
     return text_stage(config, model, batches, evaluate, term, run)

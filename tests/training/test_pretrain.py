@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from crossalign import cli
+from crossalign import cli, progress
 from crossalign.alignment import cka
 from crossalign.config import GPTConfig, PretrainConfig, update
 from crossalign.data.corpus import open_corpus
@@ -36,6 +36,7 @@ from crossalign.pretrain import pretrain
 from crossalign.training import loop
 from crossalign.training.loop import Interrupted
 from crossalign.training.run import write_config
+from crossalign.training.term import Term
 
 PAIRS, WIDTH = 80, 12
 TEXT = "the cat sat on a mat while two red dogs ran over wet grass and birds sang in old trees"
@@ -209,6 +210,41 @@ def test_stopped_and_resumed_equals_never_stopped(make: Make, monkeypatch: pytes
     untimed = [{k: v for k, v in row.items() if "second" not in k} for row in rows(whole, "extra") + rows(whole, "validation")]
     again = [{k: v for k, v in row.items() if "second" not in k} for row in rows(parts, "extra") + rows(parts, "validation")]
     assert untimed == again
+
+
+def test_a_term_that_cannot_be_computed_any_more_ends_the_run_which_is_saved(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, parts = make("whole"), make("parts")
+    pretrain(whole, quiet=True)
+    extra = Term.extra
+
+    def fail(self: Term, model: Any, step: int) -> Any:
+        if step == 6:
+            raise ValueError("svcca of 16 rows with ranks 9 and 8 needs more rows")
+        return extra(self, model, step)
+
+    monkeypatch.setattr(Term, "extra", fail)
+    write_config(tmp_path / "file", parts)
+    assert cli.main(["pretrain", "--config", str(tmp_path / "file/config.yaml")]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and "cannot be computed at step 7 of stage 'train' (svcca of 16 rows" in told[0]
+    monkeypatch.undo()
+    pretrain(parts, quiet=True)
+    assert all(torch.equal(weights(parts)[name], tensor) for name, tensor in weights(whole).items())
+    assert [row["step"] for row in rows(parts, "train_step")] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_evaluation_scoring_and_tokenising_have_a_bar(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quiet: bool
+) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    (tmp_path / "test.txt").write_text(TEXT)
+    pretrain(make(score=(str(tmp_path / "test.txt"),)), quiet=quiet)
+    told = capsys.readouterr().err
+    assert "evaluating: " in told and "tokenising captions: " in told
+    assert all((f"scoring {name}: " in told) is not quiet for name in ("validation", "test.txt"))
 
 
 def test_micro_batches_change_nothing(make: Make) -> None:

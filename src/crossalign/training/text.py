@@ -18,6 +18,7 @@ from crossalign.data.tokenizer import ordinary_text
 from crossalign.data.tokens import EvaluationBlocks, TextStep, TokenFile, evaluation_blocks
 from crossalign.errors import UserError
 from crossalign.models.causal import load_trained_state, trained_state
+from crossalign.progress import followed
 from crossalign.regularizer import WEIGHT_PENALTIES
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
@@ -115,18 +116,20 @@ def _gathered(state: dict[str, Tensor], run: Run) -> dict[str, Tensor]:
     return kept
 
 
-def stream_metrics(model: nn.Module, blocks: EvaluationBlocks, accelerator: Any) -> dict[str, float]:
-    """Loss a token, perplexity and bits a byte of a stream of text."""
-    return blocks.metrics(total_nll(model, blocks, accelerator))
+def stream_metrics(model: nn.Module, blocks: EvaluationBlocks, accelerator: Any, title: str) -> dict[str, float]:
+    """Loss a token, perplexity and bits a byte of a stream of text; ``title`` is that of a bar, "" for none."""
+    return blocks.metrics(total_nll(model, followed(blocks, len(blocks), title, "batch"), accelerator))
 
 
 def score_streams(
-    model: nn.Module, streams: dict[str, TokenFile], block: int, batch_size: int, run: Run
+    model: nn.Module, streams: dict[str, TokenFile], block: int, batch_size: int, run: Run, quiet: bool
 ) -> dict[str, dict[str, float]]:
     """:func:`stream_metrics` of whole streams by a trained model, in the run's precision."""
     with run.accelerator.autocast():
         return {
-            name: stream_metrics(model, blocks_of(stream, block, batch_size, run), run.accelerator)
+            name: stream_metrics(
+                model, blocks_of(stream, block, batch_size, run), run.accelerator, "" if quiet else f"scoring {name}"
+            )
             for name, stream in streams.items()
         }
 
