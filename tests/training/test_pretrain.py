@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from crossalign import cli, progress
 from crossalign.alignment import cka
-from crossalign.config import GPTConfig, PretrainConfig, update
+from crossalign.config import GPTConfig, PairsConfig, PretrainConfig, update
 from crossalign.data.corpus import open_corpus
 from crossalign.data.pair_batches import PairBatches
 from crossalign.data.pairs import open_pairs
@@ -315,7 +315,7 @@ def test_held_out_pairs_are_never_trained_on(make: Make, sources: Path, tmp_path
     with pytest.raises(UserError, match="held-out pairs are trained on"):
         pretrain(make(pairs={"split_file": str(tmp_path / "list.txt")}), quiet=True)
     with pytest.raises(UserError, match="held-out pairs are trained on"):
-        pretrain(make(align={"batch_size": 2}, pairs={"split": "validation"}), quiet=True)
+        pretrain(make(align={"batch_size": 4}, pairs={"split": "validation"}), quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -400,6 +400,46 @@ def test_too_few_pairs_for_a_metric_are_one_sentence(
     assert cli.main(["pretrain", "--config", str(tmp_path / "file/config.yaml")]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and f"--align.batch-size {count}" in told and "raise it" in told
+
+
+@pytest.mark.parametrize("kind", ["own", "written"])
+def test_features_of_the_training_pairs_alone_need_others_for_the_held_out_ones(
+    make: Make, sources: Path, tmp_path: Path, kind: str
+) -> None:
+    table = pq.read_table(sources / "features.parquet").to_pydict()
+    own, refs = dict(zip(table["id"], table["features"], strict=True)), {}
+    for split in ("train", "validation"):
+        pairs = open_pairs(PairsConfig(source=str(sources / "pairs.parquet"), split=split))
+        values = torch.tensor([own[name] for name in pairs.ids])
+        refs[split] = tmp_path / f"{split}.npy"
+        if kind == "own":
+            np.save(refs[split], values.numpy())
+        else:
+            refs[split] = refs[split].with_suffix(".safetensors")
+            told = {"format": "crossalign.features.1", "teacher_key": "k", "pairs": pairs.source}
+            save_file({"features": values}, refs[split], told | {"pairs_fingerprint": pairs.fingerprint})
+    train = {"ref": f"file:{refs['train']}"}
+    with pytest.raises(UserError, match=r"--align.held-out-teacher file:PATH.*--align.held-out 0"):
+        pretrain(make("default", teacher=train), quiet=True)
+    none = pretrain(make("none", teacher=train, align={"held_out": 0}), quiet=True)
+    assert not none["held_out"]
+    both = make("both", teacher=train, align={"held_out_teacher": f"file:{refs['validation']}"})
+    assert pretrain(both, quiet=True)["held_out"] == pretrain(make("parquet"), quiet=True)["held_out"]
+
+
+def test_fewer_held_out_pairs_than_asked_for_are_told(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain(make(align={"held_out": 1000}, loop={"steps": 1, "evaluate_every": 1}), quiet=True)
+    told = [line for line in capsys.readouterr().err.splitlines() if "held-out" in line]
+    assert len(told) == 1 and "--align.held-out 1000 is more than there are: all 8 are used (pairs.parquet" in told[0]
+
+
+def test_a_degenerate_metric_is_told_in_one_sentence(
+    make: Make, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    pretrain(make(align={"metric": "cca", "on_degenerate": "warn", "log_every": 1}), quiet=True)
+    told = [line for line in capsys.readouterr().err.splitlines() if "rows" in line]
+    assert len(told) == 1 and told[0].startswith("crossalign: cca of 16 rows with ranks")
+    assert not [one for one in recwarn if "cca" in str(one.message)]
 
 
 def test_pairs_with_empty_captions_or_broken_images_are_named(make: Make, sources: Path, tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ import inspect
 import math
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from crossalign.data.batches import IGNORED
 from crossalign.data.pair_batches import PairBatch, PairBatches
 from crossalign.data.pair_sources import check_source
 from crossalign.data.pairs import Pairs, open_pairs
+from crossalign.environment import is_main_process
 from crossalign.errors import UserError, unknown
 from crossalign.features import check_teacher, pair_features
 from crossalign.models.taps import Taps, unwrapped
@@ -92,6 +95,8 @@ class Term:
 
     regularizer: AlignmentRegularizer | CaptionExposure
     log_every: int
+    warns: bool = False
+    """Whether the metric warns on each call of what :meth:`check` tells once."""
 
     @property
     def fingerprint(self) -> str:
@@ -108,16 +113,25 @@ class Term:
         was_training = model.training
         try:
             self.regularizer.due(0)
-            value = self.regularizer.try_out(model.eval())
+            with warnings.catch_warnings(record=True) as warned:
+                value = self.regularizer.try_out(model.eval())
         except (ValueError, RuntimeError) as error:
             raise UserError(f"the alignment term cannot be computed: {error}") from error
         finally:
             model.train(was_training)
+        for told in dict.fromkeys(str(one.message) for one in warned):
+            _note(told)
         if not value.requires_grad:
             raise UserError("the alignment term has no gradient in what trains: tap another layer with --align.layers")
 
     def extra(self, model: nn.Module, step: int) -> tuple[Tensor, dict[str, Tensor]] | None:
         """The term of a step with numbers to log; where none is due, its score alone if that is to be logged."""
+        with warnings.catch_warnings() if self.warns else nullcontext():
+            if self.warns:
+                warnings.filterwarnings("ignore", module="crossalign.regularizer")
+            return self._extra(model, step)
+
+    def _extra(self, model: nn.Module, step: int) -> tuple[Tensor, dict[str, Tensor]] | None:
         if self.regularizer.due(step):
             return self.regularizer.loss(model), self.regularizer.numbers
         if self.log_every and step % self.log_every == 0:
@@ -236,7 +250,7 @@ def open_term(
         queue=align.queue,
         **(_options(align) if looks else {}),
     )
-    return Term(regularizer, align.log_every)
+    return Term(regularizer, align.log_every, warns=align.on_degenerate == "warn")
 
 
 def open_held_out(
@@ -262,7 +276,19 @@ def open_held_out(
         raise UserError(
             f"{held_out.source}: {len(held_out)} held-out pairs are too few to measure alignment on; give 8 or more"
         )
-    features, _ = pair_features(_held_out_teacher(align, teacher), held_out, device=device)
+    if align.held_out is not None and wanted > len(held_out):
+        _note(f"--align.held-out {wanted} is more than there are: all {len(held_out)} are used ({held_out.source})")
+    teacher = _held_out_teacher(align, teacher)
+    try:
+        features, _ = pair_features(teacher, held_out, device=device)
+    except UserError as error:
+        if not teacher.ref.startswith("file:"):
+            raise
+        raise UserError(
+            f"'{teacher.ref}' does not hold the features of the held-out pairs, on which alignment is measured too "
+            f"({held_out.source}): give theirs with --align.held-out-teacher file:PATH, or leave that out with "
+            "--align.held-out 0"
+        ) from error
     rows = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:wanted].sort().values
     batch = _first_texts(held_out, features, tokenizer, align.max_length, rows)
     return HeldOut(
@@ -272,6 +298,12 @@ def open_held_out(
         batch.features,
         Taps(list(align.layers), align.pool),
     )
+
+
+def _note(sentence: str) -> None:
+    """Tell something that stops nothing, once for all processes."""
+    if is_main_process():
+        print(f"crossalign: {sentence}", file=sys.stderr)
 
 
 def names_of(pairs: Pairs) -> Iterator[str]:
