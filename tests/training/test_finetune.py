@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import socket
 import sys
 from collections.abc import Callable
@@ -268,6 +269,37 @@ def test_stopped_and_resumed_equals_never_stopped(make: Make, monkeypatch: pytes
     one, two = (load_file(config.output / "model" / "adapter_model.safetensors") for config in (whole, parts))
     assert done == 4 and all(torch.equal(two[name], tensor) for name, tensor in one.items())
     assert [row["score"] for row in steps(whole, "extra")] == [row["score"] for row in steps(parts, "extra")]
+
+
+@pytest.mark.parametrize("what", ["features", "pairs"])
+def test_a_run_does_not_go_on_with_other_features_or_captions(
+    make: Make, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    from crossalign.training import loop
+
+    for name in ("features", "pairs"):
+        shutil.copy(sources / f"{name}.parquet", tmp_path)
+    config = make(teacher={"ref": f"file:{tmp_path / 'features.parquet'}"}, pairs={"source": str(tmp_path / "pairs.parquet")})
+    train = loop._Fit._train_step
+
+    def stop(self: Any, *args: Any) -> None:
+        train(self, *args)
+        self._save()
+        raise loop.Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(loop.Interrupted):
+        patch.setattr(loop._Fit, "_train_step", stop)
+        finetune(config, quiet=True)
+    table = pq.read_table(tmp_path / f"{what}.parquet").to_pydict()
+    if what == "features":
+        table["features"] = [[2 * value for value in row] for row in table["features"]]
+    else:
+        table["caption"] = [f"{caption} again" for caption in table["caption"]]
+    pq.write_table(pa.table(table), tmp_path / f"{what}.parquet")
+    with pytest.raises(UserError, match="captions or teacher's features than lie there now: put them back"):
+        finetune(config, quiet=True)
+    shutil.copy(sources / f"{what}.parquet", tmp_path)
+    assert finetune(config, quiet=True)["scores"]
 
 
 def test_an_embedding_that_does_not_train_may_be_tapped_beside_others_but_not_alone(make: Make) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -94,6 +95,27 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def in_two_processes(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    command += ["--master-addr=127.0.0.1", *arguments]
+    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=110)
+
+
+def stop_at(step: int, patch: pytest.MonkeyPatch) -> list[int]:
+    """Let the next run be saved and stopped after so many of its steps; the list grows with each that is trained."""
+    train, done = loop._Fit._train_step, list[int]()
+
+    def stop(self: Any, *args: Any) -> None:
+        train(self, *args)
+        done.append(self.step)
+        if len(done) == step:
+            self._save()
+            raise Interrupted
+
+    patch.setattr(loop._Fit, "_train_step", stop)
+    return done
 
 
 def rows(config: PretrainConfig, split: str) -> list[dict[str, Any]]:
@@ -189,27 +211,111 @@ def test_stopped_and_resumed_equals_never_stopped(make: Make, monkeypatch: pytes
     settings: dict[str, Any] = {"align": {"queue": 20}, "gpt": {"dropout": 0.1}}
     whole, parts = make("whole", **settings), make("parts", **settings)
     pretrain(whole, quiet=True)
-    done = 0
-    train = loop._Fit._train_step
-
-    def stop(self: Any, *args: Any) -> None:
-        nonlocal done
-        train(self, *args)
-        done += 1
-        if done == at:
-            self._save()
-            raise Interrupted
-
-    monkeypatch.setattr(loop._Fit, "_train_step", stop)
+    done = stop_at(at, monkeypatch)
     with pytest.raises(Interrupted):
         pretrain(parts, quiet=True)
     pretrain(parts, quiet=True)
-    assert done == 8
+    assert len(done) == 8
     for name, tensor in weights(whole).items():
         assert torch.equal(weights(parts)[name], tensor), name
     untimed = [{k: v for k, v in row.items() if "second" not in k} for row in rows(whole, "extra") + rows(whole, "validation")]
     again = [{k: v for k, v in row.items() if "second" not in k} for row in rows(parts, "extra") + rows(parts, "validation")]
     assert untimed == again
+
+
+THREE_RUNS = """
+import sys
+from pathlib import Path
+from crossalign.config import PretrainConfig
+from crossalign.pretrain import pretrain
+from crossalign.training import loop
+from crossalign.training.run import read_config
+
+train, done = loop._Fit._train_step, []
+
+def stop(self, *args):
+    train(self, *args)
+    done.append(self.step)
+    if len(done) == 12:
+        self._save()
+        raise loop.Interrupted
+
+loop._Fit._train_step = stop
+whole, parts = (read_config(PretrainConfig(), Path(file)) for file in sys.argv[1:])
+pretrain(whole, quiet=True)
+try:
+    pretrain(parts, quiet=True)
+except loop.Interrupted:
+    pretrain(parts, quiet=True)
+assert done == [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8], done
+"""
+"""A run of eight steps, one that is stopped after four, and its resumption."""
+
+
+def test_two_processes_stopped_and_resumed_equal_never_stopped(make: Make, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"align": {"queue": 20}, "gpt": {"dropout": 0.1}, "loop": {"evaluate_every": 8, "log_every": 3}}
+    whole, parts = make("whole", **settings), make("parts", **settings)
+    for config in (whole, parts):
+        write_config(tmp_path / f"{config.output.name}-file", config)
+    (tmp_path / "script.py").write_text(THREE_RUNS)
+    files = [str(tmp_path / f"{name}-file" / "config.yaml") for name in ("whole", "parts")]
+    done = in_two_processes(str(tmp_path / "script.py"), *files)
+    assert done.returncode == 0, done.stderr[-9000:]
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(parts)[name], tensor), name
+    for split in ("train_step", "extra", "validation"):
+        for a, b in zip(rows(whole, split), rows(parts, split), strict=True):
+            assert {k: v for k, v in a.items() if "second" not in k} == {k: v for k, v in b.items() if "second" not in k}
+
+
+@pytest.mark.parametrize("what", ["features", "pairs"])
+def test_a_run_does_not_go_on_with_other_features_or_captions(
+    make: Make, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    for name in ("features", "pairs"):
+        shutil.copy(sources / f"{name}.parquet", tmp_path)
+    files = {"teacher": {"ref": f"file:{tmp_path / 'features.parquet'}"}, "pairs": {"source": str(tmp_path / "pairs.parquet")}}
+    config = make(**files)
+    stop_at(3, monkeypatch)
+    with pytest.raises(Interrupted):
+        pretrain(config, quiet=True)
+    table = pq.read_table(tmp_path / f"{what}.parquet").to_pydict()
+    if what == "features":
+        table["features"] = [[2 * value for value in row] for row in table["features"]]
+    else:
+        table["caption"] = [f"{caption} again" for caption in table["caption"]]
+    pq.write_table(pa.table(table), tmp_path / f"{what}.parquet")
+    with pytest.raises(UserError, match=r"made from other text, captions or teacher's features.*put them back"):
+        pretrain(config, quiet=True)
+    shutil.copy(sources / f"{what}.parquet", tmp_path)
+    assert pretrain(config, quiet=True)["scores"]
+
+
+def test_steps_with_the_term_and_without_share_their_compiled_graphs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"align": {"every": 2}, "loop": {"steps": 6, "evaluate_every": 6}}
+    eager, compiled = make("eager", **settings), make("compiled", **settings)
+    pretrain(eager, quiet=True)
+    graphs, after_step = 0, []
+
+    def count(graph: torch.fx.GraphModule, _: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    compile_, train = torch.compile, loop._Fit._train_step
+
+    def note(self: Any, *args: Any) -> None:
+        train(self, *args)
+        after_step.append(graphs)
+
+    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend=count))
+    monkeypatch.setattr(loop._Fit, "_train_step", note)
+    compiled.loop.compile = True
+    pretrain(compiled, quiet=True)
+    assert after_step[0] > 0 and len(set(after_step[1:])) == 1 and len(after_step) == 6
+    for name, tensor in weights(eager).items():
+        torch.testing.assert_close(weights(compiled)[name], tensor, rtol=1e-3, atol=1e-5)
+    assert [row["step"] for row in rows(compiled, "extra")] == [1, 3, 5]
 
 
 def test_a_term_that_cannot_be_computed_any_more_ends_the_run_which_is_saved(
@@ -260,27 +366,13 @@ def test_micro_batches_change_nothing(make: Make) -> None:
 @pytest.mark.parametrize(("metric", "shard"), [("cka-rbf", False), ("captions", False), ("cka-rbf", True), ("captions", True)])
 def test_two_processes_give_what_one_gives(make: Make, tmp_path: Path, metric: str, shard: bool) -> None:
     # 7 sequences cannot be shared out evenly.
-    settings: dict[str, Any] = {"align": {"metric": metric, "weight": 2.0}, "loop": {"batch_size": 7, "accumulation": 2}}
+    align = {"metric": metric, "weight": 2.0, "queue": 20}
+    settings: dict[str, Any] = {"align": align, "loop": {"batch_size": 7, "accumulation": 2}}
     alone, pair = make("alone", **settings), make("pair", **settings)
     pretrain(alone, quiet=True)
     pair.loop.shard = shard
     write_config(tmp_path / "file", pair)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    done = subprocess.run(
-        [
-            *command,
-            "--master-addr=127.0.0.1",
-            "-m",
-            "crossalign.cli",
-            "pretrain",
-            "--config",
-            str(tmp_path / "file/config.yaml"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
+    done = in_two_processes("-m", "crossalign.cli", "pretrain", "--config", str(tmp_path / "file/config.yaml"))
     assert done.returncode == 0, done.stderr[-9000:]
     for split in ("extra", "validation", "train_step"):
         for a, b in zip(rows(alone, split), rows(pair, split), strict=True):
