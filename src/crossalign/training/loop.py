@@ -217,8 +217,8 @@ class _Fit:
         try:
             with self.run.accelerator.autocast():  # a compiled model is called inside its wrapper, which alone would know
                 found = self.stage.extra(self.model, position)
-        except (ValueError, torch.linalg.LinAlgError) as error:  # the features of all processes are the same, so all stop
-            self._save()
+        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            self._save()  # all processes are here: they see the same features
             raise Diverged(
                 f"the alignment term cannot be computed at step {position + 1} of stage '{self.stage.name}' ({error}); the run "
                 "is saved as it was before that step: choose another metric or more pairs, in another --output"
