@@ -6,6 +6,8 @@ import contextlib
 import io
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +213,16 @@ def test_features_of_ones_own(tmp_path: Path, pairs: Pairs, suffix: str) -> None
     write(values)
     with pytest.raises(UserError, match="first for p4"):
         pair_features(own, pairs)
+
+
+def test_an_array_in_fp32_is_read_without_a_warning(tmp_path: Path, pairs: Pairs) -> None:
+    values = np.random.default_rng(0).normal(size=(COUNT, 5)).astype(np.float32)
+    np.save(tmp_path / "mine.npy", values)
+    given = f"Path({str(tmp_path / 'mine.npy')!r}), {pairs.ids!r}"
+    code = f"from pathlib import Path; from crossalign.data.own_features import read_features_file as read; read({given})"
+    # Torch warns once a process.
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_features_of_ones_own_by_id(tmp_path: Path, pairs: Pairs) -> None:

@@ -12,6 +12,8 @@ import termios
 
 import pytest
 
+from crossalign import progress
+
 SCRIPT = """
 import time
 from crossalign import progress as module
@@ -63,6 +65,14 @@ def test_a_terminal_gets_a_bar_that_is_redrawn() -> None:
 @pytest.mark.parametrize("run", [run_plain, run_on_terminal])
 def test_short_work_shows_nothing(run: object) -> None:
     assert run(0.0) == ""  # type: ignore[operator]
+
+
+def test_a_bar_over_items_changes_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    assert list(progress.followed("abc", 3, "letters", "letter")) == ["a", "b", "c"]
+    assert capsys.readouterr().err.startswith("letters: ")
+    assert list(progress.followed("abc", 3, "", "letter")) == ["a", "b", "c"]
+    assert capsys.readouterr().err == ""
 
 
 def test_other_processes_show_nothing() -> None:

@@ -16,6 +16,8 @@ CALLS = {
     "import crossalign": (["-c", "import crossalign"], 0.3),
     "crossalign --help": (["-c", COMMAND, "--help"], 0.5),
     "crossalign adapt --help": (["-c", COMMAND, "adapt", "--help"], 0.5),
+    "crossalign pretrain --help": (["-c", COMMAND, "pretrain", "--help"], 0.5),
+    "crossalign finetune --help": (["-c", COMMAND, "finetune", "--help"], 0.5),
     "crossalign data prepare --help": (["-c", COMMAND, "data", "prepare", "--help"], 0.5),
 }
 

@@ -56,6 +56,16 @@ def features(teacher: TeacherConfig, pairs: PairsConfig, output: Path | None = N
     return write_features(teacher, open_pairs(pairs), output, device=device)
 
 
+def check_teacher(teacher: TeacherConfig) -> None:
+    """Raise UserError where a teacher, its layers or its file of features is not there; nothing is computed."""
+    if teacher.ref.startswith("file:"):
+        from crossalign.data.own_features import check_file
+
+        check_file(Path(teacher.ref.removeprefix("file:")).expanduser())
+    else:
+        _check_output(teacher, None, teacher_key(teacher))
+
+
 def teacher_key(teacher: TeacherConfig) -> str:
     """``Teacher.key`` of a configuration, without the weights in memory."""
     from crossalign.models.vision import open_teacher

@@ -23,6 +23,7 @@ from crossalign.models.causal import choose_trained, save_causal
 from crossalign.models.inner import attend_without_mask, checkpoint_gradients
 from crossalign.models.language import LanguageModel, open_language_model
 from crossalign.models.taps import resolve_layers
+from crossalign.progress import followed
 from crossalign.training import precision
 from crossalign.training.likelihood import perplexity, total_nll
 from crossalign.training.loop import Run, Stage, StageResult, fit
@@ -33,11 +34,12 @@ from crossalign.training.run import (
     opened_run,
     seed_all,
 )
-from crossalign.training.term import HeldOut, Term, open_held_out, open_term, row_name
+from crossalign.training.term import HeldOut, Term, check_sources, open_held_out, open_term, row_name
 from crossalign.training.text import (
+    as_stream,
     check_room,
     check_text_run,
-    read_stream,
+    read_texts,
     resolve_speed,
     score_streams,
     text_stage,
@@ -58,7 +60,10 @@ def finetune(config: FinetuneConfig, *, recipe: str = "", quiet: bool = False) -
 
 def _finetune(config: FinetuneConfig, recipe: str, quiet: bool) -> dict[str, Any]:
     check_text_run(config)
+    texts = read_texts(config.score)
     config.row = config.row or row_name(config)
+    with main_process_first(config.loop.device):
+        check_sources(config.align, config.teacher, config.pairs)
     opened = _open(config)
     model, tokenizer = opened.model, opened.tokenizer
     resolve_layers(model, config.align.layers)  # told before a teacher looks at images
@@ -70,7 +75,7 @@ def _finetune(config: FinetuneConfig, recipe: str, quiet: bool) -> dict[str, Any
         tokens = config.loop.batch_size * int(data.train.targets.sum()) / len(batches.rows)
         term = open_term(*settings, tokens=tokens, seed=config.seed, device=config.loop.device)
         held_out = open_held_out(*settings, device=config.loop.device)
-    texts = {Path(path).name: read_stream(path, tokenizer, separator(tokenizer)) for path in config.score}
+    streams = {name: as_stream(text, tokenizer, separator(tokenizer)) for name, text in texts.items()}
     check_room(config.output, model)
     config = resolve_speed(config, model, config.data.block, quiet)
     if term:
@@ -86,7 +91,7 @@ def _finetune(config: FinetuneConfig, recipe: str, quiet: bool) -> dict[str, Any
         seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
         trained = fit(_stage(config, model, data, term, held_out, run), run)
         scores = {"answers": {name: trained.best[name] for name in ("loss", "perplexity")}}
-        scores |= score_streams(model, texts, config.data.block, config.loop.eval_batch_size, run)
+        scores |= score_streams(model, streams, config.data.block, config.loop.eval_batch_size, run, quiet)
         result = _result(config, recipe, data, model, trained, scores)
         state = whole_state(model, run)
         if run.accelerator.is_main_process:
@@ -104,11 +109,10 @@ def _open(config: FinetuneConfig) -> LanguageModel:
     model: Any = opened.model
     model.config.use_cache = False
     longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and max(config.data.block, config.align.max_length) > longest:
-        raise UserError(
-            f"'{config.model}' sees {longest} tokens: lower --data.block {config.data.block} and --align.max-length "
-            f"{config.align.max_length}"
-        )
+    asked = {"--data.block": config.data.block, "--align.max-length": config.align.max_length}
+    too_long = [f"{name} {value}" for name, value in asked.items() if longest is not None and value > longest]
+    if too_long:
+        raise UserError(f"'{config.model}' sees {longest} tokens: lower {' and '.join(too_long)}")
     if config.data.padding == "right" and not config.data.packing:
         attend_without_mask(model)  # no real token sees what stands on its right
     if config.gradient_checkpointing:
@@ -147,6 +151,7 @@ def _stage(
         rows = evaluation_examples(
             data.validation, loop.eval_batch_size, config.data.padding, accelerator.process_index, run.world
         )
+        rows = followed(rows, -(-len(data.validation) // max(loop.eval_batch_size, run.world)), "evaluating", "batch")
         loss = total_nll(wrapped, rows, accelerator) / int(data.validation.targets.sum())
         found = {"loss": loss, "perplexity": perplexity(loss)}
         return found | (held_out.measure(wrapped, accelerator) if held_out else {})

@@ -7,7 +7,6 @@ The text held out and the pairs held out are looked at in every evaluation and c
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,12 +28,13 @@ from crossalign.training.run import (
     opened_run,
     seed_all,
 )
-from crossalign.training.term import HeldOut, Term, open_held_out, open_term, row_name
+from crossalign.training.term import HeldOut, Term, check_sources, open_held_out, open_term, row_name
 from crossalign.training.text import (
+    as_stream,
     blocks_of,
     check_room,
     check_text_run,
-    read_stream,
+    read_texts,
     resolve_speed,
     score_streams,
     stream_metrics,
@@ -57,12 +57,15 @@ def pretrain(config: PretrainConfig, *, recipe: str = "", quiet: bool = False) -
 def _pretrain(config: PretrainConfig, recipe: str, quiet: bool) -> dict[str, Any]:
     check_text_run(config)
     _check_model(config)
+    texts = read_texts(config.score)
     config.row = config.row or row_name(config)
     with main_process_first(config.loop.device):  # the others then find corpus and features in the cache
+        check_sources(config.align, config.teacher, config.pairs)
         corpus = open_corpus(config.prepared) if config.prepared else cached_corpus(config.corpus)
         _batches(config, corpus, world=int(os.environ.get("WORLD_SIZE", "1")))  # refuses what cannot be
         term, held_out = _term(config, corpus)
-    texts = {Path(path).name: read_stream(path, corpus.tokenizer, corpus.separator) for path in config.score}
+    streams = {name: as_stream(text, corpus.tokenizer, corpus.separator) for name, text in texts.items()}
+    streams = {"validation": corpus.validation, **streams}
     model = _model(config, corpus)
     check_room(config.output, model)
     config = resolve_speed(config, model, config.block, quiet)
@@ -76,8 +79,7 @@ def _pretrain(config: PretrainConfig, recipe: str, quiet: bool) -> dict[str, Any
         model.to(run.accelerator.device)
         seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
         trained = fit(_stage(config, model, corpus, term, held_out, run), run)
-        streams = {"validation": corpus.validation, **texts}
-        scores = score_streams(model, streams, config.block, config.loop.eval_batch_size, run)
+        scores = score_streams(model, streams, config.block, config.loop.eval_batch_size, run, quiet)
         result = _result(config, recipe, corpus, model, trained, scores)
         state = whole_state(model, run)
         if run.accelerator.is_main_process:
@@ -96,6 +98,11 @@ def _term(config: PretrainConfig, corpus: Corpus) -> tuple[Term | None, HeldOut 
 
 def _check_model(config: PretrainConfig) -> None:
     """What the model cannot be, or does not have, is told before a corpus is tokenised and a teacher looks at images."""
+    if not config.prepared and not config.corpus.source:
+        raise UserError(
+            "--corpus.source names no text: give text files, folders of them, hf:ORG/NAME, or python:topics, which needs no "
+            "file; or a prepared corpus with --prepared"
+        )
     if config.block < 1:
         raise UserError(f"--block is {config.block}; it must be at least 1")
     if config.align.metric != "none" and config.align.max_length > config.block:
@@ -134,7 +141,8 @@ def _stage(config: PretrainConfig, model: Any, corpus: Corpus, term: Term | None
     batches = _batches(config, corpus, run.accelerator.process_index, run.world)
 
     def evaluate(wrapped: torch.nn.Module) -> dict[str, float]:
-        found = stream_metrics(wrapped, _blocks(config, corpus, run, config.loop.evaluate_blocks), run.accelerator)
+        blocks = _blocks(config, corpus, run, config.loop.evaluate_blocks)
+        found = stream_metrics(wrapped, blocks, run.accelerator, "evaluating")
         return found | (held_out.measure(wrapped, run.accelerator) if held_out else {})
 
     return text_stage(config, model, batches, evaluate, term, run)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import shutil
 import sys
-from typing import NoReturn, TextIO
+from collections.abc import Iterable, Iterator
+from typing import NoReturn, TextIO, TypeVar
 
 from tqdm import tqdm
 
 from crossalign.environment import is_main_process
 
+T = TypeVar("T")
 QUIET_SECONDS = 2.0
 LINE_SECONDS = 30.0
 
 
-def progress(total: int, description: str, initial: int = 0, unit: str = "step") -> tqdm[NoReturn]:
+def progress(total: int, description: str, initial: int = 0, unit: str = "step", leave: bool = True) -> tqdm[NoReturn]:
     """A bar over ``total`` steps of which ``initial`` are done; use it as a context manager and call ``update(1)``.
 
     It shows in the main process only, and only once two seconds have passed. Where stderr is no terminal it prints
     one plain line every 30 seconds at most, so that a log file holds no control characters. Bytes (unit "B") are told in
-    thousands and millions.
+    thousands and millions. Without ``leave`` the bar is wiped when it is done.
     """
     plain = not sys.stderr.isatty()
     return tqdm(
@@ -29,6 +31,7 @@ def progress(total: int, description: str, initial: int = 0, unit: str = "step")
         unit=unit,
         unit_scale=unit == "B",
         delay=QUIET_SECONDS,
+        leave=leave,
         disable=not is_main_process(),
         file=_Lines(sys.stderr) if plain else sys.stderr,
         mininterval=LINE_SECONDS if plain else 0.2,
@@ -36,6 +39,17 @@ def progress(total: int, description: str, initial: int = 0, unit: str = "step")
         ncols=100 if plain else shutil.get_terminal_size().columns,
         ascii=plain,
     )
+
+
+def followed(items: Iterable[T], total: int, description: str, unit: str) -> Iterator[T]:
+    """The items, with a bar over them that is wiped at the end; none where ``description`` is empty."""
+    if not description:
+        yield from items
+        return
+    with progress(total, description, unit=unit, leave=False) as bar:
+        for item in items:
+            yield item
+            bar.update(1)
 
 
 class _Lines:

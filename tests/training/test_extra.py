@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,18 @@ def test_its_numbers_are_logged_at_its_steps(tmp_path: Path) -> None:
     value = value.detach()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     assert logged[0]["score"] == pytest.approx(float(value)) and logged[0]["extra_grad_norm"] == pytest.approx(float(norm))
+
+
+@pytest.mark.parametrize("log_every", [1, 3])
+def test_examples_are_counted_over_the_time_that_they_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int
+) -> None:
+    monkeypatch.setattr(f"{__name__}.extra_of", lambda *_: lambda model, position: time.sleep(0.02))
+    monkeypatch.setattr(f"{__name__}.LOOP", replace(LOOP, log_every=log_every))
+    train(tmp_path, weight=1.0)
+    rates = [row["examples_per_second"] for row in rows(tmp_path, "train_step")]
+    assert len(rates) == 2 * STEPS // log_every
+    assert all(SIZE / 1.0 < rate <= SIZE / 0.02 for rate in rates)
 
 
 def test_resume_is_exact(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import socket
+import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -16,8 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from crossalign import progress
 from crossalign.config import FinetuneConfig, update
 from crossalign.data.instructions import open_instructions
 from crossalign.data.tokenizer import open_tokenizer, save_tokenizer, train_tokenizer
@@ -149,8 +153,17 @@ def test_weight_zero_is_the_baseline_to_the_bit(make: Make) -> None:
     off, zero = make("off", align={"metric": "none"}), make("zero", align={"weight": 0.0})
     finetune(off, quiet=True)
     finetune(zero, quiet=True)
-    one, other = ([row["loss"] for row in steps(config)] for config in (off, zero))
-    assert one == other
+    one, other = (load_file(config.output / "model" / "model.safetensors") for config in (off, zero))
+    assert one.keys() == other.keys() and all(torch.equal(other[name], tensor) for name, tensor in one.items())
+
+
+def test_evaluation_and_tokenising_have_a_bar(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    finetune(make(), quiet=True)
+    told = capsys.readouterr().err
+    assert "evaluating: " in told and "tokenising instructions: " in told
 
 
 @pytest.mark.parametrize(
@@ -159,7 +172,8 @@ def test_weight_zero_is_the_baseline_to_the_bit(make: Make) -> None:
         ({"model": ""}, "--model names no language model"),
         ({"model": "nowhere"}, "nowhere"),
         ({"tune": {"method": "fpt"}}, "full or lora"),
-        ({"data": {"block": 1000}}, "sees 128 tokens"),
+        ({"data": {"block": 1000}}, r"sees 128 tokens: lower --data.block 1000$"),
+        ({"align": {"max_length": 1000}}, r"sees 128 tokens: lower --align.max-length 1000$"),
         ({"data": {"source": ["nowhere.json"]}}, "nowhere.json"),
         ({"loop": {"batch_size": 1000}}, "larger than the set"),
         ({"align": {"layers": ["9"]}}, "there is no layer 9"),
@@ -172,13 +186,34 @@ def test_bad_input_is_told_before_any_training(make: Make, changes: dict[str, An
     assert not (config.output / "model").exists() and not (config.output / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"score": ("nowhere.txt",)}, "nowhere.txt"),
+        ({"score": ("{folder}/answers",)}, "'answers' is that of the run's own held-out text"),
+        ({"score": ("{folder}/test.txt", "{folder}/test.txt")}, "'test.txt' is that of another text"),
+        ({"pairs": {"source": "nowhere.parquet"}}, "nowhere.parquet"),
+        ({"teacher": {"ref": "file:nowhere.npy"}}, "nowhere.npy"),
+        ({"align": {"batch_size": 3}}, "--align.batch-size 3"),
+    ],
+)
+def test_what_does_not_exist_is_told_before_a_model_is_opened(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], says: str
+) -> None:
+    for name in ("test.txt", "answers"):
+        (tmp_path / name).write_text("some text")
+    if "score" in changes:
+        changes = {"score": tuple(path.format(folder=tmp_path) for path in changes["score"])}
+    monkeypatch.setattr(sys.modules[finetune.__module__], "open_language_model", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(UserError, match=says):
+        finetune(make(**changes), quiet=True)
+
+
 def test_lora_in_shares_over_two_processes_gives_what_one_gives(make: Make, tmp_path: Path) -> None:
     import os
     import subprocess
-    import sys
 
     from peft import PeftModel
-    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
     from crossalign.training.run import write_config
@@ -212,8 +247,6 @@ def test_lora_in_shares_over_two_processes_gives_what_one_gives(make: Make, tmp_
 
 
 def test_stopped_and_resumed_equals_never_stopped(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safetensors.torch import load_file
-
     from crossalign.training import loop
 
     settings: dict[str, Any] = {"tune": {"method": "lora", "lora_rank": 4}, "align": {"log_every": 1, "queue": 8}}
@@ -236,6 +269,37 @@ def test_stopped_and_resumed_equals_never_stopped(make: Make, monkeypatch: pytes
     one, two = (load_file(config.output / "model" / "adapter_model.safetensors") for config in (whole, parts))
     assert done == 4 and all(torch.equal(two[name], tensor) for name, tensor in one.items())
     assert [row["score"] for row in steps(whole, "extra")] == [row["score"] for row in steps(parts, "extra")]
+
+
+@pytest.mark.parametrize("what", ["features", "pairs"])
+def test_a_run_does_not_go_on_with_other_features_or_captions(
+    make: Make, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    from crossalign.training import loop
+
+    for name in ("features", "pairs"):
+        shutil.copy(sources / f"{name}.parquet", tmp_path)
+    config = make(teacher={"ref": f"file:{tmp_path / 'features.parquet'}"}, pairs={"source": str(tmp_path / "pairs.parquet")})
+    train = loop._Fit._train_step
+
+    def stop(self: Any, *args: Any) -> None:
+        train(self, *args)
+        self._save()
+        raise loop.Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(loop.Interrupted):
+        patch.setattr(loop._Fit, "_train_step", stop)
+        finetune(config, quiet=True)
+    table = pq.read_table(tmp_path / f"{what}.parquet").to_pydict()
+    if what == "features":
+        table["features"] = [[2 * value for value in row] for row in table["features"]]
+    else:
+        table["caption"] = [f"{caption} again" for caption in table["caption"]]
+    pq.write_table(pa.table(table), tmp_path / f"{what}.parquet")
+    with pytest.raises(UserError, match="captions or teacher's features than lie there now: put them back"):
+        finetune(config, quiet=True)
+    shutil.copy(sources / f"{what}.parquet", tmp_path)
+    assert finetune(config, quiet=True)["scores"]
 
 
 def test_an_embedding_that_does_not_train_may_be_tapped_beside_others_but_not_alone(make: Make) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,12 +20,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from crossalign import cli
+from crossalign import cli, progress
 from crossalign.alignment import cka
-from crossalign.config import GPTConfig, PretrainConfig, update
+from crossalign.config import GPTConfig, PairsConfig, PretrainConfig, update
 from crossalign.data.corpus import open_corpus
 from crossalign.data.pair_batches import PairBatches
 from crossalign.data.pairs import open_pairs
@@ -36,6 +37,7 @@ from crossalign.pretrain import pretrain
 from crossalign.training import loop
 from crossalign.training.loop import Interrupted
 from crossalign.training.run import write_config
+from crossalign.training.term import Term
 
 PAIRS, WIDTH = 80, 12
 TEXT = "the cat sat on a mat while two red dogs ran over wet grass and birds sang in old trees"
@@ -93,6 +95,27 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def in_two_processes(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    command += ["--master-addr=127.0.0.1", *arguments]
+    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=110)
+
+
+def stop_at(step: int, patch: pytest.MonkeyPatch) -> list[int]:
+    """Let the next run be saved and stopped after so many of its steps; the list grows with each that is trained."""
+    train, done = loop._Fit._train_step, list[int]()
+
+    def stop(self: Any, *args: Any) -> None:
+        train(self, *args)
+        done.append(self.step)
+        if len(done) == step:
+            self._save()
+            raise Interrupted
+
+    patch.setattr(loop._Fit, "_train_step", stop)
+    return done
 
 
 def rows(config: PretrainConfig, split: str) -> list[dict[str, Any]]:
@@ -188,27 +211,149 @@ def test_stopped_and_resumed_equals_never_stopped(make: Make, monkeypatch: pytes
     settings: dict[str, Any] = {"align": {"queue": 20}, "gpt": {"dropout": 0.1}}
     whole, parts = make("whole", **settings), make("parts", **settings)
     pretrain(whole, quiet=True)
-    done = 0
-    train = loop._Fit._train_step
-
-    def stop(self: Any, *args: Any) -> None:
-        nonlocal done
-        train(self, *args)
-        done += 1
-        if done == at:
-            self._save()
-            raise Interrupted
-
-    monkeypatch.setattr(loop._Fit, "_train_step", stop)
+    done = stop_at(at, monkeypatch)
     with pytest.raises(Interrupted):
         pretrain(parts, quiet=True)
     pretrain(parts, quiet=True)
-    assert done == 8
+    assert len(done) == 8
     for name, tensor in weights(whole).items():
         assert torch.equal(weights(parts)[name], tensor), name
     untimed = [{k: v for k, v in row.items() if "second" not in k} for row in rows(whole, "extra") + rows(whole, "validation")]
     again = [{k: v for k, v in row.items() if "second" not in k} for row in rows(parts, "extra") + rows(parts, "validation")]
     assert untimed == again
+
+
+THREE_RUNS = """
+import sys
+from pathlib import Path
+from crossalign.config import PretrainConfig
+from crossalign.pretrain import pretrain
+from crossalign.training import loop
+from crossalign.training.run import read_config
+
+train, done = loop._Fit._train_step, []
+
+def stop(self, *args):
+    train(self, *args)
+    done.append(self.step)
+    if len(done) == 12:
+        self._save()
+        raise loop.Interrupted
+
+loop._Fit._train_step = stop
+whole, parts = (read_config(PretrainConfig(), Path(file)) for file in sys.argv[1:])
+pretrain(whole, quiet=True)
+try:
+    pretrain(parts, quiet=True)
+except loop.Interrupted:
+    pretrain(parts, quiet=True)
+assert done == [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8], done
+"""
+"""A run of eight steps, one that is stopped after four, and its resumption."""
+
+
+def test_two_processes_stopped_and_resumed_equal_never_stopped(make: Make, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"align": {"queue": 20}, "gpt": {"dropout": 0.1}, "loop": {"evaluate_every": 8, "log_every": 3}}
+    whole, parts = make("whole", **settings), make("parts", **settings)
+    for config in (whole, parts):
+        write_config(tmp_path / f"{config.output.name}-file", config)
+    (tmp_path / "script.py").write_text(THREE_RUNS)
+    files = [str(tmp_path / f"{name}-file" / "config.yaml") for name in ("whole", "parts")]
+    done = in_two_processes(str(tmp_path / "script.py"), *files)
+    assert done.returncode == 0, done.stderr[-9000:]
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(parts)[name], tensor), name
+    for split in ("train_step", "extra", "validation"):
+        for a, b in zip(rows(whole, split), rows(parts, split), strict=True):
+            assert {k: v for k, v in a.items() if "second" not in k} == {k: v for k, v in b.items() if "second" not in k}
+
+
+@pytest.mark.parametrize("what", ["features", "pairs"])
+def test_a_run_does_not_go_on_with_other_features_or_captions(
+    make: Make, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    for name in ("features", "pairs"):
+        shutil.copy(sources / f"{name}.parquet", tmp_path)
+    files = {"teacher": {"ref": f"file:{tmp_path / 'features.parquet'}"}, "pairs": {"source": str(tmp_path / "pairs.parquet")}}
+    config = make(**files)
+    stop_at(3, monkeypatch)
+    with pytest.raises(Interrupted):
+        pretrain(config, quiet=True)
+    table = pq.read_table(tmp_path / f"{what}.parquet").to_pydict()
+    if what == "features":
+        table["features"] = [[2 * value for value in row] for row in table["features"]]
+    else:
+        table["caption"] = [f"{caption} again" for caption in table["caption"]]
+    pq.write_table(pa.table(table), tmp_path / f"{what}.parquet")
+    with pytest.raises(UserError, match=r"made from other text, captions or teacher's features.*put them back"):
+        pretrain(config, quiet=True)
+    shutil.copy(sources / f"{what}.parquet", tmp_path)
+    assert pretrain(config, quiet=True)["scores"]
+
+
+def test_steps_with_the_term_and_without_share_their_compiled_graphs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    loops = {"steps": 6, "evaluate_every": 6}
+    eager, compiled = (make(name, align={"every": 2}, loop=loops) for name in ("eager", "compiled"))
+    plain = make("plain", align={"metric": "none"}, loop=loops)
+    pretrain(eager, quiet=True)
+    graphs, after_step = 0, list[int]()
+
+    def count(graph: torch.fx.GraphModule, _: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    compile_, train = torch.compile, loop._Fit._train_step
+
+    def note(self: Any, *args: Any) -> None:
+        train(self, *args)
+        after_step.append(graphs)
+
+    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend=count))
+    monkeypatch.setattr(loop._Fit, "_train_step", note)
+    for config in (plain, compiled):
+        config.loop.compile, graphs = True, 0
+        torch._dynamo.reset()
+        pretrain(config, quiet=True)
+    assert after_step == [after_step[0]] * 12 and after_step[0] > 0, "one set of graphs, from the first step on"
+    for name, tensor in weights(eager).items():
+        torch.testing.assert_close(weights(compiled)[name], tensor, rtol=1e-3, atol=1e-5)
+    assert [row["step"] for row in rows(compiled, "extra")] == [1, 3, 5]
+
+
+def test_a_term_that_cannot_be_computed_any_more_ends_the_run_which_is_saved(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, parts = make("whole"), make("parts")
+    pretrain(whole, quiet=True)
+    extra = Term.extra
+
+    def fail(self: Term, model: Any, step: int) -> Any:
+        if step == 6:
+            raise ValueError("svcca of 16 rows with ranks 9 and 8 needs more rows")
+        return extra(self, model, step)
+
+    monkeypatch.setattr(Term, "extra", fail)
+    write_config(tmp_path / "file", parts)
+    assert cli.main(["pretrain", "--config", str(tmp_path / "file/config.yaml")]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and "cannot be computed at step 7 of stage 'train' (svcca of 16 rows" in told[0]
+    monkeypatch.undo()
+    pretrain(parts, quiet=True)
+    assert all(torch.equal(weights(parts)[name], tensor) for name, tensor in weights(whole).items())
+    assert [row["step"] for row in rows(parts, "train_step")] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_evaluation_scoring_and_tokenising_have_a_bar(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quiet: bool
+) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    (tmp_path / "test.txt").write_text(TEXT)
+    pretrain(make(score=(str(tmp_path / "test.txt"),)), quiet=quiet)
+    told = capsys.readouterr().err
+    assert "evaluating: " in told and "tokenising captions: " in told
+    assert all((f"scoring {name}: " in told) is not quiet for name in ("validation", "test.txt"))
 
 
 def test_micro_batches_change_nothing(make: Make) -> None:
@@ -224,27 +369,13 @@ def test_micro_batches_change_nothing(make: Make) -> None:
 @pytest.mark.parametrize(("metric", "shard"), [("cka-rbf", False), ("captions", False), ("cka-rbf", True), ("captions", True)])
 def test_two_processes_give_what_one_gives(make: Make, tmp_path: Path, metric: str, shard: bool) -> None:
     # 7 sequences cannot be shared out evenly.
-    settings: dict[str, Any] = {"align": {"metric": metric, "weight": 2.0}, "loop": {"batch_size": 7, "accumulation": 2}}
+    align = {"metric": metric, "weight": 2.0, "queue": 20}
+    settings: dict[str, Any] = {"align": align, "loop": {"batch_size": 7, "accumulation": 2}}
     alone, pair = make("alone", **settings), make("pair", **settings)
     pretrain(alone, quiet=True)
     pair.loop.shard = shard
     write_config(tmp_path / "file", pair)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    done = subprocess.run(
-        [
-            *command,
-            "--master-addr=127.0.0.1",
-            "-m",
-            "crossalign.cli",
-            "pretrain",
-            "--config",
-            str(tmp_path / "file/config.yaml"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
+    done = in_two_processes("-m", "crossalign.cli", "pretrain", "--config", str(tmp_path / "file/config.yaml"))
     assert done.returncode == 0, done.stderr[-9000:]
     for split in ("extra", "validation", "train_step"):
         for a, b in zip(rows(alone, split), rows(pair, split), strict=True):
@@ -279,7 +410,7 @@ def test_held_out_pairs_are_never_trained_on(make: Make, sources: Path, tmp_path
     with pytest.raises(UserError, match="held-out pairs are trained on"):
         pretrain(make(pairs={"split_file": str(tmp_path / "list.txt")}), quiet=True)
     with pytest.raises(UserError, match="held-out pairs are trained on"):
-        pretrain(make(align={"batch_size": 2}, pairs={"split": "validation"}), quiet=True)
+        pretrain(make(align={"batch_size": 4}, pairs={"split": "validation"}), quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -292,6 +423,11 @@ def test_held_out_pairs_are_never_trained_on(make: Make, sources: Path, tmp_path
         ({"align": {"metric": "cca"}}, "the alignment term cannot be computed"),
         ({"align": {"metric": "ckaa"}}, "did you mean"),
         ({"align": {"metric": "mutual-knn"}}, "has no gradient"),
+        ({"align": {"weight": float("nan")}}, "--align.weight is nan; it must be a finite number, 0 or more"),
+        ({"align": {"weight": float("inf")}}, "--align.weight is inf"),
+        ({"align": {"weight": -1.0}}, "--align.weight is -1.0"),
+        ({"optim": {"lr": float("nan")}}, "--optim.lr is nan; it must be a finite number, 0 or more"),
+        ({"corpus": {"source": []}}, "--corpus.source names no text.*python:topics"),
         ({"align": {"batch_size": 500}}, "a batch of 500 pairs"),
         ({"align": {"max_length": 100}}, "longer than --block 24"),
         ({"loop": {"steps": 10, "evaluate_every": 4}}, "does not divide --loop.steps 10; 2 would"),
@@ -308,6 +444,97 @@ def test_bad_input_is_told_before_any_training(make: Make, changes: dict[str, An
     with pytest.raises(UserError, match=says):
         pretrain(config, quiet=True)
     assert not (config.output / "model").exists() and not (config.output / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"score": ("nowhere.txt",)}, "nowhere.txt"),
+        ({"score": ("{folder}/latin.txt",)}, "give a UTF-8 text file"),
+        ({"score": ("{folder}/test.txt", "{folder}/other/test.txt")}, "'test.txt' is that of another text"),
+        ({"score": ("{folder}/validation",)}, "'validation' is that of the run's own held-out text"),
+        ({"pairs": {"source": "nowhere.parquet"}}, "nowhere.parquet"),
+        ({"pairs": {"split_file": "nowhere.list"}}, "nowhere.list"),
+        ({"align": {"held_out_file": "nowhere.list"}}, "nowhere.list"),
+        ({"teacher": {"ref": "file:nowhere.npy"}}, "nowhere.npy"),
+        ({"teacher": {"ref": "nowhere"}}, "nowhere"),
+        ({"teacher": {"ref": "random:package:mobilenet_v2", "layers": ["99"]}}, "there is no layer 99"),
+        ({"align": {"held_out_teacher": "file:nowhere.npy"}}, "nowhere.npy"),
+        ({"align": {"batch_size": 3}}, "--align.batch-size 3: .*at least 4 points.*raise it"),
+        ({"align": {"batch_size": 8, "metric": "soft-mutual-knn"}}, "--align.batch-size 8: 10 nearest.*raise it"),
+    ],
+)
+def test_what_does_not_exist_is_told_before_the_corpus_is_prepared(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], says: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    for name in ("test.txt", "other/test.txt", "validation"):
+        (tmp_path / name).write_text(TEXT)
+    (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    if "score" in changes:
+        changes = {"score": tuple(path.format(folder=tmp_path) for path in changes["score"])}
+    monkeypatch.setattr(sys.modules[pretrain.__module__], "cached_corpus", lambda _: pytest.fail("prepared"))
+    with pytest.raises(UserError, match=says):
+        pretrain(make(**changes), quiet=True)
+
+
+def test_texts_to_score_have_a_place_each(make: Make, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("one.txt", "two.txt")]
+    for path, text in zip(paths, (TEXT, "zebra xylophone quiz"), strict=True):
+        path.write_text(text)
+    scores = pretrain(make(score=tuple(map(str, paths))), quiet=True)["scores"]
+    assert scores.keys() == {"validation", "one.txt", "two.txt"}
+    assert scores["one.txt"]["loss"] < scores["validation"]["loss"] * 1.5 < scores["two.txt"]["loss"] * 1.5
+
+
+@pytest.mark.parametrize(("metric", "count"), [("cka-linear-debiased", 3), ("soft-mutual-knn", 8)])
+def test_too_few_pairs_for_a_metric_are_one_sentence(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: str, count: int
+) -> None:
+    write_config(tmp_path / "file", make(align={"metric": metric, "batch_size": count}))
+    assert cli.main(["pretrain", "--config", str(tmp_path / "file/config.yaml")]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"--align.batch-size {count}" in told and "raise it" in told
+
+
+@pytest.mark.parametrize("kind", ["own", "written"])
+def test_features_of_the_training_pairs_alone_need_others_for_the_held_out_ones(
+    make: Make, sources: Path, tmp_path: Path, kind: str
+) -> None:
+    table = pq.read_table(sources / "features.parquet").to_pydict()
+    own, refs = dict(zip(table["id"], table["features"], strict=True)), {}
+    for split in ("train", "validation"):
+        pairs = open_pairs(PairsConfig(source=str(sources / "pairs.parquet"), split=split))
+        values = torch.tensor([own[name] for name in pairs.ids])
+        refs[split] = tmp_path / f"{split}.npy"
+        if kind == "own":
+            np.save(refs[split], values.numpy())
+        else:
+            refs[split] = refs[split].with_suffix(".safetensors")
+            told = {"format": "crossalign.features.1", "teacher_key": "k", "pairs": pairs.source}
+            save_file({"features": values}, refs[split], told | {"pairs_fingerprint": pairs.fingerprint})
+    train = {"ref": f"file:{refs['train']}"}
+    with pytest.raises(UserError, match=r"--align.held-out-teacher file:PATH.*--align.held-out 0"):
+        pretrain(make("default", teacher=train), quiet=True)
+    none = pretrain(make("none", teacher=train, align={"held_out": 0}), quiet=True)
+    assert not none["held_out"]
+    both = make("both", teacher=train, align={"held_out_teacher": f"file:{refs['validation']}"})
+    assert pretrain(both, quiet=True)["held_out"] == pretrain(make("parquet"), quiet=True)["held_out"]
+
+
+def test_fewer_held_out_pairs_than_asked_for_are_told(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain(make(align={"held_out": 1000}, loop={"steps": 1, "evaluate_every": 1}), quiet=True)
+    told = [line for line in capsys.readouterr().err.splitlines() if "held-out" in line]
+    assert len(told) == 1 and "--align.held-out 1000 is more than there are: all 8 are used (pairs.parquet" in told[0]
+
+
+def test_a_degenerate_metric_is_told_in_one_sentence(
+    make: Make, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    pretrain(make(align={"metric": "cca", "on_degenerate": "warn", "log_every": 1}), quiet=True)
+    told = [line for line in capsys.readouterr().err.splitlines() if "rows" in line]
+    assert len(told) == 1 and told[0].startswith("crossalign: cca of 16 rows with ranks")
+    assert not [one for one in recwarn if "cca" in str(one.message)]
 
 
 def test_pairs_with_empty_captions_or_broken_images_are_named(make: Make, sources: Path, tmp_path: Path) -> None:

@@ -69,7 +69,9 @@ def list_files(source: Sequence[str], column: str) -> tuple[list[TextFile], list
         UserError: nothing there, a kind of file that is not read, or a table without the text column.
     """
     if not source:
-        raise UserError(f"the corpus has no source: give text files ({', '.join(SUFFIXES)}), folders of them or hf:ORG/NAME")
+        raise UserError(
+            f"the corpus has no source: give text files ({', '.join(SUFFIXES)}), folders of them, hf:ORG/NAME or {TOPICS}"
+        )
     files: list[TextFile] = []
     left_out: list[str] = []
     for name in source:

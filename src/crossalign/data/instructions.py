@@ -22,6 +22,7 @@ from crossalign.data.hub import train_split
 from crossalign.data.sources import without_other_splits
 from crossalign.data.tables import unreadable
 from crossalign.errors import UserError
+from crossalign.progress import followed
 
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -251,7 +252,8 @@ def encode_examples(examples: Sequence[Example], tokenizer: Any, block: int) -> 
     rows: list[np.ndarray] = []
     before: list[int] = []
     truncated = dropped = 0
-    for prompt, answer in zip(prompts, answers, strict=True):
+    both = zip(prompts, answers, strict=True)
+    for prompt, answer in followed(both, len(examples), "tokenising instructions", "example"):
         tokens = [*start, *prompt, *answer, tokenizer.eos_token_id]
         given = len(start) + len(prompt)
         kept = tokens[: block + 1]

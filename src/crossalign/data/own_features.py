@@ -26,10 +26,7 @@ def read_features_file(path: Path, ids: Sequence[str]) -> Tensor:
         UserError: no such file, another kind of file, other rows than pairs, a pair without features, or values that are
             no finite numbers.
     """
-    if not path.is_file():
-        raise UserError(f"there is no file of features '{path}': give file:PATH of a .npy, .safetensors or .parquet file")
-    if path.suffix not in READERS:
-        raise unknown("kind of features file", path.suffix, READERS)
+    check_file(path)
     try:
         values, names = READERS[path.suffix](path)
     except (OSError, ValueError, KeyError) as error:
@@ -46,11 +43,19 @@ def read_features_file(path: Path, ids: Sequence[str]) -> Tensor:
         raise UserError(
             f"'{path}' has {len(values)} rows for {len(ids)} pairs; without a column of ids there must be one a pair, in order"
         )
-    found = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    found = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))  # copies what is mapped from a file
     bad = (~found.isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
         raise UserError(f"'{path}' holds values that are no finite numbers, first for {ids[bad[0]]} ({len(bad)} rows in all)")
     return found
+
+
+def check_file(path: Path) -> None:
+    """Raise UserError where no file lies there that features are read from."""
+    if not path.is_file():
+        raise UserError(f"there is no file of features '{path}': give file:PATH of a .npy, .safetensors or .parquet file")
+    if path.suffix not in READERS:
+        raise unknown("kind of features file", path.suffix, READERS)
 
 
 def _npy(path: Path) -> tuple[np.ndarray, None]:

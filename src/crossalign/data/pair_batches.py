@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from crossalign.errors import UserError, unknown
+from crossalign.progress import followed
 
 Mode = Literal["paired", "unpaired", "mean"]
 MODES = ("paired", "unpaired", "mean")
@@ -138,10 +139,13 @@ class PairBatches:
 
 
 def _tokenise(texts: Sequence[str | Sequence[str]], tokenizer: Any, max_length: int) -> list[list[list[int]]]:
-    """Token ids of each text of each image, all in one call of the tokenizer."""
+    """Token ids of each text of each image, a thousand texts in a call of the tokenizer."""
     groups = [[text] if isinstance(text, str) else list(text) for text in texts]
     flat = [text for group in groups for text in group]
-    found = iter(tokenizer(flat, truncation=True, max_length=max_length, add_special_tokens=True)["input_ids"])
+    starts = range(0, len(flat), 1000)
+    settings: dict[str, Any] = {"truncation": True, "max_length": max_length, "add_special_tokens": True}
+    calls = (tokenizer(flat[i : i + 1000], **settings)["input_ids"] for i in starts)
+    found = iter([ids for call in followed(calls, len(starts), "tokenising captions", "thousand") for ids in call])
     tokens = [[list(next(found)) for _ in group] for group in groups]
     empty = [i for i, group in enumerate(groups) if not group or not all(text.strip() for text in group)]
     if empty or not all(all(group) for group in tokens):

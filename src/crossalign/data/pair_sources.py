@@ -73,6 +73,11 @@ def list_pairs(config: PairsConfig) -> tuple[PairListing, bool]:
     return make(parts[config.split], config), True
 
 
+def check_source(source: str) -> None:
+    """Raise UserError where nothing lies at ``source`` that pairs are read from; nothing is read yet."""
+    _reader(source)
+
+
 def _reader(source: str) -> tuple[Parts, Callable[[list[Any], PairsConfig], PairListing]]:
     if source == "openmoji":
         return {"": [openmoji_file()]}, _parquet

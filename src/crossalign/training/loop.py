@@ -35,7 +35,7 @@ class Interrupted(RuntimeError):
 
 
 class Diverged(RuntimeError):
-    """The loss or a weight is no longer a number."""
+    """The loss or a weight is no longer a number, or a term of the loss cannot be computed any more."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def fit(stage: Stage, run: Run) -> StageResult:
 
     Raises:
         Interrupted: a signal came; the run is saved.
-        Diverged: the loss is not finite; says where it began, and the last checkpoint is from before.
+        Diverged: the loss is not finite; says where it began, and the last checkpoint is from before. Or ``stage.extra`` has
+            no value for what the model has become: the run is saved.
         DiskFull: no room for a checkpoint.
     """
     return _Fit(stage, run).run_all()
@@ -138,7 +139,7 @@ class _Fit:
         self.best_epoch = -1
         self.best: dict[str, float] = {}
         self.best_state: dict[str, Tensor] | None = None
-        self.seconds, self.examples = 0.0, 0
+        self.seconds, self.since, self.examples = 0.0, 0.0, 0
         self.epoch_sums: dict[str, Tensor] = {}
         self.interval_sums: dict[str, Tensor] = {}
         self.extra_rows: list[tuple[int, dict[str, Tensor]]] = []
@@ -157,14 +158,14 @@ class _Fit:
     def run_all(self) -> StageResult:
         stage, total = self.stage, self.stage.steps_per_epoch * self.stage.epochs
         done = self.epoch * stage.steps_per_epoch + self.step
-        saved_at = time.monotonic()
+        saved_at, self.since = time.monotonic(), time.perf_counter()
         with catch_signals() as stopped, progress(total, stage.name, initial=done) as bar:
             while self.epoch < stage.epochs:
                 stage.model.train()
                 for step in stage.steps(self.epoch, self.step):
-                    started = time.perf_counter()
+                    self.since = time.perf_counter()
                     self._train_step(step, total)
-                    self.seconds += time.perf_counter() - started
+                    self._count_time()
                     bar.update(1)
                     if self._agree(stopped):
                         self._save()
@@ -213,8 +214,15 @@ class _Fit:
         A synchronised pass of its own would break DDP, and one after the synchronised pass would be left out of the mean.
         """
         assert self.stage.extra is not None
-        with self.run.accelerator.autocast():  # a compiled model is called inside its wrapper, which alone would know
-            found = self.stage.extra(self.model, position)
+        try:
+            with self.run.accelerator.autocast():  # a compiled model is called inside its wrapper, which alone would know
+                found = self.stage.extra(self.model, position)
+        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            self._save()  # all processes are here: they see the same features
+            raise Diverged(
+                f"the alignment term cannot be computed at step {position + 1} of stage '{self.stage.name}' ({error}); the run "
+                "is saved as it was before that step: choose another metric or more pairs, in another --output"
+            ) from error
         if found is None:
             return
         value, numbers = found
@@ -249,13 +257,18 @@ class _Fit:
         for meter in (self.epoch_sums, self.interval_sums):
             meters.add(meter, **sums)
 
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self.seconds, self.since = self.seconds + now - self.since, now
+
     def _flush_interval(self) -> None:
+        means = meters.means(self.interval_sums, self.run.accelerator, self.shared) if self.interval_sums else {}
+        self._count_time()  # of all steps that examples are counted of: the device has done them now
         for position, numbers in self.extra_rows:
             self._log("extra", {name: float(number) for name, number in numbers.items()}, step=position + 1)
         self.extra_rows = []
-        if not self.interval_sums:
+        if not means:
             return
-        means = meters.means(self.interval_sums, self.run.accelerator, self.shared)
         self.interval_sums = {}
         self._check_finite(means)
         lr = self.optimizer.param_groups[0]["lr"]

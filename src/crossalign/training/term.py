@@ -6,10 +6,15 @@ Shapes: N pairs, p student features, q teacher features.
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
+import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +25,11 @@ from crossalign.alignment.health import participation_ratio
 from crossalign.config import FinetuneConfig, PairsConfig, PretrainConfig, RegularizeConfig, TeacherConfig
 from crossalign.data.batches import IGNORED
 from crossalign.data.pair_batches import PairBatch, PairBatches
+from crossalign.data.pair_sources import check_source
 from crossalign.data.pairs import Pairs, open_pairs
+from crossalign.environment import is_main_process
 from crossalign.errors import UserError, unknown
-from crossalign.features import pair_features
+from crossalign.features import check_teacher, pair_features
 from crossalign.models.taps import Taps, unwrapped
 from crossalign.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, find_metric, place
 from crossalign.training.likelihood import nll_sum
@@ -88,6 +95,8 @@ class Term:
 
     regularizer: AlignmentRegularizer | CaptionExposure
     log_every: int
+    warns: bool = False
+    """Whether the metric warns on each call of what :meth:`check` tells once."""
 
     @property
     def fingerprint(self) -> str:
@@ -104,16 +113,25 @@ class Term:
         was_training = model.training
         try:
             self.regularizer.due(0)
-            value = self.regularizer.try_out(model.eval())
+            with warnings.catch_warnings(record=True) as warned:
+                value = self.regularizer.try_out(model.eval())
         except (ValueError, RuntimeError) as error:
             raise UserError(f"the alignment term cannot be computed: {error}") from error
         finally:
             model.train(was_training)
+        for told in dict.fromkeys(str(one.message) for one in warned):
+            _note(told)
         if not value.requires_grad:
             raise UserError("the alignment term has no gradient in what trains: tap another layer with --align.layers")
 
     def extra(self, model: nn.Module, step: int) -> tuple[Tensor, dict[str, Tensor]] | None:
         """The term of a step with numbers to log; where none is due, its score alone if that is to be logged."""
+        with warnings.catch_warnings() if self.warns else nullcontext():
+            if self.warns:
+                warnings.filterwarnings("ignore", module="crossalign.regularizer")
+            return self._extra(model, step)
+
+    def _extra(self, model: nn.Module, step: int) -> tuple[Tensor, dict[str, Tensor]] | None:
         if self.regularizer.due(step):
             return self.regularizer.loss(model), self.regularizer.numbers
         if self.log_every and step % self.log_every == 0:
@@ -155,6 +173,39 @@ class HeldOut:
         return {name: float(v) for name, v in (found | {"held_out_directions": participation_ratio(student)}).items()}
 
 
+def check_sources(align: RegularizeConfig, teacher: TeacherConfig, pairs: PairsConfig) -> None:
+    """Find out before long work whether the pairs and the teachers are there; no image is looked at.
+
+    Raises:
+        UserError: a source of pairs, a list of ids, a teacher, or one of its layers does not exist.
+    """
+    measured = _held_out_count(align) > 0
+    if not measured and not _has_term(align):
+        return
+    check_source(pairs.source)
+    for name in filter(None, (pairs.split_file, align.held_out_file)):
+        if not Path(name).expanduser().is_file():
+            raise UserError(f"there is no split file '{name}': give a text file with one id a line")
+    teachers = [teacher] if _has_term(align) and align.metric in similarity_names() else []
+    teachers += [_held_out_teacher(align, teacher)] if measured else []
+    for one in {one.ref: one for one in teachers}.values():
+        check_teacher(one)
+
+
+def _has_term(align: RegularizeConfig) -> bool:
+    return align.metric != "none" and (align.weight != 0 or align.log_every > 0)
+
+
+def _held_out_count(align: RegularizeConfig) -> int:
+    return align.held_out if align.held_out is not None else (HELD_OUT if align.metric != "none" else 0)
+
+
+def _held_out_teacher(align: RegularizeConfig, teacher: TeacherConfig) -> TeacherConfig:
+    """A control's teacher is for training: all rows of a table are measured with the same one."""
+    real = re.sub(r"^(random|shuffled):", "", teacher.ref)
+    return replace(teacher, ref=align.held_out_teacher or real)
+
+
 def open_term(
     align: RegularizeConfig,
     teacher: TeacherConfig,
@@ -177,7 +228,7 @@ def open_term(
     Raises:
         UserError: pairs, a teacher or a metric that cannot be used.
     """
-    if align.metric == "none" or (align.weight == 0 and not align.log_every):
+    if not _has_term(align):
         return None
     opened = open_pairs(pairs)
     # Captions and penalties look at no image: zeros stand in for features.
@@ -188,8 +239,6 @@ def open_term(
     )
     if align.metric == "captions":
         return Term(CaptionExposure(batches, align.weight, align.every, tokens), align.log_every)
-    takes = inspect.signature(get_similarity(align.metric)).parameters if looks else {}
-    options = {"on_degenerate": align.on_degenerate} if "on_degenerate" in takes else {}
     regularizer = AlignmentRegularizer(
         align.metric,
         list(align.layers),
@@ -199,9 +248,9 @@ def open_term(
         mode=align.mode,
         pool=align.pool,
         queue=align.queue,
-        **options,
+        **(_options(align) if looks else {}),
     )
-    return Term(regularizer, align.log_every)
+    return Term(regularizer, align.log_every, warns=align.on_degenerate == "warn")
 
 
 def open_held_out(
@@ -212,7 +261,7 @@ def open_held_out(
     Raises:
         UserError: pairs or a teacher that cannot be used.
     """
-    wanted = align.held_out if align.held_out is not None else (HELD_OUT if align.metric != "none" else 0)
+    wanted = _held_out_count(align)
     if wanted < 1:
         return None
     held_out = open_pairs(replace(pairs, split="validation", split_file=align.held_out_file, limit=None))
@@ -227,10 +276,19 @@ def open_held_out(
         raise UserError(
             f"{held_out.source}: {len(held_out)} held-out pairs are too few to measure alignment on; give 8 or more"
         )
-    # A control's teacher is for training: all rows of a table are measured with the same one.
-    real = re.sub(r"^(random|shuffled):", "", teacher.ref)
-    teacher = replace(teacher, ref=align.held_out_teacher or real)
-    features, _ = pair_features(teacher, held_out, device=device)
+    if align.held_out is not None and wanted > len(held_out):
+        _note(f"--align.held-out {wanted} is more than there are: all {len(held_out)} are used ({held_out.source})")
+    teacher = _held_out_teacher(align, teacher)
+    try:
+        features, _ = pair_features(teacher, held_out, device=device)
+    except UserError as error:
+        if not teacher.ref.startswith("file:"):
+            raise
+        raise UserError(
+            f"'{teacher.ref}' does not hold the features of the held-out pairs, on which alignment is measured too "
+            f"({held_out.source}): give theirs with --align.held-out-teacher file:PATH, or leave that out with "
+            "--align.held-out 0"
+        ) from error
     rows = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:wanted].sort().values
     batch = _first_texts(held_out, features, tokenizer, align.max_length, rows)
     return HeldOut(
@@ -240,6 +298,12 @@ def open_held_out(
         batch.features,
         Taps(list(align.layers), align.pool),
     )
+
+
+def _note(sentence: str) -> None:
+    """Tell something that stops nothing, once for all processes."""
+    if is_main_process():
+        print(f"crossalign: {sentence}", file=sys.stderr)
 
 
 def names_of(pairs: Pairs) -> Iterator[str]:
@@ -285,8 +349,29 @@ def check_align(align: RegularizeConfig) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if align.batch_size < world:
         raise UserError(f"--align.batch-size {align.batch_size} is smaller than the number of processes, {world}: raise it")
-    if align.metric not in ("none", "captions"):
-        find_metric(align.metric, align.mode)
+    if not (align.weight >= 0 and math.isfinite(align.weight)):
+        raise UserError(f"--align.weight is {align.weight}; it must be a finite number, 0 or more")
+    if align.metric in ("none", "captions"):
+        return
+    metric = find_metric(align.metric, align.mode)
+    if align.metric in similarity_names():
+        _check_count(metric, align)
+
+
+def _check_count(metric: Any, align: RegularizeConfig) -> None:
+    """Try features of one column: a metric that is undefined for those is undefined for so many pairs of any width."""
+    random = torch.Generator().manual_seed(0)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            metric(*torch.randn(2, align.batch_size, 1, generator=random), **_options(align))
+    except ValueError as error:
+        raise UserError(f"--align.batch-size {align.batch_size}: {error}; raise it, or choose another metric") from error
+
+
+def _options(align: RegularizeConfig) -> dict[str, Any]:
+    """Arguments of a similarity that not all of them have."""
+    takes = inspect.signature(get_similarity(align.metric)).parameters
+    return {"on_degenerate": align.on_degenerate} if "on_degenerate" in takes else {}
 
 
 def _first_texts(pairs: Pairs, features: Tensor, tokenizer: Any, max_length: int, rows: Tensor) -> PairBatch:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crossalign.config import FinetuneConfig, PretrainConfig, TextLoopConfig
+from crossalign.data.tokenizer import ordinary_text
 from crossalign.data.tokens import EvaluationBlocks, TextStep, TokenFile, evaluation_blocks
 from crossalign.errors import UserError
 from crossalign.models.causal import load_trained_state, trained_state
+from crossalign.progress import followed
 from crossalign.regularizer import WEIGHT_PENALTIES
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
@@ -26,6 +29,8 @@ from crossalign.training.sharding import put, reshard, whole
 from crossalign.training.term import Term, check_align
 
 C = TypeVar("C")
+OWN_SCORES = ("validation", "answers")
+"""Names under which a run keeps the scores of its own held-out text."""
 
 
 class Batches(Protocol):
@@ -111,18 +116,20 @@ def _gathered(state: dict[str, Tensor], run: Run) -> dict[str, Tensor]:
     return kept
 
 
-def stream_metrics(model: nn.Module, blocks: EvaluationBlocks, accelerator: Any) -> dict[str, float]:
-    """Loss a token, perplexity and bits a byte of a stream of text."""
-    return blocks.metrics(total_nll(model, blocks, accelerator))
+def stream_metrics(model: nn.Module, blocks: EvaluationBlocks, accelerator: Any, title: str) -> dict[str, float]:
+    """Loss a token, perplexity and bits a byte of a stream of text; ``title`` is that of a bar, "" for none."""
+    return blocks.metrics(total_nll(model, followed(blocks, len(blocks), title, "batch"), accelerator))
 
 
 def score_streams(
-    model: nn.Module, streams: dict[str, TokenFile], block: int, batch_size: int, run: Run
+    model: nn.Module, streams: dict[str, TokenFile], block: int, batch_size: int, run: Run, quiet: bool
 ) -> dict[str, dict[str, float]]:
     """:func:`stream_metrics` of whole streams by a trained model, in the run's precision."""
     with run.accelerator.autocast():
         return {
-            name: stream_metrics(model, blocks_of(stream, block, batch_size, run), run.accelerator)
+            name: stream_metrics(
+                model, blocks_of(stream, block, batch_size, run), run.accelerator, "" if quiet else f"scoring {name}"
+            )
             for name, stream in streams.items()
         }
 
@@ -135,22 +142,30 @@ def blocks_of(stream: TokenFile, block: int, batch_size: int, run: Run, limit: i
     return evaluation_blocks(stream, block, batch_size, run.accelerator.process_index, run.world)
 
 
-def read_stream(path: str, tokenizer: Any, separator: int) -> TokenFile:
-    """A text file as one document of tokens.
+def read_texts(paths: Sequence[str]) -> dict[str, str]:
+    """The texts to score at the end, by the names of their files.
 
     Raises:
-        UserError: it cannot be read, or holds no text.
+        UserError: one cannot be read, holds no text, or would be kept under the name of another score.
     """
-    import numpy as np
+    texts: dict[str, str] = {}
+    for path in paths:
+        name = Path(path).name
+        if name in texts or name in OWN_SCORES:
+            whose = "another text to score" if name in texts else "the run's own held-out text"
+            raise UserError(f"--score {path}: scores are kept by file name, and '{name}' is that of {whose}: rename the file")
+        try:
+            text = Path(path).expanduser().read_bytes().decode("utf-8-sig")  # as a corpus is read: line ends stay
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the text '{path}' to score ({error}): give a UTF-8 text file") from error
+        if not text.strip():
+            raise UserError(f"the text '{path}' to score is empty: give another, or leave it out")
+        texts[name] = text
+    return texts
 
-    from crossalign.data.tokenizer import ordinary_text
 
-    try:
-        text = Path(path).expanduser().read_bytes().decode("utf-8-sig")  # as a corpus is read: line ends stay
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the text '{path}' to score ({error}): give a UTF-8 text file") from error
-    if not text.strip():
-        raise UserError(f"the text '{path}' to score is empty: give another, or leave it out")
+def as_stream(text: str, tokenizer: Any, separator: int) -> TokenFile:
+    """A text as one document of tokens."""
     with ordinary_text(tokenizer) as backend:
         tokens = backend.encode(text, add_special_tokens=False).ids
     return TokenFile(np.array([separator, *tokens, separator]), 1, len(text.encode()))
@@ -172,7 +187,7 @@ def check_text_run(config: PretrainConfig | FinetuneConfig) -> None:
         near = max(d for d in range(1, loop.evaluate_every + 1) if loop.steps % d == 0)
         raise UserError(f"--loop.evaluate-every {loop.evaluate_every} does not divide --loop.steps {loop.steps}; {near} would")
     if config.optim.lr < 0 or not math.isfinite(config.optim.lr):
-        raise UserError(f"--optim.lr is {config.optim.lr}; it must not be negative")
+        raise UserError(f"--optim.lr is {config.optim.lr}; it must be a finite number, 0 or more")
     if loop.shard and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         raise UserError("--loop.shard needs several processes: start them with torchrun --nproc-per-node 2 -m crossalign.cli …")
     if loop.shard and config.align.metric in WEIGHT_PENALTIES:
