@@ -309,13 +309,7 @@ class _Fit:
     def _log(self, split: str, numbers: dict[str, float], step: int | None = None) -> None:
         epoch = self.epoch + (split != "validation")
         step = self.epoch * self.stage.steps_per_epoch + self.step if step is None else step
-        row = {
-            "stage": self.stage.name,
-            "split": split,
-            "epoch": epoch,
-            "step": step,
-            "seconds": round(self.seconds, 3),
-        }
+        row = {"stage": self.stage.name, "split": split, "epoch": epoch, "step": step, "seconds": round(self.seconds, 3)}
         self.run.log.log(row | numbers)
 
     def _check_finite(self, means: dict[str, float]) -> None:
