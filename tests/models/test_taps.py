@@ -121,13 +121,19 @@ def test_an_output_without_gradient_is_noticed(tiny_folder: Folder) -> None:
         Taps("model.layers.0.mlp")(model, *texts())
 
 
-def test_a_compiled_model_is_tapped_outside_the_graph(tiny_folder: Folder) -> None:
+def counting_backend() -> tuple[list[torch.fx.GraphModule], Callable[..., torch.fx.GraphModule]]:
+    """A list of the graphs that were compiled, and the backend of torch.compile that fills it."""
     graphs: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
         graphs.append(graph)
         return graph
 
+    return graphs, backend
+
+
+def test_a_compiled_model_is_tapped_outside_the_graph(tiny_folder: Folder) -> None:
+    graphs, backend = counting_backend()
     model = causal_model(tiny_folder("llama"))
     ids, mask = texts()
     expected = Taps()(model, ids, mask)
@@ -141,12 +147,7 @@ def test_a_compiled_model_is_tapped_outside_the_graph(tiny_folder: Folder) -> No
 
 def test_a_module_compiled_in_place_is_compiled_once(tiny_folder: Folder) -> None:
     """A pass with hooks through the compiled call would make the graphs anew each time, or keep nothing."""
-    graphs: list[torch.fx.GraphModule] = []
-
-    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
-        graphs.append(graph)
-        return graph
-
+    graphs, backend = counting_backend()
     model = causal_model(tiny_folder("llama"))
     ids, mask = texts()
     expected = Taps()(model, ids, mask)
