@@ -307,17 +307,20 @@ def difference_figure(changes: list[Change]) -> Picture | None:
     shown = [one for one in changes if one.question is PREDICTS and one.t.interval]
     if not shown:
         return None
-    figure = blank(9.6, 0.9 + 0.3 * len(shown))
-    axes = figure.add_subplot()
-    axes.axvline(0, color="#1a1d21", linewidth=0.8)
     measures = list(dict.fromkeys(one.measure for one in shown))
-    for place, one in enumerate(shown):
-        assert one.t.interval is not None
-        colour = PALETTE[measures.index(one.measure) % len(PALETTE)]
-        axes.plot(one.t.interval, [place, place], color=colour, linewidth=1.6)
-        axes.plot(one.t.difference, place, "o", color=colour, markersize=6)
-    name_rows(axes, [f"{clean(one.other.label, 48)}, {one.measure}" for one in shown])
-    axes.set_xlabel("difference in loss (nats a token); below zero the term helps")
+    labels = list(dict.fromkeys(one.other.label for one in shown))
+    figure = blank(9.6, 1.1 + 0.3 * len(labels))
+    for column, measure in enumerate(measures):  # an axis each: one text may scatter far more than another
+        axes = figure.add_subplot(1, len(measures), column + 1)
+        axes.axvline(0, color="#1a1d21", linewidth=0.8)
+        for one in shown:
+            if one.measure == measure and one.t.interval is not None:
+                place = labels.index(one.other.label)
+                axes.plot(one.t.interval, [place, place], color=PALETTE[0], linewidth=1.6)
+                axes.plot(one.t.difference, place, "o", color=PALETTE[0], markersize=6)
+        name_rows(axes, [clean(label, 60) for label in labels] if column == 0 else [""] * len(labels))
+        axes.set_title(measure, fontsize="medium")
+    figure.supxlabel("difference in loss (nats a token); below zero the term helps", fontsize="medium")
     title = "Loss with the term minus loss without it, paired by seed, with 95 % intervals, not corrected."
     return Picture("differences", title, "Paired differences; the same numbers are in the table of comparisons.", figure)
 
@@ -349,7 +352,7 @@ def curve_figures(rows: list[Row]) -> Iterator[Picture | None]:
                 continue
             drawn = True
             steps, mean, low, high = held
-            axes.plot(steps, mean, style, color=colour, linewidth=1.5, label=clean(row.label))
+            axes.plot(steps, mean, style, color=colour, linewidth=1.5, label=clean(row.label, 60))
             axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
             null = _mean_series([_series(run, split, "null_score") for run in row.runs]) if split == "extra" else None
             if null is not None:
@@ -357,7 +360,7 @@ def curve_figures(rows: list[Row]) -> Iterator[Picture | None]:
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         if len(rows) > 1:
-            figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+            figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         seeds = ", mean over seeds; band: range" if any(len(row.runs) > 1 for row in rows) else ""
         yield Picture(name, f"{title}{seeds}.", f"{title}; end values are in the table of results.", figure) if drawn else None
 
