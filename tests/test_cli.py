@@ -225,3 +225,16 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     command = f"{sys.executable} -m crossalign.cli plan cmda-fpt | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=100)
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_one_of_several_processes_ends_without_pythons_own_end(tmp_path: Path) -> None:
+    script = (
+        "import atexit, torch.distributed as d; from crossalign.cli import leave_group\n"
+        "leave_group(5)  # alone: nothing happens\n"
+        "class Left:\n    def __del__(self): print('taken down')\n"
+        f"d.init_process_group('gloo', init_method='file://{tmp_path}/meet', rank=0, world_size=1)\n"
+        "left = Left(); atexit.register(lambda: print('exit function ran', d.is_initialized()))\n"
+        "leave_group(3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "exit function ran False\n"), done.stderr

@@ -16,6 +16,7 @@ import torch.multiprocessing
 from torch import Tensor
 
 from crossalign.alignment import cka, get_similarity, mutual_knn, participation_ratio, soft_mutual_knn, svcca
+from crossalign.cli import leave_group
 from crossalign.data.pair_batches import PairBatches
 from crossalign.errors import UserError
 from crossalign.regularizer import AlignmentRegularizer
@@ -288,7 +289,7 @@ def _process(rank: int, folder: str, port: int) -> None:
     wrapped(input_ids=ids, labels=ids).loss.backward()
     torch.save(gradients(model), Path(folder) / f"before-{rank}.pt")
     torch.save(_resumed_with_a_queue(wrapped), Path(folder) / f"queue-{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave_group(0)
 
 
 def _resumed_with_a_queue(model: Any) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import difflib
 import errno
@@ -20,6 +21,28 @@ def main(argv: list[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    code = _run(args)
+    leave_group(code)
+    return code
+
+
+def leave_group(code: int) -> None:
+    """In one of several processes: leave the others in good order and end here with ``code``; otherwise do nothing.
+
+    Python's own end would abort now and then: gloo's threads outlive the group as long as a module or a mesh refers to it, and
+    may still be giving back a tensor, which takes an interpreter (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(args: list[str]) -> int:
+    """The verb's exit code, or that of its error, which is told."""
     try:
         return _dispatch(args) or 0
     except UserError as error:
@@ -74,16 +97,7 @@ def _dispatch(args: list[str]) -> int | None:
     if "--list" in rest and verb.recipes:
         print(_recipe_list(tuple(verb.recipes)))
         return 0
-    code = verb.run(_parse(verb, name, recipe, rest), recipe)
-    _leave_group()
-    return code
-
-
-def _leave_group() -> None:
-    """Leave the other processes of a distributed run in good order: their threads do not outlive Python's end well."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    return verb.run(_parse(verb, name, recipe, rest), recipe)
 
 
 def find_verb(args: list[str]) -> tuple[str, list[str]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from crossalign.alignment import gather_features, get_penalty, get_similarity, similarity_names
+from crossalign.cli import leave_group
 
 NAMES = (*(name for name in similarity_names() if get_similarity(name).differentiable), "koleo")
 SHARES = (30, 18)  # unequal: the last batch of an epoch
@@ -44,7 +45,7 @@ def _process(rank: int, folder: str) -> None:
     gather_features(features).square().sum().backward()
     results["own"] = features.detach(), features.grad
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave_group(0)
 
 
 def test_scores_and_gradients_of_gathered_features_are_those_of_one_process(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from crossalign.cli import leave_group
 from crossalign.data.pair_batches import PairBatches
 from crossalign.regularizer import AlignmentRegularizer
 
@@ -250,8 +251,7 @@ def main() -> None:
         assert abs(ratio - term / whole) < 1e-3 * term / whole, (ratio, term / whole)
     if int(os.environ.get("RANK", "0")) == 0:
         save_file({name: (with_term[name] - without[name]).contiguous() for name in without}, options.out)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave_group(0)
 
 
 if __name__ == "__main__":

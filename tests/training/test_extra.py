@@ -16,6 +16,7 @@ import torch.multiprocessing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crossalign.cli import leave_group
 from crossalign.config import LoopConfig, OptimConfig, TrackingConfig
 from crossalign.training import checkpoint as ckpt
 from crossalign.training.loop import Interrupted, Run, Stage, Step, fit
@@ -197,7 +198,7 @@ def _process(rank: int, folder: str, port: int) -> None:
     loop.build_optimizer = lambda model, optim: torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=0.01)
     found = train(Path(folder) / str(rank), weight=10.0, accumulation=2, rank=rank, world=2)
     torch.save(found, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave_group(0)
 
 
 def test_two_processes_leave_the_weight_alone(tmp_path: Path) -> None:
