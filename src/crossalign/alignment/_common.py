@@ -28,10 +28,13 @@ def full_precision(x: Tensor, y: Tensor, *, paired: bool = False) -> Iterator[tu
     if not (x.is_floating_point() and y.is_floating_point()):
         raise ValueError(f"samples must be floating point; got {x.dtype} and {y.dtype}")
     dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
-    lead = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    x, y = x.to(dtype), y.to(dtype)
+    if x.shape[:-2] != y.shape[:-2]:
+        lead = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        x, y = x.expand(*lead, -1, -1), y.expand(*lead, -1, -1)
     off = torch.autocast(x.device.type, enabled=False) if torch.is_autocast_enabled(x.device.type) else nullcontext()
     with off:
-        yield x.to(dtype).expand(*lead, -1, -1), y.to(dtype).expand(*lead, -1, -1)
+        yield x, y
 
 
 def need_points(name: str, least: int, x: Tensor, y: Tensor) -> None:

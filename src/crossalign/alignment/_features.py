@@ -25,12 +25,12 @@ def nonconstant(name: str, size: Tensor, x: Tensor, y: Tensor) -> Tensor:
     # Rows that agree are as long as the first.
     first = torch.stack([torch.linalg.vector_norm(side[..., 0, :], dim=-1) for side in (x, y)])
     constant = size <= (x.shape[-2] ** 0.5 * rounding * first).square_()
-    refuse(
+    read = refuse(
         constant,
         f"{name} centres its features, and the rows of x, or those of y, are all equal: its value would be 0 / 0; "
         "use kernel_alignment ('kernel-alignment'), which doesn't centre",
     )
-    return size.masked_fill(constant, torch.nan)
+    return size if read else size.masked_fill(constant, torch.nan)
 
 
 def squared_distances_within(rows: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,9 @@ def squared_distances_within(rows: tuple[Tensor, Tensor]) -> tuple[Tensor, Tenso
     return distances, squares
 
 
-def refuse(bad: Tensor, message: str) -> None:
-    """Raise ValueError where any of `bad` is true, if that can be read without waiting for a device."""
-    if bad.device.type == "cpu" and not torch.compiler.is_compiling() and bool(bad.any()):
+def refuse(bad: Tensor, message: str) -> bool:
+    """Raise ValueError where any of `bad` is true, if that can be read without waiting for a device; whether it was read."""
+    readable = bad.device.type == "cpu" and not torch.compiler.is_compiling()
+    if readable and bool(bad.any()):
         raise ValueError(message)
+    return readable

@@ -195,8 +195,8 @@ def _diagonal_slope(diagonals: Tensor, ratio: _Ratio, side: int) -> Tensor:
 def _nonzero(own: Tensor, rounding: Tensor | float) -> Tensor:
     """<K, K> and <L, L> (2, ...) without their diagonals, which are squares, unless they are nothing but rounding."""
     bad = own <= 10 * rounding
-    refuse(bad, "debiased cka is 0 / 0 here: all rows of x, or all of y, are equally far from each other")
-    return own.masked_fill(bad, torch.nan)
+    read = refuse(bad, "debiased cka is 0 / 0 here: all rows of x, or all of y, are equally far from each other")
+    return own if read else own.masked_fill(bad, torch.nan)
 
 
 def _rbf(x: Tensor, y: Tensor, debiased: bool, bandwidth: str | float | Tensor) -> Tensor:
