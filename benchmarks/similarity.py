@@ -2,8 +2,8 @@
 
     python benchmarks/similarity.py [--threads 2] [--runs 5] [--quick] [--out FILE.md]
 
-Every figure is the median of several runs in one process, in milliseconds, after one warm-up run: the value alone, and
-the value with its gradient in x, as y is a frozen teacher's. Features are float32, x and y both n x d, for all alike: most
+Every figure is the median of several runs in one process, in milliseconds, after a pause and a warm-up run: the value alone,
+and the value with its gradient in x, as y is a frozen teacher's. What is short is run for a fifth of a second. Features are float32, x and y both n x d, for all alike: most
 packages convert them to float64 first. A ratio is their time over ours. What takes longer than 20 s in all is run fewer
 times, at least once. "Plain torch" is no package but what one would write oneself, without checks, for its gradient.
 """
@@ -35,6 +35,8 @@ from crossalign.alignment import cca, cka, linear_regression, mutual_knn, pwcca,
 
 Score = Callable[[Tensor, Tensor], Any]
 PATIENCE = 20.0  # seconds for all runs of one figure
+LEAST = 0.2  # seconds for all runs of one figure, of up to ten times as many
+PAUSE = 0.2  # seconds before each figure: the threads of NumPy's BLAS and of OpenMP spin on when their work is done
 ROWS, WIDTHS = (64, 512, 4096), (384, 768, 1024)
 PACKAGES = ("repsim", "ckatorch", "rsatoolbox", "repralign", "scikit-learn")
 
@@ -120,8 +122,9 @@ def value_and_gradient(score: Score, x: Tensor, y: Tensor) -> object:
 
 def median_ms(call: Callable[[], object], runs: int) -> float:
     """The median time of a call in milliseconds; the first call doesn't count unless it is the only one."""
+    time.sleep(PAUSE)
     times: list[float] = []
-    for _ in range(runs + 1):
+    while len(times) <= runs or (sum(times) < LEAST and len(times) <= 10 * runs):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
