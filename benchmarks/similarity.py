@@ -3,9 +3,10 @@
     python benchmarks/similarity.py [--threads 2] [--runs 5] [--quick] [--out FILE.md]
 
 Every figure is the median of several runs in one process, in milliseconds, after a pause and a warm-up run: the value alone,
-and the value with its gradient in x, as y is a frozen teacher's. What is short is run for a fifth of a second. Features are float32, x and y both n x d, for all alike: most
-packages convert them to float64 first. A ratio is their time over ours. What takes longer than 20 s in all is run fewer
-times, at least once. "Plain torch" is no package but what one would write oneself, without checks, for its gradient.
+and the value with its gradient in x, as y is a frozen teacher's. Features are float32, x and y both n x d, for all alike:
+most packages convert them to float64 first. A ratio is their time over ours. What is short is run more often, for a fifth of
+a second; what takes longer than 20 s in all fewer times, at least once. "Plain torch" is no package but what one would write
+oneself, without checks, for its gradient.
 """
 
 from __future__ import annotations
