@@ -31,6 +31,16 @@ def test_a_study_is_found_at_any_depth(study_folder: Path) -> None:
     assert {row.seeds for row in rows} == {(0, 1, 2)}
 
 
+def test_several_studies_keep_their_titles_and_settings_apart(tmp_path: Path, new_run: Maker) -> None:
+    for name, title in {"novels": "Pre-training", "alpaca": "Fine-tuning", "more": "Fine-tuning"}.items():
+        new_run(tmp_path / name / "a")
+        (tmp_path / name / "study.json").write_text(json.dumps({"title": title, "note": f"Settings of {name}"}))
+    one, all_three = open_study([tmp_path / "novels"]), open_study([tmp_path / name for name in ("novels", "alpaca", "more")])
+    assert (one.title, one.note) == ("Pre-training", "Settings of novels")
+    assert all_three.title == "Pre-training; Fine-tuning"
+    assert all_three.note.splitlines() == ["novels: Settings of novels", "alpaca: Settings of alpaca", "more: Settings of more"]
+
+
 def test_a_run_named_twice_counts_once(tmp_path: Path, new_run: Maker) -> None:
     folder = new_run(tmp_path / "a")
     assert len(open_study([folder, tmp_path]).runs) == 1
