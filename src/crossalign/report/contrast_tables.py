@@ -46,7 +46,7 @@ def means_table(rows: list[Row], outcomes: list[Outcome], contrasts: list[Contra
 def _mean_notes(marks: set[str], by: By) -> list[str]:
     notes = ["Mean ± standard error over seeds."]
     if "†" in marks:
-        notes.append("† One seed: the ± is the standard error over documents and says nothing of other seeds.")
+        notes.append("† One seed: the ± is the standard error over test documents or images, and says nothing of other seeds.")
     if "*" in marks:
         over = "over documents" if by == "sample" else "over seeds, or over documents where there is one seed"
         notes.append(f"* p ≤ 0.05, ** p ≤ 0.01, *** p ≤ 0.001 against the first row after Holm's correction, {over}.")

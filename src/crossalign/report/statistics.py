@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -203,7 +204,7 @@ def paired_bootstrap(
         return Bootstrap(theta, n, 0.0, None, None, "all documents differ by the same amount")
     moments = np.stack([d, s, d * d, d * s, s * s], axis=1)
     draw, t = np.random.default_rng(seed), []
-    for count in _portions(resamples, max(1, 2_000_000 // n)):
+    for count in _portions(resamples, max(1, 200_000 // n)):
         drawn = draw.integers(0, n, (count, n), dtype=np.int32) + n * np.arange(count)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
         sd, ss, sdd, sds, sss = (weights @ moments).T
@@ -279,11 +280,15 @@ def paired_t_power(effect: float, n: int, alpha: float = 0.05) -> float:
 
 def _noncentral_sf(t: float, m: int, shift: float) -> float:
     """P(T > t) of the noncentral t with ``m`` degrees of freedom."""
-    stats = _scipy_stats()
     # P((Z + δ) / S > t) as an average over S: SciPy's own nct gives NaN for some large δ.
-    probability = (np.arange(2000) + 0.5) / 2000
-    spread: NDArray[np.float64] = np.sqrt(stats.chi2.ppf(probability, m) / m)
-    return float(np.mean(stats.norm.sf(t * spread - shift)))
+    return float(np.mean(_scipy_stats().norm.sf(t * _spread(m) - shift)))
+
+
+@lru_cache(maxsize=256)
+def _spread(m: int) -> NDArray[np.float64]:
+    """2,000 quantiles of S, the root of chi² over its ``m`` degrees of freedom."""
+    quantiles: NDArray[np.float64] = _scipy_stats().chi2.ppf((np.arange(2000) + 0.5) / 2000, m)
+    return np.sqrt(quantiles / m)
 
 
 def detectable_difference(sd: float | None, n: int, alpha: float = 0.05, power: float = 0.8) -> float | None:
