@@ -10,7 +10,6 @@ printed without its uncertainty.
 from __future__ import annotations
 
 import fnmatch
-import math
 from pathlib import Path
 
 from crossalign.errors import UserError, unknown
@@ -52,7 +51,7 @@ def compare(
     outcomes = _chosen(outcomes_of(rows), tasks)
     contrasts = contrasts_of(rows, first, outcomes, resamples)
     notes += [f"{run.folder} is not finished and left out; the same command goes on with it." for run in study.incomplete]
-    notes += _missing_samples(rows, outcomes)
+    notes += _no_answers(rows, outcomes)
     notes += [note for one in contrasts for note in one.pairing.notes]
     notes += [note for run in study.complete for note in run.notes]
     return Compared(rows, outcomes, contrasts, by, resamples, list(dict.fromkeys(notes)))
@@ -97,19 +96,16 @@ def _chosen(outcomes: list[Outcome], patterns: tuple[str, ...]) -> list[Outcome]
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(one.name, pattern) for one in outcomes):
             raise unknown("task", pattern, [one.name for one in outcomes])
-    return [one for one in outcomes if not patterns or any(fnmatch.fnmatchcase(one.name, p) for p in patterns)]
+    chosen = [one for one in outcomes if not patterns or any(fnmatch.fnmatchcase(one.name, p) for p in patterns)]
+    if not any(one.tested for one in chosen):
+        bits = chosen[0].name.rpartition(".")[0] + ".bits_per_byte"
+        raise UserError(f"{chosen[0].name} is {bits} in other units, which is what is tested; name that one as well")
+    return chosen
 
 
-def _missing_samples(rows: list[Row], outcomes: list[Outcome]) -> list[str]:
-    """What a reader must know of answers by document that are not there, or do not add up to the score."""
-    notes = []
-    if all(run.evaluation is None for row in rows for run in row.runs) and any(one.family == "losses" for one in outcomes):
-        some = rows[0].first.folder
-        notes.append(f"Losses are known by run only. For answers by document, evaluate the runs: crossalign evaluate {some}")
-    for run in (run for row in rows for run in row.runs):
-        for outcome in (one for one in outcomes if one.family == "tasks"):
-            answers, value = outcome.answers(run), outcome.value(run)
-            if answers is not None and not math.isclose(answers.score, value, rel_tol=1e-3, abs_tol=1e-4):
-                told = f"the documents of {outcome.name} in {run.folder} come to {answers.score:.4f}"
-                notes.append(f"{told}, results.json says {value:.4f}; the documents are used.")
-    return notes
+def _no_answers(rows: list[Row], outcomes: list[Outcome]) -> list[str]:
+    """Where only losses are known, what would give answers by document."""
+    if not any(one.family == "losses" for one in outcomes) or any(run.evaluation for row in rows for run in row.runs):
+        return []
+    told = f"crossalign evaluate {rows[0].first.folder} --tasks arc_easy"
+    return [f"Losses are known by run only; for answers by document, evaluate the runs on tasks, as with {told}"]

@@ -151,7 +151,8 @@ def test_table_3_has_means_errors_and_stars_after_correction_only(evaluated: Pat
     assert [row[0] for row in means.rows] == ["Baseline", "CLIP", "DINO"]
     accuracy = [column(evaluated / "Baseline" / f"seed-{s}", "arc", "acc").mean() for s in range(4)]
     assert means.rows[0][1] == f"{100 * np.mean(accuracy):.2f} ± {100 * stats.sem(accuracy):.2f}"
-    assert not any(one.outcome.name == "wiki.word_perplexity" for one in found.contrasts)  # the same likelihood
+    assert not any(one.outcome.name == "wiki.word_perplexity" for one in found.contrasts)
+    assert "in other units" in means.notes[1]
     for row in means.rows[1:]:
         p = one_of(found, row[0], "arc.acc").p_seeds.holm
         assert p is not None
@@ -241,7 +242,7 @@ def test_other_documents_other_seeds_and_other_data_are_not_paired(tmp_path: Pat
     for folder in (a, b, c):
         evaluate(folder, 0.1, 0)
     rewrite(b, "arc", lambda t: t | {"doc_id": [f"other {i}" for i in t["doc_id"]]})
-    rewrite(b, "wiki", lambda t: t | {"bytes": [2 * size for size in t["bytes"]]})
+    rewrite(b, "wiki", lambda t: t | {"bytes": t["bytes"][::-1]})
     found = compare([a, b, c], resamples=200)
     assert one_of(found, "CLIP", "arc.acc").pairing.reason == "no document in common"
     assert one_of(found, "CLIP", "wiki.bits_per_byte").pairing.reason == "different documents under the same ids"
@@ -299,13 +300,16 @@ def test_bad_input_is_one_sentence(tmp_path: Path, new_run: NewRun, evaluated: P
     assert "1 run not finished" in told(tmp_path / "stopped")
     assert "image classifiers and of language models" in told(tmp_path / "one", evaluated)
     assert "unknown task 'arc'; did you mean 'arc.acc'" in told(evaluated, tasks=("arc",))
+    assert "name that one as well" in told(evaluated, tasks=("wiki.word_perplexity",))
     assert "100 resamples are too few" in told(evaluated, resamples=100)
     run = evaluated / "CLIP" / "seed-2"
     for change, says in (
-        (lambda t: {k: v for k, v in t.items() if k != "acc"}, "has no column 'acc' (columns: doc_id)"),
-        (lambda t: {"acc": [1.0]}, "has no column 'doc_id' (columns: acc)"),
-        (lambda t: {"doc_id": ["x", "x"], "acc": [1.0, 0.0]}, "holds a doc_id twice"),
-        (lambda t: {"doc_id": ["x", "y"], "acc": [1.0, None]}, "has no number for 1 document"),
+        (lambda t: {"acc": t["acc"]}, "has no column 'doc_id' (columns: acc)"),
+        (lambda t: t | {"doc_id": ["x"] * DOCUMENTS}, "holds a doc_id twice"),
+        (
+            lambda t: t | {"doc_id": [f"{i}" for i in range(DOCUMENTS)], "acc": [None] * 3 + t["acc"][3:]},
+            "no number for 3 documents",
+        ),
     ):
         rewrite(run, "arc", change)
         message = told(evaluated)
@@ -328,12 +332,42 @@ def test_runs_without_samples_or_evaluation_say_what_to_run(evaluated: Path) -> 
     assert any("seed 2 of “CLIP” is left out" in note and "crossalign evaluate" in note for note in found.notes)
 
 
-def test_scores_that_the_documents_do_not_come_to_are_told(evaluated: Path) -> None:
+def test_documents_that_do_not_come_to_the_score_are_not_compared(evaluated: Path) -> None:
     path = evaluated / "CLIP" / "seed-2" / "evaluation" / "results.json"
     told = json.loads(path.read_text())
     told["tasks"]["copa"]["metrics"]["acc"] += 0.05
     path.write_text(json.dumps(told))
-    assert any("the documents of copa.acc" in note for note in compare([evaluated], resamples=200).notes)
+    rewrite(evaluated / "DINO" / "seed-1", "arc", lambda t: {k: v for k, v in t.items() if k != "acc"})
+    found = compare([evaluated], resamples=200)
+    for row, outcome, says in (
+        ("CLIP", "copa.acc", "copa.parquet does not come to the acc of results.json"),
+        ("DINO", "arc.acc", "arc.parquet has no column 'acc' to pair documents by (columns: doc_id)"),
+    ):
+        assert one_of(found, row, outcome).bootstrap is None and one_of(found, row, outcome).p_seeds.raw is not None
+        assert any(says in note for note in found.notes)
+
+
+def test_tasks_that_were_not_asked_alike_are_not_paired(evaluated: Path) -> None:
+    for row, change in (("CLIP", {"few_shot": 5}), ("DINO", {"label": "ARC (Easy), dev"})):
+        for seed in range(4):
+            path = evaluated / row / f"seed-{seed}" / "evaluation" / "results.json"
+            told = json.loads(path.read_text()) | ({"max_length": 64} if row == "DINO" else {})
+            told["tasks"]["arc"] |= change
+            path.write_text(json.dumps(told))
+    found = compare([evaluated], resamples=200)
+    assert one_of(found, "CLIP", "arc.acc").pairing.reason == "different few-shot: 5 here, None there"
+    assert "ARC (Easy), dev here, ARC (Easy) there" in one_of(found, "DINO", "arc.acc").pairing.reason
+    assert "pieces of 64 tokens" in one_of(found, "DINO", "wiki.bits_per_byte").pairing.reason
+    assert one_of(found, "DINO", "copa.acc").pairing.reason == ""
+
+
+def test_results_say_which_way_is_better(evaluated: Path) -> None:
+    for path in evaluated.rglob("results.json"):
+        told = json.loads(path.read_text())
+        told["tasks"]["copa"]["higher_is_better"] = {"acc": False}
+        path.write_text(json.dumps(told))
+    found = compare([evaluated], resamples=200)
+    assert found.tables[0].columns[1:3] == ["ARC (Easy) acc (%) ↑", "COPA acc (%) ↓"]
 
 
 def test_answers_are_put_in_the_order_asked_for() -> None:
@@ -360,7 +394,11 @@ def test_markdown_json_and_terminal_say_the_same(evaluated: Path, tmp_path: Path
 
 
 def test_pairing_takes_the_documents_of_all_seeds(evaluated: Path) -> None:
-    rewrite(evaluated / "DINO" / "seed-3", "copa", lambda t: {key: values[:70] for key, values in t.items()})
+    run = evaluated / "DINO" / "seed-3"
+    rewrite(run, "copa", lambda t: {key: values[:70] for key, values in t.items()})
+    told = json.loads((run / "evaluation" / "results.json").read_text())
+    told["tasks"]["copa"]["metrics"]["acc"] = column(run, "copa", "acc").mean()
+    (run / "evaluation" / "results.json").write_text(json.dumps(told))
     found = compare([evaluated], resamples=200)
     outcome = next(one for one in found.outcomes if one.name == "copa.acc")
     pairing = pair_outcome(outcome, found.rows[0], next(row for row in found.rows if row.label == "DINO"))

@@ -40,11 +40,13 @@ def means_table(rows: list[Row], outcomes: list[Outcome], contrasts: list[Contra
         shown.append([*cells, ", ".join(map(str, row.seeds))])
     heads = [f"{one.label}{' (%)' if one.share else ''} {'↓' if one.lower_is_better else '↑'}" for one in outcomes]
     delta = [f"Δ from {rows[0].label}" for _ in single]
-    return Table("Means", ["Row", *heads, *delta, "Seeds"], shown, _mean_notes(marks, by), frozenset(), frozenset())
+    return Table("Means", ["Row", *heads, *delta, "Seeds"], shown, _mean_notes(marks, by, all(one.tested for one in outcomes)))
 
 
-def _mean_notes(marks: set[str], by: By) -> list[str]:
+def _mean_notes(marks: set[str], by: By, tested: bool) -> list[str]:
     notes = ["Mean ± standard error over seeds."]
+    if not tested:
+        notes.append("A perplexity is the likelihood of the bits a byte in other units; the tests are of these.")
     if "†" in marks:
         notes.append("† One seed: the ± is the standard error over test documents or images, and says nothing of other seeds.")
     if "*" in marks:

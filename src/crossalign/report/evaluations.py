@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from crossalign.errors import UserError
 
 BITS_PER_BYTE = "bits_per_byte"
-SAME_LIKELIHOOD = ("word_perplexity", "byte_perplexity")
-"""The likelihood of ``bits_per_byte`` in other units."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +50,19 @@ class Answers:
         return Answers(ids, self.amount[place], self.size[place])
 
 
+def is_likelihood(metric: str) -> bool:
+    """Whether a metric is a likelihood in some unit: bits a byte, or a perplexity."""
+    return metric == BITS_PER_BYTE or "perplexity" in metric
+
+
 @dataclass
 class Evaluation:
     """A run's folder ``evaluation``: ``results.json``, and ``samples/TASK.parquet`` with a line a document."""
 
     folder: Path
     tasks: dict[str, dict[str, Any]]
+    max_length: int | None = None
+    """Tokens of a piece of running text."""
     _held: dict[str, dict[str, NDArray[Any]] | None] = field(default_factory=dict)
 
     def metrics(self, task: str) -> list[str]:
@@ -68,18 +73,27 @@ class Evaluation:
         value = (self.tasks.get(task, {}).get("metrics") or {}).get(metric)
         return float(value) if isinstance(value, int | float) else math.nan
 
+    def higher_is_better(self, task: str, metric: str) -> bool:
+        """As the results say, or else by the metric's name."""
+        told = (self.tasks[task].get("higher_is_better") or {}).get(metric)
+        return told if isinstance(told, bool) else not is_likelihood(metric)
+
     def samples(self, task: str) -> Path:
         return self.folder / "samples" / f"{task}.parquet"
 
     def answers(self, task: str, metric: str) -> Answers | None:
-        """What the model did on each document; None where no samples were kept, or the metric is no mean of them.
+        """What the model did on each document; None where that was not kept, or does not come to the metric.
 
         Raises:
-            UserError: a samples file that cannot be read, lacks a column, or holds a document twice.
+            UserError: a samples file that cannot be read, lacks a number or its column of ids, or holds a document twice.
         """
-        columns = self._columns(task)
-        if columns is None or "perplexity" in metric or task not in self.tasks:
+        columns = self.columns(task)
+        if columns is None or (metric not in columns and metric != BITS_PER_BYTE):
             return None
+        found = self._answers(columns, task, metric)
+        return found if math.isclose(found.score, self.score(task, metric), rel_tol=1e-3, abs_tol=1e-4) else None
+
+    def _answers(self, columns: dict[str, NDArray[Any]], task: str, metric: str) -> Answers:
         ids = self._column(columns, task, "doc_id").astype(str)
         if len(np.unique(ids)) < len(ids):
             raise UserError(f"{self.samples(task)} holds a doc_id twice; evaluate '{self.folder.parent}' again")
@@ -102,7 +116,8 @@ class Evaluation:
             raise UserError(f"{self.samples(task)} has no column '{name}' (columns: {listed}); {again}")
         return columns[name]
 
-    def _columns(self, task: str) -> dict[str, NDArray[Any]] | None:
+    def columns(self, task: str) -> dict[str, NDArray[Any]] | None:
+        """The samples of a task; None where none were kept."""
         if task not in self._held:
             self._held[task] = _read_columns(self.samples(task))
         return self._held[task]
@@ -131,10 +146,11 @@ def read_evaluation(run: Path) -> Evaluation | None:
     if not path.is_file():
         return None
     try:
-        tasks = json.loads(path.read_text(encoding="utf-8"))["tasks"]
+        told = json.loads(path.read_text(encoding="utf-8"))
+        tasks = told["tasks"]
         whole = all(isinstance(task, dict) and isinstance(task.get("metrics"), dict) for task in tasks.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise UserError(f"{path} is damaged or has no tasks with metrics; evaluate '{run}' again")
-    return Evaluation(path.parent, tasks)
+    return Evaluation(path.parent, tasks, told.get("max_length"))

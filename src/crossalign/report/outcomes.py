@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossalign.report.comparisons import same_test
-from crossalign.report.evaluations import BITS_PER_BYTE, SAME_LIKELIHOOD, Answers
+from crossalign.report.evaluations import BITS_PER_BYTE, Answers, is_likelihood
 from crossalign.report.rows import Row
 from crossalign.report.runs import REFERENCE_KINDS, Run
 from crossalign.report.text import HELD_OUT
@@ -117,15 +117,30 @@ class TaskScore(Outcome):
     def answers(self, run: Run) -> Answers | None:
         return None if run.evaluation is None else run.evaluation.answers(self.task, self.metric)
 
+    def unlike(self, a: Run, b: Run) -> str:
+        one, other = a.evaluation, b.evaluation
+        if one is None or other is None:
+            return ""
+        for key in ("label", "few_shot"):
+            kinds = one.tasks[self.task].get(key), other.tasks[self.task].get(key)
+            if kinds[0] != kinds[1]:
+                return f"different {key.replace('_', '-')}: {kinds[1]} here, {kinds[0]} there"
+        if is_likelihood(self.metric) and one.max_length != other.max_length:
+            return f"text in pieces of {other.max_length} tokens here, of {one.max_length} there"
+        return ""
+
     def unscored(self, run: Run) -> str:
-        return f"no {self.name} in {run.folder}; crossalign evaluate {run.folder} makes it"
+        return f"no {self.name} in {run.folder}; crossalign evaluate {run.folder} --tasks {self.task} makes it"
 
     def lacking(self, run: Run) -> str:
         if run.evaluation is None:
             return self.unscored(run)
-        if "perplexity" in self.metric or run.evaluation.samples(self.task).is_file():
-            return ""
-        return f"no {run.evaluation.samples(self.task)} to pair documents by; crossalign evaluate {run.folder} makes it"
+        path, columns = run.evaluation.samples(self.task), run.evaluation.columns(self.task)
+        if columns is None:
+            return f"no {path} to pair documents by; crossalign evaluate {run.folder} --tasks {self.task} makes it"
+        if self.metric not in columns and self.metric != BITS_PER_BYTE:
+            return f"{path} has no column '{self.metric}' to pair documents by (columns: {', '.join(columns)})"
+        return f"{path} does not come to the {self.metric} of results.json, so its documents are not compared"
 
 
 def outcomes_of(rows: list[Row]) -> list[Outcome]:
@@ -149,12 +164,20 @@ def _tasks(runs: Iterable[Run]) -> list[Outcome]:
         for task, told in evaluation.tasks.items():
             for metric in evaluation.metrics(task):
                 name, label = f"{task}.{metric}", f"{told.get('label') or task} {metric}"
-                again = metric in SAME_LIKELIHOOD and BITS_PER_BYTE in evaluation.metrics(task)
-                likelihood = metric == BITS_PER_BYTE or "perplexity" in metric
-                unit = "bits a byte" if metric == BITS_PER_BYTE else "" if likelihood else "points"
-                digits = 4 if metric == BITS_PER_BYTE else 2
+                bits, likelihood = metric == BITS_PER_BYTE, is_likelihood(metric)
+                # On the same documents a perplexity is the same likelihood in other units: it is shown, not tested again.
+                again = likelihood and not bits and BITS_PER_BYTE in evaluation.metrics(task)
                 found[name] = TaskScore(
-                    name, label, "tasks", unit, not likelihood, likelihood, digits, not again, task=task, metric=metric
+                    name,
+                    label,
+                    "tasks",
+                    unit="bits a byte" if bits else "" if likelihood else "points",
+                    share=not likelihood,
+                    lower_is_better=not evaluation.higher_is_better(task, metric),
+                    digits=4 if bits else 2,
+                    tested=not again,
+                    task=task,
+                    metric=metric,
                 )
     return list(found.values())
 
