@@ -89,6 +89,26 @@ class ReportArgs:
 
 
 @dataclass
+class CompareArgs:
+    """Which rows differ, by how much and how surely: tests over seeds and over documents, corrected for their number."""
+
+    runs: list[Path]
+    """Run folders, or folders that hold them; runs that differ in their seed alone are one row."""
+    by: Literal["seed", "sample"] = "seed"
+    """What a star stands for: the test over seeds, which speaks of the method, or over samples, of these trained models."""
+    reference: str = ""
+    """The row that the others are compared with, by name or folder; the first folder's, or the one without alignment in it."""
+    tasks: tuple[str, ...] = ()
+    """Only these outcomes, such as accuracy, loss.validation or arc_easy.acc; * stands for any letters."""
+    resamples: int = 5000
+    """Resamples of the bootstrap, 200 or more."""
+    markdown: Path | None = None
+    """Also write the comparison as Markdown."""
+    json: Path | None = None
+    """Also write every number as JSON."""
+
+
+@dataclass
 class ReproduceArgs:
     """Run a whole table: each row at its own best learning rate, over seeds, in parallel processes; resumable."""
 
@@ -227,6 +247,18 @@ def _report(args: ReportArgs, _: str) -> None:
     print(report(args.runs, html=args.html, markdown=args.markdown))
 
 
+def _compare(args: CompareArgs, _: str) -> None:
+    from crossalign.compare import compare
+    from crossalign.report.contrast_pages import as_text_page, write_markdown, write_numbers
+
+    found = compare(args.runs, args.by, args.reference, args.tasks, args.resamples)
+    print(as_text_page(found))
+    if args.markdown is not None:
+        write_markdown(found, args.markdown)
+    if args.json is not None:
+        write_numbers(found, args.json)
+
+
 def _reproduce(args: ReproduceArgs, _: str) -> int:
     from crossalign.reproduce import reproduce
 
@@ -286,5 +318,6 @@ VERBS: dict[str, Verb] = {
     "predict": Verb(PredictArgs, _predict, "classify images with a trained model"),
     "features": Verb(FeaturesArgs, _features, "a vision model's features of images with texts, written once"),
     "report": Verb(ReportArgs, _report, "tables, figures and one HTML page from runs"),
+    "compare": Verb(CompareArgs, _compare, "which rows differ, by how much and how surely"),
     "reproduce": Verb(ReproduceArgs, _reproduce, "run a whole table with seeds, a learning-rate sweep and controls"),
 }

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +15,11 @@ import scipy.stats
 from crossalign.report.statistics import (
     combine_mcnemar,
     detectable_difference,
+    effect_size,
     holm,
     mcnemar,
     mean_and_error,
+    paired_bootstrap,
     paired_t,
     paired_t_power,
     seeds_needed,
@@ -169,3 +175,115 @@ def test_no_spread_no_power() -> None:
 def test_wilson() -> None:
     reference = scipy.stats.binomtest(83, 100).proportion_ci(method="wilson")
     assert wilson(83, 100) == pytest.approx((reference.low, reference.high))
+
+
+def test_paired_bootstrap_is_its_definition() -> None:
+    """The same draws, one resample at a time, for sums over sizes."""
+    draw = np.random.default_rng(5)
+    size = draw.integers(1, 9, 40).astype(float)
+    d = size * draw.normal(0.05, 0.2, 40)
+    told = paired_bootstrap(d, size, resamples=300, seed=7)
+    theta = d.sum() / size.sum()
+    error = math.sqrt(np.sum((d - theta * size) ** 2)) / size.sum()
+    t = []
+    for chosen in np.random.default_rng(7).integers(0, 40, (300, 40), dtype=np.int32):
+        mine, bytes_ = d[chosen], size[chosen]
+        again = mine.sum() / bytes_.sum()
+        t.append(abs(again - theta) / (math.sqrt(np.sum((mine - again * bytes_) ** 2)) / bytes_.sum()))
+    quantile = np.quantile(t, 0.95, method="higher")
+    assert (told.difference, told.error) == pytest.approx((theta, error))
+    assert told.interval == pytest.approx((theta - quantile * error, theta + quantile * error))
+    assert told.p_value == pytest.approx((1 + sum(x >= abs(theta) / error for x in t)) / 301)
+
+
+def test_paired_bootstrap_is_near_scipys_and_the_t_test() -> None:
+    draw = np.random.default_rng(6)
+    a, b = draw.normal(size=(2, 500))
+    told = paired_bootstrap(b - a + 0.1, resamples=5000)
+    scipys = scipy.stats.bootstrap((b - a + 0.1,), np.mean, n_resamples=5000, method="percentile", rng=draw)
+    low, high = scipys.confidence_interval
+    assert told.interval == pytest.approx((low, high), abs=0.01)
+    assert told.error == pytest.approx(scipys.standard_error, rel=0.05)
+    assert told.p_value == pytest.approx(scipy.stats.ttest_rel(b + 0.1, a).pvalue, abs=0.02)
+
+
+def test_paired_bootstrap_does_not_depend_on_units_nor_order_of_the_rows() -> None:
+    d = np.random.default_rng(8).normal(0.1, 1, 80)
+    one, scaled, turned = paired_bootstrap(d), paired_bootstrap(1000 * d, np.full(80, 500.0)), paired_bootstrap(-d)
+    assert one.interval is not None
+    low, high = one.interval
+    assert scaled.interval == pytest.approx((2 * low, 2 * high)) and turned.interval == pytest.approx((-high, -low))
+    assert one.p_value == scaled.p_value == turned.p_value
+
+
+def test_the_interval_of_the_bootstrap_holds_zero_where_p_is_large() -> None:
+    draw = np.random.default_rng(9)
+    for shift in np.linspace(0, 0.4, 30):
+        told = paired_bootstrap(draw.normal(shift, 1, 100), resamples=999)
+        assert told.interval is not None and told.p_value is not None
+        assert (told.interval[0] <= 0 <= told.interval[1]) == (told.p_value > 0.05)
+
+
+def test_paired_bootstrap_says_what_it_cannot_know() -> None:
+    same = paired_bootstrap(np.zeros(10))
+    assert (same.p_value, same.interval, same.reason) == (1.0, (0.0, 0.0), "no document differs")
+    constant = paired_bootstrap(np.full(10, 0.3))
+    assert constant.p_value is None and constant.interval is None and "same amount" in constant.reason
+    few = paired_bootstrap(np.repeat([0.0, 1.0], [498, 2]))
+    assert few.interval is None and "too few" in few.reason and few.p_value is not None and few.p_value > 0.1
+    for d, size, resamples in (([], None, 200), ([1.0], [1.0, 2.0], 200), ([1.0, 2.0], None, 199)):
+        with pytest.raises(ValueError, match="paired_bootstrap needs"):
+            paired_bootstrap(d, size, resamples)
+
+
+@pytest.mark.parametrize("n", [3, 5, 12])
+def test_effect_size_equals_hedges_and_the_noncentral_t(n: int) -> None:
+    t = paired_t(np.zeros(n), np.random.default_rng(n).normal(0.8, 1, n))
+    told = effect_size(t)
+    assert told is not None and t.sd is not None and t.error is not None
+    assert told.d == pytest.approx(t.difference / t.sd)
+    shrink = told.g / told.d
+    assert shrink == pytest.approx(1 - 3 / (4 * (n - 1) - 1), abs=0.02)  # Hedges' own approximation
+    for bound, tail in zip(told.interval, (0.025, 0.975), strict=True):
+        shift = bound / shrink * math.sqrt(n)
+        assert scipy.stats.nct.sf(t.difference / t.error, n - 1, shift) == pytest.approx(tail, abs=2e-4)
+
+
+def test_the_correction_for_few_seeds_removes_the_bias_and_its_interval_covers() -> None:
+    draw = np.random.default_rng(10)
+    told = [effect_size(paired_t(np.zeros(5), draw.normal(1.0, 1, 5))) for _ in range(400)]
+    assert np.mean([one.d for one in told if one]) > 1.15
+    assert np.mean([one.g for one in told if one]) == pytest.approx(1.0, abs=0.1)
+    shrink = 0.7979  # the interval is on the scale of g
+    inside = [one.interval[0] <= shrink <= one.interval[1] for one in told if one]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.03)
+
+
+def test_no_effect_size_without_a_spread() -> None:
+    assert effect_size(paired_t([0.1], [0.2])) is None
+    assert effect_size(paired_t([0.1, 0.2], [0.2, 0.5])) is None  # its mean does not exist for two
+    assert effect_size(paired_t([0.1, 0.2, 0.3], [0.2, 0.3, 0.4])) is None
+
+
+def _calibration() -> Any:
+    file = Path(__file__).resolve().parents[2] / "benchmarks" / "calibration.py"
+    spec = importlib.util.spec_from_file_location("calibration", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["calibration"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_two_thousand_null_comparisons_over_seeds_and_by_mcnemar() -> None:
+    calibration = _calibration()
+    for test in list(calibration.TESTS)[:1] + list(calibration.TESTS)[-2:-1]:
+        found = calibration.calibrate(test, 2000)
+        assert found.passes and found.coverage is not None, found
+
+
+@pytest.mark.slow
+def test_two_thousand_null_comparisons_of_every_kind() -> None:
+    calibration = _calibration()
+    for test in calibration.TESTS:
+        assert (found := calibration.calibrate(test, 2000)).passes, found

@@ -554,3 +554,14 @@ def test_the_command_line_runs_a_recipe(make: Make, sources: Path, capsys: pytes
     assert "validation perplexity" in capsys.readouterr().out
     assert cli.main(["pretrain", "cmda-fpt"]) == 2
     assert "is a recipe of crossalign adapt" in capsys.readouterr().err
+
+
+def test_two_tiny_rows_are_compared(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        pretrain(make(f"rows/plain-{seed}", seed=seed, row="Plain", align={"metric": "none"}, loop={"steps": 4}))
+        pretrain(make(f"rows/aligned-{seed}", seed=seed, row="Aligned", loop={"steps": 4}))
+    capsys.readouterr()
+    assert cli.main(["compare", str(tmp_path / "rows")]) == 0
+    shown = capsys.readouterr().out
+    assert "reference: Plain" in shown and "“Aligned” against “Plain”, loss on validation: " in shown
+    assert "seeds would be needed to see a difference of that size" in shown and "crossalign evaluate" in shown

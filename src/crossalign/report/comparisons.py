@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from crossalign.report.rows import Row, settings
+from crossalign.report.runs import Run
 from crossalign.report.statistics import (
     McNemar,
     PairedT,
@@ -57,15 +58,11 @@ def pair(reference: Row, other: Row, question: Question = "alignment") -> Compar
     seeds, images, accuracy = [], [], []
     for seed in common:
         a, b = mine[seed], theirs[seed]
+        if not same_test(a, b):
+            continue
         left, right = a.predictions, b.predictions
-        if a.text("data_fingerprint") != b.text("data_fingerprint"):
-            continue
         if left is not None and right is not None:
-            if not left.same_images(right):
-                continue
             images.append(mcnemar(left.correct, right.correct))
-        elif a.number("test", "n") != b.number("test", "n"):
-            continue
         values = a.number("test", "accuracy"), b.number("test", "accuracy")
         if values[0] == values[0] and values[1] == values[1]:
             seeds.append(seed)
@@ -76,6 +73,15 @@ def pair(reference: Row, other: Row, question: Question = "alignment") -> Compar
         return Comparison(question, reference, other, (), None, (), None, reason=reason)
     t = paired_t([a for a, _ in accuracy], [b for _, b in accuracy])
     return Comparison(question, reference, other, tuple(seeds), t, tuple(images), combine_mcnemar(images), reason=t.reason)
+
+
+def same_test(a: Run, b: Run) -> bool:
+    """Whether two runs were scored on the same test images, as far as their folders tell."""
+    if a.text("data_fingerprint") != b.text("data_fingerprint"):
+        return False
+    if a.predictions is not None and b.predictions is not None:
+        return a.predictions.same_images(b.predictions)
+    return a.number("test", "n") == b.number("test", "n")
 
 
 def compare_rows(rows: list[Row]) -> list[Comparison]:

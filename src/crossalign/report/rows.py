@@ -66,12 +66,15 @@ class Row:
         return list(dict.fromkeys(str((run.result or {}).get(key, "")) for run in self.runs))
 
 
-def group_rows(study: Study) -> tuple[list[Row], list[str]]:
-    """The study's complete runs as rows in order, and a sentence for each run that one of the same seed replaces."""
+def group_rows(study: Study, strict: bool = False) -> tuple[list[Row], list[str]]:
+    """The study's complete runs as rows in order, and a sentence for each run that one of the same seed replaces.
+
+    ``strict``: also apart by every setting, whatever the runs are called.
+    """
     groups: dict[tuple[str, ...], dict[int, Run]] = {}
     warnings = []
     for run in study.complete:
-        key = (run.text("data"), run.backbone, run.name, run.text("method"), run.text("weights"), run.text("align"))
+        key = (*_identity(run), repr(sorted(settings(run).items()))) if strict else _identity(run)
         held = groups.setdefault(key, {}).get(run.seed)
         if held is not None:
             run, dropped = sorted((held, run), key=lambda r: str(r.environment.get("started", "")), reverse=True)
@@ -80,6 +83,11 @@ def group_rows(study: Study) -> tuple[list[Row], list[str]]:
             )
         groups[key][run.seed] = run
     return _order(study, groups), warnings
+
+
+def _identity(run: Run) -> tuple[str, ...]:
+    """What runs of one row share by name."""
+    return run.text("data"), run.backbone, run.name, run.text("method"), run.text("weights"), run.text("align")
 
 
 def _order(study: Study, groups: dict[tuple[str, ...], dict[int, Run]]) -> list[Row]:
@@ -112,6 +120,9 @@ def _label(row: Row, rows: list[Row]) -> str:
     for key in ("method", "weights", "align"):
         if any(twin.first.text(key) != row.first.text(key) for twin in twins):
             parts.append(f"{key} {row.first.text(key)}")
+    alike = [twin.first for twin in twins if _identity(twin.first) == _identity(row.first)]
+    mine = settings(row.first)
+    parts += [f"{key} {mine.get(key)}" for key in differing([row.first, *alike])]
     return ", ".join(parts)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossalign.errors import UserError
+from crossalign.report.evaluations import Evaluation, read_evaluation
 
 SKIPPED = {"checkpoints", "model", "mlruns", "mlartifacts", "sweep", "__pycache__"}
 """Folders that are not searched for runs: parts of a run, and a study's sweep, which sweep.json stands for."""
@@ -120,6 +121,11 @@ class Run:
             for png, label, predicted, confidence in rows
             if isinstance(png, bytes) and png.startswith(b"\x89PNG")
         ]
+
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        """Scores of tasks and answers by document; None where the run was not evaluated."""
+        return read_evaluation(self.folder)
 
     def _read_parquet(self, name: str, columns: list[str], optional: Iterable[str] = ()) -> dict[str, list[Any]] | None:
         import pyarrow.parquet

@@ -1,8 +1,9 @@
 """Is a difference real? Pure functions on arrays: NumPy, and SciPy where a distribution is needed.
 
 Two kinds of chance hide in a difference of two trained models, and each needs its own test. Over *seeds* (initial
-weights, batch order): the paired t-test, one number a seed. Over *test images*, with the trained models held fixed: the
-exact McNemar test within a seed. The first speaks of the method, the second of these trained models.
+weights, batch order): the paired t-test, one number a seed. Over *test images* or documents, with the trained models held
+fixed: the exact McNemar test within a seed, and the paired bootstrap. The first speaks of the method, the others of these
+trained models.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -154,6 +156,110 @@ def combine_mcnemar(tests: Sequence[McNemar]) -> float | None:
     return min(1.0, 2 * min(count / k * side[k - 1] for side in sides))
 
 
+@dataclass(frozen=True)
+class Bootstrap:
+    """A paired bootstrap over ``n`` documents. What cannot be known is None, and ``reason`` says why."""
+
+    difference: float
+    n: int
+    error: float
+    interval: Interval | None
+    p_value: float | None
+    reason: str = ""
+
+
+def paired_bootstrap(
+    difference: ArrayLike, size: ArrayLike | None = None, resamples: int = 5000, confidence: float = 0.95, seed: int = 0
+) -> Bootstrap:
+    """Symmetric bootstrap-t of a mean of paired differences, or of a ratio of sums, over documents.
+
+    Args:
+        difference: (n,) what B has more than A on each document, such as bits.
+        size: (n,) what the sum is a share of, such as bytes, the same for both; None: 1 a document, which gives the mean.
+        resamples: draws of n documents with replacement.
+        confidence: of the interval.
+        seed: of the draws: the same documents give the same numbers.
+
+    The statistic is θ = Σ difference / Σ size, with the linearised standard error √Σ(difference - θ size)² / Σ size. In
+    each resample t* = (θ* - θ) / error*; the interval is θ ± error · the quantile of |t*|, and p is the share of |t*| that is
+    at least |θ| / error (Davison and Hinkley 1997, §2.4 and §4.4.1), so that the two agree. Its coverage errs by O(n⁻²),
+    where that of percentile and BCa intervals errs by O(n⁻¹) (Hall 1988, J. R. Stat. Soc. B 50). A resample without any
+    spread counts as t* = ∞; where there are too many of them, no interval is given.
+
+    Raises:
+        ValueError: the arrays differ in length, or are empty, or fewer than 200 resamples.
+    """
+    d = np.asarray(difference, dtype=np.float64).ravel()
+    s = np.ones_like(d) if size is None else np.asarray(size, dtype=np.float64).ravel()
+    if len(d) != len(s) or len(d) == 0:
+        raise ValueError(f"paired_bootstrap needs a size for each difference, and one at least; got {len(d)} and {len(s)}")
+    if resamples < 200:
+        raise ValueError(f"paired_bootstrap needs 200 resamples or more; got {resamples}")
+    n, theta = len(d), float(d.sum() / s.sum())
+    error = float(np.sqrt(np.sum((d - theta * s) ** 2)) / s.sum())
+    negligible = 1e-9 * float(np.max(np.abs(d))) * math.sqrt(n) / float(s.sum())
+    if error <= negligible:
+        if bool(np.all(d == 0)):
+            return Bootstrap(0.0, n, 0.0, (0.0, 0.0), 1.0, "no document differs")
+        return Bootstrap(theta, n, 0.0, None, None, "all documents differ by the same amount")
+    moments = np.stack([d, s, d * d, d * s, s * s], axis=1)
+    draw, t = np.random.default_rng(seed), []
+    for count in _portions(resamples, max(1, 200_000 // n)):
+        drawn = draw.integers(0, n, (count, n), dtype=np.int32) + n * np.arange(count)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
+        sd, ss, sdd, sds, sss = (weights @ moments).T
+        thetas = sd / ss
+        errors = np.sqrt(np.maximum(sdd - 2 * thetas * sds + thetas**2 * sss, 0.0)) / ss
+        flat = errors <= negligible
+        t.append(np.where(flat, np.inf, np.abs(thetas - theta) / np.where(flat, 1.0, errors)))
+    absolute = np.concatenate(t)
+    quantile = float(np.quantile(absolute, confidence, method="higher"))
+    p_value = float((1 + np.sum(absolute >= abs(theta) / error)) / (resamples + 1))
+    if math.isinf(quantile):
+        return Bootstrap(theta, n, error, None, p_value, "too few documents differ for an interval")
+    return Bootstrap(theta, n, error, (theta - quantile * error, theta + quantile * error), p_value)
+
+
+def _portions(total: int, most: int) -> list[int]:
+    """``total`` as a sum of parts of at most ``most``."""
+    return [most] * (total // most) + ([total % most] if total % most else [])
+
+
+@dataclass(frozen=True)
+class EffectSize:
+    """Cohen's d_z over seeds, and g_z, the same with Hedges' correction for few seeds; ``interval`` is that of g_z."""
+
+    d: float
+    g: float
+    interval: Interval
+
+
+def effect_size(t: PairedT, confidence: float = 0.95) -> EffectSize | None:
+    """Standardised mean difference of paired values, the mean of the differences over their SD.
+
+    None without a spread, and for two seeds, where the mean of d_z does not exist.
+
+    d_z overstates the effect in few pairs; g_z = d_z · Γ(m/2) / (√(m/2) Γ((m-1)/2)) with m = n - 1 does not (Hedges 1981;
+    Lakens 2013). The interval is that of the noncentral t, times the same factor.
+    """
+    if not t.sd or t.n < 3:
+        return None
+    m, d = t.n - 1, t.difference / t.sd
+    shrink = math.exp(math.lgamma(m / 2) - math.lgamma((m - 1) / 2)) / math.sqrt(m / 2)
+    low, high = (shrink * shift / math.sqrt(t.n) for shift in _noncentrality(d * math.sqrt(t.n), m, confidence))
+    return EffectSize(d, shrink * d, (low, high))
+
+
+def _noncentrality(t: float, m: int, confidence: float) -> Interval:
+    """The shifts of a noncentral t with ``m`` degrees of freedom under which ``t`` is just not extreme."""
+    from scipy.optimize import brentq
+
+    tail, far = (1 - confidence) / 2, 10 + 10 * abs(t)
+    low = brentq(lambda shift: _noncentral_sf(t, m, shift) - tail, -far, far, xtol=1e-6)
+    high = brentq(lambda shift: _noncentral_sf(t, m, shift) - (1 - tail), -far, far, xtol=1e-6)
+    return float(low), float(high)
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down correction, in the order given; None (no test was possible) stays None and does not count."""
     known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
@@ -167,13 +273,22 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 def paired_t_power(effect: float, n: int, alpha: float = 0.05) -> float:
     """Power of the two-sided paired t-test with ``n`` pairs; ``effect`` = mean of the differences / their SD."""
-    stats = _scipy_stats()
-    critical = float(stats.t.ppf(1 - alpha / 2, n - 1))
-    # The noncentral t, P(|Z + δ| / S > c), as an average over S: SciPy's own nct gives NaN for some large δ.
-    probability = (np.arange(2000) + 0.5) / 2000
-    spread: NDArray[np.float64] = np.sqrt(stats.chi2.ppf(probability, n - 1) / (n - 1))
+    critical = float(_scipy_stats().t.ppf(1 - alpha / 2, n - 1))
     shift = effect * math.sqrt(n)
-    return float(np.mean(stats.norm.sf(critical * spread - shift) + stats.norm.cdf(-critical * spread - shift)))
+    return _noncentral_sf(critical, n - 1, shift) + _noncentral_sf(critical, n - 1, -shift)
+
+
+def _noncentral_sf(t: float, m: int, shift: float) -> float:
+    """P(T > t) of the noncentral t with ``m`` degrees of freedom."""
+    # P((Z + δ) / S > t) as an average over S: SciPy's own nct gives NaN for some large δ.
+    return float(np.mean(_scipy_stats().norm.sf(t * _spread(m) - shift)))
+
+
+@lru_cache(maxsize=256)
+def _spread(m: int) -> NDArray[np.float64]:
+    """2,000 quantiles of S, the root of chi² over its ``m`` degrees of freedom."""
+    quantiles: NDArray[np.float64] = _scipy_stats().chi2.ppf((np.arange(2000) + 0.5) / 2000, m)
+    return np.sqrt(quantiles / m)
 
 
 def detectable_difference(sd: float | None, n: int, alpha: float = 0.05, power: float = 0.8) -> float | None:

@@ -1,0 +1,405 @@
+"""Rows against one reference: what is paired, which numbers come out, what is said where nothing can be."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from scipy import stats
+
+from crossalign import cli
+from crossalign.compare import compare
+from crossalign.errors import UserError
+from crossalign.report.contrast_pages import Compared, as_json, as_text_page, write_markdown
+from crossalign.report.contrasts import Contrast
+from crossalign.report.evaluations import Answers
+from crossalign.report.outcomes import pair_outcome
+from crossalign.report.statistics import combine_mcnemar, holm, mcnemar, paired_bootstrap, seeds_needed
+from crossalign.report.text import HELD_OUT
+
+DOCUMENTS = 120
+LABELS = {"arc": "ARC (Easy)", "copa": "COPA", "wiki": "WikiText"}
+NewRun = Callable[..., Path]
+
+
+def text_run(folder: Path, row: str, seed: int, loss: float = 4.0, **config: Any) -> Path:
+    """A finished run of a language model."""
+    folder.mkdir(parents=True)
+    align = "none" if row == "Baseline" else "cka"
+    settings = {"seed": seed, "row": row, "align": {"metric": align}, **config}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "environment.json").write_text("{}")
+    result = {"verb": "pretrain", "row": row, "seed": seed, "align": align, "weights": "random", "backbone": "gpt2"}
+    result |= {"data": "novels", "data_fingerprint": "f", "teacher": "package:eyes", "test": None}
+    result |= {"scores": {"validation": {"loss": loss}}, "held_out": {HELD_OUT: 0.1 + 0.3 * (align != "none") + seed / 90}}
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def evaluate(folder: Path, gain: float, seed: int, order: np.ndarray | None = None, kept: int = DOCUMENTS) -> None:
+    """The evaluation of a run that is better by ``gain``: two tasks of right and wrong answers, and one of text."""
+    draw, shared = np.random.default_rng([seed, round(1000 * gain)]), np.random.default_rng(1)
+    ids = np.array([f"doc-{i}" for i in range(DOCUMENTS)])
+    order = np.arange(DOCUMENTS) if order is None else order
+    tasks, columns = {}, {}
+    for name in ("arc", "copa"):
+        hard = shared.random(DOCUMENTS)
+        right = (hard + draw.normal(0, 0.15, DOCUMENTS) < 0.4 + gain).astype(float)
+        columns[name] = {"acc": right}
+        tasks[name] = {"metrics": {"acc": right[order[:kept]].mean()}}
+    size = shared.integers(50, 900, DOCUMENTS).astype(float)
+    bits = size * (2.0 - gain + draw.normal(0, 0.05, DOCUMENTS))
+    columns["wiki"] = {"loglikelihood": -bits * math.log(2), "words": np.round(size / 5), "bytes": size}
+    chosen = order[:kept]
+    rate = bits[chosen].sum() / size[chosen].sum()
+    tasks["wiki"] = {"metrics": {"bits_per_byte": rate, "word_perplexity": 2 ** (5 * rate)}}
+    samples = folder / "evaluation" / "samples"
+    samples.mkdir(parents=True)
+    for name, told in tasks.items():
+        told |= {"label": LABELS[name], "n": kept, "stderr": {}}
+        table = {"doc_id": ids[chosen], **{key: values[chosen] for key, values in columns[name].items()}}
+        pq.write_table(pa.table(table), samples / f"{name}.parquet")
+    (folder / "evaluation" / "results.json").write_text(json.dumps({"tasks": tasks}))
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path) -> Path:
+    """Three rows of a language model over four seeds, with three tasks; the documents of each run in an order of its own."""
+    for place, (row, gain) in enumerate((("Baseline", 0.0), ("DINO", 0.05), ("CLIP", 0.2))):
+        for seed in range(4):
+            loss = 4.0 - gain + 0.01 * (seed + place * seed**2 % 3)
+            folder = text_run(tmp_path / "study" / row / f"seed-{seed}", row, seed, loss)
+            evaluate(folder, gain, seed, np.random.default_rng([seed, place]).permutation(DOCUMENTS))
+    return tmp_path / "study"
+
+
+def column(folder: Path, task: str, name: str) -> np.ndarray:
+    """A column of a samples file in the order of its documents' ids."""
+    table = pq.read_table(folder / "evaluation" / "samples" / f"{task}.parquet")
+    return np.asarray(table.column(name))[np.argsort(np.asarray(table.column("doc_id")))]
+
+
+def one_of(found: Compared, row: str, outcome: str) -> Contrast:
+    return next(one for one in found.contrasts if one.other.label == row and one.outcome.name == outcome)
+
+
+def test_over_seeds_it_is_scipys_paired_t_test_with_holm_over_tasks_and_rows(evaluated: Path) -> None:
+    found = compare([evaluated], resamples=200)
+    tasks = [one for one in found.contrasts if one.outcome.family == "tasks"]
+    assert [(one.outcome.name, one.other.label) for one in tasks] == [
+        (task, row) for task in ("arc.acc", "copa.acc", "wiki.bits_per_byte") for row in ("CLIP", "DINO")
+    ]
+    p_values = []
+    for one in tasks:
+        values = {
+            row: [
+                json.loads((evaluated / row / f"seed-{seed}" / "evaluation" / "results.json").read_text())["tasks"][
+                    one.outcome.name.split(".")[0]
+                ]["metrics"][one.outcome.name.split(".")[1]]
+                for seed in range(4)
+            ]
+            for row in ("Baseline", one.other.label)
+        }
+        expected = stats.ttest_rel(values[one.other.label], values["Baseline"])
+        assert one.t is not None
+        assert one.p_seeds.raw == pytest.approx(expected.pvalue)
+        assert one.t.interval == pytest.approx(tuple(expected.confidence_interval()))
+        assert one.needed == seeds_needed(one.t.difference, one.t.sd)
+        assert one.needed_corrected == seeds_needed(one.t.difference, one.t.sd, alpha=0.05 / 6)
+        p_values.append(expected.pvalue)
+    assert [one.p_seeds.holm for one in tasks] == pytest.approx(holm(p_values))
+    losses = [one for one in found.contrasts if one.outcome.family == "losses"]
+    assert [one.p_seeds.holm for one in losses] == pytest.approx(holm([one.p_seeds.raw for one in losses]))
+
+
+def test_over_documents_they_are_paired_by_id_whatever_their_order(evaluated: Path) -> None:
+    found = compare([evaluated], resamples=300)
+    one = one_of(found, "CLIP", "arc.acc")
+    right = {row: [column(evaluated / row / f"seed-{s}", "arc", "acc") for s in range(4)] for row in ("Baseline", "CLIP")}
+    tests = [mcnemar(a == 1, b == 1) for a, b in zip(right["Baseline"], right["CLIP"], strict=True)]
+    assert one.mcnemar == tuple(tests)
+    assert one.p_mcnemar.raw == pytest.approx(combine_mcnemar(tests))
+    difference = np.mean(right["CLIP"], axis=0) - np.mean(right["Baseline"], axis=0)
+    assert one.bootstrap == paired_bootstrap(difference, resamples=300)
+
+
+def test_bits_per_byte_resample_documents_with_their_bytes(evaluated: Path) -> None:
+    one = one_of(compare([evaluated], resamples=300), "DINO", "wiki.bits_per_byte")
+    bits = {
+        row: np.mean([-column(evaluated / row / f"seed-{s}", "wiki", "loglikelihood") for s in range(4)], axis=0) / math.log(2)
+        for row in ("Baseline", "DINO")
+    }
+    size = column(evaluated / "DINO" / "seed-0", "wiki", "bytes")
+    expected = paired_bootstrap(bits["DINO"] - bits["Baseline"], size, resamples=300)
+    assert one.bootstrap is not None and one.bootstrap.interval == pytest.approx(expected.interval)
+    assert one.bootstrap.p_value == expected.p_value and one.mcnemar == ()
+    assert one.t is not None and one.t.difference == pytest.approx(one.bootstrap.difference)
+
+
+def test_table_3_has_means_errors_and_stars_after_correction_only(evaluated: Path) -> None:
+    found = compare([evaluated], tasks=("arc.*", "wiki.*"), resamples=200)
+    means = found.tables[0]
+    assert means.columns == ["Row", "ARC (Easy) acc (%) ↑", "WikiText bits_per_byte ↓", "WikiText word_perplexity ↓", "Seeds"]
+    assert [row[0] for row in means.rows] == ["Baseline", "CLIP", "DINO"]
+    accuracy = [column(evaluated / "Baseline" / f"seed-{s}", "arc", "acc").mean() for s in range(4)]
+    assert means.rows[0][1] == f"{100 * np.mean(accuracy):.2f} ± {100 * stats.sem(accuracy):.2f}"
+    assert not any(one.outcome.name == "wiki.word_perplexity" for one in found.contrasts)
+    assert "in other units" in means.notes[1]
+    for row in means.rows[1:]:
+        p = one_of(found, row[0], "arc.acc").p_seeds.holm
+        assert p is not None
+        assert row[1].count("*") == sum(p <= level for level in (0.05, 0.01, 0.001))
+    assert "***" in means.rows[1][1] or "**" in means.rows[1][1]
+
+
+def test_no_star_without_the_correction(tmp_path: Path) -> None:
+    """A row whose p is under 0.05 alone and above it among others."""
+    losses = {"Baseline": [4.0, 4.1, 4.2, 4.3], "A": [3.96, 4.05, 4.13, 4.27]}
+    losses |= {name: [4.05, 4.02, 4.25, 4.2 + 0.1 * i] for i, name in enumerate("BCDEFGHIJ")}
+    for row, values in losses.items():
+        for seed, loss in enumerate(values):
+            text_run(tmp_path / row / f"seed-{seed}", row, seed, loss)
+    found = compare([tmp_path], tasks=("loss.*",))
+    one = one_of(found, "A", "loss.validation")
+    assert one.p_seeds.raw is not None and one.p_seeds.holm is not None and one.p_seeds.raw < 0.05 < one.p_seeds.holm
+    assert "*" not in str(found.tables[0].rows)
+    assert "a hint at a difference, lost on correction" in found.sentences[0]
+    alone = compare([tmp_path / "Baseline", tmp_path / "A"], tasks=("loss.*",))
+    assert "*" in alone.tables[0].rows[1][1] and "shown to be better" in alone.sentences[0]
+
+
+def test_table_1_has_the_difference_with_its_error(study_folder: Path) -> None:
+    found = compare([study_folder], resamples=200)
+    means = found.tables[0]
+    assert means.columns == ["Row", "test accuracy (%) ↑", "Δ from FPT", "Seeds"] and len(means.rows) == 14
+    assert means.rows[0][0] == "FPT" and means.rows[0][2] == "–"
+    for row in means.rows[1:]:
+        one = one_of(found, row[0], "accuracy")
+        assert one.t is not None and one.t.error is not None
+        assert row[2].endswith(f" ± {100 * one.t.error:.2f}")
+    assert any("stopped" in note and "not finished" in note for note in found.notes)
+
+
+def test_no_difference_is_ever_shown_without_its_uncertainty(tmp_path: Path, new_run: NewRun, evaluated: Path) -> None:
+    """One seed; with answers the ± is over documents, without them no difference is stated."""
+    new_run(tmp_path / "a"), new_run(tmp_path / "b", "LoRA", method="lora", skill=0.6)
+    whole = compare([tmp_path / "a", tmp_path / "b"])
+    assert whole.tables[0].rows[1][2].endswith("†") and "1 seed, over 500 images" in whole.sentences[0]
+    assert "cannot be told from one seed" in whole.sentences[0]
+    (tmp_path / "b" / "predictions.parquet").unlink()
+    bare = compare([tmp_path / "a", tmp_path / "b"])
+    assert bare.tables[0].rows[1][2] == "–" and "no difference is stated" in bare.sentences[0]
+    assert any("no predictions.parquet" in note for note in bare.notes)
+    assert as_json(bare)["comparisons"][0]["t"]["difference"] is None
+    for found in (whole, bare, compare([evaluated]), compare([evaluated], by="sample")):
+        for line in as_text_page(found).splitlines():
+            for sign in ("+", "−"):
+                if f" {sign}" in line and not line.startswith("reference"):
+                    assert "±" in line, line
+
+
+def test_seeds_that_differ_by_the_same_amount_state_nothing(tmp_path: Path) -> None:
+    for seed, loss in enumerate((4.0, 4.5, 5.0)):
+        text_run(tmp_path / "a" / f"{seed}", "Baseline", seed, loss)
+        text_run(tmp_path / "b" / f"{seed}", "CLIP", seed, loss + 0.25)
+    found = compare([tmp_path], tasks=("loss.*",))
+    assert "no difference is stated" in found.sentences[0] and "same amount" in found.tables[1].rows[0][2]
+
+
+def test_documents_that_one_run_lacks_are_left_out_and_told(tmp_path: Path) -> None:
+    for row, gain, kept in (("Baseline", 0.0, DOCUMENTS), ("CLIP", 0.1, 100)):
+        for seed in range(3):
+            folder = text_run(tmp_path / row / f"{seed}", row, seed)
+            evaluate(folder, gain, seed, kept=kept)
+    found = compare([tmp_path], tasks=("arc.acc",), resamples=200)
+    one = found.contrasts[0]
+    assert one.bootstrap is not None and one.bootstrap.n == 100
+    firsts = [column_first(tmp_path / "Baseline" / str(seed), 100) for seed in range(3)]
+    assert one.pairing.reference == pytest.approx([values.mean() for values in firsts])  # the t-test too is on these
+    assert any("20 of 120 documents are not in all" in note for note in found.notes)
+
+
+def column_first(folder: Path, count: int) -> np.ndarray:
+    return np.asarray(pq.read_table(folder / "evaluation" / "samples" / "arc.parquet").column("acc"))[:count]
+
+
+def rewrite(folder: Path, task: str, change: Callable[[dict[str, list[Any]]], dict[str, list[Any]]]) -> None:
+    path = folder / "evaluation" / "samples" / f"{task}.parquet"
+    pq.write_table(pa.table(change(pq.read_table(path).to_pydict())), path)
+
+
+def test_other_documents_other_seeds_and_other_data_are_not_paired(tmp_path: Path, new_run: NewRun) -> None:
+    a, b = (text_run(tmp_path / row, row, 0) for row in ("Baseline", "CLIP"))
+    c = text_run(tmp_path / "later", "DINO", 7)
+    for folder in (a, b, c):
+        evaluate(folder, 0.1, 0)
+    rewrite(b, "arc", lambda t: t | {"doc_id": [f"other {i}" for i in t["doc_id"]]})
+    rewrite(b, "wiki", lambda t: t | {"bytes": t["bytes"][::-1]})
+    found = compare([a, b, c], resamples=200)
+    assert one_of(found, "CLIP", "arc.acc").pairing.reason == "no document in common"
+    assert one_of(found, "CLIP", "wiki.bits_per_byte").pairing.reason == "different documents under the same ids"
+    assert one_of(found, "DINO", "arc.acc").pairing.reason == "different seeds: 7 here, 0 there"
+    assert "not compared, no document in common" in "".join(found.sentences)
+    result = json.loads((b / "result.json").read_text())
+    (b / "result.json").write_text(json.dumps(result | {"data_fingerprint": "g"}))
+    assert "different data" in one_of(compare([a, b]), "CLIP", "loss.validation").pairing.reason
+    (b / "result.json").write_text(json.dumps(result | {"teacher": "package:other"}))
+    assert "another vision model" in one_of(compare([a, b]), "CLIP", "alignment").pairing.reason
+    (b / "result.json").write_text(json.dumps(result | {"teacher": "random:package:eyes"}))
+    assert one_of(compare([a, b]), "CLIP", "alignment").pairing.reason == ""  # measured by the trained original
+    new_run(tmp_path / "x"), new_run(tmp_path / "y", "LoRA", images=400)
+    assert compare([tmp_path / "x", tmp_path / "y"]).contrasts[0].pairing.reason == "different test images"
+
+
+def test_rows_are_apart_by_every_setting_but_the_seed(tmp_path: Path, new_run: NewRun) -> None:
+    for seed in (0, 1):
+        new_run(tmp_path / f"a{seed}", seed=seed)
+        new_run(tmp_path / f"b{seed}", seed=seed, config={"optim": {"lr": 0.01}})
+    found = compare([tmp_path / "b0", tmp_path / "b1", tmp_path / "a0", tmp_path / "a1"], resamples=200)
+    assert [row.label for row in found.rows] == ["FPT, optim.lr 0.01", "FPT, optim.lr 0.001"]  # the first given first
+    assert [row.seeds for row in found.rows] == [(0, 1), (0, 1)]
+
+
+def test_the_reference_can_be_named_or_pointed_at(evaluated: Path) -> None:
+    assert compare([evaluated], resamples=200).rows[0].label == "Baseline"
+    assert compare([evaluated], reference="DINO", resamples=200).rows[0].label == "DINO"
+    assert compare([evaluated], reference=str(evaluated / "CLIP" / "seed-1"), resamples=200).rows[0].label == "CLIP"
+    assert compare([evaluated / "DINO", evaluated], resamples=200).rows[0].label == "DINO"
+    with pytest.raises(UserError, match="unknown row 'DIMO'; did you mean 'DINO'"):
+        compare([evaluated], reference="DIMO")
+    with pytest.raises(UserError, match="several rows"):
+        compare([evaluated], reference=str(evaluated))
+
+
+def test_stars_by_sample_are_of_the_tests_over_documents(evaluated: Path) -> None:
+    found = compare([evaluated], by="sample", tasks=("arc.acc", "wiki.bits_per_byte"), resamples=2000)
+    one = one_of(found, "CLIP", "wiki.bits_per_byte")
+    assert one.decides("sample") == (one.p_bootstrap, True) and one.decides("seed") == (one.p_seeds, False)
+    assert one_of(found, "CLIP", "arc.acc").decides("sample")[0] is one_of(found, "CLIP", "arc.acc").p_mcnemar
+    assert "4 seeds, over 120 documents" in found.sentences[2] and "over documents." in found.tables[0].notes[-1]
+
+
+def test_bad_input_is_one_sentence(tmp_path: Path, new_run: NewRun, evaluated: Path) -> None:
+    def told(*paths: Path, **options: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            compare(list(paths), **options)
+        return str(caught.value)
+
+    new_run(tmp_path / "one"), new_run(tmp_path / "two", seed=1), (tmp_path / "empty").mkdir()
+    new_run(tmp_path / "stopped", "LoRA", complete=False)
+    assert "'FPT' (seeds 0, 1) is the only row" in told(tmp_path / "one", tmp_path / "two", tmp_path / "stopped")
+    assert "no run in" in told(tmp_path / "empty") and "no run folder at" in told(tmp_path / "nowhere")
+    assert "1 run not finished" in told(tmp_path / "stopped")
+    assert "image classifiers and of language models" in told(tmp_path / "one", evaluated)
+    assert "unknown task 'arc'; did you mean 'arc.acc'" in told(evaluated, tasks=("arc",))
+    assert "name that one as well" in told(evaluated, tasks=("wiki.word_perplexity",))
+    assert "100 resamples are too few" in told(evaluated, resamples=100)
+    run = evaluated / "CLIP" / "seed-2"
+    for change, says in (
+        (lambda t: {"acc": t["acc"]}, "has no column 'doc_id' (columns: acc)"),
+        (lambda t: t | {"doc_id": ["x"] * DOCUMENTS}, "holds a doc_id twice"),
+        (
+            lambda t: t | {"doc_id": [f"{i}" for i in range(DOCUMENTS)], "acc": [None] * 3 + t["acc"][3:]},
+            "no number for 3 documents",
+        ),
+    ):
+        rewrite(run, "arc", change)
+        message = told(evaluated)
+        assert says in message and "evaluate" in message and "\n" not in message
+    (run / "evaluation" / "samples" / "arc.parquet").write_text("no parquet")
+    assert "cannot be read" in told(evaluated)
+    (run / "evaluation" / "results.json").write_text('{"tasks": 3}')
+    assert "is damaged or has no tasks" in told(evaluated)
+
+
+def test_runs_without_samples_or_evaluation_say_what_to_run(evaluated: Path) -> None:
+    run = evaluated / "CLIP" / "seed-2"
+    (run / "evaluation" / "samples" / "arc.parquet").unlink()
+    found = compare([evaluated], resamples=200)
+    assert one_of(found, "CLIP", "arc.acc").bootstrap is None and one_of(found, "CLIP", "arc.acc").p_seeds.raw is not None
+    assert any(f"crossalign evaluate {run}" in note for note in found.notes)
+    (run / "evaluation" / "results.json").unlink()
+    found = compare([evaluated], resamples=200)
+    assert one_of(found, "CLIP", "copa.acc").pairing.seeds == (0, 1, 3)
+    assert any("seed 2 of “CLIP” is left out" in note and "crossalign evaluate" in note for note in found.notes)
+
+
+def test_documents_that_do_not_come_to_the_score_are_not_compared(evaluated: Path) -> None:
+    path = evaluated / "CLIP" / "seed-2" / "evaluation" / "results.json"
+    told = json.loads(path.read_text())
+    told["tasks"]["copa"]["metrics"]["acc"] += 0.05
+    path.write_text(json.dumps(told))
+    rewrite(evaluated / "DINO" / "seed-1", "arc", lambda t: {k: v for k, v in t.items() if k != "acc"})
+    found = compare([evaluated], resamples=200)
+    for row, outcome, says in (
+        ("CLIP", "copa.acc", "copa.parquet does not come to the acc of results.json"),
+        ("DINO", "arc.acc", "arc.parquet has no column 'acc' to pair documents by (columns: doc_id)"),
+    ):
+        assert one_of(found, row, outcome).bootstrap is None and one_of(found, row, outcome).p_seeds.raw is not None
+        assert any(says in note for note in found.notes)
+
+
+def test_tasks_that_were_not_asked_alike_are_not_paired(evaluated: Path) -> None:
+    for row, change in (("CLIP", {"few_shot": 5}), ("DINO", {"label": "ARC (Easy), dev"})):
+        for seed in range(4):
+            path = evaluated / row / f"seed-{seed}" / "evaluation" / "results.json"
+            told = json.loads(path.read_text()) | ({"max_length": 64} if row == "DINO" else {})
+            told["tasks"]["arc"] |= change
+            path.write_text(json.dumps(told))
+    found = compare([evaluated], resamples=200)
+    assert one_of(found, "CLIP", "arc.acc").pairing.reason == "different few-shot: 5 here, None there"
+    assert "ARC (Easy), dev here, ARC (Easy) there" in one_of(found, "DINO", "arc.acc").pairing.reason
+    assert "pieces of 64 tokens" in one_of(found, "DINO", "wiki.bits_per_byte").pairing.reason
+    assert one_of(found, "DINO", "copa.acc").pairing.reason == ""
+
+
+def test_results_say_which_way_is_better(evaluated: Path) -> None:
+    for path in evaluated.rglob("results.json"):
+        told = json.loads(path.read_text())
+        told["tasks"]["copa"]["higher_is_better"] = {"acc": False}
+        path.write_text(json.dumps(told))
+    found = compare([evaluated], resamples=200)
+    assert found.tables[0].columns[1:3] == ["ARC (Easy) acc (%) ↑", "COPA acc (%) ↓"]
+
+
+def test_answers_are_put_in_the_order_asked_for() -> None:
+    held = Answers(np.array(["b", "a", "c"]), np.array([2.0, 1.0, 3.0]), np.array([20.0, 10.0, 30.0]))
+    assert held.only(np.array(["c", "a"])).amount.tolist() == [3.0, 1.0] and held.score == 0.1
+    right = Answers(np.arange(4), np.array([1.0, 0, 0, 1]), np.ones(4))
+    assert right.right_or_wrong and not held.right_or_wrong
+    assert right.error == pytest.approx(stats.sem(right.amount))
+
+
+def test_markdown_json_and_terminal_say_the_same(evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, numbers = tmp_path / "page.md", tmp_path / "numbers.json"
+    call = ["compare", str(evaluated), "--by", "seed", "--tasks", "arc.acc", "copa.acc", "--resamples", "300"]
+    assert cli.main([*call, "--markdown", str(page), "--json", str(numbers)]) == 0
+    shown, written = capsys.readouterr().out, json.loads(numbers.read_text())
+    for one in written["comparisons"]:
+        assert one["sentence"] in shown and "seeds would be needed to see a difference of that size" in one["sentence"]
+    assert written["reference"] == "Baseline" and len(written["comparisons"]) == 4
+    text = page.read_text()
+    assert text.startswith("# Comparison with “Baseline”") and text.count("| Baseline |") == 1
+    again = tmp_path / "again.md"
+    write_markdown(compare([evaluated], tasks=("arc.acc", "copa.acc"), resamples=300), again)
+    assert again.read_text() == text  # nothing of it is left to chance
+
+
+def test_pairing_takes_the_documents_of_all_seeds(evaluated: Path) -> None:
+    run = evaluated / "DINO" / "seed-3"
+    rewrite(run, "copa", lambda t: {key: values[:70] for key, values in t.items()})
+    told = json.loads((run / "evaluation" / "results.json").read_text())
+    told["tasks"]["copa"]["metrics"]["acc"] = column(run, "copa", "acc").mean()
+    (run / "evaluation" / "results.json").write_text(json.dumps(told))
+    found = compare([evaluated], resamples=200)
+    outcome = next(one for one in found.outcomes if one.name == "copa.acc")
+    pairing = pair_outcome(outcome, found.rows[0], next(row for row in found.rows if row.label == "DINO"))
+    assert {len(a.ids) for a, _ in pairing.answers} == {70} and all(np.array_equal(a.ids, b.ids) for a, b in pairing.answers)
