@@ -43,10 +43,13 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     tasks = [open_task(name, config.data_dir, config.few_shot, config.limit, config.seed) for name in names]
     opened = open_scored(config.model, config.bos)
     folder = config.output or (opened.run / "evaluation" if opened.run else Path("runs") / f"evaluation-{_plain(config.model)}")
+    before = None
     if opened.before and config.before:
         before = _score(open_scored(opened.before, config.bos), tasks, config, folder / "before", quiet)
-        return _score(opened, tasks, config, folder, quiet, before)
-    return _score(opened, tasks, config, folder, quiet)
+    results = _score(opened, tasks, config, folder, quiet, before)
+    if is_main_process():
+        _track(results, folder, opened, config)
+    return results
 
 
 def _task_names(config: EvaluateConfig) -> list[str]:
@@ -128,7 +131,8 @@ def _score_locked(
             print(describe(kept[task.name]), flush=True)
     results = {"tasks": kept, **told} | ({"forgetting": _forgetting(before, kept)} if before else {})
     if is_main_process():
-        _keep(results, folder, opened, config)
+        write_json(folder / RESULTS, results)
+        write_json(folder / "environment.json", environment())
     scorer.barrier()
     return results
 
@@ -198,18 +202,18 @@ def _forgetting(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _keep(results: dict[str, Any], folder: Path, opened: Scored, config: EvaluateConfig) -> None:
-    """The folder's facts, and the numbers on the MLflow run of the training that made the model, or on one of their own."""
+def _track(results: dict[str, Any], folder: Path, opened: Scored, config: EvaluateConfig) -> None:
+    """Show the numbers on the MLflow run of the training that made the model, or on one of their own."""
     from crossalign.training.tracking import log_results
 
-    write_json(folder / RESULTS, results)
-    write_json(folder / "environment.json", environment())
     numbers = {
         f"evaluation/{name}/{metric}": value
         for name, entry in results["tasks"].items()
         for metric, value in {**entry["metrics"], **{f"{m}_stderr": e for m, e in entry["stderr"].items()}}.items()
         if value is not None
     }
+    for name, metrics in results.get("forgetting", {}).items():
+        numbers |= {f"evaluation/before/{name}/{metric}": value["before"] for metric, value in metrics.items()}
     place = opened.run if opened.run and folder.parent == opened.run else folder
     params = {"model": opened.ref, "harness": results["harness"], "bos": opened.bos}
     log_results(place, config.tracking, f"evaluation of {opened.ref}", params, numbers)
