@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossalign.cache import atomic_path, content_key, write_json
-from crossalign.config import EvaluateConfig, TextLoopConfig
+from crossalign.config import EvaluateConfig, LoopConfig
 from crossalign.environment import environment, is_main_process
 from crossalign.errors import UserError, missing_extra
 
@@ -39,8 +39,11 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     from crossalign.models.scored import open_scored
     from crossalign.training.run import resolve_device
 
-    config = dataclasses.replace(config, device=resolve_device(config.device))
+    device: Any = resolve_device(config.device)
+    config = dataclasses.replace(config, device=device)
     tasks = [open_task(name, config.data_dir, config.few_shot, config.limit, config.seed) for name in names]
+    if len({task.name for task in tasks}) < len(tasks):
+        raise UserError("--tasks names two task files of one task: results are kept by task, so give them in two calls")
     opened = open_scored(config.model, config.bos)
     folder = config.output or (opened.run / "evaluation" if opened.run else Path("runs") / f"evaluation-{_plain(config.model)}")
     before = None
@@ -148,7 +151,7 @@ def _open_scorer(opened: Scored, config: EvaluateConfig) -> Scorer:
     longest = getattr(opened.model.config, "max_position_embeddings", None)
     if config.max_length and longest and config.max_length > longest:
         raise UserError(f"'{opened.ref}' sees {longest} tokens: lower --max-length {config.max_length}")
-    accelerator = make_accelerator(TextLoopConfig(device=config.device, precision="fp32"))
+    accelerator = make_accelerator(LoopConfig(device=config.device, precision="fp32"))
     opened.model.to(accelerator.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     with quietly("opening"):
         return Scorer(opened.model, opened.tokenizer, opened.bos, config.batch_size, config.max_length, accelerator)

@@ -28,7 +28,7 @@ from lm_eval.evaluator import evaluate as run_harness
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from crossalign.cache import content_key
-from crossalign.data.evals import SPLITS, expected_file, local_rows
+from crossalign.data.evals import expected_file, local_rows
 from crossalign.errors import UserError, unknown
 from crossalign.harness_model import Scorer
 from crossalign.models.loading import first_line, quiet
@@ -71,7 +71,9 @@ class EvalTask:
         for key in ("custom_dataset", "dataset_path", "dataset_name", "dataset_kwargs", "metadata"):  # where rows came from
             told.pop(key, None)
         examples = list(self.task.fewshot_docs() or []) if self.few_shot else []
-        return content_key(config=told, documents=self.documents(), examples=examples, seed=self.seed, harness=VERSION)
+        return content_key(
+            config=told, documents=self.documents(), examples=examples, seed=self.seed if self.few_shot else 0, harness=VERSION
+        )
 
     def __post_init__(self) -> None:
         self.task.build_all_requests = self.build  # what the harness calls
@@ -113,16 +115,18 @@ def open_task(name: str, data: Path | None, few_shot: int = 0, limit: int | None
     else:
         raise unknown("task", name, task_names())
     title = (config.get("metadata") or {}).get("title", config["task"])
-    if few_shot and config.get("output_type") == "loglikelihood_rolling":
-        raise UserError(
-            f"--few-shot {few_shot}: {config['task']} is running text and takes no examples: score it in a call apart"
-        )
-    local = data is not None and config.get("dataset_path") not in LOCAL_FORMATS and not config.get("custom_dataset")
-    if data is not None and local:
-        title = f"{title} {_take_local(config, data, few_shot)}"
+    shots = config["num_fewshot"] = few_shot or config.get("num_fewshot") or 0
+    if shots and config.get("output_type") == "loglikelihood_rolling":
+        raise UserError(f"--few-shot {shots}: {config['task']} is running text and takes no examples: score it in a call apart")
+    scored = "test" if config.get("test_split") else "validation"
+    if data is not None and config.get("dataset_path") not in LOCAL_FORMATS and not config.get("custom_dataset"):
+        title = f"{title} {_take_local(config, data, scored, shots)}"
     elif config["task"] in task_names():
-        title = f"{title} {config.get('test_split') or config.get('validation_split')}"
-    config["num_fewshot"] = few_shot or config.get("num_fewshot") or 0
+        title = f"{title} {scored}"
+    if shots and not any(config.get(key) for key in ("training_split", "fewshot_split", "fewshot_config")):
+        # Examples are the others of the scored split; it is named, so that the harness leaves out the one that is asked.
+        split = config.get(f"{scored}_split")
+        config.update(fewshot_split=split, test_split=split, validation_split=None)
     try:
         with quietly(name):
             task = ConfigurableTask(config=config)
@@ -131,7 +135,6 @@ def open_task(name: str, data: Path | None, few_shot: int = 0, limit: int | None
             f"cannot open the data of {config['task']} ({type(error).__name__}: {first_line(error)}): check the network, or "
             "name a folder of local data with --data-dir"
         ) from error
-    shots = config["num_fewshot"]
     if shots and len(task.fewshot_docs()) <= shots:
         raise UserError(f"--few-shot {shots} is more than the {len(task.fewshot_docs()) - 1} examples that {title} has")
     return EvalTask(config["task"], title, task, shots, limit, seed)
@@ -141,7 +144,7 @@ def _read_task(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no task file at '{path}'; tasks of our own: {', '.join(task_names())}")
     try:
-        config = load_yaml(path)
+        config: dict[str, Any] = load_yaml(path)
     except Exception as error:  # YAML of others, and the Python that it names
         raise UserError(f"'{path}' is no task file of lm-evaluation-harness ({first_line(error)})") from error
     for key in ("tag", "group", "task_list"):
@@ -151,25 +154,21 @@ def _read_task(path: Path) -> dict[str, Any]:
     return config
 
 
-def _take_local(config: dict[str, Any], folder: Path, few_shot: int) -> str:
+def _take_local(config: dict[str, Any], folder: Path, scored: str, shots: int) -> str:
     """Put local rows in place of the hub's; what the label says of them."""
     task = config["task"]
-    scored = "test" if config.get("test_split") else "validation"
-    wanted = [scored] + (["train"] if few_shot and config.get("training_split") else [])
-    found = {split: rows for split in wanted if (rows := local_rows(task, split, folder))}
+    wanted = [scored] + (["train"] if shots and config.get("training_split") else [])
+    found = {split: part for split in wanted if (part := local_rows(task, split, folder))}
     if scored not in found:
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
         raise UserError(f"'{folder}' has no data of {task}: {expected_file(task, scored)} is expected (there: {there})")
     rows = {split: Dataset.from_list(part.rows) for split, part in found.items()}
     for split, key in _SPLIT_KEYS.items():
         config[key] = split if split in rows else None
-    if few_shot and "train" not in rows:  # the others of the same file; named, so that the harness leaves the one asked out
-        config["fewshot_split"], config["test_split"], config["validation_split"] = scored, scored, None
-    else:
-        config["fewshot_split"] = None
-    config.update(dataset_path=None, dataset_name=None, dataset_kwargs=None, custom_dataset=lambda **_: rows)
-    part = found[scored]
-    return " ".join(filter(None, (part.word if part.word in SPLITS[scored] else scored, part.note)))
+    config.update(
+        fewshot_split=None, dataset_path=None, dataset_name=None, dataset_kwargs=None, custom_dataset=lambda **_: rows
+    )
+    return f"{found[scored].word} {found[scored].note}".rstrip()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 
-class Scorer(HFLM):  # type: ignore[misc]
+class Scorer(HFLM):
     """The harness's adapter of transformers, round an opened model.
 
     It differs from its parent in nothing that changes a score: batches hold as many tokens as fit, those of running text
@@ -63,7 +63,7 @@ class Scorer(HFLM):  # type: ignore[misc]
 
     def _detect_batch_size(self, requests: Sequence[Any] | None = None, pos: int = 0) -> int:
         """For tasks that generate; the parent would try sizes until memory runs out, which on a CPU takes the machine down."""
-        return max(1, self.tokens_per_batch() // self.max_length)
+        return max(1, self.tokens_per_batch() // int(self.max_length))
 
     def tokens_per_batch(self) -> int:
         """Tokens whose logits, log-probabilities and their copy take a fifth of the memory that is free; few on a CPU, where

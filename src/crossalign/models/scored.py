@@ -14,7 +14,7 @@ from typing import Any, Literal
 from crossalign.cache import content_key, files_hash
 from crossalign.config import TuneConfig, update
 from crossalign.errors import UserError
-from crossalign.models.classifier import FORMAT, _read_config, _read_weights
+from crossalign.models.classifier import FORMAT, read_saved, read_weights
 from crossalign.models.freezing import add_lora
 from crossalign.models.language import LanguageModel, open_language_model, read_tokenizer
 from crossalign.models.source import Source
@@ -115,7 +115,7 @@ def _merged(folder: Path, run: Path | None) -> LanguageModel:
         opened = open_language_model(base, head="causal")
     except UserError as error:
         raise UserError(f"the model that the adapter '{folder}' belongs to cannot be opened: {error}") from error
-    state = _read_weights(folder / ADAPTER)
+    state = read_weights(folder / ADAPTER)
     peft = PeftModel.from_pretrained(opened.model, str(folder))
     if set(get_peft_model_state_dict(peft)) != set(state):
         raise UserError(f"'{folder / ADAPTER}' does not fit '{base}': its tensors have other names")
@@ -133,7 +133,7 @@ def _unadapted(folder: Path) -> tuple[LanguageModel, str]:
     Raises:
         UserError: there was no pretrained causal model, so there is no language to forget; or its weights have changed.
     """
-    saved = _read_config(folder)
+    saved = read_saved(folder)
     ref = saved["backbone"]["ref"]
     opened = open_language_model(ref, head="causal", seed=saved["seed"])
     if opened.kind != "pretrained":
@@ -145,7 +145,7 @@ def _unadapted(folder: Path) -> tuple[LanguageModel, str]:
     peft = add_lora(base, tune) if tune.method == "lora" else None
     places = {f"backbone.model.{name}": parameter for name, parameter in base.named_parameters()}
     file = folder / "model.safetensors"
-    for name, tensor in _read_weights(file).items():
+    for name, tensor in read_weights(file).items():
         if not name.startswith("backbone."):
             continue  # the embedder and the head of the classifier
         if name not in places or places[name].shape != tensor.shape:
