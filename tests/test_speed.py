@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-HEAVY = {"torch", "transformers", "mlflow"}
+HEAVY = {"torch", "transformers", "mlflow", "lm_eval"}
 COMMAND = "import sys; from crossalign.cli import main; sys.argv = ['crossalign', *sys.argv[1:]]; sys.exit(main())"
 CALLS = {
     "import crossalign": (["-c", "import crossalign"], 0.3),
@@ -19,6 +19,7 @@ CALLS = {
     "crossalign pretrain --help": (["-c", COMMAND, "pretrain", "--help"], 0.5),
     "crossalign finetune --help": (["-c", COMMAND, "finetune", "--help"], 0.5),
     "crossalign compare --help": (["-c", COMMAND, "compare", "--help"], 0.5),
+    "crossalign evaluate --help": (["-c", COMMAND, "evaluate", "--help"], 0.5),
     "crossalign data prepare --help": (["-c", COMMAND, "data", "prepare", "--help"], 0.5),
 }
 

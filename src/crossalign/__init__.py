@@ -40,8 +40,9 @@ if TYPE_CHECKING:
         soft_mutual_knn,
         svcca,
     )
-    from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig
+    from crossalign.config import AdaptConfig, EvaluateConfig, FinetuneConfig, PretrainConfig
     from crossalign.errors import UserError
+    from crossalign.evaluate import evaluate
     from crossalign.finetune import finetune
     from crossalign.models.classifier import ImageClassifier
     from crossalign.models.language import open_language_model
@@ -63,7 +64,8 @@ _WHERE = {
         ("get_penalty", "get_similarity", "koleo", "l1", "l2", "register_penalty", "register_similarity", "svcca"),
         "alignment",
     ),
-    **dict.fromkeys(("AdaptConfig", "FinetuneConfig", "PretrainConfig"), "config"),
+    **dict.fromkeys(("AdaptConfig", "EvaluateConfig", "FinetuneConfig", "PretrainConfig"), "config"),
+    "evaluate": "evaluate",
     "finetune": "finetune",
     "pretrain": "pretrain",
     "UserError": "errors",
@@ -76,6 +78,7 @@ _WHERE = {
 __all__ = [
     "AdaptConfig",
     "AlignmentRegularizer",
+    "EvaluateConfig",
     "FinetuneConfig",
     "ImageClassifier",
     "PretrainConfig",
@@ -87,6 +90,7 @@ __all__ = [
     "coral",
     "cosine",
     "dot_product",
+    "evaluate",
     "finetune",
     "get_divergence",
     "get_penalty",

@@ -17,6 +17,7 @@ from typing import Any
 PACKAGES = (
     "accelerate",
     "datasets",
+    "lm_eval",
     "mlflow",
     "numpy",
     "peft",

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from crossalign.config import AdaptConfig, CorpusConfig, FinetuneConfig, PairsConfig, PretrainConfig, TeacherConfig
+from crossalign.config import (
+    AdaptConfig,
+    CorpusConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    PairsConfig,
+    PretrainConfig,
+    TeacherConfig,
+)
 
 
 @dataclass
@@ -241,6 +249,16 @@ def _features(args: FeaturesArgs, _: str) -> None:
     print(f"{path}: {told['teacher']}, layers {' '.join(json.loads(told['layers']))}; {told['pairs']}")
 
 
+def _evaluate(config: EvaluateConfig, _: str) -> None:
+    from crossalign.environment import is_main_process
+    from crossalign.evaluate import evaluate
+
+    results = evaluate(config)
+    for name, metrics in results.get("forgetting", {}).items() if is_main_process() else ():
+        told = ", ".join(f"{metric} {value['before']:.4g} → {value['after']:.4g}" for metric, value in metrics.items())
+        print(f"before and after it learned images, {results['tasks'][name]['label']}: {told}")
+
+
 def _report(args: ReportArgs, _: str) -> None:
     from crossalign.report import report
 
@@ -315,6 +333,7 @@ VERBS: dict[str, Verb] = {
         {FinetuneConfig: FinetuneConfig},
     ),
     "data prepare": Verb(PrepareArgs, _data_prepare, "token files from text, to train a language model on"),
+    "evaluate": Verb(EvaluateConfig, _evaluate, "score a language model on benchmark tasks, or what a classifier's forgot"),
     "predict": Verb(PredictArgs, _predict, "classify images with a trained model"),
     "features": Verb(FeaturesArgs, _features, "a vision model's features of images with texts, written once"),
     "report": Verb(ReportArgs, _report, "tables, figures and one HTML page from runs"),

@@ -1,6 +1,7 @@
 """Every setting of every verb, as plain dataclasses: the text under a field is its help on the command line."""
 
 from crossalign.config.common import BaseLoopConfig, OptimConfig, TrackingConfig, to_dict, update
+from crossalign.config.evaluation import EvaluateConfig
 from crossalign.config.images import (
     AdaptConfig,
     AlignConfig,
@@ -34,6 +35,7 @@ __all__ = [
     "CorpusConfig",
     "DataConfig",
     "EmbedderConfig",
+    "EvaluateConfig",
     "FinetuneConfig",
     "GPTConfig",
     "HeadConfig",

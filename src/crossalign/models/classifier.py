@@ -209,7 +209,7 @@ class ImageClassifier(nn.Module):
             UserError: no such model, tensors that do not fit, or a backbone whose weights are not those of training.
         """
         folder = _local_folder(str(path))
-        saved = _read_config(folder)
+        saved = read_saved(folder)
         settings = ModelSettings(
             update(BackboneConfig(), saved["backbone"]),
             update(EmbedderConfig(), saved["embedder"]),
@@ -228,7 +228,7 @@ class ImageClassifier(nn.Module):
         if not whole and language_model.fingerprint != saved["fingerprint"]:
             raise UserError(f"the backbone '{ref}' is not the one that {folder} was trained with: its weights differ")
         model = cls(language_model, spec, settings)
-        model.load_trained_state(_read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
+        model.load_trained_state(read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
         return model.eval()
 
     def merge_lora(self) -> ImageClassifier:
@@ -313,7 +313,8 @@ def _local_folder(path: str) -> Path:
         ) from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_saved(folder: Path) -> dict[str, Any]:
+    """config.json of a saved classifier, or UserError where it is none."""
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"no saved classifier at '{folder}': it has no config.json; give the model/ folder of a finished run")
@@ -329,7 +330,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return saved
 
 
-def _read_weights(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or UserError where it cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -28,6 +28,8 @@ class Family:
     """Suffixes of module names: the projections up and down, without a gate (CMDA §3.1.3)."""
     pooler: bool = False
     """The base class builds a pooler unless it is told not to."""
+    bos: Literal["yes", "no", ""] = ""
+    """Whether its texts started with BOS in pre-training; empty: as the model's own tokenizer does, where families differ."""
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
@@ -43,12 +45,12 @@ _BERT_MLP = ("intermediate.dense", "output.dense")
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family("gpt2", "causal", "learned", "wpe", ("attn.c_attn", "attn.c_proj"), ("mlp.c_fc", "mlp.c_proj")),
+        Family("gpt2", "causal", "learned", "wpe", ("attn.c_attn", "attn.c_proj"), ("mlp.c_fc", "mlp.c_proj"), bos="no"),
         Family("llama", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN),
         Family("mistral", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN),
-        Family("qwen2", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN),
-        Family("qwen3", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN),
-        Family("gemma", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN),
+        Family("qwen2", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN, bos="no"),
+        Family("qwen3", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN, bos="no"),
+        Family("gemma", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN, bos="yes"),
         Family(
             "gpt_neox",
             "causal",
@@ -56,6 +58,7 @@ FAMILIES: dict[str, Family] = {
             "rotary_emb",
             ("attention.query_key_value", "attention.dense"),
             ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+            bos="no",
         ),
         Family(
             "opt",
@@ -64,6 +67,7 @@ FAMILIES: dict[str, Family] = {
             "decoder.embed_positions",
             ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
             ("fc1", "fc2"),
+            bos="yes",
         ),
         Family("bert", "bidirectional", "learned", "embeddings.position_embeddings", _BERT_QKVO, _BERT_MLP, True),
         Family("roberta", "bidirectional", "learned", "embeddings.position_embeddings", _BERT_QKVO, _BERT_MLP, True),

@@ -163,6 +163,19 @@ class RunLog:
         self.close()
 
 
+def log_results(
+    folder: Path, config: TrackingConfig, run_name: str, params: Mapping[str, Any], values: Mapping[str, float]
+) -> None:
+    """Show results that came after the training on the MLflow run of a folder, or on a new one where it has none.
+
+    Trouble with MLflow costs one warning.
+    """
+    if config.mlflow and _mlflow_installed():
+        mirror = _Mirror(folder, config, run_name, params, "")
+        mirror.summary(values)
+        mirror.end("FINISHED")
+
+
 class _Mirror:
     """An MLflow run that follows the rows of a metrics file.
 
@@ -379,6 +392,8 @@ def _keep_rows(path: Path, rows: int) -> int:
 
 
 def _rows_after(path: Path, sent: int) -> Iterator[tuple[int, int, Row]]:
+    if not path.is_file():  # results alone
+        return
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines):
             if number >= sent:
