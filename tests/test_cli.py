@@ -54,6 +54,18 @@ def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path:
     assert len(said) < 400
 
 
+@pytest.mark.parametrize("place", ["file", "file/run"])
+@pytest.mark.parametrize(
+    "args", [["pretrain", "--corpus.source", "python:topics"], ["data", "prepare", "--source", "python:topics"]]
+)
+def test_an_output_that_cannot_be_a_folder_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, args: list[str], place: str
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    code, said = run(capsys, *args, "--output", str(tmp_path / place))
+    assert code == 2 and said.startswith("crossalign: ") and str(tmp_path / "file") in said and "\n" not in said
+
+
 def test_a_long_list_is_named_and_a_short_one_is_whole() -> None:
     many = [f"row-{i}" for i in range(40)]
     assert str(unknown("row", "raw-1", many, listed="--list")) == (

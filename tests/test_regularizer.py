@@ -251,6 +251,20 @@ def test_what_cannot_be_is_refused() -> None:
         make_pairs(batch_size=64)
     with pytest.raises(UserError, match="40 texts and the features of 3 images"):
         make_pairs(features=torch.zeros(3, 2))
+    with pytest.raises(UserError, match=r"features of shape \(40,\): one row an image is wanted"):
+        make_pairs(features=torch.zeros(N))
+    broken = torch.randn(N, Q)
+    broken[7, 2], broken[9, 0] = torch.nan, torch.inf
+    with pytest.raises(UserError, match=r"features that are no finite numbers, first of image 7 \(2 in all\)"):
+        make_pairs(features=broken)
+
+
+def test_features_may_be_a_numpy_array() -> None:
+    features = torch.randn(N, Q, dtype=torch.float64)
+    given, same = (make_pairs(features=one) for one in (features.numpy(), features))
+    assert torch.equal(given.batch(1).features, same.batch(1).features)
+    assert given.fingerprint == same.fingerprint
+    assert AlignmentRegularizer(pairs=given).loss(make_model()).isfinite()
 
 
 def test_a_function_of_ones_own_is_taken_if_its_score_has_a_gradient() -> None:

@@ -15,6 +15,9 @@ from typing import Any
 from crossalign.errors import UserError, unknown
 from crossalign.verbs import VERBS, Verb
 
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+"""What the system says of a path that is read-only, another's, or a file where a folder is wanted."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 130 stopped and saved."""
@@ -67,6 +70,9 @@ def _told(error: Exception) -> int:
             file=sys.stderr,
         )
         return 1
+    if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
+        print(f"crossalign: '{error.filename}' cannot be used ({error.strerror}): choose another path", file=sys.stderr)
+        return 2
     loop, checkpoint = sys.modules.get("crossalign.training.loop"), sys.modules.get("crossalign.training.checkpoint")
     if loop is not None and isinstance(error, loop.Interrupted):
         print(f"crossalign: {error}; the same command goes on from there", file=sys.stderr)

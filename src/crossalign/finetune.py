@@ -60,6 +60,8 @@ def finetune(config: FinetuneConfig, *, recipe: str = "", quiet: bool = False) -
 
 def _finetune(config: FinetuneConfig, recipe: str, quiet: bool) -> dict[str, Any]:
     check_text_run(config)
+    if config.loop.evaluate_blocks is not None:
+        raise UserError("--loop.evaluate-blocks is for pre-training; here hold out less with --data.validation-fraction")
     texts = read_texts(config.score)
     config.row = config.row or row_name(config)
     with main_process_first(config.loop.device):

@@ -80,6 +80,14 @@ def test_debiased_cka_refuses_rows_that_are_all_equally_far_apart() -> None:
         cka(x[:3], x[:3], debiased=True)
 
 
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_cka_of_two_rows_is_refused_since_it_is_1_whatever_they_are(kernel: str) -> None:
+    x = torch.randn(3, 4)
+    with pytest.raises(ValueError, match="cka needs at least 3 points"):
+        cka(x[:2], torch.randn(2, 5), kernel=kernel)
+    assert cka(x, torch.randn(3, 5), kernel=kernel) < 0.9999
+
+
 def test_an_offset_hides_the_rest_from_what_does_not_centre_and_not_from_cka(paired: Any) -> None:
     x, y = paired(256, 48, 40, hidden=8, dtype=torch.float32)
     shifted = torch.nn.functional.pad(x, (0, 1), value=3000.0)

@@ -126,6 +126,20 @@ def test_the_page_and_the_markdown_say_the_same_and_print_null_results(study: Pa
     assert "Pre-training + cka" in summary_table([study])
 
 
+def test_scores_of_one_kind_share_an_axis_and_a_limited_curve_says_so(study: Path) -> None:
+    """A penalty is in a unit of its own; and the loss of a part of the text is not that of the table."""
+    pictures = {picture.name: picture for picture in content_of(open_study([study])).pictures}
+    (axes,) = pictures["curves-score"].figure.axes
+    assert axes.get_legend_handles_labels()[1] == ["Pre-training + cka"]
+    assert "table of results" not in pictures["curves-score"].alt
+    assert "end values are in the table of results" in pictures["curves-loss"].alt
+    for file in study.rglob("config.yaml"):
+        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"loop": {"evaluate_blocks": 128}}))
+    pictures = {picture.name: picture for picture in content_of(open_study([study])).pictures}
+    assert "of the first 128 sequences" in pictures["curves-loss"].title
+    assert "end values" not in pictures["curves-loss"].alt
+
+
 def test_models_stand_apart_each_with_its_own_correction(study: Path, tmp_path: Path) -> None:
     for align, losses in LOSSES.items():
         for seed, loss in enumerate(losses):

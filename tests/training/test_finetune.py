@@ -177,6 +177,7 @@ def test_evaluation_and_tokenising_have_a_bar(
         ({"data": {"source": ["nowhere.json"]}}, "nowhere.json"),
         ({"loop": {"batch_size": 1000}}, "larger than the set"),
         ({"align": {"layers": ["9"]}}, "there is no layer 9"),
+        ({"loop": {"evaluate_blocks": 4}}, "--loop.evaluate-blocks is for pre-training"),
     ],
 )
 def test_bad_input_is_told_before_any_training(make: Make, changes: dict[str, Any], says: str) -> None:

@@ -35,15 +35,15 @@ def cka(
     larger than p and q. `debiased` takes the U-statistic in numerator and denominator: unrelated features score 0 on
     average whatever n is, single values may be negative (nothing is clamped), and equal features still score 1.
 
-    Raises ValueError for fewer than 2 rows (4 if debiased) and, on the CPU, for a side whose rows are all equal;
-    elsewhere the result is NaN then. Kornblith et al. 2019, "Similarity of neural network representations revisited",
-    eq. 4; Song et al. 2012, "Feature selection via dependence maximization", eq. 5. "Cross-modal alignment
-    regularization" §4 and A.7.
+    Raises ValueError for fewer than 3 rows, since two always score 1 (4 if debiased) and, on the CPU, for a side whose
+    rows are all equal; elsewhere the result is NaN then. Kornblith et al. 2019, "Similarity of neural network
+    representations revisited", eq. 4; Song et al. 2012, "Feature selection via dependence maximization", eq. 5.
+    "Cross-modal alignment regularization" §4 and A.7.
     """
     if kernel not in ("linear", "rbf"):
         raise ValueError(f"unknown kernel '{kernel}' for cka: use 'linear' or 'rbf'")
     with full_precision(x, y, paired=True) as (x, y):
-        need_points("debiased cka" if debiased else "cka", 4 if debiased else 2, x, y)
+        need_points("debiased cka" if debiased else "cka", 4 if debiased else 3, x, y)
         if kernel == "linear":
             return _linear(x, y, centred=True, debiased=debiased)
         return _rbf(x, y, debiased, bandwidth)

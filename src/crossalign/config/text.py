@@ -149,7 +149,8 @@ class TextLoopConfig(BaseLoopConfig):
     evaluate_every: int = 250
     """Steps between two evaluations; it must divide `steps`."""
     evaluate_blocks: int | None = None
-    """Sequences of the validation text at most, from its start, in evaluations during training; the last one takes all."""
+    """Sequences of the validation text at most, from its start, in evaluations during training; the scores at the end are of
+    all of it."""
 
 
 @dataclass

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,30 +42,38 @@ class PairBatches:
 
     Args:
         texts: one text an image, or several.
-        features: (N, q), what a teacher made of the images, once; or a function of the images' indices (B,) that gives
-            (B, q), for a teacher in memory.
+        features: (N, q), what a teacher made of the images, once, as a tensor or a NumPy array; or a function of the
+            images' indices (B,) that gives (B, q), for a teacher in memory.
         tokenizer: a tokenizer of transformers.
         batch_size: B, over all processes.
         seed: of the order, the texts drawn, and the unpaired set-up.
         max_length: tokens of a text; more are cut off.
 
     Raises:
-        UserError: fewer pairs than a batch, other numbers of texts and features, or a text without tokens.
+        UserError: fewer pairs than a batch, other numbers of texts and features, features that are no finite numbers, or a
+            text without tokens.
     """
 
     def __init__(
         self,
         texts: Sequence[str | Sequence[str]],
-        features: Tensor | Callable[[Tensor], Tensor],
+        features: Tensor | np.ndarray | Callable[[Tensor], Tensor],
         tokenizer: Any,
         *,
         batch_size: int = 256,
         seed: int = 0,
         max_length: int = 64,
     ) -> None:
+        features = torch.from_numpy(features) if isinstance(features, np.ndarray) else features
         self.features, self.batch_size, self.seed = features, batch_size, seed
-        if isinstance(features, Tensor) and len(features) != len(texts):
-            raise UserError(f"{len(texts)} texts and the features of {len(features)} images: they must belong together")
+        if isinstance(features, Tensor):
+            if features.ndim != 2:
+                raise UserError(f"features of shape {tuple(features.shape)}: one row an image is wanted, (images, width)")
+            if len(features) != len(texts):
+                raise UserError(f"{len(texts)} texts and the features of {len(features)} images: they must belong together")
+            bad = (~features.isfinite().all(1)).nonzero().flatten().tolist()
+            if bad:
+                raise UserError(f"features that are no finite numbers, first of image {bad[0]} ({len(bad)} in all)")
         if not 2 <= batch_size <= len(texts):
             raise UserError(
                 f"a batch of {batch_size} pairs from {len(texts)}: take at least 2 and at most as many as there are"

@@ -96,7 +96,7 @@ class TextContent(Content):
         better, worse = (sum(_verdict(one) == verdict for one in losses) for verdict in ("gain", "loss"))
         return (
             f"Of {wording.counted(len(losses), 'comparison')} of losses with and without the alignment term, {better} show a "
-            f"lower loss and {worse} a higher one after correction; the rest show no difference."
+            f"lower loss and {worse} a higher one after correction; of the rest no difference could be shown."
         )
 
     @property
@@ -333,7 +333,7 @@ CURVES = (
         "extra",
         "score",
         "score of the training pairs",
-        "What the term sees over steps (dotted: pairs exchanged)",
+        "What the term sees over steps, each by its own score (dotted: pairs exchanged)",
     ),
 )
 
@@ -345,6 +345,8 @@ def curve_figures(rows: list[Row]) -> Iterator[Picture | None]:
         axes = figure.add_subplot()
         drawn = False
         for place, row in enumerate(rows):
+            if split == "extra" and row.align in NO_IMAGES:  # what they log is in a unit of its own
+                continue
             colour = PALETTE[place % len(PALETTE)]
             style = ("-", "--", "-.")[place // len(PALETTE) % 3]
             held = _mean_series([_series(run, split, key) for run in row.runs])
@@ -362,7 +364,16 @@ def curve_figures(rows: list[Row]) -> Iterator[Picture | None]:
         if len(rows) > 1:
             figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         seeds = ", mean over seeds; band: range" if any(len(row.runs) > 1 for row in rows) else ""
-        yield Picture(name, f"{title}{seeds}.", f"{title}; end values are in the table of results.", figure) if drawn else None
+        blocks = max(_first_blocks(row) for row in rows)
+        if key == "loss" and blocks:
+            title += f", of the first {blocks:,} sequences of it; the table of results has the whole text"
+        ends = "; end values are in the table of results" if key == HELD_OUT or (key == "loss" and not blocks) else ""
+        yield Picture(name, f"{title}{seeds}.", f"{title}{ends}.", figure) if drawn else None
+
+
+def _first_blocks(row: Row) -> int:
+    """Sequences of the validation text that evaluations during training were limited to; 0 where they took all."""
+    return int((row.first.config.get("loop") or {}).get("evaluate_blocks") or 0)
 
 
 def _series(run: Run, split: str, key: str) -> Series:

@@ -36,6 +36,7 @@ from crossalign.training.likelihood import nll_sum
 
 PREFIX = "regularizer."
 HELD_OUT = 512
+FEWEST_HELD_OUT = 8
 HELD_OUT_METRICS = ("cka-linear-debiased", "cka-rbf-debiased")
 
 
@@ -272,9 +273,10 @@ def open_held_out(
                 f"{len(shared)} held-out pairs are trained on, such as {min(shared)}: list others in --align.held-out-file, "
                 "choose another --pairs.split, or --align.held-out 0"
             )
-    if len(held_out) < 8:
+    if len(held_out) < FEWEST_HELD_OUT:
         raise UserError(
-            f"{held_out.source}: {len(held_out)} held-out pairs are too few to measure alignment on; give 8 or more"
+            f"{held_out.source}: {len(held_out)} held-out pairs are too few to measure alignment on; give {FEWEST_HELD_OUT} "
+            "or more"
         )
     if align.held_out is not None and wanted > len(held_out):
         _note(f"--align.held-out {wanted} is more than there are: all {len(held_out)} are used ({held_out.source})")
@@ -341,6 +343,10 @@ def check_align(align: RegularizeConfig) -> None:
     known = ["none", *similarity_names(), *penalty_names(), *WEIGHT_PENALTIES, "captions"]
     if align.metric not in known:
         raise unknown("metric", align.metric, known)
+    if align.held_out is not None and align.held_out != 0 and align.held_out < FEWEST_HELD_OUT:
+        raise UserError(
+            f"--align.held-out is {align.held_out}; it must be 0, or at least {FEWEST_HELD_OUT} pairs to measure on"
+        )
     if not align.layers:
         raise UserError("--align.layers names no layer: give one, such as penultimate")
     for name, least in {"batch_size": 2, "max_length": 1, "queue": 0, "log_every": 0, "every": 1}.items():

@@ -186,8 +186,13 @@ def check_text_run(config: PretrainConfig | FinetuneConfig) -> None:
     if loop.steps % loop.evaluate_every:
         near = max(d for d in range(1, loop.evaluate_every + 1) if loop.steps % d == 0)
         raise UserError(f"--loop.evaluate-every {loop.evaluate_every} does not divide --loop.steps {loop.steps}; {near} would")
-    if config.optim.lr < 0 or not math.isfinite(config.optim.lr):
-        raise UserError(f"--optim.lr is {config.optim.lr}; it must be a finite number, 0 or more")
+    for key in ("lr", "weight_decay", "clip", "final_lr_fraction", "warmup_fraction"):
+        value = getattr(config.optim, key)
+        if value < 0 or not math.isfinite(value) or (key.endswith("fraction") and value > 1):
+            needed = "a share from 0 to 1" if key.endswith("fraction") else "a finite number, 0 or more"
+            raise UserError(f"--optim.{key.replace('_', '-')} is {value}; it must be {needed}")
+    if not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise UserError(f"--optim.betas are {config.optim.betas}; both must be from 0 to below 1")
     if loop.shard and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         raise UserError("--loop.shard needs several processes: start them with torchrun --nproc-per-node 2 -m crossalign.cli …")
     if loop.shard and config.align.metric in WEIGHT_PENALTIES:
