@@ -18,6 +18,7 @@ CALLS = {
     "crossalign adapt --help": (["-c", COMMAND, "adapt", "--help"], 0.5),
     "crossalign pretrain --help": (["-c", COMMAND, "pretrain", "--help"], 0.5),
     "crossalign finetune --help": (["-c", COMMAND, "finetune", "--help"], 0.5),
+    "crossalign measure --help": (["-c", COMMAND, "measure", "--help"], 0.5),
     "crossalign data prepare --help": (["-c", COMMAND, "data", "prepare", "--help"], 0.5),
 }
 

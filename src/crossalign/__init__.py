@@ -40,9 +40,10 @@ if TYPE_CHECKING:
         soft_mutual_knn,
         svcca,
     )
-    from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig
+    from crossalign.config import AdaptConfig, FinetuneConfig, MeasureConfig, PretrainConfig
     from crossalign.errors import UserError
     from crossalign.finetune import finetune
+    from crossalign.measure import measure
     from crossalign.models.classifier import ImageClassifier
     from crossalign.models.language import open_language_model
     from crossalign.models.vision import open_teacher
@@ -63,8 +64,9 @@ _WHERE = {
         ("get_penalty", "get_similarity", "koleo", "l1", "l2", "register_penalty", "register_similarity", "svcca"),
         "alignment",
     ),
-    **dict.fromkeys(("AdaptConfig", "FinetuneConfig", "PretrainConfig"), "config"),
+    **dict.fromkeys(("AdaptConfig", "FinetuneConfig", "MeasureConfig", "PretrainConfig"), "config"),
     "finetune": "finetune",
+    "measure": "measure",
     "pretrain": "pretrain",
     "UserError": "errors",
     "ImageClassifier": "models.classifier",
@@ -78,6 +80,7 @@ __all__ = [
     "AlignmentRegularizer",
     "FinetuneConfig",
     "ImageClassifier",
+    "MeasureConfig",
     "PretrainConfig",
     "UserError",
     "__version__",
@@ -97,6 +100,7 @@ __all__ = [
     "l1",
     "l2",
     "linear_regression",
+    "measure",
     "mmd",
     "mse",
     "mutual_knn",

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from crossalign.config import AdaptConfig, CorpusConfig, FinetuneConfig, PairsConfig, PretrainConfig, TeacherConfig
+from crossalign.config import (
+    AdaptConfig,
+    CorpusConfig,
+    FinetuneConfig,
+    MeasureConfig,
+    PairsConfig,
+    PretrainConfig,
+    TeacherConfig,
+)
 
 
 @dataclass
@@ -221,6 +229,18 @@ def _features(args: FeaturesArgs, _: str) -> None:
     print(f"{path}: {told['teacher']}, layers {' '.join(json.loads(told['layers']))}; {told['pairs']}")
 
 
+def _measure(config: MeasureConfig, _: str) -> None:
+    from crossalign.measure import measure
+
+    for one in measure(config)["alignment"]:
+        low, high = one["interval"]
+        print(f"{one['language']} × {one['vision']}: {one['score']:.3f} [{low:.3f}, {high:.3f}], ", end="")
+        print(
+            f"calibrated {one['calibrated']:.3f}, p = {one['p']:.2g} (layers {one['language_layer']} × {one['vision_layer']})"
+        )
+    print(config.output / "measure.md")
+
+
 def _report(args: ReportArgs, _: str) -> None:
     from crossalign.report import report
 
@@ -285,6 +305,7 @@ VERBS: dict[str, Verb] = {
     "data prepare": Verb(PrepareArgs, _data_prepare, "token files from text, to train a language model on"),
     "predict": Verb(PredictArgs, _predict, "classify images with a trained model"),
     "features": Verb(FeaturesArgs, _features, "a vision model's features of images with texts, written once"),
+    "measure": Verb(MeasureConfig, _measure, "how aligned language and vision models are, layer by layer, against chance"),
     "report": Verb(ReportArgs, _report, "tables, figures and one HTML page from runs"),
     "reproduce": Verb(ReproduceArgs, _reproduce, "run a whole table with seeds, a learning-rate sweep and controls"),
 }

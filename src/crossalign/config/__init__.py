@@ -13,6 +13,7 @@ from crossalign.config.images import (
     Method,
     TuneConfig,
 )
+from crossalign.config.measure import MeasureConfig
 from crossalign.config.text import (
     CorpusConfig,
     FinetuneConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "HeadConfig",
     "InstructConfig",
     "LoopConfig",
+    "MeasureConfig",
     "Method",
     "OptimConfig",
     "PairsConfig",

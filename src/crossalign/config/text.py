@@ -150,6 +150,8 @@ class TextLoopConfig(BaseLoopConfig):
     """Steps between two evaluations; it must divide `steps`."""
     evaluate_blocks: int | None = None
     """Sequences of the validation text at most, from its start, in evaluations during training; the last one takes all."""
+    keep_every: int = 0
+    """Keep the whole model every this many steps, and the one before the first, for `crossalign measure`; 0 keeps none."""
 
 
 @dataclass
