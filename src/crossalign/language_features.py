@@ -88,7 +88,7 @@ def reading_key(ref: str, reading: Reading) -> str:
 
 
 def _widths(opened: LanguageModel, layers: Sequence[Layer]) -> list[int]:
-    """Width of each layer, from a pass over one token on the meta device, where nothing is computed."""
+    """Width of each layer, from a pass over one token."""
     ids = torch.zeros(1, 1, dtype=torch.long)
     with torch.no_grad():
         hidden = Taps(layers).hidden_states(

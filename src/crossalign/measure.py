@@ -34,6 +34,7 @@ from crossalign.environment import environment
 from crossalign.errors import UserError, unknown
 from crossalign.measured import Measured, look, name_models, read_language
 from crossalign.progress import progress
+from crossalign.report.statistics import student_t
 from crossalign.training.run import claim_folder, locked, resolve_device, write_config
 
 HAVE_NEIGHBOURS = ("mutual-knn", "soft-mutual-knn")
@@ -137,13 +138,6 @@ def _summary(one: Alignment, config: MeasureConfig) -> dict[str, Any]:
         "calibrated_interval": calibrate(interval, critical).tolist(),
         "p": float(p_values(best, null)),
     }
-
-
-def student_t(freedom: int) -> float:
-    """What half a 95 % interval is, in standard errors."""
-    from crossalign.report.statistics import _scipy_stats
-
-    return float(_scipy_stats().t.ppf(0.975, freedom))
 
 
 def _write(config: MeasureConfig, result: dict[str, Any], found: list[Alignment]) -> None:
