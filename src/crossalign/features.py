@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,18 @@ if TYPE_CHECKING:
 FORMAT = "crossalign.features.1"
 AGAIN = "give another file, or delete this one and run `crossalign features` again"
 CHUNK = 256  # images between two files of a run that may be stopped: what a kill can cost
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What makes features of pairs: a vision model of their images, or a language model of their texts."""
+
+    ref: str
+    compute: Callable[[Tensor], Tensor]
+    """Indices of pairs (B,) to their features (B, D)."""
+    metadata: dict[str, str]
+    batch_size: int
+    unit: str
 
 
 def features(teacher: TeacherConfig, pairs: PairsConfig, output: Path | None = None, *, device: str = "auto") -> Path:
@@ -77,6 +90,30 @@ def write_features(teacher: TeacherConfig, pairs: Pairs, output: Path | None = N
     """:func:`features` for pairs that are open already."""
     key = teacher_key(teacher)
     _check_output(teacher, output, key)
+
+    def open_maker(weights: bool) -> Maker:
+        from crossalign.models.vision import open_teacher
+
+        model = open_teacher(teacher.ref, settings=teacher, seed=teacher.seed, weights=weights)
+        if weights:
+            model.to(resolve_device(device))
+        return Maker(
+            teacher.ref, live_features(model, pairs), _metadata(model, teacher, pairs, key), teacher.batch_size, "image"
+        )
+
+    return write_made(open_maker, key, pairs, output, title=f"features of {teacher.ref}")
+
+
+def write_made(open_maker: Callable[[bool], Maker], key: str, pairs: Pairs, output: Path | None = None, *, title: str) -> Path:
+    """Write features of pairs chunk by chunk, or find them written; returns the file.
+
+    Args:
+        open_maker: opens the model, with its weights or, where only what the file says of itself is still wanted, without.
+        key: hash of all that decides the features but the pairs.
+        pairs: open.
+        output: the file; None for one in the cache.
+        title: of the progress bar.
+    """
     path = output or features_path(key, pairs)
     if path.is_file():
         load_features(path, pairs, key)
@@ -85,7 +122,7 @@ def write_features(teacher: TeacherConfig, pairs: Pairs, output: Path | None = N
     lock = cache_dir("features") / f"{content_key(path=str(path.resolve()))}.lock"
     with FileLock(lock):  # another process may be at it; we then find its file
         if not path.is_file():
-            _compute(teacher, pairs, path, key, resolve_device(device))
+            _compute(open_maker, pairs, path, key, title)
         load_features(path, pairs, key)
     return path
 
@@ -108,25 +145,20 @@ def _check_teacher(path: Path, told: dict[str, str], key: str) -> None:
         raise UserError(f"'{path}' holds features of another teacher or of other settings ({of}): {AGAIN}")
 
 
-def _compute(teacher: TeacherConfig, pairs: Pairs, path: Path, key: str, device: str) -> None:
+def _compute(open_maker: Callable[[bool], Maker], pairs: Pairs, path: Path, key: str, title: str) -> None:
     """Chunk by chunk, each a file beside ``path`` until all are there."""
-    from crossalign.models.vision import open_teacher
-
     parts = path.with_name(f".{path.name}.{content_key(teacher=key, pairs=pairs.fingerprint)}.parts")
     parts.mkdir(exist_ok=True)
     starts = range(0, len(pairs), CHUNK)
     missing = [start for start in starts if not (parts / f"{start}.safetensors").is_file()]
-    title = f"features of {teacher.ref}"
-    with tqdm(total=len(pairs), desc=title, unit="image", delay=2, leave=False, disable=None) as bar:
+    maker = open_maker(bool(missing))
+    with tqdm(total=len(pairs), desc=title, unit=maker.unit, delay=2, leave=False, disable=None) as bar:
         bar.update(len(pairs) - sum(min(CHUNK, len(pairs) - start) for start in missing))
-        model = open_teacher(teacher.ref, settings=teacher, seed=teacher.seed, weights=bool(missing))
-        if missing:
-            model.to(device)
         for start in missing:
             rows = range(start, min(start + CHUNK, len(pairs)))
-            _save(parts / f"{start}.safetensors", _features(model, pairs, rows, teacher.batch_size, bar))
+            _save(parts / f"{start}.safetensors", _features(maker, pairs, rows, bar))
     whole = torch.cat([_load(parts / f"{start}.safetensors") for start in starts])
-    _save(path, whole, _metadata(model, teacher, pairs, key))
+    _save(path, whole, maker.metadata)
     shutil.rmtree(parts)
 
 
@@ -216,15 +248,14 @@ def live_features(model: Teacher, pairs: Pairs) -> Callable[[Tensor], Tensor]:
     return compute
 
 
-def _features(model: Teacher, pairs: Pairs, rows: range, batch_size: int, bar: Any) -> Tensor:
-    compute = live_features(model, pairs)
+def _features(maker: Maker, pairs: Pairs, rows: range, bar: Any) -> Tensor:
     done = []
-    for batch in torch.tensor(rows).split(batch_size):
-        values = compute(batch).cpu()
+    for batch in torch.tensor(rows).split(maker.batch_size):
+        values = maker.compute(batch).cpu()
         if not values.isfinite().all():
             first = batch[int(torch.argmin(values.isfinite().all(1).int()))]
             raise UserError(
-                f"'{model.ref}' gives features of {pairs.ids[int(first)]} that are no finite numbers: choose others"
+                f"'{maker.ref}' gives features of {pairs.ids[int(first)]} that are no finite numbers: choose others"
             )
         done.append(values)
         bar.update(len(batch))

@@ -78,7 +78,7 @@ def _finetune(config: FinetuneConfig, recipe: str, quiet: bool) -> dict[str, Any
         term = open_term(*settings, tokens=tokens, seed=config.seed, device=config.loop.device)
         held_out = open_held_out(*settings, device=config.loop.device)
     streams = {name: as_stream(text, tokenizer, separator(tokenizer)) for name, text in texts.items()}
-    check_room(config.output, model)
+    check_room(config.output, model, config.loop)
     config = resolve_speed(config, model, config.data.block, quiet)
     if term:
         term.check(model)
@@ -91,7 +91,7 @@ def _finetune(config: FinetuneConfig, recipe: str, quiet: bool) -> dict[str, Any
     with opened_run(config, identity, made_of) as run:
         model.to(run.accelerator.device)
         seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
-        trained = fit(_stage(config, model, data, term, held_out, run), run)
+        trained = fit(_stage(config, model, data, term, held_out, run, tokenizer), run)
         scores = {"answers": {name: trained.best[name] for name in ("loss", "perplexity")}}
         scores |= score_streams(model, streams, config.data.block, config.loop.eval_batch_size, run, quiet)
         result = _result(config, recipe, data, model, trained, scores)
@@ -144,7 +144,13 @@ def _batches(config: FinetuneConfig, data: Instructions, rank: int = 0, world: i
 
 
 def _stage(
-    config: FinetuneConfig, model: nn.Module, data: Instructions, term: Term | None, held_out: HeldOut | None, run: Run
+    config: FinetuneConfig,
+    model: nn.Module,
+    data: Instructions,
+    term: Term | None,
+    held_out: HeldOut | None,
+    run: Run,
+    tokenizer: Any,
 ) -> Stage:
     accelerator, loop = run.accelerator, config.loop
     batches = _batches(config, data, accelerator.process_index, run.world)
@@ -158,7 +164,7 @@ def _stage(
         found = {"loss": loss, "perplexity": perplexity(loss)}
         return found | (held_out.measure(wrapped, accelerator) if held_out else {})
 
-    return text_stage(config, model, batches, evaluate, term, run)
+    return text_stage(config, model, batches, evaluate, term, run, tokenizer)
 
 
 def _result(

@@ -67,7 +67,7 @@ def _pretrain(config: PretrainConfig, recipe: str, quiet: bool) -> dict[str, Any
     streams = {name: as_stream(text, corpus.tokenizer, corpus.separator) for name, text in texts.items()}
     streams = {"validation": corpus.validation, **streams}
     model = _model(config, corpus)
-    check_room(config.output, model)
+    check_room(config.output, model, config.loop)
     config = resolve_speed(config, model, config.block, quiet)
     if term:
         term.check(model)
@@ -145,7 +145,7 @@ def _stage(config: PretrainConfig, model: Any, corpus: Corpus, term: Term | None
         found = stream_metrics(wrapped, blocks, run.accelerator, "evaluating")
         return found | (held_out.measure(wrapped, run.accelerator) if held_out else {})
 
-    return text_stage(config, model, batches, evaluate, term, run)
+    return text_stage(config, model, batches, evaluate, term, run, corpus.tokenizer)
 
 
 def _result(

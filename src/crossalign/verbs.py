@@ -14,6 +14,7 @@ from crossalign.config import (
     CorpusConfig,
     EvaluateConfig,
     FinetuneConfig,
+    MeasureConfig,
     PairsConfig,
     PretrainConfig,
     TeacherConfig,
@@ -259,6 +260,18 @@ def _evaluate(config: EvaluateConfig, _: str) -> None:
         print(f"before and after it learned images, {results['tasks'][name]['label']}: {told}")
 
 
+def _measure(config: MeasureConfig, _: str) -> None:
+    from crossalign.measure import measure
+
+    for one in measure(config)["alignment"]:
+        low, high = one["interval"]
+        print(f"{one['language']} × {one['vision']}: {one['score']:.3f} [{low:.3f}, {high:.3f}], ", end="")
+        print(
+            f"calibrated {one['calibrated']:.3f}, p = {one['p']:.2g} (layers {one['language_layer']} × {one['vision_layer']})"
+        )
+    print(config.output / "measure.md")
+
+
 def _report(args: ReportArgs, _: str) -> None:
     from crossalign.report import report
 
@@ -336,6 +349,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(EvaluateConfig, _evaluate, "score a language model on benchmark tasks, or what a classifier's forgot"),
     "predict": Verb(PredictArgs, _predict, "classify images with a trained model"),
     "features": Verb(FeaturesArgs, _features, "a vision model's features of images with texts, written once"),
+    "measure": Verb(MeasureConfig, _measure, "how aligned language and vision models are, layer by layer, against chance"),
     "report": Verb(ReportArgs, _report, "tables, figures and one HTML page from runs"),
     "compare": Verb(CompareArgs, _compare, "which rows differ, by how much and how surely"),
     "reproduce": Verb(ReproduceArgs, _reproduce, "run a whole table with seeds, a learning-rate sweep and controls"),

@@ -173,6 +173,8 @@ def test_evaluation_and_tokenising_have_a_bar(
         ({"model": "nowhere"}, "nowhere"),
         ({"tune": {"method": "fpt"}}, "full or lora"),
         ({"data": {"block": 1000}}, r"sees 128 tokens: lower --data.block 1000$"),
+        ({"tune": {"method": "lora"}, "loop": {"keep_every": 2}}, "--loop.keep-every keeps whole models, and LoRA trains none"),
+        ({"loop": {"keep_every": -1}}, "--loop.keep-every is -1"),
         ({"align": {"max_length": 1000}}, r"sees 128 tokens: lower --align.max-length 1000$"),
         ({"data": {"source": ["nowhere.json"]}}, "nowhere.json"),
         ({"loop": {"batch_size": 1000}}, "larger than the set"),

@@ -32,6 +32,7 @@ from crossalign.data.pairs import open_pairs
 from crossalign.data.tokens import TokenBatches
 from crossalign.errors import UserError
 from crossalign.models.causal import new_gpt2
+from crossalign.models.language import open_language_model
 from crossalign.models.taps import Taps
 from crossalign.pretrain import pretrain
 from crossalign.training import loop
@@ -266,6 +267,26 @@ def test_two_processes_stopped_and_resumed_equal_never_stopped(make: Make, tmp_p
     for split in ("train_step", "extra", "validation"):
         for a, b in zip(rows(whole, split), rows(parts, split), strict=True):
             assert {k: v for k, v in a.items() if "second" not in k} == {k: v for k, v in b.items() if "second" not in k}
+
+
+def test_models_are_kept_during_training_and_change_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, kept = make("plain"), make("kept", loop={"keep_every": 4})
+    pretrain(plain, quiet=True)
+    done = stop_at(5, monkeypatch)
+    with pytest.raises(Interrupted):
+        pretrain(kept, quiet=True)
+    pretrain(kept, quiet=True)
+    assert len(done) == 8 and all(torch.equal(weights(kept)[name], tensor) for name, tensor in weights(plain).items())
+    folders = sorted((kept.output / "snapshots").iterdir())
+    assert [folder.name for folder in folders] == ["step-0000000", "step-0000004", "step-0000008"]
+    held = [open_language_model(str(folder), head="causal") for folder in folders]
+    states = [dict(opened.model.named_parameters()) for opened in held]
+    first = new_gpt2(kept.gpt, vocabulary=len(held[0].tokenizer), block=24, separator=0, seed=kept.seed)
+    for name, tensor in first.named_parameters():
+        assert torch.equal(states[0][name], tensor), name
+        assert torch.equal(states[2][name], weights(kept).get(name, states[2][name])), name
+    assert not torch.equal(states[0]["transformer.wte.weight"], states[1]["transformer.wte.weight"])
+    assert not (plain.output / "snapshots").exists()
 
 
 @pytest.mark.parametrize("what", ["features", "pairs"])

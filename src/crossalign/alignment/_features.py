@@ -33,10 +33,11 @@ def nonconstant(name: str, size: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return size if read else size.masked_fill(constant, torch.nan)
 
 
-def squared_distances_within(rows: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def squared_distances_within(rows: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Squared distances (2, ..., n, n) of the rows of each of two centred sides, and the rows' squared lengths (2, ..., n).
 
-    Both sides in one tensor: what follows takes half as many steps, of which the time of small batches is made.
+    Both sides in one tensor: what follows takes half as many steps, of which the time of small batches is made. One side
+    alone gives (1, ..., n, n).
     """
     distances = torch.stack([side @ side.mT for side in rows])
     squares = distances.diagonal(dim1=-2, dim2=-1).clone()

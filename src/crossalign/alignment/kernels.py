@@ -73,6 +73,41 @@ def kernel_alignment(x: Tensor, y: Tensor) -> Tensor:
         return _linear(x, y, centred=False, debiased=False)
 
 
+def kernel_matrix(x: Tensor, kernel: str = "linear") -> Tensor:
+    """The kernel (n, n) that `cka` ("linear" or "rbf") or `kernel_alignment` ("plain", not centred) makes of x (n, p).
+
+    Scaled so that its squares have the mean 1, since no score depends on the scale. Not differentiable.
+    """
+    with torch.no_grad(), full_precision(x, x) as (x, _):
+        if kernel == "plain":
+            matrix = x @ x.mT
+        elif kernel == "linear":
+            nonconstant("cka", centre(x).square().sum((-2, -1)).expand(2), x, x)
+            matrix = centre(x) @ centre(x).mT
+        else:
+            distances, squares = squared_distances_within((centre(x),))
+            size = nonconstant("cka", squares.sum(-1).expand(2), x, x)
+            matrix = distances.div_(-2 * _squared_width("median", distances, size[:1])[..., None, None]).exp_()[0]
+        scale = matrix.square().mean().sqrt()
+        refuse(scale == 0, "kernel_alignment is 0 / 0 where all of a side is zero: x or y is")
+        return matrix / scale
+
+
+def unit_kernel(matrix: Tensor, debiased: bool, centred: bool = True) -> Tensor:
+    """A kernel (n, n) centred and of length 1: the score of two sides is the sum of the products of two such matrices.
+
+    `debiased` takes the diagonal off and centres so that the sum of products is the U-statistic of `cka` (Székely and Rizzo
+    2014, "Partial distance correlation with methods for dissimilarities", eq. 3.2). The order of the rows may change later.
+    """
+    matrix = matrix.clone()
+    if centred:
+        _centre_kernels(matrix, debiased)
+    own = matrix.square().sum()
+    if debiased:
+        own = _nonzero(own, torch.finfo(own.dtype).eps * matrix.shape[-1])
+    return matrix / own.sqrt()
+
+
 class _Ratio(NamedTuple):
     """<K, L> / (|K| |L|), with the two denominators that its gradients need: <K, K>, <L, L> (2, ...) and |K| |L| (...)."""
 

@@ -62,6 +62,13 @@ def soft_mutual_knn(x: Tensor, y: Tensor, k: int = 10, temperature: float = 0.02
         return with_gradient(both / root, (points[0], gradients[0]), (points[1], gradients[1]))
 
 
+def neighbour_shares(x: Tensor, k: int = 10, distance: str = "cosine") -> Tensor:
+    """To what part each row of x (n, p) is among the k nearest of each row, (n, n), as `mutual_knn` counts it."""
+    with torch.no_grad(), full_precision(x, x) as (x, _):
+        _check(x, k, k + 1, distance)
+        return _members(*_apart((_points(x, distance),)), k)[0]
+
+
 def _check(x: Tensor, k: int, least: int, distance: str) -> None:
     n = x.shape[-2]
     if k < 1:
@@ -79,9 +86,9 @@ def _points(x: Tensor, distance: str) -> Tensor:
     return direction(x) if distance == "cosine" else x
 
 
-def _apart(points: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _apart(points: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Squared distances (2, ..., n, n) within each side, a row infinitely far from itself; and their means (2, ..., 1, 1)."""
-    distances, squares = squared_distances_within((centre(points[0]), centre(points[1])))
+    distances, squares = squared_distances_within(tuple(map(centre, points)))
     distances.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
     return distances, squares.mean(-1)[..., None, None] * (2 / (1 - 1 / squares.shape[-1]))
 

@@ -14,6 +14,7 @@ from crossalign.config.images import (
     Method,
     TuneConfig,
 )
+from crossalign.config.measure import MeasureConfig
 from crossalign.config.text import (
     CorpusConfig,
     FinetuneConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "HeadConfig",
     "InstructConfig",
     "LoopConfig",
+    "MeasureConfig",
     "Method",
     "OptimConfig",
     "PairsConfig",

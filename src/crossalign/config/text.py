@@ -151,6 +151,8 @@ class TextLoopConfig(BaseLoopConfig):
     evaluate_blocks: int | None = None
     """Sequences of the validation text at most, from its start, in evaluations during training; the scores at the end are of
     all of it."""
+    keep_every: int = 0
+    """Keep the whole model every this many steps, and the one before the first, for `crossalign measure`; 0 keeps none."""
 
 
 @dataclass

@@ -125,13 +125,7 @@ def open_language_model(ref: str, head: Head = "none", weights: bool = True, see
         UserError: nothing lies at ``ref``, its architecture is not supported, it has no weights or weights that do not
             fit, or they are pickles of a kind that is never opened.
     """
-    prefix, _, rest = ref.partition(":")
-    kind: Kind = prefix if prefix in CONTROLS else "pretrained"  # type: ignore[assignment]
-    base = rest if prefix in CONTROLS else ref
-    if base.partition(":")[0] in CONTROLS:
-        raise UserError(f"'{ref}' makes a control of a control: name a pretrained model after '{prefix}:'")
-    if not base:
-        raise UserError(f"'{ref}' names no model: give a folder, a .gguf file, package:NAME or hf:ORG/NAME")
+    kind, base = _kind_and_base(ref)
     loads = weights and kind in ("pretrained", "shuffled")
     source = locate(base, weights=loads)
     config = _control_config(kind, _read_config(source))
@@ -145,6 +139,38 @@ def open_language_model(ref: str, head: Head = "none", weights: bool = True, see
     else:
         model = _build(config, head, seed, meta=not weights)
     return LanguageModel(model.eval(), model.config, ref, kind, seed, source)
+
+
+def reference_key(ref: str, seed: int = 0) -> str:
+    """A hash of what a reference opens, tokenizer included, from its files alone: nothing is loaded.
+
+    Raises:
+        UserError: nothing lies at ``ref``.
+    """
+    kind, base = _kind_and_base(ref)
+    loads = kind in ("pretrained", "shuffled")
+    source = locate(base, weights=loads)
+    files = weight_files(source) if loads or source.gguf else []
+    if source.folder is not None and not source.gguf:
+        if not source.published:
+            check_config(source)
+        # Configuration, vocabulary and merges; a chat template and the like may be among them, which costs a new key at most.
+        files += sorted(
+            path for path in source.folder.iterdir() if path.suffix in (".json", ".txt", ".model") and path.is_file()
+        )
+    return content_key(kind=kind, files=files_hash(files), published=source.published, seed=0 if kind == "pretrained" else seed)
+
+
+def _kind_and_base(ref: str) -> tuple[Kind, str]:
+    """Which control a reference asks for, and of what."""
+    prefix, _, rest = ref.partition(":")
+    kind: Kind = prefix if prefix in CONTROLS else "pretrained"  # type: ignore[assignment]
+    base = rest if prefix in CONTROLS else ref
+    if base.partition(":")[0] in CONTROLS:
+        raise UserError(f"'{ref}' makes a control of a control: name a pretrained model after '{prefix}:'")
+    if not base:
+        raise UserError(f"'{ref}' names no model: give a folder, a .gguf file, package:NAME or hf:ORG/NAME")
+    return kind, base
 
 
 def _read_config(source: Source) -> Any:

@@ -198,6 +198,9 @@ def open_study(paths: Iterable[Path]) -> Study:
         for root, folders, files in os.walk(path):
             folders[:] = sorted(name for name in folders if name not in SKIPPED and not name.startswith("."))
             folder = Path(root)
+            if "measure.json" in files:  # a measurement has a page of its own
+                folders.clear()
+                continue
             _add_study_files(study, folder, files)
             if "result.json" in files or "metrics.jsonl" in files or {"config.yaml", "environment.json"} <= set(files):
                 found += 1

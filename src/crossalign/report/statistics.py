@@ -30,6 +30,11 @@ def _scipy_stats() -> Any:
     return scipy.stats
 
 
+def student_t(freedom: int, confidence: float = 0.95) -> float:
+    """What half an interval is, in standard errors that have so many degrees of freedom."""
+    return float(_scipy_stats().t.ppf(0.5 + confidence / 2, freedom))
+
+
 @dataclass(frozen=True)
 class Mean:
     """A mean over seeds; ``error`` is its standard error, None for fewer than two values."""

@@ -71,6 +71,8 @@ class Stage:
 
     Its gradient is added once, whatever the accumulation and the number of processes; each process gives its own share, as
     for DDP, which averages them."""
+    keep: Callable[[int], None] = lambda done: None
+    """Called with the number of steps done, before the first and after each, on all processes."""
     replicated: bool = False
     """Every process computes the whole step (batch-coupled losses of small modules): no sharding, no reduction."""
 
@@ -159,6 +161,8 @@ class _Fit:
         stage, total = self.stage, self.stage.steps_per_epoch * self.stage.epochs
         done = self.epoch * stage.steps_per_epoch + self.step
         saved_at, self.since = time.monotonic(), time.perf_counter()
+        if not done:
+            stage.keep(0)
         with catch_signals() as stopped, progress(total, stage.name, initial=done) as bar:
             while self.epoch < stage.epochs:
                 stage.model.train()
@@ -166,6 +170,7 @@ class _Fit:
                     self.since = time.perf_counter()
                     self._train_step(step, total)
                     self._count_time()
+                    stage.keep(self.epoch * stage.steps_per_epoch + self.step)
                     bar.update(1)
                     if self._agree(stopped):
                         self._save()

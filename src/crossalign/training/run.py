@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 OURS = ("environment.json", "metrics.jsonl", "result.json", "alignment.json", "predictions.parquet",
-        "samples.parquet", "mlflow_run.txt", "report.html", "checkpoints", "model", "evaluation", "config.yaml")  # fmt: skip
+        "samples.parquet", "mlflow_run.txt", "report.html", "checkpoints", "snapshots", "model", "evaluation",
+        "measure.json", "measure.md", "scores.safetensors", "figures", "config.yaml")  # fmt: skip
 NOT_COMPARED = ("output", "overwrite", "tracking")
 MEASURED = ("row", "data.mean", "data.std", "loop.device", "loop.precision", "loop.compile")  # left open, a run fills them in
 

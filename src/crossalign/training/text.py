@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from crossalign.config import FinetuneConfig, PretrainConfig, TextLoopConfig
 from crossalign.data.tokenizer import ordinary_text
 from crossalign.data.tokens import EvaluationBlocks, TextStep, TokenFile, evaluation_blocks
 from crossalign.errors import UserError
-from crossalign.models.causal import load_trained_state, trained_state
+from crossalign.models.causal import load_trained_state, save_causal, trained_state
 from crossalign.progress import followed
 from crossalign.regularizer import WEIGHT_PENALTIES
 from crossalign.training import checkpoint as ckpt
@@ -29,6 +30,8 @@ from crossalign.training.sharding import put, reshard, whole
 from crossalign.training.term import Term, check_align
 
 C = TypeVar("C")
+SNAPSHOTS = "snapshots"
+"""Folder in a run of the models that ``loop.keep_every`` keeps, named step-0000100 and so on."""
 OWN_SCORES = ("validation", "answers")
 """Names under which a run keeps the scores of its own held-out text."""
 
@@ -46,6 +49,7 @@ def text_stage(
     evaluate: Callable[[nn.Module], dict[str, float]],
     term: Term | None,
     run: Run,
+    tokenizer: Any,
 ) -> Stage:
     """``config.loop.steps`` optimiser steps of next-token prediction, with the alignment term on the steps that are due.
 
@@ -68,6 +72,10 @@ def text_stage(
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return nll_sum(wrapped, batch, device), {}
 
+    def keep(done: int) -> None:
+        if config.loop.keep_every and done % config.loop.keep_every == 0:
+            keep_snapshot(run.folder / SNAPSHOTS / f"step-{done:07d}", model, tokenizer, run)
+
     return Stage(
         name="train",
         model=model,
@@ -80,7 +88,23 @@ def text_stage(
         load=load,
         evaluate=evaluate,
         extra=term.extra if term else None,
+        keep=keep,
     )
+
+
+def keep_snapshot(folder: Path, model: Any, tokenizer: Any, run: Run) -> None:
+    """Write the model as it is now, whole or not at all; one that a resumed run has written already stays."""
+    state = whole_state(model, run)
+    if run.accelerator.is_main_process and not folder.exists():
+        temporary = folder.with_name(f".{folder.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            save_causal(model, None, tokenizer, temporary, state)
+        except Exception as error:
+            if ckpt.is_full(error):
+                raise ckpt.DiskFull(f"no room left to keep the model in {folder}") from error
+            raise
+        temporary.rename(folder)
 
 
 def resolve_speed(config: C, model: Any, block: int, quiet: bool) -> C:
@@ -183,6 +207,10 @@ def check_text_run(config: PretrainConfig | FinetuneConfig) -> None:
             raise UserError(f"--loop.{key.replace('_', '-')} is {getattr(loop, key)}; it must be at least 1")
     if loop.evaluate_blocks is not None and loop.evaluate_blocks < 1:
         raise UserError(f"--loop.evaluate-blocks is {loop.evaluate_blocks}; it must be at least 1")
+    if loop.keep_every < 0:
+        raise UserError(f"--loop.keep-every is {loop.keep_every}; it must be a number of steps, or 0 to keep none")
+    if loop.keep_every and isinstance(config, FinetuneConfig) and config.tune.method == "lora":
+        raise UserError("--loop.keep-every keeps whole models, and LoRA trains none: use --tune.method full, or leave it out")
     if loop.steps % loop.evaluate_every:
         near = max(d for d in range(1, loop.evaluate_every + 1) if loop.steps % d == 0)
         raise UserError(f"--loop.evaluate-every {loop.evaluate_every} does not divide --loop.steps {loop.steps}; {near} would")
@@ -200,9 +228,10 @@ def check_text_run(config: PretrainConfig | FinetuneConfig) -> None:
     check_align(config.align)
 
 
-def check_room(folder: Path, model: nn.Module) -> None:
+def check_room(folder: Path, model: nn.Module, loop: TextLoopConfig) -> None:
     """Raise UserError where the disk has no room for a run: two checkpoints of what trains and Adam's two moments stand
-    beside each other, and the whole model on top."""
+    beside each other, and the whole model on top, as often as it is kept."""
     trained = sum(tensor.numel() * 4 for tensor in trained_state(model).values())
     whole = sum(parameter.numel() * 4 for parameter in model.parameters())
-    ckpt.check_room(folder, 2 * 3 * trained + whole + 50_000_000)
+    kept = 2 + loop.steps // loop.keep_every if loop.keep_every else 1
+    ckpt.check_room(folder, 2 * 3 * trained + kept * whole + 50_000_000)

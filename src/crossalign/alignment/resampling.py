@@ -1,0 +1,126 @@
+"""Is a score more than chance, also when it is the best of many layers, and how sure is it?
+
+Chance is told by permutations: with the rows of one side in a random order no row belongs to its pair, and nothing else has
+changed, neither width nor spectrum nor number of rows. How sure a score is, is told by leaving out rows. Drawing rows with
+replacement is not here: a row drawn twice is its own nearest neighbour and stands off the diagonal of a debiased kernel,
+so both scores would rise by it.
+
+Shapes: n rows, I layers of x, J of y, each layer (n, p) of a width of its own; P orders, G groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layers import Layers, Tick, kernel_scores, kernel_scores_without, neighbour_scores
+from .registry import get_similarity
+
+KERNELS: dict[str, dict[str, Any]] = {
+    "cka-linear": {"kernel": "linear"},
+    "cka-linear-debiased": {"kernel": "linear", "debiased": True},
+    "cka-rbf": {"kernel": "rbf"},
+    "cka-rbf-debiased": {"kernel": "rbf", "debiased": True},
+    "kernel-alignment": {"kernel": "plain"},
+}
+FAST: dict[str, Callable[..., Tensor]] = {
+    **{name: partial(kernel_scores, **settings) for name, settings in KERNELS.items()},
+    "mutual-knn": neighbour_scores,
+}
+"""Similarities with a faster way than calling them for each order and pair of layers; the numbers are the same."""
+FAST_WITHOUT: dict[str, Callable[..., Tensor]] = {
+    name: partial(kernel_scores_without, **settings) for name, settings in KERNELS.items()
+}
+
+
+def random_orders(n: int, count: int, seed: int = 0) -> Tensor:
+    """Orders of n rows (count, n), drawn evenly; the caller's random state is left alone."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(n, generator=generator) for _ in range(count)])
+
+
+def ordered_scores(xs: Layers, ys: Layers, metric: str, orders: Tensor, tick: Tick = lambda: None, **options: Any) -> Tensor:
+    """Scores (P, I, J) of layers xs and ys by a registered similarity, the rows of ys taken in each of the orders (P, n).
+
+    The order 0 to n - 1 gives the scores themselves, random ones their distribution under chance. `options` are the
+    metric's; `tick` is called after each order.
+
+    Raises ValueError for an order that holds a row twice, and where the metric does.
+    """
+    if not torch.equal(orders.sort(1).values, torch.arange(orders.shape[1]).expand_as(orders)):
+        raise ValueError("each order must hold every row once: rows drawn with replacement inflate a similarity")
+    if metric in FAST:
+        return FAST[metric](xs, ys, orders, tick, **options)
+    function = get_similarity(metric)
+    scores = torch.zeros(len(orders), len(xs), len(ys))
+    for score, order in zip(scores, orders, strict=True):
+        for j, y in enumerate(ys):
+            moved = y[order]
+            for i, x in enumerate(xs):
+                score[i, j] = function(x, moved, **options)
+        tick()
+    return scores
+
+
+def scores_without(xs: Layers, ys: Layers, metric: str, groups: Tensor, tick: Tick = lambda: None, **options: Any) -> Tensor:
+    """Scores (G, I, J) without the rows of each group in turn: the replicates of a delete-group jackknife.
+
+    groups (n,) holds the numbers 0 to G - 1, see `random_groups`; `tick` is called after each.
+    """
+    if metric in FAST_WITHOUT:
+        return FAST_WITHOUT[metric](xs, ys, groups, tick, **options)
+    found = []
+    for group in range(int(groups.max()) + 1):
+        stay = groups != group
+        order = torch.arange(int(stay.sum()))[None]
+        found.append(ordered_scores([x[stay] for x in xs], [y[stay] for y in ys], metric, order, **options)[0])
+        tick()
+    return torch.stack(found)
+
+
+def random_groups(n: int, count: int, seed: int = 0) -> Tensor:
+    """Numbers 0 to count - 1 of n rows (n,), in random places, each as often as any other, give or take one."""
+    return torch.arange(n)[torch.randperm(n, generator=torch.Generator().manual_seed(seed))] % count
+
+
+def jackknife_error(replicates: Tensor) -> Tensor:
+    """Standard error (...) from the replicates (G, ...) of a delete-group jackknife: √((G - 1) / G · Σ (θ_g - mean)²).
+
+    Shao and Wu 1989, "A general theory for jackknife variance estimation". It has about G - 1 degrees of freedom, and is
+    sound for scores that are no smooth function of the rows, such as mutual k-NN, where a group has more than √n rows.
+    """
+    count = len(replicates)
+    return ((count - 1) / count * (replicates - replicates.mean(0)).square().sum(0)).sqrt()
+
+
+def p_values(observed: Tensor, null: Tensor) -> Tensor:
+    """(1 + how many of the null (P, ...) are at least the observed (...)) / (1 + P): never zero (Phipson and Smyth 2010).
+
+    For the best of all layers give the largest score as the observed one and, as the null, the largest within each order
+    (Westfall and Young 1993): this holds the family-wise error whatever the layers have in common.
+    """
+    return (1 + (null >= observed).sum(0)) / (1 + len(null))
+
+
+def critical_value(observed: Tensor, null: Tensor, level: float = 0.05) -> Tensor:
+    """What a score (...) must exceed to be more than chance at `level`: an order statistic of it and the null (P, ...).
+
+    The smallest value that a share 1 - level of these P + 1 does not exceed; a score above it has a p-value of at most `level`.
+    """
+    together = torch.cat([null, observed[None]]).sort(0).values
+    place = math.ceil((1 - level) * len(together) - 1e-9)
+    return together[place - 1]
+
+
+def calibrate(score: Tensor, critical: Tensor, largest: float = 1.0) -> Tensor:
+    """The score (...) on a scale from the critical value, 0, to the largest possible, 1; 0 below the critical value.
+
+    Gröger, Wen and Brbić 2026, "Revisiting the Platonic Representation Hypothesis: an Aristotelian view", whose null for the
+    best of all layers is the best within each order, too.
+    """
+    return ((score - critical) / (largest - critical)).clamp(min=0)

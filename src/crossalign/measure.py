@@ -1,0 +1,208 @@
+"""``measure``: how aligned language models are with vision models, layer by layer, and whether that is more than chance.
+
+Each model sees the same pairs, once: language models the captions, vision models the images. Every layer of the one kind is
+scored against every layer of the other. What chance gives is told by permutations of the images, and the best of all layers
+is compared with the best of all layers under each permutation, as Gröger, Wen and Brbić 2026 ("Revisiting the Platonic
+Representation Hypothesis: an Aristotelian view") propose; intervals leave out groups of pairs in turn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossalign.alignment import get_similarity, similarity_names
+from crossalign.alignment.resampling import (
+    calibrate,
+    critical_value,
+    jackknife_error,
+    ordered_scores,
+    p_values,
+    random_groups,
+    random_orders,
+    scores_without,
+)
+from crossalign.cache import atomic_path, write_json
+from crossalign.config import MeasureConfig
+from crossalign.data.pairs import open_pairs
+from crossalign.environment import environment
+from crossalign.errors import UserError, unknown
+from crossalign.measured import Measured, look, name_models, read_language
+from crossalign.progress import progress
+from crossalign.report.statistics import student_t
+from crossalign.training.run import claim_folder, locked, resolve_device, write_config
+
+HAVE_NEIGHBOURS = ("mutual-knn", "soft-mutual-knn")
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One language model beside one vision model. Shapes: I and J layers, P permutations, G groups."""
+
+    language: Measured
+    vision: Measured
+    scores: Tensor
+    """(I, J)."""
+    null: Tensor
+    """(P, I, J): with the images in random orders."""
+    replicates: Tensor
+    """(G, I, J): without each group of pairs."""
+
+
+def measure(config: MeasureConfig) -> dict[str, Any]:
+    """Measure, write the folder ``config.output``, and return what its measure.json holds.
+
+    Raises:
+        UserError: bad input; as much as can be known is said before a model is opened.
+    """
+    _check(config)
+    with locked(config.output):
+        config = claim_folder(config)
+        return _measure(config, resolve_device(config.device))
+
+
+def _measure(config: MeasureConfig, device: str) -> dict[str, Any]:
+    language, vision = name_models(config)
+    pairs = open_pairs(config.pairs)
+    _check_count(config, len(pairs))
+    language = read_language(language, config, pairs, device)
+    vision = look(vision, config, pairs, device)
+    found = align(language, vision, config)
+    result = {
+        "verb": "measure",
+        "pairs": pairs.source,
+        "n": len(pairs),
+        "language": [model.told() for model in language],
+        "vision": [model.told() for model in vision],
+        "alignment": [_summary(one, config) for one in found],
+    }
+    _write(config, result, found)
+    return result
+
+
+def align(language: Sequence[Measured], vision: Sequence[Measured], config: MeasureConfig) -> list[Alignment]:
+    """Every layer of every language model against every layer of every vision model.
+
+    All models share the permutations and the groups, and their layers are scored together.
+
+    Raises:
+        UserError: features that the metric refuses, or more of them than fit into memory.
+    """
+    xs, ys = ([layer for model in side for layer in model.layers.values()] for side in (language, vision))
+    n = len(xs[0])
+    _check_memory(n, len(xs), len(ys))
+    orders = torch.cat([torch.arange(n)[None], random_orders(n, config.permutations, config.seed)])
+    groups = random_groups(n, config.groups, config.seed)
+    options = {"k": config.neighbours} if config.metric in HAVE_NEIGHBOURS else {}
+    total = len(orders) + config.groups
+    try:
+        with progress(total, f"{config.metric} of {len(xs)} × {len(ys)} layers", unit="order", leave=False) as bar:
+            scores = ordered_scores(xs, ys, config.metric, orders, lambda: bar.update(1), **options)
+            replicates = scores_without(xs, ys, config.metric, groups, lambda: bar.update(1), **options)
+    except ValueError as error:
+        raise UserError(f"--metric {config.metric} cannot be computed of these features: {error}") from error
+    found, row = [], 0
+    for left in language:
+        column = 0
+        for right in vision:
+            part = (..., slice(row, row + len(left.layers)), slice(column, column + len(right.layers)))
+            found.append(Alignment(left, right, scores[0][part], scores[1:][part], replicates[part]))
+            column += len(right.layers)
+        row += len(left.layers)
+    return found
+
+
+def _summary(one: Alignment, config: MeasureConfig) -> dict[str, Any]:
+    """The best of all layers, beside the best of all layers under chance."""
+    best, null = one.scores.max(), one.null.amax((1, 2))
+    row, column = divmod(int(one.scores.argmax()), one.scores.shape[1])
+    critical = critical_value(best, null, config.level)
+    # Each replicate takes the best of its own layers, so that the choice among them is part of what is uncertain.
+    half = student_t(config.groups - 1) * jackknife_error(one.replicates.amax((1, 2)))
+    interval = torch.stack([best - half, best + half])
+    return {
+        "language": one.language.name,
+        "vision": one.vision.name,
+        "language_layer": list(one.language.layers)[row],
+        "vision_layer": list(one.vision.layers)[column],
+        "score": float(best),
+        "interval": interval.tolist(),
+        "null_mean": float(null.mean()),
+        "critical": float(critical),
+        "calibrated": float(calibrate(best, critical)),
+        "calibrated_interval": calibrate(interval, critical).tolist(),
+        "p": float(p_values(best, null)),
+    }
+
+
+def _write(config: MeasureConfig, result: dict[str, Any], found: list[Alignment]) -> None:
+    """config.yaml, environment.json, measure.json, scores.safetensors, figures/ and measure.md."""
+    from safetensors.torch import save_file
+
+    from crossalign.report.alignment import write_page
+
+    folder = config.output
+    write_config(folder, config)
+    write_json(folder / "environment.json", environment())
+    tensors: dict[str, Tensor] = {}
+    for one in found:
+        place = f"{one.language.name} | {one.vision.name}"
+        tensors[f"{place} | score"] = one.scores
+        tensors[f"{place} | error"] = jackknife_error(one.replicates)
+        tensors[f"{place} | null mean"] = one.null.mean(0)
+        tensors[f"{place} | p"] = p_values(one.scores, one.null.amax((1, 2))[:, None, None])
+        tensors[f"{place} | null best"] = one.null.amax((1, 2))
+    with atomic_path(folder / "scores.safetensors") as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    write_json(folder / "measure.json", result)
+    write_page(folder, config, result, tensors)
+
+
+def _check(config: MeasureConfig) -> None:
+    """What can be known to be wrong before anything is opened."""
+    for name in ("language", "vision"):
+        if not getattr(config, name):
+            raise UserError(f"--{name} names no model: give one or more")
+    if config.metric not in similarity_names():
+        raise unknown("metric", config.metric, similarity_names())
+    for name in ("neighbours", "max_length", "batch_size", "text_kilobytes", "block"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least 1")
+    if not 0 < config.level < 1:
+        raise UserError(f"--level is {config.level}; it must lie between 0 and 1, such as 0.05")
+    least = math.ceil(1 / config.level - 1e-9) - 1
+    if config.permutations < least:
+        raise UserError(
+            f"--permutations {config.permutations} cannot show anything at --level {config.level}: take {least} or more"
+        )
+    if config.groups < 2:
+        raise UserError(f"--groups is {config.groups}; the jackknife needs at least 2")
+
+
+def _check_count(config: MeasureConfig, n: int) -> None:
+    """Whether the metric is defined for so many pairs, and without a group of them."""
+    options = {"k": config.neighbours} if config.metric in HAVE_NEIGHBOURS else {}
+    fewest = n - -(-n // config.groups)
+    try:
+        if fewest < 2:
+            raise ValueError(f"the jackknife leaves {fewest} pairs")
+        get_similarity(config.metric)(torch.randn(fewest, 1), torch.randn(fewest, 1), **options)
+    except ValueError as error:
+        raise UserError(
+            f"{n} pairs are too few for --metric {config.metric} with --groups {config.groups} left out in turn ({error}): "
+            "give more pairs"
+        ) from error
+
+
+def _check_memory(n: int, i: int, j: int) -> None:
+    needed, there = 4 * n * n * 2 * (i + j), environment()["memory_bytes"]
+    if there is not None and needed > there:
+        raise UserError(
+            f"{n} pairs and {i} + {j} layers need about {needed / 1e9:.0f} GB of memory, of {there / 1e9:.0f}: "
+            "lower --pairs.limit, or choose layers"
+        )
