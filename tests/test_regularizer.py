@@ -108,10 +108,11 @@ def test_a_score_between_moves_nothing_on() -> None:
     model, regularizer = make_model(), AlignmentRegularizer("cka-linear-debiased", every=4, pairs=make_pairs(), queue=8)
     assert regularizer.comparable and not AlignmentRegularizer("cka-linear", pairs=make_pairs()).comparable
     values = []
-    for step in (4, 5, 7):
+    for step in (4, 5, 7, 8):
         regularizer.due(step)
         values.append(float(regularizer.score(model)))
-    assert values[0] == values[1] == values[2] and not regularizer.state_dict()["queue"]
+    # Of the pairs that come next: the model was just pulled at those of step 4.
+    assert values[0] != values[1] == values[2] == values[3] and not regularizer.state_dict()["queue"]
     assert not any(p.grad is not None for p in model.parameters())
 
 
@@ -368,13 +369,17 @@ def test_the_example_of_the_docstring_has_the_weight_it_says(accumulation: int) 
 def test_between_due_steps_the_queue_does_not_hold_the_same_pairs() -> None:
     model = make_model()
     regularizer = AlignmentRegularizer("cka-linear-debiased", every=4, pairs=make_pairs(batch_size=8), queue=24)
-    for step in (0, 4, 8):
+    for step in (0, 4):
         assert regularizer.due(step)
         regularizer.loss(model)
+    regularizer.due(7)
+    ahead = float(regularizer.score(model))
+    regularizer.due(8)
+    regularizer.loss(model)
     due = float(regularizer.numbers["score"])
-    regularizer.due(9)
-    # The model has not moved: the batch of step 8 with the 16 older rows, as when it was due but for the oldest batch.
-    student, teacher = regularizer._features(model)
+    assert ahead == pytest.approx(due, abs=1e-6)  # the model has not moved
+    # The batch of step 8 with the 16 older rows, though the queue holds it by now.
+    student, teacher = regularizer._features(model, 2)
     kept = regularizer.state_dict()["queue"]
     assert torch.equal(kept[1][:8], teacher)
     expected = cka(torch.cat([student, kept[0][8:]]), torch.cat([teacher, kept[1][8:]]), debiased=True)

@@ -111,8 +111,8 @@ class AlignmentRegularizer:
         """The term, a scalar with gradient in the model's parameters; each process gives its share, as DDP averages them."""
         if self.of_weights:
             return self.weight * self._of_weights(model)
-        student, teacher = self._features(model)
-        student, teacher, rows = self._with_queue(student, teacher)
+        number = self._step // self.every
+        student, teacher, rows = self._with_queue(*self._features(model, number), number)
         value = self._value(student, teacher)
         if self.queue > 0:
             self._kept = (student.detach()[: self.queue], teacher[: self.queue], rows[: self.queue])
@@ -122,21 +122,21 @@ class AlignmentRegularizer:
         """The value with its gradient's graph, by this process alone; nothing moves on. To find out early what cannot work."""
         if self.of_weights:
             return self._of_weights(model)
-        return self._value(*self._features(model, alone=True))
+        return self._value(*self._features(model, self._step // self.every, alone=True))
 
     @torch.no_grad()
     def score(self, model: nn.Module) -> Tensor:
         """The score without gradient; nothing moves on and no random number is drawn. For logs between the steps that are due.
 
-        Between two due steps it is that of the pairs of the last one.
+        Between two due steps it is that of the pairs of the next one: those of the last one the model was just pulled at.
         """
         if self.of_weights:
             return self._of_weights(model)
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        number = -(-self._step // self.every)
         with torch.random.fork_rng(devices=devices):
-            student, teacher = self._features(model)
-        student, teacher, _ = self._with_queue(student, teacher)
-        return self._value(student, teacher)
+            found = self._features(model, number)
+        return self._value(*self._with_queue(*found, number)[:2])
 
     def state_dict(self) -> dict[str, Any]:
         """The queue, and which pairs it came from. Which pairs are next follows from the step."""
@@ -156,19 +156,19 @@ class AlignmentRegularizer:
             raise UserError("the run was saved before a queue told which pairs it holds: start anew")
         self._kept = (*state["queue"][:2], state["queue"][2].cpu()) if state["queue"] else None
 
-    def _features(self, model: nn.Module, alone: bool = False) -> tuple[Tensor, Tensor]:
-        """Student features (B, p) with gradient and teacher features (B, q) of the step's pairs, over all processes."""
+    def _features(self, model: nn.Module, number: int, alone: bool = False) -> tuple[Tensor, Tensor]:
+        """Student features (B, p) with gradient and teacher features (B, q) of a batch of pairs, over all processes."""
         rank, world = (0, 1) if alone else place()
-        batch = self.pairs.batch(self._step // self.every, mode=self.mode, rank=rank, world=world)
+        batch = self.pairs.batch(number, mode=self.mode, rank=rank, world=world)
         device = next(model.parameters()).device
         ids, mask = (t.to(device, non_blocking=True) for t in (batch.input_ids, batch.attention_mask))
         student = self.taps(model, ids, mask)
         teacher = batch.features.detach().to(device, student.dtype, non_blocking=True)
         return (student, teacher) if alone else (gather_features(student), gather_features(teacher))
 
-    def _with_queue(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _with_queue(self, student: Tensor, teacher: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """The batch's rows, then the queue's of other pairs; and which pairs these are."""
-        rows = self.pairs.rows(self._step // self.every)
+        rows = self.pairs.rows(number)
         if self._kept is None:
             return student, teacher, rows
         # Indices and no mask, and found on the host: so that nothing waits for a device.
