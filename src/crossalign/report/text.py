@@ -95,7 +95,7 @@ class TextContent(Content):
         losses = [one for one in self.changes if one.question is PREDICTS]
         better, worse = (sum(_verdict(one) == verdict for one in losses) for verdict in ("gain", "loss"))
         return (
-            f"Of {wording.counted(len(losses), 'comparison')} of losses with and without the alignment term, {better} show a "
+            f"Of {wording.counted(len(losses), 'comparison')} of losses with those of the row without any term, {better} show a "
             f"lower loss and {worse} a higher one after correction; of the rest no difference could be shown."
         )
 
