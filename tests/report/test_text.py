@@ -176,3 +176,11 @@ def test_classifiers_and_language_models_are_reported_apart(study: Path, new_run
     images = new_run(tmp_path / "images")
     with pytest.raises(UserError, match="report each kind apart"):
         content_of(open_study([study, images]))
+
+
+def test_one_point_is_no_curve(study: Path) -> None:
+    for file in study.rglob("metrics.jsonl"):
+        rows = [row for row in map(json.loads, file.read_text().splitlines()) if row["split"] == "extra" or row["step"] == 300]
+        file.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    names = {picture.name for picture in content_of(open_study([study])).pictures}
+    assert "curves-score" in names and not names & {"curves-loss", "curves-aligned"}

@@ -320,6 +320,7 @@ def difference_figure(changes: list[Change]) -> Picture | None:
                 axes.plot(one.t.difference, place, "o", color=PALETTE[0], markersize=6)
         name_rows(axes, [clean(label, 60) for label in labels] if column == 0 else [""] * len(labels))
         axes.set_title(measure, fontsize="medium")
+        axes.locator_params(axis="x", nbins=5)
     figure.supxlabel("difference in loss (nats a token); below zero the term helps", fontsize="medium")
     title = "Loss with the term minus loss without it, paired by seed, with 95 % intervals, not corrected."
     return Picture("differences", title, "Paired differences; the same numbers are in the table of comparisons.", figure)
@@ -352,8 +353,8 @@ def curve_figures(rows: list[Row]) -> Iterator[Picture | None]:
             held = _mean_series([_series(run, split, key) for run in row.runs])
             if held is None:
                 continue
-            drawn = True
             steps, mean, low, high = held
+            drawn = drawn or len(steps) > 1  # one point is no curve: the table of results has it
             axes.plot(steps, mean, style, color=colour, linewidth=1.5, label=clean(row.label, 60))
             axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
             null = _mean_series([_series(run, split, "null_score") for run in row.runs]) if split == "extra" else None
