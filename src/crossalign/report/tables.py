@@ -185,8 +185,8 @@ def efficiency_table(rows: list[Row], rate: str = "images_per_second") -> Table:
     columns = ["Method", "Trainable", "Total", "Share", "Alignment", "Training"]
     columns += [f"{rate.split('_')[0].capitalize()}/s", "Peak memory", "Precision"]
     notes = [
-        "Parameters are counted once each. Times, rates and memory are means over seeds, measured on the device named; runs that "
-        "shared it with others are slower, so rows are compared in speed by a benchmark only."
+        "Parameters are counted once each. Times, rates and memory are means over seeds, measured on the device named; runs "
+        "that shared it with others are slower, so rows are compared in speed by a benchmark only."
     ]
     return Table("Efficiency", [*columns, "Device"], shown, notes, frozenset({8, 9}))
 

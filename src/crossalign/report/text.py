@@ -94,9 +94,10 @@ class TextContent(Content):
             )
         losses = [one for one in self.changes if one.question is PREDICTS]
         better, worse = (sum(_verdict(one) == verdict for one in losses) for verdict in ("gain", "loss"))
+        count = wording.counted(len(losses), "comparison")
         return (
-            f"Of {wording.counted(len(losses), 'comparison')} of losses with those of the row without any term, {better} show a "
-            f"lower loss and {worse} a higher one after correction; of the rest no difference could be shown."
+            f"Of {count} of losses with those of the row without any term, {better} show a lower loss and {worse} a higher one "
+            "after correction; of the rest no difference could be shown."
         )
 
     @property
