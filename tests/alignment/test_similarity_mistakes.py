@@ -263,6 +263,20 @@ def test_pwcca_weighs_by_the_side_with_fewer_directions() -> None:
     assert float(pwcca(x, y)) > 0.85 > 0.6 > float(pwcca(x, y, weight_by="y"))
 
 
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_neighbours_counted_by_index_are_those_counted_by_distance(
+    twice: bool, batch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = torch.randn(*batch, 60, 8), torch.randn(*batch, 60, 5)
+    y = y + x[..., :5]
+    if twice:  # ties for the last place in one side: indices would choose among them
+        y[..., 30:, :] = y[..., :30, :]
+    counted = [mutual_knn(x, y, k=k, distance="euclidean") for k in (1, 4, 7)]
+    monkeypatch.setattr("crossalign.alignment.neighbours._shared", lambda *_: None)
+    torch.testing.assert_close(counted, [mutual_knn(x, y, k=k, distance="euclidean") for k in (1, 4, 7)])
+
+
 def test_mutual_knn_is_no_loss_and_its_soft_form_is_one(paired: Any) -> None:
     x, y = paired(40, 5, 4)
     x.requires_grad_()

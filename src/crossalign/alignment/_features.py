@@ -41,14 +41,18 @@ def squared_distances_within(rows: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """
     distances = torch.stack([side @ side.mT for side in rows])
     squares = distances.diagonal(dim1=-2, dim2=-1).clone()
-    distances.mul_(-2).add_(squares[..., :, None]).add_(squares[..., None, :]).clamp_min_(0)
+    torch.add(squares[..., :, None], distances, alpha=-2, out=distances).add_(squares[..., None, :]).clamp_min_(0)
     distances.diagonal(dim1=-2, dim2=-1).zero_()
     return distances, squares
 
 
 def refuse(bad: Tensor, message: str) -> bool:
-    """Raise ValueError where any of `bad` is true, if that can be read without waiting for a device; whether it was read."""
-    readable = bad.device.type == "cpu" and not torch.compiler.is_compiling()
-    if readable and bool(bad.any()):
+    """Raise ValueError where any of `bad` is true, if that is readable; whether it was."""
+    if readable(bad) and bool(bad.any()):
         raise ValueError(message)
-    return readable
+    return readable(bad)
+
+
+def readable(x: Tensor) -> bool:
+    """Whether the host can look at values without waiting for a device."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()

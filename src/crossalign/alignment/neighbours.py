@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._common import direction, full_precision, one_if_zero, pair_gradient, wants_gradient, with_gradient
-from ._features import centre, squared_distances_within
+from ._features import centre, readable, squared_distances_within
 from .registry import register_similarity
 
 # Distances that differ by fewer roundings than this of the mean distance are tied.
@@ -29,8 +29,12 @@ def mutual_knn(x: Tensor, y: Tensor, k: int = 10, distance: str = "cosine") -> T
     """
     with torch.no_grad(), full_precision(x, y, paired=True) as (x, y):
         _check(x, k, k + 1, distance)
-        member = _members(*_apart((_points(x, distance), _points(y, distance))), k)
-        return torch.minimum(member[0], member[1]).sum(-1).mean(-1) / k
+        distances, mean = _apart((_points(x, distance), _points(y, distance)))
+        shared = _shared(distances, mean, k)
+        if shared is None:
+            member = _members(distances, mean, k)
+            shared = torch.minimum(member[0], member[1]).sum(-1)
+        return shared.mean(-1) / k
 
 
 @register_similarity("soft-mutual-knn", ranks_rows=True)
@@ -93,11 +97,29 @@ def _apart(points: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     return distances, squares.mean(-1)[..., None, None] * (2 / (1 - 1 / squares.shape[-1]))
 
 
+def _shared(distances: Tensor, mean: Tensor, k: int) -> Tensor | None:
+    """How many of each row's k nearest both sides have, (..., n), where no last place is tied; None where one may be.
+
+    From indices, without another pass over the distances; many neighbours would make too many pairs of them.
+    """
+    if not readable(distances) or k * k > distances.shape[-1]:
+        return None
+    nearest = distances.topk(k + 1, largest=False)
+    if bool((nearest.values[..., k] <= nearest.values[..., k - 1] + _slack(distances, mean)[..., 0]).any()):
+        return None
+    of_x, of_y = nearest.indices[..., :k]
+    return (of_x[..., :, None] == of_y[..., None, :]).sum((-2, -1)).to(distances)
+
+
+def _slack(distances: Tensor, mean: Tensor) -> Tensor:
+    """What equal distances, as those of equal rows, may differ by (2, ..., 1, 1): the rounding of a matrix product."""
+    return ROUNDINGS * torch.finfo(distances.dtype).eps * mean
+
+
 def _members(distances: Tensor, mean: Tensor, k: int) -> Tensor:
     """To what part each row is among the k nearest of each row, (..., n, n): 1, 0, or a share of the last places."""
     last = distances.topk(k, largest=False).values[..., -1:]
-    # Equal rows have equal distances up to the rounding of a matrix product.
-    slack = ROUNDINGS * torch.finfo(distances.dtype).eps * mean
+    slack = _slack(distances, mean)
     nearer = (distances < last - slack).to(distances)
     tied = (distances <= last + slack).to(distances).sub_(nearer)
     share = (k - nearer.sum(-1, keepdim=True)) / tied.sum(-1, keepdim=True)
