@@ -108,7 +108,8 @@ def _shared(distances: Tensor, mean: Tensor, k: int) -> Tensor | None:
     if bool((nearest.values[..., k] <= nearest.values[..., k - 1] + _slack(distances, mean)[..., 0]).any()):
         return None
     of_x, of_y = nearest.indices[..., :k]
-    return (of_x[..., :, None] == of_y[..., None, :]).sum((-2, -1)).to(distances)
+    shared: Tensor = (of_x[..., :, None] == of_y[..., None, :]).sum((-2, -1))
+    return shared.to(distances)
 
 
 def _slack(distances: Tensor, mean: Tensor) -> Tensor:
