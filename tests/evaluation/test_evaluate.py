@@ -100,11 +100,12 @@ def test_a_second_call_scores_only_what_is_new_or_changed(make: Make, evals: Pat
     assert evaluate(make("copa", "arc_easy", data_dir=data))["tasks"] == both["tasks"]
     assert evaluate(make("copa", data_dir=data, batch_size=2))["tasks"] == both["tasks"]  # which changes no score
     assert len(scored) == calls
+    whole = (tmp_path / "out/results.json").read_text()
     for change in ({"few_shot": 1}, {"limit": 5}, {"max_length": 200}, {"bos": "yes"}, {"precision": "bf16"}):
         evaluate(make("arc_easy", data_dir=data, **change))
         assert len(scored) > calls, change
         calls = len(scored)
-    evaluate(make("arc_easy", data_dir=data))
+        (tmp_path / "out/results.json").write_text(whole)
     file = data / "arc_easy_test.jsonl"
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[0].replace("?", "??"), *lines[1:]]))

@@ -83,7 +83,14 @@ def test_the_requests_of_real_rows_are_those_of_the_shipped_templates(name: str,
     check_requests_equal(name, shared_data / "evals", 0)
 
 
-def direct(opened: Scored, task: ConfigurableTask, name: str, max_length: int | None = None, bootstrap: int = 0) -> Any:
+def direct(
+    opened: Scored,
+    task: ConfigurableTask,
+    name: str,
+    max_length: int | None = None,
+    bootstrap: int = 0,
+    limit: int | None = None,
+) -> Any:
     """The harness called as anybody would, with its own adapter."""
     bos = opened.bos and name != "wikitext"  # whose first token follows the prefix token, which is BOS already
     with quietly(name):
@@ -91,7 +98,7 @@ def direct(opened: Scored, task: ConfigurableTask, name: str, max_length: int | 
             pretrained=opened.model, tokenizer=opened.tokenizer, add_bos_token=bos, batch_size=3, max_length=max_length
         )
         task.set_fewshot_seed(7)
-        return lm_eval.evaluate(model, {"tasks": {name: task}}, bootstrap_iters=bootstrap)["results"][name]
+        return lm_eval.evaluate(model, {"tasks": {name: task}}, limit=limit, bootstrap_iters=bootstrap)["results"][name]
 
 
 def ours(opened: Scored, task: EvalTask, max_length: int | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -111,6 +118,16 @@ def test_the_numbers_are_those_of_the_harness_called_directly(name: str, bos: An
     assert summary["metrics"].keys() - wanted.keys() <= {"bits_per_byte"}
     for metric, value in wanted.items():
         assert summary["metrics"][metric] == pytest.approx(value, rel=1e-6), metric
+
+
+@pytest.mark.parametrize(("name", "limit"), [("arc_easy", 20), ("copa", 60), ("lambada_openai", 20), ("wikitext", 2)])
+def test_the_numbers_of_a_real_model_are_those_of_the_harness(name: str, limit: int, shared_data: Path) -> None:
+    opened = open_scored(str(shared_data / "models/stories260K"))
+    summary, rows = ours(opened, open_task(name, shared_data / "evals", limit=limit))
+    told = direct(opened, shipped(name, shared_data / "evals"), name, limit=limit)
+    assert len(rows) == told["sample_len"] == limit
+    for metric in summary["metrics"].keys() - ({"bits_per_byte"} if name == "lambada_openai" else set()):
+        assert summary["metrics"][metric] == pytest.approx(told[f"{metric},none"], rel=1e-6), metric
 
 
 def test_standard_errors_of_means_are_the_harness_s(evals: Path, tiny: Path) -> None:
