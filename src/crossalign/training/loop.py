@@ -137,8 +137,7 @@ class _Fit:
         self.base_lr = stage.optim.lr
         self.parameters = [p for p in stage.model.parameters() if p.requires_grad]
         self.shared = run.world > 1 and not stage.replicated
-        self.epoch, self.step = 0, 0
-        self.best_epoch = -1
+        self.epoch, self.step, self.best_epoch = 0, 0, -1
         self.best: dict[str, float] = {}
         self.best_state: dict[str, Tensor] | None = None
         self.seconds, self.since, self.examples = 0.0, 0.0, 0
