@@ -37,9 +37,11 @@ def squared_distances_within(rows: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Squared distances (2, ..., n, n) of the rows of each of two centred sides, and the rows' squared lengths (2, ..., n).
 
     Both sides in one tensor: what follows takes half as many steps, of which the time of small batches is made. One side
-    alone gives (1, ..., n, n).
+    alone gives (1, ..., n, n). Not differentiable.
     """
-    distances = torch.stack([side @ side.mT for side in rows])
+    distances = rows[0].new_empty(len(rows), *rows[0].shape[:-1], rows[0].shape[-2])
+    for side, products in zip(rows, distances, strict=True):
+        torch.matmul(side, side.mT, out=products)
     squares = distances.diagonal(dim1=-2, dim2=-1).clone()
     torch.add(squares[..., :, None], distances, alpha=-2, out=distances).add_(squares[..., None, :]).clamp_min_(0)
     distances.diagonal(dim1=-2, dim2=-1).zero_()

@@ -31,9 +31,6 @@ def mutual_knn(x: Tensor, y: Tensor, k: int = 10, distance: str = "cosine") -> T
         _check(x, k, k + 1, distance)
         distances, mean = _apart((_points(x, distance), _points(y, distance)))
         shared = _shared(distances, mean, k)
-        if shared is None:
-            member = _members(distances, mean, k)
-            shared = torch.minimum(member[0], member[1]).sum(-1)
         return shared.mean(-1) / k
 
 
@@ -97,19 +94,28 @@ def _apart(points: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     return distances, squares.mean(-1)[..., None, None] * (2 / (1 - 1 / squares.shape[-1]))
 
 
-def _shared(distances: Tensor, mean: Tensor, k: int) -> Tensor | None:
-    """How many of each row's k nearest both sides have, (..., n), where no last place is tied; None where one may be.
+def _shared(distances: Tensor, mean: Tensor, k: int) -> Tensor:
+    """How many of each row's k nearest both sides have, (..., n).
 
-    From indices, without another pass over the distances; many neighbours would make too many pairs of them.
+    By index where no last place is tied, without another pass over the distances, and by share in the other rows. Many
+    neighbours would make too many pairs of indices, and a device would wait for the answer which rows are tied.
     """
     if not readable(distances) or k * k > distances.shape[-1]:
-        return None
+        return _shares(distances, mean, k)
     nearest = distances.topk(k + 1, largest=False)
-    if bool((nearest.values[..., k] <= nearest.values[..., k - 1] + _slack(distances, mean)[..., 0]).any()):
-        return None
     of_x, of_y = nearest.indices[..., :k]
-    shared: Tensor = (of_x[..., :, None] == of_y[..., None, :]).sum((-2, -1))
-    return shared.to(distances)
+    shared: Tensor = (of_x[..., :, None] == of_y[..., None, :]).sum((-2, -1)).to(distances)
+    gap = nearest.values[..., k] - nearest.values[..., k - 1]
+    tied = (gap <= _slack(distances, mean)[..., 0]).any(0)
+    if bool(tied.any()):
+        of_tied = mean.expand_as(distances[..., :1])[:, tied]
+        shared[tied] = _shares(distances[:, tied], of_tied, k)
+    return shared
+
+
+def _shares(distances: Tensor, mean: Tensor, k: int) -> Tensor:
+    member = _members(distances, mean, k)
+    return torch.minimum(member[0], member[1]).sum(-1)
 
 
 def _slack(distances: Tensor, mean: Tensor) -> Tensor:
