@@ -234,6 +234,7 @@ def test_what_cannot_be_is_refused() -> None:
         ({"weight": float("nan")}, "the weight of the regulariser is nan; it must be a number from 0 up"),
         ({"weight": float("inf")}, "the weight of the regulariser is inf"),
         ({"weight": -1.0}, "the weight of the regulariser is -1.0"),
+        ({"weight": "10"}, "the weight of the regulariser is 10; it must be a number"),
         ({"queue": -4}, "the queue of the regulariser is -4 rows; it must be a whole number, 0 for none"),
         ({"queue": 2.5}, "the queue of the regulariser is 2.5 rows"),
         ({"mode": "pared"}, "did you mean 'paired'"),
@@ -280,6 +281,13 @@ def test_a_function_of_ones_own_is_taken_if_its_score_has_a_gradient() -> None:
             with pytest.raises(UserError, match=r"(count|lambda>) gives a score without gradient and cannot be a loss"):
                 call(model)
         assert regularizer.score(model).isfinite()
+    for metric, given in (
+        (lambda x, y: 0.5, "a float"),
+        (lambda x, y: x.sum(0), "a tensor of shape"),
+        (lambda x, y: x.sum()[None], r"a tensor of shape \(1,\)"),
+    ):
+        with pytest.raises(UserError, match=rf"<lambda> gives {given}.*; a score is a tensor with one number"):
+            AlignmentRegularizer(metric, pairs=pairs).loss(model)
     taken = AlignmentRegularizer(partial(cka, debiased=True), pairs=pairs)
     assert taken.name == "cka" and taken.loss(model).requires_grad
     assert AlignmentRegularizer(get_similarity("cka-linear-debiased"), pairs=pairs).comparable

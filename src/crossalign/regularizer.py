@@ -75,7 +75,7 @@ class AlignmentRegularizer:
     ) -> None:
         if not isinstance(every, int) or every < 1:
             raise UserError(f"the interval of the regulariser is {every} steps; it must be at least 1, a whole number")
-        if not (weight >= 0 and math.isfinite(weight)):
+        if not isinstance(weight, int | float) or not (weight >= 0 and math.isfinite(weight)):
             raise UserError(f"the weight of the regulariser is {weight}; it must be a number from 0 up, 0 turns the term off")
         if not isinstance(queue, int) or queue < 0:
             raise UserError(f"the queue of the regulariser is {queue} rows; it must be a whole number, 0 for none")
@@ -185,6 +185,9 @@ class AlignmentRegularizer:
     def _value(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The metric, noted with what it gives for the same rows with their pairs exchanged."""
         value: Tensor = self.metric(student) if self.penalty else self.metric(student, teacher)
+        if not isinstance(value, Tensor) or value.shape != ():
+            given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise UserError(f"{self.name} gives {given}; a score is a tensor with one number, of shape ()")
         if student.requires_grad and torch.is_grad_enabled() and not value.requires_grad:
             raise UserError(
                 f"{self.name} gives a score without gradient and cannot be a loss: compute it by differentiable steps"

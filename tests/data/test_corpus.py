@@ -343,6 +343,7 @@ def write_bad(folder: Path) -> Iterator[tuple[str, str]]:
     (folder / "empty").mkdir()
     yield str(folder / "empty"), "holds no text"
     yield str(folder / "nowhere"), "does not exist"
+    yield "", "corpus source '' does not exist"
 
 
 def test_bad_input_is_told_before_long_work(tmp_path: Path, folder: Path) -> None:

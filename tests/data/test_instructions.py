@@ -256,7 +256,11 @@ def test_bad_input_is_one_sentence(tmp_path: Path, tokenizer: Any, name: str, co
 
 
 def test_settings_without_a_meaning_are_refused(tmp_path: Path, tokenizer: Any) -> None:
-    for settings, says in (({"source": ()}, "has no source"), ({"source": ("/nowhere",)}, "does not exist")):
+    for settings, says in (
+        ({"source": ()}, "has no source"),
+        ({"source": ("/nowhere",)}, "does not exist"),
+        ({"source": ("",)}, "instruction source '' does not exist"),
+    ):
         with pytest.raises(UserError, match=says):
             open_instructions(InstructConfig(**settings), tokenizer)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="must lie between 0 and 1"):

@@ -239,6 +239,7 @@ def test_hub_sets(tmp_path: Path) -> None:
     ("settings", "says"),
     [
         ({"source": "nowhere.parquet"}, "pair source 'nowhere.parquet' does not exist; give openmoji"),
+        ({"source": ""}, "pair source '' does not exist"),
         ({"source": "."}, "holds no .parquet file and no .tar shard"),
         ({"split": "dev"}, "unknown value for --pairs.split 'dev'"),
         ({"on_error": "go"}, "unknown value for --pairs.on-error 'go'"),

@@ -80,7 +80,7 @@ def list_files(source: Sequence[str], column: str) -> tuple[list[TextFile], list
             continue
         path = Path(name).expanduser()
         paths = [path]
-        if path.is_dir():
+        if name and path.is_dir():
             paths, others = _folder(path)
             left_out += [other.name for other in others]
         elif not path.is_file():

@@ -186,7 +186,7 @@ def _records(name: str) -> Iterator[tuple[Any, str]]:
         yield from ((row, f"{name} row {number}") for number, row in enumerate(train_split(name)))
         return
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
         found, others = without_other_splits(path, found)
         if others:

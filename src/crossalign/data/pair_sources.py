@@ -85,7 +85,7 @@ def _reader(source: str) -> tuple[Parts, Callable[[list[Any], PairsConfig], Pair
         return _hub_parts(source.removeprefix("hf:")), _hub
     path = Path(source).expanduser()
     for suffix, make in READERS.items():
-        files = _files(path, suffix)
+        files = _files(path, suffix) if source else []
         if files:
             return files_by_split(path if path.is_dir() else path.parent, files), make
     if not source or not (path.exists() or glob.glob(str(path))):
