@@ -31,6 +31,8 @@ ASKED = ("prompt", "answers", "loglikelihoods", "said", "target")  # columns of 
 def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     """Score a model and return what results.json holds: ``{"tasks": {name: {"label", "n", "metrics", "stderr", …}}, …}``.
 
+    Of several processes the first alone has what was just scored.
+
     Raises:
         UserError: bad input, before anything is scored.
     """
@@ -39,7 +41,7 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     from crossalign.models.scored import open_scored
     from crossalign.training.run import resolve_device
 
-    device: Any = resolve_device(config.device)
+    device: Any = resolve_device(config.device, "--device")
     config = dataclasses.replace(config, device=device)
     tasks = [open_task(name, config.data_dir, config.few_shot, config.limit, config.seed) for name in names]
     if len({task.name for task in tasks}) < len(tasks):
@@ -107,8 +109,8 @@ def _score_locked(
         if len(task.documents()) < scorer.world_size:
             raise UserError(f"{task.name} has fewer documents than there are processes: start fewer, or raise --limit")
     cut = {task.name: check_requests(task, scorer, config.too_long == "cut") for task in waiting}
-    told = {"model": opened.ref, "fingerprint": opened.fingerprint, "bos": opened.bos, "harness": f"lm-eval {VERSION}"}
-    told |= {"device": device_name(config.device), "precision": config.precision, "max_length": scorer.max_length}
+    told = {"model": opened.ref, "fingerprint": opened.fingerprint, "harness": f"lm-eval {VERSION}"}
+    seen = {"bos": opened.bos, "precision": config.precision, "max_length": scorer.max_length}
     for task in tasks:
         started = time.monotonic()
         found = score_task(task, scorer) if task in waiting else None
@@ -122,7 +124,9 @@ def _score_locked(
                 "few_shot": task.few_shot,
                 **summary,
                 "cut": cut[task.name],
+                **seen,
                 "seconds": round(time.monotonic() - started, 3),
+                "device": device_name(config.device),
                 "processes": scorer.world_size,
                 "harness": VERSION,
                 "data_fingerprint": task.fingerprint,
@@ -167,17 +171,37 @@ def _keys(opened: Scored, tasks: list[EvalTask], scorer: Scorer, config: Evaluat
 
 
 def _done(folder: Path, opened: Scored, keys: dict[str, str]) -> dict[str, Any]:
-    """What an earlier call scored of the same model: tasks of the same key, and those not asked for now."""
+    """What an earlier call scored of the same model: tasks of the same key, and those not asked for now.
+
+    Raises:
+        UserError: there is a results.json of something else, or a damaged one.
+    """
     from crossalign.training.run import read_json
 
-    told = read_json(folder / RESULTS)["tasks"] if (folder / RESULTS).is_file() else {}
-    return {
-        name: entry
-        for name, entry in told.items()
-        if entry["model_fingerprint"] == opened.fingerprint
-        and entry["key"] == keys.get(name, entry["key"])
-        and (folder / "samples" / f"{name}.parquet").is_file()
-    }
+    try:
+        told = read_json(folder / RESULTS)["tasks"] if (folder / RESULTS).is_file() else {}
+        return {
+            name: entry
+            for name, entry in told.items()
+            if entry["model_fingerprint"] == opened.fingerprint
+            and entry["key"] == keys.get(name, entry["key"])
+            and all(_count_rows(folder / part / f"{name}.parquet") == entry["n"] for part in ("samples", "outputs"))
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"'{folder / RESULTS}' is damaged or not of crossalign evaluate: take it away, or choose another --output"
+        ) from error
+
+
+def _count_rows(file: Path) -> int:
+    """Rows of a parquet file; -1 of one that is not there or damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (OSError, pa.ArrowException):
+        return -1
 
 
 def _write_rows(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
@@ -193,7 +217,8 @@ def _write_rows(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def _forgetting(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Each metric of each task before and after the language model became a classifier."""
+    """Each metric of each task before and after the language model became a classifier, where both were scored alike."""
+    alike = ("data_fingerprint", "bos", "precision", "max_length")
     return {
         name: {
             metric: {"before": old, "after": after[name]["metrics"][metric]}
@@ -201,7 +226,7 @@ def _forgetting(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]
             if metric in after[name]["metrics"]
         }
         for name, entry in before["tasks"].items()
-        if name in after
+        if name in after and all(entry.get(key) == after[name].get(key) for key in alike)
     }
 
 

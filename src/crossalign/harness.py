@@ -25,10 +25,12 @@ from datasets import Dataset
 from lm_eval.api.metrics import bits_per_byte, perplexity, stderr_for_metric, weighted_perplexity
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate as run_harness
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks._yaml_loader import load_yaml
+from pyarrow import ArrowException
 
 from crossalign.cache import content_key
-from crossalign.data.evals import expected_file, local_rows
+from crossalign.data.evals import LocalRows, expected_file, local_rows
 from crossalign.errors import UserError, unknown
 from crossalign.harness_model import Scorer
 from crossalign.models.loading import first_line, quiet
@@ -89,14 +91,15 @@ class EvalTask:
 
 
 def _source(value: Any) -> Any:
-    """A part of a task's configuration as JSON can hold it: functions as their source."""
+    """A part of a task's configuration as JSON can hold it: functions as their source, with that of the file they stand in,
+    which they may call."""
     if isinstance(value, dict):
         return {key: _source(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_source(item) for item in value]
     if callable(value):
         try:
-            return inspect.getsource(value)
+            return inspect.getsource(value) + inspect.getsource(inspect.getmodule(value) or value)
         except (OSError, TypeError):
             return getattr(value, "__qualname__", repr(type(value)))
     return value
@@ -131,13 +134,24 @@ def open_task(name: str, data: Path | None, few_shot: int = 0, limit: int | None
         with quietly(name):
             task = ConfigurableTask(config=config)
     except Exception as error:  # the hub, the network and the files of others fail in many ways
+        if config.get("custom_dataset"):  # the rows are here, so it is the first prompt that failed
+            raise _no_prompts(config["task"], error) from error
         raise UserError(
             f"cannot open the data of {config['task']} ({type(error).__name__}: {first_line(error)}): check the network, or "
             "name a folder of local data with --data-dir"
         ) from error
-    if shots and len(task.fewshot_docs()) <= shots:
-        raise UserError(f"--few-shot {shots} is more than the {len(task.fewshot_docs()) - 1} examples that {title} has")
+    if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+        raise UserError(f"{config['task']} runs what the model writes, or shows images: such tasks are not run here")
+    if shots:
+        asked_too = task.fewshot_cfg.split == task.config.test_split  # then the document that is asked is no example
+        if shots > (examples := len(task.fewshot_docs()) - asked_too):
+            raise UserError(f"--few-shot {shots} is more than the {examples} examples that {title} has")
     return EvalTask(config["task"], title, task, shots, limit, seed)
+
+
+def _no_prompts(name: str, error: Exception) -> UserError:
+    told = f"{type(error).__name__}: {first_line(error)}"
+    return UserError(f"the prompts of {name} cannot be made ({told}): mend its task file or its data")
 
 
 def _read_task(path: Path) -> dict[str, Any]:
@@ -162,13 +176,22 @@ def _take_local(config: dict[str, Any], folder: Path, scored: str, shots: int) -
     if scored not in found:
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
         raise UserError(f"'{folder}' has no data of {task}: {expected_file(task, scored)} is expected (there: {there})")
-    rows = {split: Dataset.from_list(part.rows) for split, part in found.items()}
+    rows = {split: _dataset(part) for split, part in found.items()}
     for split, key in _SPLIT_KEYS.items():
         config[key] = split if split in rows else None
     config.update(
         fewshot_split=None, dataset_path=None, dataset_name=None, dataset_kwargs=None, custom_dataset=lambda **_: rows
     )
     return f"{found[scored].word} {found[scored].note}".rstrip()
+
+
+def _dataset(part: LocalRows) -> Dataset:
+    try:
+        return Dataset.from_list(part.rows)
+    except (ArrowException, TypeError, ValueError) as error:
+        raise UserError(
+            f"the lines of '{part.path}' do not go into one table ({first_line(error)}): give each field one kind of value"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -197,16 +220,24 @@ def check_requests(opened: EvalTask, scorer: Scorer, cut: bool) -> int:
     """Count the documents of a task that are longer than the model sees; before anything is scored.
 
     Raises:
-        UserError: there are some and ``cut`` is not asked for; or an answer has no token of its own.
+        UserError: there are some and ``cut`` is not asked for; an answer alone is longer; a question or an answer is empty;
+            or the task's own file cannot make a prompt of a document.
     """
     with quietly(opened.name):
-        lengths = [(request, _length(request, scorer)) for request in opened.build()]
+        try:
+            requests = opened.build()
+        except Exception as error:  # templates and Python of others, on data of others
+            raise _no_prompts(opened.name, error) from error
+        lengths = [(request.doc_id, *_lengths(request, scorer)) for request in requests]
     long: dict[int, int] = {}
-    for request, tokens in lengths:
-        if tokens < 0:
-            raise UserError(f"{opened.name}, document {request.doc_id + 1}: its text is empty, so there is nothing to score")
-        if tokens > scorer.max_length:
-            long[request.doc_id] = max(tokens, long.get(request.doc_id, 0))
+    for document, question, answer in lengths:
+        place = f"{opened.name}, document {document + 1}"
+        if not question or not answer:
+            raise UserError(f"{place}: its text is empty, or its answer, so there is nothing to score")
+        if cut and answer > scorer.max_length:
+            raise UserError(f"{place}: its answer alone takes {answer} tokens, and the model sees {scorer.max_length}")
+        if question + answer - 1 > scorer.max_length:
+            long[document] = max(question + answer - 1, long.get(document, 0))
     if long and not cut:
         first = min(long)
         raise UserError(
@@ -217,15 +248,19 @@ def check_requests(opened: EvalTask, scorer: Scorer, cut: bool) -> int:
     return len(long)
 
 
-def _length(request: Any, scorer: Scorer) -> int:
-    """Tokens that go into the model at once; 0 where a text is read in pieces, -1 where there is nothing to score."""
-    if request.request_type != "loglikelihood":
-        return 0 if request.args[0].strip() else -1
+def _lengths(request: Any, scorer: Scorer) -> tuple[int, int]:
+    """Tokens of the question and of the answer, which go into the model at once but for the last; 1 of each where a text is
+    read in pieces. 0 where there is none."""
+    if request.request_type == "loglikelihood_rolling":
+        return 1, int(bool(request.args[0].strip()))
+    if request.request_type == "generate_until":
+        room = normalize_gen_kwargs(dict(request.args[1]), scorer.max_gen_toks)["max_gen_toks"]
+        return len(scorer.tok_encode(request.args[0])), room + 1  # its last token goes in as well
     question, answer = request.args
-    if not question:
-        return len(scorer.tok_encode(answer, add_special_tokens=False)) or -1
+    if not question:  # the harness puts a token before the answer
+        return 1, len(scorer.tok_encode(answer, add_special_tokens=False))
     before, after = scorer._encode_pair(question, answer)
-    return len(before) + len(after) - 1 if after else -1
+    return len(before), len(after)
 
 
 def score_task(opened: EvalTask, scorer: Scorer) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
@@ -291,7 +326,7 @@ def _row(sample: dict[str, Any], kind: str) -> dict[str, Any]:
         if kind == "loglikelihood" and metric == "perplexity":
             word = sample["arguments"][0][1]
             row |= {"loglikelihood": float(value), "words": float(len(word.split())), "bytes": float(len(word.encode()))}
-        elif kind == "loglikelihood_rolling":
+        elif kind == "loglikelihood_rolling" and isinstance(value, tuple):
             row["loglikelihood"], counted = float(value[0]), float(value[1])
             row["words" if metric == "word_perplexity" else "bytes"] = counted
         elif isinstance(value, int | float):

@@ -14,8 +14,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 class Scorer(HFLM):
     """The harness's adapter of transformers, round an opened model.
 
-    It differs from its parent in nothing that changes a score: batches hold as many tokens as fit, those of running text
-    too; several processes share the documents.
+    Batches hold as many tokens as fit, those of running text too; several processes share the documents; log-likelihoods are
+    summed in fp32 whatever the weights are in. A text that starts with BOS starts with one also where it is running text: the
+    parent puts a second before it, as the token that predicts the first.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Scorer(HFLM):
             add_bos_token=bos,
             batch_size=batch_size or "auto",
             max_length=max_length,
+            softmax_dtype="float32",
         )
         self._ends: dict[int, int] = {}
         if accelerator is not None and accelerator.num_processes > 1:

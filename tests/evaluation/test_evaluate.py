@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,7 +55,9 @@ def test_every_task_is_scored_and_kept(make: Make, tmp_path: Path, capsys: pytes
     results = evaluate(make(",".join(EVERY)))
     assert json.loads((tmp_path / "out/results.json").read_text()) == results
     assert list(results["tasks"]) == list(EVERY)
-    assert results["harness"].startswith("lm-eval ") and results["bos"] is False
+    assert results["harness"].startswith("lm-eval ")
+    seen = {(entry["bos"], entry["precision"], entry["max_length"]) for entry in results["tasks"].values()}
+    assert seen == {(False, "fp32", 256)}
     for name, entry in results["tasks"].items():
         table = pq.read_table(tmp_path / f"out/samples/{name}.parquet")
         rows = table.to_pylist()
@@ -106,6 +109,13 @@ def test_a_second_call_scores_only_what_is_new_or_changed(make: Make, evals: Pat
         assert len(scored) > calls, change
         calls = len(scored)
         (tmp_path / "out/results.json").write_text(whole)
+    other = evaluate(make("arc_easy", data_dir=data, max_length=200))["tasks"]  # each task keeps what it was scored with
+    assert (other["arc_easy"]["max_length"], other["copa"]["max_length"]) == (200, 256)
+    calls = len(scored)
+    (tmp_path / "out/outputs/copa.parquet").unlink()
+    (tmp_path / "out/samples/arc_easy.parquet").write_bytes(b"PAR1")
+    evaluate(make("arc_easy", "copa", data_dir=data))
+    assert len(scored) > calls + 1 and (tmp_path / "out/outputs/copa.parquet").is_file()
     file = data / "arc_easy_test.jsonl"
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[0].replace("?", "??"), *lines[1:]]))
@@ -226,9 +236,20 @@ def test_bad_input_is_one_sentence_before_anything_is_scored(
     assert not scored
 
 
+def test_results_of_something_else_are_left_alone(make: Make, tmp_path: Path, scored: list[int]) -> None:
+    (tmp_path / "out").mkdir()
+    for content in ('{"tas', '{"results": {}}', '{"tasks": {"copa": 3}}'):
+        (tmp_path / "out/results.json").write_text(content)
+        with pytest.raises(UserError, match=r"results.json' is damaged or not of crossalign evaluate: take it away"):
+            evaluate(make("copa"))
+        assert (tmp_path / "out/results.json").read_text() == content and not scored
+
+
 def test_long_questions_are_cut_and_counted_where_that_is_asked_for(make: Make) -> None:
     entry = evaluate(make("arc_easy", max_length=30, too_long="cut"))["tasks"]["arc_easy"]
     assert 0 < entry["cut"] <= 24
+    with pytest.raises(UserError, match=r"arc_easy, document 1: its answer alone takes \d+ tokens, and the model sees 2"):
+        evaluate(make("arc_easy", max_length=2, too_long="cut"))
 
 
 def test_an_empty_text_is_told(make: Make, tmp_path: Path) -> None:
@@ -237,8 +258,76 @@ def test_an_empty_text_is_told(make: Make, tmp_path: Path) -> None:
         'task: own\noutput_type: loglikelihood\ndataset_path: x/y\ntest_split: test\ndoc_to_text: "{{q}}"\n'
         'doc_to_target: "{{a}}"\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n'
     )
-    with pytest.raises(UserError, match="own, document 2: its text is empty"):
+    with pytest.raises(UserError, match="own, document 2: its text is empty, or its answer"):
         evaluate(make(str(tmp_path / "own.yaml"), data_dir=tmp_path))
+    (tmp_path / "own_test.jsonl").write_text('{"q": " ", "a": "sat"}\n')
+    with pytest.raises(UserError, match="own, document 1: its text is empty"):
+        evaluate(make(str(tmp_path / "own.yaml"), data_dir=tmp_path, bos="no"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (['{"q": "a", "a": " b"}', '{"a": " c"}'], "line 2: field 'q' is missing"),
+        (['{"a": " b"}', '{"q": "a", "a": " c"}'], "line 2: field 'q' is not in the lines before"),
+        (['{"q": "a", "a": " b"}', '{"q": 3, "a": " c"}'], "line 2: field 'q' holds 3, which is of another kind"),
+        (['{"q": null, "a": " b"}', '{"q": "a", "a": " c"}', '{"q": ["a"], "a": ""}'], "line 3: field 'q' holds"),
+        (['{"q": ["a"], "a": " b"}', '{"q": [1], "a": " c"}'], "own_test.jsonl' do not go into one table"),
+        (['{"q": {"a": "x"}, "a": " b"}'], "the prompts of own cannot be made (UndefinedError: 'dict object' has no"),
+        (['{"q": {"b": {"c": "x"}}, "a": " b"}', '{"q": null, "a": ""}'], "the prompts of own cannot be made (UndefinedError"),
+    ],
+)
+def test_lines_for_a_task_of_the_user_s_own_are_alike(make: Make, tmp_path: Path, lines: list[str], says: str) -> None:
+    (tmp_path / "own_test.jsonl").write_text("\n".join(lines))
+    (tmp_path / "own.yaml").write_text(
+        'task: own\noutput_type: loglikelihood\ndataset_path: x/y\ntest_split: test\ndoc_to_text: "{{q.b.c}}{{q}}"\n'
+        'doc_to_target: "{{a}}"\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n'
+    )
+    with pytest.raises(UserError, match=re.escape(says)):
+        evaluate(make(str(tmp_path / "own.yaml"), data_dir=tmp_path))
+
+
+def test_a_change_in_what_a_prompt_s_function_calls_is_seen(make: Make, tmp_path: Path, scored: list[int]) -> None:
+    (tmp_path / "own_test.jsonl").write_text('{"q": "the cat", "a": " sat"}\n')
+    (tmp_path / "own.yaml").write_text(
+        "task: own\noutput_type: loglikelihood\ndataset_path: x/y\ntest_split: test\ndoc_to_text: !function own.text\n"
+        'doc_to_target: "{{a}}"\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n'
+    )
+    asked = []
+    for head in ("Question: ", "Say: "):
+        (tmp_path / "own.py").write_text(f"HEAD = {head!r}\n\n\ndef text(doc):\n    return HEAD + doc['q']\n")
+        evaluate(make(str(tmp_path / "own.yaml"), data_dir=tmp_path))
+        asked.append(pq.read_table(tmp_path / "out/outputs/own.parquet").to_pylist()[0]["prompt"])
+    assert asked == ["Question: the cat", "Say: the cat"] and len(scored) == 2
+
+
+def test_a_task_that_generates_needs_room_for_it(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "own_test.jsonl").write_text('{"q": "the cat", "a": "sat"}\n{"q": "a dog and a cat and a bird", "a": "ran"}\n')
+    (tmp_path / "own.yaml").write_text(
+        'task: own\noutput_type: generate_until\ndataset_path: x/y\ntest_split: test\ndoc_to_text: "{{q}}"\n'
+        'doc_to_target: "{{a}}"\ngeneration_kwargs: {until: ["."], max_gen_toks: 6}\n'
+        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+    )
+    task = str(tmp_path / "own.yaml")
+    assert evaluate(make(task, data_dir=tmp_path))["tasks"]["own"]["n"] == 2
+    with pytest.raises(UserError, match="1 of 2 documents of own have more than the 15 tokens"):
+        evaluate(make(task, data_dir=tmp_path, max_length=15))
+    with pytest.raises(UserError, match="its answer alone takes 7 tokens, and the model sees 6"):
+        evaluate(make(task, data_dir=tmp_path, max_length=6, too_long="cut"))
+
+
+def test_as_many_examples_as_there_are_may_be_shown(make: Make, tmp_path: Path) -> None:
+    """Canonical examples are often just as many as are shown."""
+    (tmp_path / "own_test.jsonl").write_text('{"q": "the cat", "a": " sat"}\n')
+    (tmp_path / "own.yaml").write_text(
+        'task: own\noutput_type: loglikelihood\ndataset_path: x/y\ntest_split: test\ndoc_to_text: "{{q}}"\n'
+        'doc_to_target: "{{a}}"\nnum_fewshot: 2\n'
+        "fewshot_config: {sampler: first_n, samples: [{q: a dog, a: ran}, {q: a bird, a: sang}]}\n"
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    assert evaluate(make(str(tmp_path / "own.yaml"), data_dir=tmp_path))["tasks"]["own"]["few_shot"] == 2
+    asked = pq.read_table(tmp_path / "out/outputs/own.parquet").to_pylist()[0]["prompt"]
+    assert asked.split("\n\n")[-1] == "the cat" and "a dog ran" in asked and "a bird sang" in asked
 
 
 def test_data_are_checked_before_the_model_is_opened(make: Make, tmp_path: Path) -> None:

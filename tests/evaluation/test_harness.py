@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import pytest
 pytest.importorskip("lm_eval")
 
 import lm_eval
+import torch
 from datasets import Dataset
+from lm_eval.api.metrics import perplexity, weighted_perplexity
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from crossalign import harness
 from crossalign.data.evals import local_rows
 from crossalign.harness import EvalTask, open_task, quietly, score_task, task_names
 from crossalign.harness_model import Scorer, batch_ends
@@ -156,6 +160,25 @@ def test_the_standard_error_of_bits_a_byte_is_near_the_bootstrap_s() -> None:
     mean = sum(again) / len(again)
     spread = math.sqrt(sum((value - mean) ** 2 for value in again) / len(again))
     assert _ratio_stderr(items) == pytest.approx(spread, rel=0.08)
+
+
+def test_the_standard_error_of_a_perplexity_is_near_the_bootstrap_s() -> None:
+    import random
+
+    draw = random.Random(0)
+    items = [(-size * draw.gauss(0.2, 0.02), size) for size in (draw.uniform(500, 3000) for _ in range(60))]
+    for aggregation, held in ((weighted_perplexity, items), (perplexity, [x / w for x, w in items])):
+        again = [aggregation(draw.choices(held, k=len(held))) for _ in range(4000)]
+        assert harness._stderr(aggregation, held, aggregation(held)) == pytest.approx(statistics.pstdev(again), rel=0.08)
+
+
+def test_bf16_weights_keep_the_order_of_answers(evals: Path, tiny: Path) -> None:
+    """Sums of log-likelihoods in bf16 would be rounded to an eighth, and answers would tie."""
+    opened = open_scored(str(tiny))
+    opened.model.bfloat16()
+    _, rows = ours(opened, open_task("arc_easy", evals))
+    found = torch.tensor([value for row in rows for value in row["loglikelihoods"]])
+    assert (found != found.bfloat16().float()).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("name", ["arc_easy", "wikitext"])

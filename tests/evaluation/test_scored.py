@@ -102,6 +102,15 @@ def test_the_language_model_inside_a_classifier_is_the_one_that_was_trained(meth
     assert opened.fingerprint != original.fingerprint
 
 
+def test_a_classifier_starts_texts_as_its_backbone_did(tiny: Path, tmp_path: Path) -> None:
+    first = as_run(tmp_path / "first", tiny, "pretrain") / "model"
+    _, run = classifier(first, "fpt", tmp_path / "run")
+    (run / "config.yaml").write_text("{}")
+    (run / "result.json").write_text(json.dumps({"verb": "adapt"}))
+    opened = open_scored(str(run))
+    assert opened.before == str(first) and opened.bos and open_scored(opened.before).bos
+
+
 def test_a_control_has_nothing_to_forget_and_another_backbone_is_told(tiny: Path, tmp_path: Path) -> None:
     _, run = classifier(tiny, "fpt", tmp_path / "run")
     file = run / "model" / "config.json"

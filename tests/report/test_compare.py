@@ -351,13 +351,15 @@ def test_tasks_that_were_not_asked_alike_are_not_paired(evaluated: Path) -> None
     for row, change in (("CLIP", {"few_shot": 5}), ("DINO", {"label": "ARC (Easy), dev"})):
         for seed in range(4):
             path = evaluated / row / f"seed-{seed}" / "evaluation" / "results.json"
-            told = json.loads(path.read_text()) | ({"max_length": 64} if row == "DINO" else {})
+            told = json.loads(path.read_text())
             told["tasks"]["arc"] |= change
+            told["tasks"]["wiki"] |= {"max_length": 64} if row == "DINO" else {"bos": True}
             path.write_text(json.dumps(told))
     found = compare([evaluated], resamples=200)
     assert one_of(found, "CLIP", "arc.acc").pairing.reason == "different few-shot: 5 here, None there"
     assert "ARC (Easy), dev here, ARC (Easy) there" in one_of(found, "DINO", "arc.acc").pairing.reason
     assert "pieces of 64 tokens" in one_of(found, "DINO", "wiki.bits_per_byte").pairing.reason
+    assert one_of(found, "CLIP", "wiki.bits_per_byte").pairing.reason == "different bos: True here, None there"
     assert one_of(found, "DINO", "copa.acc").pairing.reason == ""
 
 

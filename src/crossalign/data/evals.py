@@ -95,7 +95,7 @@ def _copa(row: Row) -> Row | None:
 
 def _lambada(row: Row) -> Row:
     text = _text(row, "text")
-    if len(text.split(" ")) < 2 or not text.split(" ")[-1].strip():
+    if not all(part.strip() for part in text.rsplit(" ", 1)) or " " not in text:
         raise _Wrong("field 'text' does not end in a space and a word to predict")
     return {"text": text}
 
@@ -111,8 +111,23 @@ def _hellaswag(row: Row) -> Row:
     return {**texts, "endings": endings, "label": str(_index(row, "label", len(endings)))}
 
 
-def _anything(row: Row) -> Row:
-    return row
+def _like_the_first() -> Callable[[Row], Row]:
+    """A check that each line has the fields of the first, with the same kind of value or null: a table would fill what is
+    missing with null, and a prompt would show it as the word None."""
+    kinds: dict[str, type | None] = {}
+
+    def check(row: Row) -> Row:
+        kinds.update({} if kinds else dict.fromkeys(row))
+        for name in kinds.keys() ^ row.keys():
+            raise _Wrong(f"field '{name}' is missing" if name in kinds else f"field '{name}' is not in the lines before")
+        for name, value in row.items():
+            kind = float if type(value) is int else type(value)
+            if value is not None and (kinds[name] or kind) is not kind:
+                raise _Wrong(f"field '{name}' holds {value!r:.60}, which is of another kind than in the lines before")
+            kinds[name] = kinds[name] if value is None else kind
+        return row
+
+    return check
 
 
 @dataclass(frozen=True)
@@ -130,7 +145,7 @@ SOURCES = {
     "lambada_openai": _Source(("lambada_openai",), _lambada),
     "swag": _Source(("swag",), _swag),
     "commonsense_qa": _Source(("commonsenseqa", "commonsense_qa", "csqa"), _commonsense_qa),
-    "wikitext": _Source(("wikitext2", "wikitext"), _anything),
+    "wikitext": _Source(("wikitext2", "wikitext"), lambda row: row),
     "hellaswag": _Source(("hellaswag",), _hellaswag),
 }
 
@@ -139,6 +154,7 @@ SOURCES = {
 class LocalRows:
     """The rows of one split, with the word that the file's name has for it and what is special about them."""
 
+    path: Path
     rows: list[Row]
     word: str
     note: str
@@ -154,7 +170,7 @@ def local_rows(task: str, split: str, folder: Path) -> LocalRows | None:
     """
     if not folder.is_dir():
         raise UserError(f"--data-dir {folder} is no folder: name the one that holds {task}'s files")
-    source = SOURCES.get(task, _Source((task,), _anything))
+    source = SOURCES.get(task, _Source((task,), _like_the_first()))
     stems, words = "|".join(map(re.escape, source.stems)), "|".join(SPLITS[split])
     pattern = re.compile(rf"(?:{stems})[_-]({words})(?:[_-]\w+)?\.{'txt' if task == 'wikitext' else 'jsonl'}")
     found = [(path, match) for path in sorted(folder.iterdir()) if (match := pattern.fullmatch(path.name))]
@@ -169,7 +185,7 @@ def local_rows(task: str, split: str, folder: Path) -> LocalRows | None:
         rows, note = list(_rows(path, source.row)), ""
     if not rows:
         raise UserError(f"'{path}' holds no rows of {task}: copy it again")
-    return LocalRows(rows, match[1], str(len(rows)) if task == "copa" else note)  # COPA has sets of 100 and of 500
+    return LocalRows(path, rows, match[1], str(len(rows)) if task == "copa" else note)  # COPA has sets of 100 and of 500
 
 
 def expected_file(task: str, split: str) -> str:

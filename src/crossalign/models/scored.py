@@ -60,7 +60,8 @@ def open_scored(ref: str, bos: Literal["auto", "yes", "no"] = "auto") -> Scored:
     tokenizer = read_tokenizer(Source(ref, folder)) if folder and (folder / "tokenizer.json").is_file() else opened.tokenizer
     model: Any = opened.model
     model.config.use_cache = False
-    starts = _start_with_bos(tokenizer, opened.family.bos, bos, ref, trained_so=_pretrained_here(run))
+    began = _folder_of(before)[1] if before else run  # the language of a classifier starts as its backbone's did
+    starts = _start_with_bos(tokenizer, opened.family.bos, bos, ref, trained_so=_pretrained_here(began))
     return Scored(ref, model, tokenizer, starts, opened.fingerprint, run, before)
 
 

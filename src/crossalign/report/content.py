@@ -10,6 +10,7 @@ from crossalign.report import tables, wording
 from crossalign.report.comparisons import Comparison, compare_rows
 from crossalign.report.drawing import Picture
 from crossalign.report.figures import confusion_counts, draw, draw_unfinished
+from crossalign.report.forgetting import forgetting_tables
 from crossalign.report.published import published_tables
 from crossalign.report.rows import Row, best, group_rows, warnings
 from crossalign.report.runs import Run, Study
@@ -88,7 +89,7 @@ class Content:
 
     @property
     def results(self) -> list[tables.Table]:
-        return [tables.results_table(self.rows)] if self.rows else []
+        return [tables.results_table(self.rows), *forgetting_tables(self.rows)] if self.rows else []
 
     @property
     def efficiency(self) -> tables.Table | None:

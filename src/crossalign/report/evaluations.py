@@ -61,8 +61,10 @@ class Evaluation:
 
     folder: Path
     tasks: dict[str, dict[str, Any]]
-    max_length: int | None = None
-    """Tokens of a piece of running text."""
+    forgetting: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """Of a classifier: ``{task: {metric: {"before": …, "after": …}}}`` of the language model inside."""
+    before: Evaluation | None = None
+    """Of a classifier: the evaluation of the language model that it was made from."""
     _held: dict[str, dict[str, NDArray[Any]] | None] = field(default_factory=dict)
 
     def metrics(self, task: str) -> list[str]:
@@ -142,15 +144,19 @@ def read_evaluation(run: Path) -> Evaluation | None:
     Raises:
         UserError: a results.json that is damaged or has no tasks.
     """
-    path = run / "evaluation" / "results.json"
+    return _read(run / "evaluation", run)
+
+
+def _read(folder: Path, run: Path) -> Evaluation | None:
+    path = folder / "results.json"
     if not path.is_file():
         return None
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        tasks = told["tasks"]
+        tasks, forgetting = told["tasks"], dict(told.get("forgetting") or {})
         whole = all(isinstance(task, dict) and isinstance(task.get("metrics"), dict) for task in tasks.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise UserError(f"{path} is damaged or has no tasks with metrics; evaluate '{run}' again")
-    return Evaluation(path.parent, tasks, told.get("max_length"))
+    return Evaluation(folder, tasks, forgetting, _read(folder / "before", run) if forgetting else None)

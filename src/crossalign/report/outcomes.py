@@ -121,12 +121,12 @@ class TaskScore(Outcome):
         one, other = a.evaluation, b.evaluation
         if one is None or other is None:
             return ""
-        for key in ("label", "few_shot"):
-            kinds = one.tasks[self.task].get(key), other.tasks[self.task].get(key)
-            if kinds[0] != kinds[1]:
-                return f"different {key.replace('_', '-')}: {kinds[1]} here, {kinds[0]} there"
-        if is_likelihood(self.metric) and one.max_length != other.max_length:
-            return f"text in pieces of {other.max_length} tokens here, of {one.max_length} there"
+        here, there = other.tasks[self.task], one.tasks[self.task]
+        for key in ("label", "few_shot", "bos", "precision"):
+            if here.get(key) != there.get(key):
+                return f"different {key.replace('_', '-')}: {here.get(key)} here, {there.get(key)} there"
+        if is_likelihood(self.metric) and here.get("max_length") != there.get("max_length"):
+            return f"text in pieces of {here.get('max_length')} tokens here, of {there.get('max_length')} there"
         return ""
 
     def unscored(self, run: Run) -> str:
