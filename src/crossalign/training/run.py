@@ -193,7 +193,7 @@ def make_accelerator(loop: LoopConfig) -> Any:
     return Accelerator(mixed_precision=precision, cpu=loop.device == "cpu")
 
 
-def resolve_device(requested: str) -> str:
+def resolve_device(requested: str, option: str = "--loop.device") -> str:
     """``auto`` to the best device at hand.
 
     Raises:
@@ -205,7 +205,7 @@ def resolve_device(requested: str) -> str:
     if requested == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if here[name])
     if not here[requested]:
-        raise UserError(f"--loop.device {requested} is not on this machine; it has {', '.join(n for n in here if here[n])}")
+        raise UserError(f"{option} {requested} is not on this machine; it has {', '.join(n for n in here if here[n])}")
     return requested
 
 
