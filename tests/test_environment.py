@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from crossalign import environment as module
-from crossalign.environment import command_line, environment, git_state, is_main_process
+from crossalign.environment import command_line, environment, free_memory, git_state, is_main_process
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -46,6 +46,7 @@ def test_it_names_the_machine_and_the_software() -> None:
     assert found["packages"]["torch"] == torch.__version__.split("+")[0] and found["crossalign"]
     assert found["threads"] == torch.get_num_threads() and found["cores"] >= 1 and found["processes"] == 1
     assert found["cpu"] and (found["memory_bytes"] or 1) > 0
+    assert free_memory() is None or 0 < free_memory() <= found["memory_bytes"]
     assert len(found["gpus"]) == torch.cuda.device_count()
     assert datetime.fromisoformat(found["started"]).tzinfo is not None
 

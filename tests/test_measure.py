@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
+import shutil
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,13 @@ from safetensors.torch import load_file
 from crossalign import cli, language_features, measure
 from crossalign import features as features_module
 from crossalign.alignment import cka
-from crossalign.config import MeasureConfig, PairsConfig, PretrainConfig, update
+from crossalign.config import MeasureConfig, PairsConfig, PretrainConfig, TeacherConfig, update
 from crossalign.data.pairs import open_pairs
 from crossalign.errors import UserError
-from crossalign.features import load_features, read_metadata
+from crossalign.features import load_features, read_metadata, write_features
 from crossalign.language_features import Reading, bits_per_byte, reading_key, write_text_features
+from crossalign.measured import Measured
+from crossalign.models import vision as vision_module
 from crossalign.models.language import LanguageModel, open_language_model
 from crossalign.models.taps import Taps
 from crossalign.pretrain import pretrain
@@ -33,6 +38,7 @@ pytest.importorskip("matplotlib", reason="needs matplotlib")
 timm = pytest.importorskip("timm", reason="needs timm")
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 220), "white": (250, 250, 250), "black": (5, 5, 5)}
 COUNT = 60
+measure_module = import_module("crossalign.measure")  # the name in the package is the function
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +138,35 @@ def test_scores_are_the_metric_of_the_layers(config: MeasureConfig, place: Path)
     assert float(found[1, 0]) == pytest.approx(float(cka(layer, seen, debiased=True)), abs=1e-4)
 
 
-def test_a_second_call_opens_no_model(config: MeasureConfig, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(config, vision=(str(place / "vit"),), text=str(place / "text.txt"), block=16)
+def test_a_second_call_loads_no_weights(config: MeasureConfig, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(config, vision=(str(place / "vit"),), twins=True, text=str(place / "text.txt"), block=16)
     first = measure(config)
+    opened: list[tuple[str, bool]] = []
+    real = vision_module.open_teacher
+
+    def counted(ref: str, *, weights: bool = True, **settings: Any) -> Any:
+        opened.append((ref, weights))
+        return real(ref, weights=weights, **settings)
+
+    monkeypatch.setattr(vision_module, "open_teacher", counted)
     monkeypatch.setattr(language_features, "open_language_model", lambda *_, **__: pytest.fail("opened again"))
     monkeypatch.setattr(features_module, "_compute", lambda *_: pytest.fail("computed again"))
     assert measure(config) == first
+    assert opened == [(ref, False) for ref in (config.vision[0], f"random:{config.vision[0]}")]  # each once, for its key
+
+
+def test_a_pass_that_was_stopped_before_its_file_was_put_together_goes_on(
+    config: MeasureConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, reading = open_pairs(config.pairs), Reading(max_length=17)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(features_module.shutil, "rmtree", lambda *_: None)  # the parts stay
+        path = write_text_features(config.language[0], reading, pairs)
+    whole, told = load_features(path, pairs), read_metadata(path)
+    path.unlink()
+    monkeypatch.setattr(language_features._Reader, "__call__", lambda *_: pytest.fail("computed again"))
+    assert write_text_features(config.language[0], reading, pairs) == path
+    assert torch.equal(load_features(path, pairs), whole) and read_metadata(path) == told
 
 
 def test_adding_a_model_costs_one_pass_of_that_model(config: MeasureConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +193,114 @@ def test_a_runs_models_are_measured_over_its_steps(config: MeasureConfig, run: P
     measure(replace(config, output=config.output.with_name("alone")))
     alone = load_file(config.output.with_name("alone") / "scores.safetensors")["model | features.parquet | score"]
     assert torch.allclose(last, alone, atol=1e-6)  # the last model kept is the run's
+
+
+def test_runs_of_one_name_stay_apart(config: MeasureConfig, run: Path, tmp_path: Path) -> None:
+    for name in ("plain", "cka"):
+        shutil.copytree(run, tmp_path / name / "seed-0")
+    result = measure(replace(config, language=tuple(str(tmp_path / name / "seed-0") for name in ("plain", "cka"))))
+    assert [(model["run"], model["step"]) for model in result["language"]] == [
+        (f"{name}/seed-0", step) for name in ("plain", "cka") for step in (0, 4, 8)
+    ]
+    assert result["language"][5]["name"] == "cka/seed-0, step 8"
+    assert Image.open(config.output / "figures" / "dynamics.png").height > 500  # a row of panels for each
+
+
+def test_the_folder_that_one_is_in_can_be_a_run(config: MeasureConfig, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    assert measure(replace(config, language=(".",)))["language"][1]["name"] == "run, step 4"
+
+
+def test_the_finished_model_is_measured_where_it_is_no_snapshot(config: MeasureConfig, run: Path, tmp_path: Path) -> None:
+    uneven = tmp_path / "uneven"
+    shutil.copytree(run, uneven)
+    (uneven / "snapshots" / "step-0000008").rename(uneven / "snapshots" / "step-0000004.bak")
+    result = measure(replace(config, language=(str(uneven),)))
+    assert [model["step"] for model in result["language"]] == [0, 4, 8]
+    assert result["language"][2]["ref"] == str(uneven / "model")
+
+
+def test_twins_are_made_once_and_not_of_runs(config: MeasureConfig, place: Path, run: Path) -> None:
+    language = (config.language[0], f"random:{config.language[0]}", str(run))
+    result = measure(replace(config, language=language, vision=(str(place / "vit"),), twins=True))
+    names = [model["name"] for model in result["language"]]
+    assert names == ["model", "random model", "run, step 0", "run, step 4", "run, step 8"]
+    assert [model["name"] for model in result["vision"]] == ["vit", "random vit"]
+
+
+def test_layers_that_lie_in_one_file_are_scored_apart(config: MeasureConfig, place: Path, tmp_path: Path) -> None:
+    pairs = open_pairs(config.pairs)
+    settings: dict[str, Any] = {"ref": str(place / "vit"), "layers": ("1", "2")}
+    side, sums = (
+        write_features(TeacherConfig(**settings, combine=combine), pairs, tmp_path / f"{combine}.safetensors")
+        for combine in ("concat", "sum")
+    )
+    result = measure(replace(config, vision=(f"file:{side}", f"file:{sums}")))
+    assert [model["layers"] for model in result["vision"]] == [["1", "2"], ["features"]]
+    again = measure(replace(config, vision=(str(place / "vit"),), vision_layers=("1", "2"), output=tmp_path / "again"))
+    assert again["alignment"][0]["score"] == pytest.approx(result["alignment"][0]["score"], abs=1e-6)
+
+
+def related(names: tuple[str, ...], layers: int, seed: int, size: float = 1.0) -> list[Measured]:
+    """Models that see three things, with noise, in each of their layers."""
+    draw = torch.Generator().manual_seed(seed)
+    seen = torch.randn(COUNT, 3, generator=torch.Generator().manual_seed(0))
+
+    def layer() -> torch.Tensor:
+        return size * (seen @ torch.randn(3, 8, generator=draw) + torch.randn(COUNT, 8, generator=draw))
+
+    return [Measured(name, name, {str(i): layer() for i in range(layers)}) for name in names]
+
+
+@pytest.mark.parametrize("metric", ["cka-linear-debiased", "mutual-knn", "dot-product"])
+def test_models_score_the_same_however_many_are_scored_together(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = MeasureConfig(metric=metric, permutations=19, groups=6)
+    language, vision = related(("a", "b", "c"), 3, 1), related(("d", "e"), 2, 2)
+    together: list[int] = []
+    real = measure_module.ordered_scores
+
+    def counted(xs: list[torch.Tensor], *rest: Any, **options: Any) -> torch.Tensor:
+        together.append(len(xs))
+        return real(xs, *rest, **options)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(measure_module, "ordered_scores", counted)
+    whole = measure_module.align(language, vision, config)
+    monkeypatch.setattr(measure_module, "AT_ONCE", 6)
+    some = measure_module.align(language, vision, config)
+    assert together == [9, 6, 3]
+    for one, other in zip(whole, some, strict=True):
+        assert (one.language.name, one.vision.name) == (other.language.name, other.vision.name)
+        for name in ("scores", "null", "replicates"):
+            torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-5, atol=1e-6)
+    assert len({float(one.scores[0, 0]) for one in whole}) == 6
+
+
+def test_memory_is_asked_for_where_matrices_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = MeasureConfig(permutations=19, groups=6)
+    language, vision = related(("a", "b"), 3, 1), related(("d",), 2, 2)
+    alone = 4 * COUNT**2 * (2 * (3 + 2) + 8)
+    monkeypatch.setattr(measure_module, "free_memory", lambda: alone)
+    assert len(measure_module.align(language, vision, config)) == 2  # one by one they fit
+    monkeypatch.setattr(measure_module, "free_memory", lambda: alone - 1)
+    with pytest.raises(UserError, match=r"60 pairs and 3 \+ 2 layers need about .* lower --pairs\.limit, or choose layers"):
+        measure_module.align(language, vision, config)
+    assert len(measure_module.align(language, vision, replace(config, metric="dot-product"))) == 2
+
+
+@pytest.mark.parametrize("size", [1e9, 1e-12])
+def test_the_unit_of_features_does_not_matter(size: float) -> None:
+    config = MeasureConfig(permutations=19, groups=6)
+    language, vision = related(("a",), 2, 1), related(("d",), 2, 2)
+    (plain,) = measure_module.align(language, vision, config)
+    (sized,) = measure_module.align(related(("a",), 2, 1, size), vision, config)
+    torch.testing.assert_close(sized.scores, plain.scores, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sized.replicates, plain.replicates, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_that_are_no_numbers_are_told() -> None:
+    config = MeasureConfig(metric="kernel-alignment", permutations=19, groups=6)
+    with pytest.raises(UserError, match="some scores of 'a' with 'd' are no finite numbers"):
+        measure_module.align(related(("a",), 2, 1, 1e20), related(("d",), 2, 2), config)
 
 
 @pytest.mark.parametrize("metric", ["mutual-knn", "cka-rbf", "dot-product"])
@@ -212,11 +349,15 @@ def test_bits_a_byte_do_not_depend_on_the_batch_and_count_the_bytes(run: Path, p
     assert bits_per_byte(ref, text, block=500, batch_size=3) == pytest.approx(expected, rel=1e-4)
 
 
-def test_other_pairs_do_not_use_the_features(config: MeasureConfig, place: Path) -> None:
-    few = replace(config.pairs, limit=30)
-    measure(replace(config, vision=(str(place / "vit"),)))
-    again = measure(replace(config, vision=(str(place / "vit"),), pairs=few, output=config.output.with_name("few")))
-    assert again["n"] == 30
+def test_other_pairs_do_not_use_the_features(
+    config: MeasureConfig, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CROSSALIGN_CACHE", str(tmp_path / "cache"))
+    config = replace(config, vision=(str(place / "vit"),))
+    measure(config)
+    again = measure(replace(config, pairs=replace(config.pairs, limit=30), output=tmp_path / "few"))
+    files = sorted(len(load_file(path)["features"]) for path in (tmp_path / "cache" / "features").glob("*.safetensors"))
+    assert again["n"] == 30 and files == [30, 30, 60, 60]  # of the texts and of the images
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -282,6 +423,57 @@ def test_another_measurement_is_not_overwritten_unasked(config: MeasureConfig) -
     with pytest.raises(UserError, match="permutations is 39 there and 59 here"):
         measure(other)
     assert measure(replace(other, overwrite=True))["n"] == COUNT
+
+
+def test_overwriting_waits_for_a_measurement_to_take_its_place(config: MeasureConfig) -> None:
+    measure(config)
+    files = {path.name for path in config.output.iterdir()}
+    for changes in ({"vision": ("nowhere",)}, {"pairs": PairsConfig(source="nowhere")}, {"language_layers": ("9",)}):
+        with pytest.raises(UserError):
+            measure(replace(config, overwrite=True, **changes))
+        assert {path.name for path in config.output.iterdir()} == files
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_training_run_is_never_overwritten(config: MeasureConfig, run: Path, tmp_path: Path, overwrite: bool) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    with pytest.raises(UserError, match="holds a run that is no measurement: choose another --output"):
+        measure(replace(config, output=tmp_path / "run", overwrite=overwrite))
+    assert {path.name for path in run.iterdir()} == {path.name for path in (tmp_path / "run").iterdir()}
+
+
+@pytest.mark.parametrize("absent", ["scipy", "matplotlib"])
+def test_an_absent_package_is_told_before_anything_is_opened(
+    absent: str, config: MeasureConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == absent else real(name, *rest))
+    monkeypatch.setattr(measure_module, "name_models", lambda *_: pytest.fail("went on"))
+    with pytest.raises(UserError, match=rf"needs the package '{absent}': pip install 'crossalign\[report\]'"):
+        measure(config)
+
+
+def test_a_device_that_is_not_there_is_told_by_the_options_name(config: MeasureConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--device mps is not on this machine"):
+        measure(replace(config, device="mps"))
+
+
+def test_a_row_for_each_caption_is_refused(config: MeasureConfig, place: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(place / "test.parquet").to_pylist()
+    flat = [{**row, "captions": text} for row in rows[:20] for text in row["captions"]]
+    pq.write_table(pa.Table.from_pylist(flat), tmp_path / "test.parquet")
+    with pytest.raises(UserError, match=r"20 of 40 pairs repeat an image.*give one row an image, with a list of its texts"):
+        measure(replace(config, pairs=PairsConfig(source=str(tmp_path / "test.parquet"), split="test")))
+
+
+def test_more_groups_than_pairs_are_as_many_as_there_are(config: MeasureConfig) -> None:
+    """Then each pair is left out alone, and the interval has a degree of freedom less than there are pairs."""
+    results = [
+        measure(replace(config, groups=groups, output=config.output.with_name(str(groups)))) for groups in (COUNT, COUNT + 7)
+    ]
+    low, high = zip(*(result["alignment"][0]["interval"] for result in results), strict=True)
+    assert low[0] == pytest.approx(low[1], abs=1e-6) and high[0] == pytest.approx(high[1], abs=1e-6)
 
 
 def test_the_command_line_prints_a_line_a_pair(config: MeasureConfig, capsys: pytest.CaptureFixture[str]) -> None:

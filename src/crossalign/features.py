@@ -69,14 +69,20 @@ def features(teacher: TeacherConfig, pairs: PairsConfig, output: Path | None = N
     return write_features(teacher, open_pairs(pairs), output, device=device)
 
 
-def check_teacher(teacher: TeacherConfig) -> None:
-    """Raise UserError where a teacher, its layers or its file of features is not there; nothing is computed."""
+def check_teacher(teacher: TeacherConfig) -> str:
+    """The key of a teacher, see :func:`teacher_key`; "" for a file of features. Nothing is computed.
+
+    Raises:
+        UserError: the teacher, its layers or its file of features is not there.
+    """
     if teacher.ref.startswith("file:"):
         from crossalign.data.own_features import check_file
 
         check_file(Path(teacher.ref.removeprefix("file:")).expanduser())
-    else:
-        _check_output(teacher, None, teacher_key(teacher))
+        return ""
+    key = teacher_key(teacher)
+    _check_output(teacher, None, key)
+    return key
 
 
 def teacher_key(teacher: TeacherConfig) -> str:
@@ -86,9 +92,11 @@ def teacher_key(teacher: TeacherConfig) -> str:
     return open_teacher(teacher.ref, settings=teacher, seed=teacher.seed, weights=False).key
 
 
-def write_features(teacher: TeacherConfig, pairs: Pairs, output: Path | None = None, *, device: str = "auto") -> Path:
-    """:func:`features` for pairs that are open already."""
-    key = teacher_key(teacher)
+def write_features(
+    teacher: TeacherConfig, pairs: Pairs, output: Path | None = None, *, device: str = "auto", key: str = ""
+) -> Path:
+    """:func:`features` for pairs that are open already; ``key`` is the teacher's, where the caller knows it."""
+    key = key or teacher_key(teacher)
     _check_output(teacher, output, key)
 
     def open_maker(weights: bool) -> Maker:
@@ -219,14 +227,14 @@ def pair_features(teacher: TeacherConfig, pairs: Pairs, *, device: str = "auto")
         from crossalign.data.own_features import read_features_file
 
         own = Path(teacher.ref.removeprefix("file:")).expanduser()
-        if _is_ours(own):  # it knows its pairs
+        if is_ours(own):  # it knows its pairs
             return load_features(own, pairs), read_metadata(own)["teacher_key"]
         return read_features_file(own, pairs.ids), file_hash(own)[:20]
     path = write_features(teacher, pairs, device=device)
     return load_features(path, pairs), read_metadata(path)["teacher_key"]
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
     """Whether ``crossalign features`` wrote the file."""
     from safetensors import SafetensorError, safe_open
 

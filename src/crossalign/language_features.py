@@ -47,8 +47,8 @@ def write_text_features(ref: str, reading: Reading, pairs: Pairs, *, device: str
     """
     key = reading_key(ref, reading)
 
-    def open_maker(weights: bool) -> Maker:
-        opened = open_language_model(ref, weights=weights, seed=reading.seed)
+    def open_maker(_: bool) -> Maker:  # always with weights: the widths come from a pass
+        opened = open_language_model(ref, seed=reading.seed)
         _check_length(opened, reading.max_length)
         layers = resolve_layers(opened.model, reading.layers)
         metadata = {

@@ -8,16 +8,19 @@ Representation Hypothesis: an Aristotelian view") propose; intervals leave out g
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from crossalign.alignment import get_similarity, similarity_names
 from crossalign.alignment.resampling import (
+    FAST,
     calibrate,
     critical_value,
     jackknife_error,
@@ -29,15 +32,19 @@ from crossalign.alignment.resampling import (
 )
 from crossalign.cache import atomic_path, write_json
 from crossalign.config import MeasureConfig
-from crossalign.data.pairs import open_pairs
-from crossalign.environment import environment
-from crossalign.errors import UserError, unknown
+from crossalign.data.pairs import Pairs, open_pairs
+from crossalign.environment import environment, free_memory
+from crossalign.errors import UserError, missing_extra, unknown
 from crossalign.measured import Measured, look, name_models, read_language
 from crossalign.progress import progress
 from crossalign.report.statistics import student_t
 from crossalign.training.run import claim_folder, locked, resolve_device, write_config
 
 HAVE_NEIGHBOURS = ("mutual-knn", "soft-mutual-knn")
+AT_ONCE = 32
+"""Layers of language models that are scored together, or as many as all vision models have; more would only take memory."""
+MOST_REPEATED = 0.01
+"""Share of the pairs that may show the image of another pair."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +69,14 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
     """
     _check(config)
     with locked(config.output):
-        config = claim_folder(config)
-        return _measure(config, resolve_device(config.device))
+        _check_folder(config)
+        return _measure(config, resolve_device(config.device, option="--device"))
 
 
 def _measure(config: MeasureConfig, device: str) -> dict[str, Any]:
     language, vision = name_models(config)
     pairs = open_pairs(config.pairs)
-    _check_count(config, len(pairs))
+    _check_pairs(config, pairs)
     language = read_language(language, config, pairs, device)
     vision = look(vision, config, pairs, device)
     found = align(language, vision, config)
@@ -81,6 +88,7 @@ def _measure(config: MeasureConfig, device: str) -> dict[str, Any]:
         "vision": [model.told() for model in vision],
         "alignment": [_summary(one, config) for one in found],
     }
+    claim_folder(config)  # another measurement is deleted only now that there is one to take its place
     _write(config, result, found)
     return result
 
@@ -88,33 +96,80 @@ def _measure(config: MeasureConfig, device: str) -> dict[str, Any]:
 def align(language: Sequence[Measured], vision: Sequence[Measured], config: MeasureConfig) -> list[Alignment]:
     """Every layer of every language model against every layer of every vision model.
 
-    All models share the permutations and the groups, and their layers are scored together.
+    All models share the permutations and the groups. A few language models are scored together, so that memory does not grow
+    with their number.
 
     Raises:
         UserError: features that the metric refuses, or more of them than fit into memory.
     """
-    xs, ys = ([layer for model in side for layer in model.layers.values()] for side in (language, vision))
-    n = len(xs[0])
-    _check_memory(n, len(xs), len(ys))
+    n, columns = len(_layers(vision)[0]), len(_layers(vision))
+    batches = _batches(language, n, columns, config.metric)
     orders = torch.cat([torch.arange(n)[None], random_orders(n, config.permutations, config.seed)])
     groups = random_groups(n, config.groups, config.seed)
-    options = {"k": config.neighbours} if config.metric in HAVE_NEIGHBOURS else {}
-    total = len(orders) + config.groups
+    total = len(batches) * (len(orders) + len(groups.unique()))
+    title = f"{config.metric} of {len(_layers(language))} × {columns} layers"
+    found: list[Alignment] = []
     try:
-        with progress(total, f"{config.metric} of {len(xs)} × {len(ys)} layers", unit="order", leave=False) as bar:
-            scores = ordered_scores(xs, ys, config.metric, orders, lambda: bar.update(1), **options)
-            replicates = scores_without(xs, ys, config.metric, groups, lambda: bar.update(1), **options)
+        with progress(total, title, unit="order", leave=False) as bar:
+            for batch in batches:
+                found += _align(batch, vision, config, orders, groups, lambda: bar.update(1))
     except ValueError as error:
         raise UserError(f"--metric {config.metric} cannot be computed of these features: {error}") from error
+    return found
+
+
+def _align(
+    language: Sequence[Measured],
+    vision: Sequence[Measured],
+    config: MeasureConfig,
+    orders: Tensor,
+    groups: Tensor,
+    tick: Callable[[], object],
+) -> list[Alignment]:
+    """:func:`align` of models whose layers are scored together; raises ValueError for scores that are no numbers."""
+    xs, ys, options = _layers(language), _layers(vision), _options(config)
+    scores = ordered_scores(xs, ys, config.metric, orders, tick, **options)
+    replicates = scores_without(xs, ys, config.metric, groups, tick, **options)
     found, row = [], 0
     for left in language:
         column = 0
         for right in vision:
             part = (..., slice(row, row + len(left.layers)), slice(column, column + len(right.layers)))
+            if not (scores[part].isfinite().all() and replicates[part].isfinite().all()):
+                raise ValueError(f"some scores of '{left.name}' with '{right.name}' are no finite numbers")
             found.append(Alignment(left, right, scores[0][part], scores[1:][part], replicates[part]))
             column += len(right.layers)
         row += len(left.layers)
     return found
+
+
+def _layers(models: Sequence[Measured]) -> list[Tensor]:
+    return [layer for model in models for layer in model.layers.values()]
+
+
+def _batches(models: Sequence[Measured], n: int, columns: int, metric: str) -> list[list[Measured]]:
+    """The models in their order, those together that are scored together: some, or each alone where memory is short."""
+    there = free_memory() or math.inf
+    for most in (max(AT_ONCE, columns), 0):
+        batches: list[list[Measured]] = []
+        for model in models:
+            if batches and len(_layers([*batches[-1], model])) <= most:
+                batches[-1].append(model)
+            else:
+                batches.append([model])
+        rows = max(len(_layers(batch)) for batch in batches)
+        # A fast way holds two matrices of pairs × pairs a layer at its fullest, and some that do not depend on layers.
+        needed = 4 * n * n * (2 * (rows + columns) + 8) if metric in FAST else 0
+        if needed <= there:
+            return batches
+    raise UserError(
+        f"{n} pairs and {rows} + {columns} layers need about {needed / 1e9:.1f} GB of memory, and {there / 1e9:.1f} are free: "
+        "lower --pairs.limit, or choose layers"
+    )
+
+
+def _options(config: MeasureConfig) -> dict[str, Any]:
+    return {"k": config.neighbours} if config.metric in HAVE_NEIGHBOURS else {}
 
 
 def _summary(one: Alignment, config: MeasureConfig) -> dict[str, Any]:
@@ -123,7 +178,7 @@ def _summary(one: Alignment, config: MeasureConfig) -> dict[str, Any]:
     row, column = divmod(int(one.scores.argmax()), one.scores.shape[1])
     critical = critical_value(best, null, config.level)
     # Each replicate takes the best of its own layers, so that the choice among them is part of what is uncertain.
-    half = student_t(config.groups - 1) * jackknife_error(one.replicates.amax((1, 2)))
+    half = student_t(len(one.replicates) - 1) * jackknife_error(one.replicates.amax((1, 2)))
     interval = torch.stack([best - half, best + half])
     return {
         "language": one.language.name,
@@ -165,6 +220,9 @@ def _write(config: MeasureConfig, result: dict[str, Any], found: list[Alignment]
 
 def _check(config: MeasureConfig) -> None:
     """What can be known to be wrong before anything is opened."""
+    for package in ("matplotlib", "scipy"):  # not needed until all models have looked
+        if importlib.util.find_spec(package) is None:
+            raise missing_extra(package, "report", "crossalign measure")
     for name in ("language", "vision"):
         if not getattr(config, name):
             raise UserError(f"--{name} names no model: give one or more")
@@ -184,25 +242,30 @@ def _check(config: MeasureConfig) -> None:
         raise UserError(f"--groups is {config.groups}; the jackknife needs at least 2")
 
 
-def _check_count(config: MeasureConfig, n: int) -> None:
-    """Whether the metric is defined for so many pairs, and without a group of them."""
-    options = {"k": config.neighbours} if config.metric in HAVE_NEIGHBOURS else {}
+def _check_folder(config: MeasureConfig) -> None:
+    """Raise UserError where another measurement lies there, unless it may be replaced, or a run that is none."""
+    file = config.output / "config.yaml"
+    if file.is_file() and not {"language", "vision"} <= (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).keys():
+        raise UserError(f"{config.output} holds a run that is no measurement: choose another --output")
+    if not config.overwrite:
+        claim_folder(config)
+
+
+def _check_pairs(config: MeasureConfig, pairs: Pairs) -> None:
+    """Whether the pairs stand for themselves, and the metric is defined for so many, and without a group of them."""
+    n = len(pairs)
+    if pairs.repeated > MOST_REPEATED * n:  # in another order they still have their like, and are their own neighbours
+        raise UserError(
+            f"{pairs.repeated} of {n} pairs repeat an image, and permutations and intervals need rows that stand alone: "
+            "give one row an image, with a list of its texts"
+        )
     fewest = n - -(-n // config.groups)
     try:
         if fewest < 2:
             raise ValueError(f"the jackknife leaves {fewest} pairs")
-        get_similarity(config.metric)(torch.randn(fewest, 1), torch.randn(fewest, 1), **options)
+        get_similarity(config.metric)(torch.randn(fewest, 1), torch.randn(fewest, 1), **_options(config))
     except ValueError as error:
         raise UserError(
             f"{n} pairs are too few for --metric {config.metric} with --groups {config.groups} left out in turn ({error}): "
             "give more pairs"
         ) from error
-
-
-def _check_memory(n: int, i: int, j: int) -> None:
-    needed, there = 4 * n * n * 2 * (i + j), environment()["memory_bytes"]
-    if there is not None and needed > there:
-        raise UserError(
-            f"{n} pairs and {i} + {j} layers need about {needed / 1e9:.0f} GB of memory, of {there / 1e9:.0f}: "
-            "lower --pairs.limit, or choose layers"
-        )

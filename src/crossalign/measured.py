@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +13,11 @@ from torch import Tensor
 
 from crossalign.config import MeasureConfig, TeacherConfig
 from crossalign.errors import UserError
-from crossalign.features import check_teacher, load_features, pair_features, read_metadata, write_features
+from crossalign.features import check_teacher, is_ours, load_features, pair_features, read_metadata, write_features
 from crossalign.language_features import Reading, bits_per_byte, reading_key, write_text_features
 from crossalign.models.source import CONTROLS
 from crossalign.report.rows import short_name
+from crossalign.training.run import read_json
 
 if TYPE_CHECKING:
     from crossalign.data.pairs import Pairs
@@ -31,10 +34,12 @@ class Measured:
     layers: dict[str, Tensor]
     """By the layer's name: (n, width)."""
     run: str = ""
-    """The training run that it was kept by."""
+    """The training run that it was kept by: as much of the end of its folder's path as tells it from the others."""
     step: int | None = None
     """Optimiser steps of that run."""
     bits_per_byte: float | None = None
+    key: str = ""
+    """Of a vision model: what its features are kept under."""
 
     def told(self) -> dict[str, Any]:
         """What measure.json says of it."""
@@ -56,9 +61,7 @@ def name_models(config: MeasureConfig) -> tuple[list[Measured], list[Measured]]:
     for model in language:
         if not model.ref.startswith(OWN):
             reading_key(model.ref, _reading(config))
-    for model in vision:
-        check_teacher(_teacher(config, model.ref))
-    return language, vision
+    return language, [replace(model, key=check_teacher(_teacher(config, model.ref))) for model in vision]
 
 
 def read_language(models: list[Measured], config: MeasureConfig, pairs: Pairs, device: str) -> list[Measured]:
@@ -89,7 +92,7 @@ def look(models: list[Measured], config: MeasureConfig, pairs: Pairs, device: st
         if model.ref.startswith(OWN):
             found.append(replace(model, layers=_own(model.ref, pairs)))
         else:
-            held = _layers(write_features(_teacher(config, model.ref), pairs, device=device), pairs)
+            held = _layers(write_features(_teacher(config, model.ref), pairs, device=device, key=model.key), pairs)
             found.append(replace(model, layers=_checked(held, model.ref)))
     return found
 
@@ -107,28 +110,52 @@ def _teacher(config: MeasureConfig, ref: str) -> TeacherConfig:
 
 def _in_runs(refs: tuple[str, ...]) -> list[Measured]:
     """The references, with the models that it kept in place of a training run."""
+    runs = {ref: Path(ref).expanduser() for ref in refs if (Path(ref).expanduser() / "config.yaml").is_file()}
+    names = _run_names(folder.resolve() for folder in runs.values())
     found = []
     for ref in refs:
-        folder = Path(ref).expanduser()
-        if not (folder / "config.yaml").is_file():
+        if ref in runs:
+            found += _kept(runs[ref], names[runs[ref].resolve()])
+        else:
             found.append(Measured(ref, "", {}))
-            continue
-        kept = sorted((folder / "snapshots").glob("step-*"))
-        found += [Measured(str(path), "", {}, folder.name, int(path.name.removeprefix("step-"))) for path in kept]
-        if not kept and not (folder / "model").is_dir():
-            raise UserError(f"the run '{folder}' has no model yet: let it finish, or train with --loop.keep-every")
-        if not kept:
-            found.append(Measured(str(folder / "model"), "", {}, folder.name))
     return found
 
 
+def _kept(folder: Path, run: str) -> list[Measured]:
+    """The models of a training run: those kept during training, and the last one."""
+    found = {path: re.fullmatch(r"step-(\d{7,})", path.name) for path in (folder / "snapshots").glob("step-*")}
+    kept = [Measured(str(path), "", {}, run, int(match[1])) for path, match in found.items() if match]
+    kept.sort(key=lambda model: model.step or 0)
+    last, result = folder / "model", folder / "result.json"
+    if not kept and not last.is_dir():
+        raise UserError(f"the run '{folder}' has no model yet: let it finish, or train with --loop.keep-every")
+    if not kept:
+        return [Measured(str(last), "", {}, run)]
+    done = int(read_json(result).get("steps", 0)) if result.is_file() else 0  # of which keep_every need be no divisor
+    if last.is_dir() and done > (kept[-1].step or 0):
+        kept.append(Measured(str(last), "", {}, run, done))
+    return kept
+
+
+def _run_names(folders: Iterable[Path]) -> dict[Path, str]:
+    """As much of the end of each folder's path as tells it from the others."""
+    ends = {folder: ["/".join(folder.parts[-count:]) for count in range(1, len(folder.parts) + 1)] for folder in folders}
+    return {
+        folder: next(end for end in own if sum(end in other for other in ends.values()) == 1) for folder, own in ends.items()
+    }
+
+
 def _with_twins(models: list[Measured], twins: bool) -> list[Measured]:
-    """The models, and after each pretrained one its twin with random weights."""
-    found = []
+    """The models, and after each pretrained one its twin with random weights, unless that is given already.
+
+    A training run has none: its own model before the first step is what its last one is compared with.
+    """
+    given, found = {model.ref for model in models}, []
     for model in models:
         found.append(model)
-        if twins and not model.run and not model.ref.startswith((OWN, *(f"{kind}:" for kind in CONTROLS))):
-            found.append(Measured(f"random:{model.ref}", "", {}))
+        twin = f"random:{model.ref}"
+        if twins and not model.run and twin not in given and not model.ref.startswith((OWN, *(f"{c}:" for c in CONTROLS))):
+            found.append(Measured(twin, "", {}))
     return found
 
 
@@ -164,7 +191,10 @@ def _layers(path: Path, pairs: Pairs) -> dict[str, Tensor]:
 
 
 def _own(ref: str, pairs: Pairs) -> dict[str, Tensor]:
-    """Features from the user's own file: one layer, unless ``crossalign features`` wrote it."""
+    """Features from the user's own file: one layer, unless ``crossalign features`` wrote several side by side."""
+    path = Path(ref.removeprefix(OWN)).expanduser()
+    if is_ours(path) and read_metadata(path).get("combine") != "sum":
+        return _checked(_layers(path, pairs), ref)
     values, _ = pair_features(TeacherConfig(ref=ref), pairs)
     return _checked({"features": values}, ref)
 
@@ -180,8 +210,8 @@ def _text(config: MeasureConfig) -> str:
     """The first kilobytes of the text on which language models are scored, up to the end of a line."""
     if not config.text:
         return ""
-    from crossalign.training.text import read_texts
+    from crossalign.training.text import read_text
 
-    (text,) = read_texts((config.text,)).values()
+    text = read_text(config.text)
     start = text.encode()[: 1024 * config.text_kilobytes].decode(errors="ignore")
     return start if len(start) == len(text) else start[: start.rfind("\n") + 1] or start

@@ -54,10 +54,34 @@ def test_the_fast_way_gives_what_the_function_gives(metric: str, ties: bool) -> 
 def test_leaving_out_groups_is_scoring_the_other_rows(metric: str) -> None:
     xs, ys = related(N, (7, 90), 1), related(N, (9, 3), 2)
     groups = random_groups(N, 5)
-    function = get_similarity(metric)
-    plain = torch.tensor([[[float(function(x[groups != g], y[groups != g])) for y in ys] for x in xs] for g in range(5)])
-    # The fast way keeps the bandwidth that all rows have.
-    assert torch.allclose(scores_without(xs, ys, metric, groups), plain, atol=1e-2 if "rbf" in metric else 1e-5)
+
+    def score(x: Tensor, y: Tensor, stay: Tensor) -> float:
+        if "rbf" not in metric:
+            return float(get_similarity(metric)(x[stay], y[stay]))
+        widths = torch.stack([torch.pdist(x).median(), torch.pdist(y).median()])  # the fast way keeps those of all rows
+        return float(cka(x[stay], y[stay], kernel="rbf", debiased="debiased" in metric, bandwidth=widths))
+
+    plain = torch.tensor([[[score(x, y, groups != g) for y in ys] for x in xs] for g in range(5)])
+    assert torch.allclose(scores_without(xs, ys, metric, groups), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("metric", [name for name in FAST if name != "mutual-knn"])
+@pytest.mark.parametrize("size", [1e9, 1e-12])
+def test_the_unit_of_features_does_not_matter_to_the_fast_way(metric: str, size: float) -> None:
+    xs, ys = related(N, (7,), 1), related(N, (9,), 2)
+    expected = get_similarity(metric)(xs[0] * size, ys[0])
+    (found,) = ordered_scores([xs[0] * size], ys, metric, torch.arange(N)[None]).flatten()
+    assert found == pytest.approx(float(expected), abs=1e-5)
+    groups = random_groups(N, 5)
+    assert torch.allclose(
+        scores_without([xs[0] * size], ys, metric, groups), scores_without(xs, ys, metric, groups), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_score_that_is_no_number_is_no_evidence() -> None:
+    null, nan = torch.linspace(0, 1, 19), torch.tensor(torch.nan)
+    assert p_values(nan, null) == 1 and p_values(torch.tensor(2.0), null) == pytest.approx(0.05)
+    assert p_values(torch.tensor(2.0), torch.cat([null, nan[None]])) == pytest.approx(2 / 21)
 
 
 @pytest.mark.parametrize("options", [{"k": 3}, {"k": 5, "distance": "euclidean"}])

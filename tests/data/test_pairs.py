@@ -75,6 +75,7 @@ def test_a_source_without_splits_is_cut_by_a_hash_of_pictures(tmp_path: Path) ->
     parts = {split: check(opened(one, split=split)) for split in ("train", "validation", "test")}
     assert set.union(*parts.values()) == set(range(200)) and sum(map(len, parts.values())) == 200
     assert 140 < len(parts["train"]) < 180 and min(map(len, parts.values())) > 8
+    assert opened(one).repeated == 0
     more = write(tmp_path / "two.parquet", 220)  # what is added moves nothing
     assert check(opened(more, split="test")) & set(range(200)) == parts["test"]
     # Rows of one image stay together: whether they share an id, have one each, or none.
@@ -85,6 +86,7 @@ def test_a_source_without_splits_is_cut_by_a_hash_of_pictures(tmp_path: Path) ->
         groups = [{number(pairs.image(i)) for i in range(len(pairs))} for pairs in found]
         assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
         assert sum(map(len, found)) == 200 and all(len(pairs.ids) == len(set(pairs.ids)) for pairs in found)
+        assert sum(pairs.repeated for pairs in found) == 160
 
 
 def test_a_column_of_splits_is_honoured(tmp_path: Path) -> None:

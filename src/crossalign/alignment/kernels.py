@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ._common import full_precision, need_points, wants_gradient, with_gradient
+from ._common import full_precision, need_points, one_if_zero, wants_gradient, with_gradient
 from ._features import centre, nonconstant, refuse, squared_distances_within
 from .registry import Similarity, register_similarity
 
@@ -88,9 +88,10 @@ def kernel_matrix(x: Tensor, kernel: str = "linear") -> Tensor:
             distances, squares = squared_distances_within((centre(x),))
             size = nonconstant("cka", squares.sum(-1).expand(2), x, x)
             matrix = distances.div_(-2 * _squared_width("median", distances, size[:1])[..., None, None]).exp_()[0]
+        matrix.div_(one_if_zero(torch.linalg.vector_norm(matrix, torch.inf)))  # first, so that no square over- or underflows
         scale = matrix.square().mean().sqrt()
         refuse(scale == 0, "kernel_alignment is 0 / 0 where all of a side is zero: x or y is")
-        return matrix / scale
+        return matrix.div_(scale)
 
 
 def unit_kernel(matrix: Tensor, debiased: bool, centred: bool = True) -> Tensor:

@@ -104,7 +104,7 @@ def p_values(observed: Tensor, null: Tensor) -> Tensor:
     For the best of all layers give the largest score as the observed one and, as the null, the largest within each order
     (Westfall and Young 1993): this holds the family-wise error whatever the layers have in common.
     """
-    return (1 + (null >= observed).sum(0)) / (1 + len(null))
+    return (1 + (null < observed).logical_not().sum(0)) / (1 + len(null))  # so that a NaN is no evidence
 
 
 def critical_value(observed: Tensor, null: Tensor, level: float = 0.05) -> Tensor:

@@ -19,7 +19,8 @@ class MeasureConfig:
     vision: tuple[str, ...] = ("package:efficientnet_lite0",)
     """Vision models: package:NAME, timm:NAME, folders, hf:ORG/NAME, random:REF or shuffled:REF as controls, or file:PATH."""
     twins: bool = False
-    """Also measure the random-weight twin of each model: the same architecture before any training."""
+    """Also measure the random-weight twin of each model: the same architecture before any training. Not of a run's folder,
+    whose own models before and after training stand side by side."""
     metric: str = "cka-linear-debiased"
     """A registered similarity, such as cka-linear-debiased, cka-rbf-debiased, mutual-knn or svcca."""
     neighbours: int = 10
@@ -57,5 +58,5 @@ class MeasureConfig:
     output: Path = Path("runs/measure")
     """Folder of the measurement; a second call with the same settings writes it anew from cached features."""
     overwrite: bool = False
-    """Replace a measurement with other settings that lies in `output`."""
+    """Replace a measurement with other settings that lies in `output`, once this one is done."""
     pairs: PairsConfig = field(default_factory=lambda: PairsConfig(split="test"))

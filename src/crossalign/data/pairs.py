@@ -48,6 +48,8 @@ class Pairs:
     """int64 (N,): places in the source."""
     read: Callable[[int], Raw]
     """The encoded image at a place in the source."""
+    repeated: int = 0
+    """How many show the very image of an earlier one: some sets have a row for each caption."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -91,7 +93,8 @@ def open_pairs(config: PairsConfig) -> Pairs:
     kept = hashes[np.isin(rows, keep)]
     fingerprint = hashlib.sha256(repr((ids, tuple(good.values()))).encode() + kept.tobytes()).hexdigest()[:20]
     source = _describe(listing, config, list(good.values()), len(bad), is_split)
-    return Pairs(ids, tuple(good.values()), fingerprint, source, tuple(bad), keep, listing.read)
+    repeated = len(kept) - len(np.unique(kept))
+    return Pairs(ids, tuple(good.values()), fingerprint, source, tuple(bad), keep, listing.read, repeated)
 
 
 def _check_config(config: PairsConfig) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MOST_PANELS = 8
 """Language models that a figure of heat maps holds; of more, as training leaves them, the last ones are shown."""
-CONTROLS = ("random ", "shuffled ")
+CONTROLS = ("random:", "shuffled:")
 
 
 def write_page(folder: Path, config: MeasureConfig, result: dict[str, Any], tensors: Tensors) -> None:
@@ -61,7 +61,7 @@ def summary_table(config: MeasureConfig, result: dict[str, Any]) -> Table:
         "Layers",
         "Score [95 % interval]",
         "Chance: mean",
-        f"{1 - config.level:.0%} of bests",
+        f"{_share(config)} of bests",
     ]
     columns += ["Calibrated [interval]", "p"]
     rows, strong = [], set()
@@ -84,7 +84,7 @@ def summary_table(config: MeasureConfig, result: dict[str, Any]) -> Table:
         )
     notes = [
         "Score: the best of all layers. Chance: the best of all layers with the images in random order, its mean and what it "
-        f"stays under in {1 - config.level:.0%} of the permutations. Calibrated: 0 at that value, 1 at the largest "
+        f"stays under in {_share(config)} of the permutations. Calibrated: 0 at that value, 1 at the largest "
         "possible score (Gröger, Wen and Brbić 2026). p: corrected for taking the best of all layers, not for the "
         "number of pairs of models. Intervals: jackknife over groups of pairs, the best layers chosen anew in each. Bold: more "
         "than chance.",
@@ -94,10 +94,11 @@ def summary_table(config: MeasureConfig, result: dict[str, Any]) -> Table:
 
 def heat_maps(config: MeasureConfig, result: dict[str, Any], tensors: Tensors) -> Picture:
     """Every layer against every layer: a panel for each pair of models, one colour scale."""
-    language, vision = result["language"][-MOST_PANELS:], result["vision"]
+    (language, left_out), vision = _shown(result), result["vision"]
     held = {(one["language"], one["vision"]): one for one in result["alignment"]}
     scores = {key: tensors[f"{key[0]} | {key[1]} | score"].numpy() for key in held}
-    largest = max(values.max() for values in scores.values())
+    lowest = min(0, *(float(values.min()) for values in scores.values()))
+    largest = max(lowest + 1e-6, *(float(values.max()) for values in scores.values()))
     figure = blank(1.2 + 2.5 * len(vision), 0.6 + 2.1 * len(language))
     grid: Any = figure.subplots(len(language), len(vision), squeeze=False)
     image: Any = None
@@ -105,7 +106,7 @@ def heat_maps(config: MeasureConfig, result: dict[str, Any], tensors: Tensors) -
         for panel, right in zip(line, vision, strict=True):
             values, one = scores[left["name"], right["name"]], held[left["name"], right["name"]]
             image = panel.imshow(
-                values, cmap="viridis", vmin=0, vmax=largest, aspect="auto", interpolation="nearest", origin="lower"
+                values, cmap="viridis", vmin=lowest, vmax=largest, aspect="auto", interpolation="nearest", origin="lower"
             )
             panel.grid(visible=False)
             _ticks(panel.set_xticks, right["layers"])
@@ -119,8 +120,30 @@ def heat_maps(config: MeasureConfig, result: dict[str, Any], tensors: Tensors) -
         panel.set_xlabel(clean(right["name"], 28))
     figure.colorbar(image, ax=grid, shrink=0.6, label=config.metric)
     title = "Score of each layer of a language model (up) with each of a vision model (across). Circle: the best, full where "
-    title += f"it is more than chance gives at best (p ≤ {config.level:g})."
+    title += f"it is more than chance gives at best (p ≤ {config.level:g}).{left_out}"
     return Picture("heat-maps", title, "Heat maps of scores over layers; the best of each stand in the table.", figure)
+
+
+def _share(config: MeasureConfig) -> str:
+    """How many of the permutations the critical value is above: 95% at level 0.05."""
+    return f"{100 * (1 - config.level):g}%"
+
+
+def _is_control(model: dict[str, Any]) -> bool:
+    return str(model["ref"]).startswith(CONTROLS)
+
+
+def _shown(result: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """The language models that a figure has room for, each with its controls, and a sentence where others are left out."""
+    models = result["language"]
+    bases = [model["ref"].partition(":")[2] if _is_control(model) else model["ref"] for model in models]
+    taken: set[str] = set()
+    for base in reversed(dict.fromkeys(bases)):
+        if sum(one in taken or one == base for one in bases) > MOST_PANELS:
+            break
+        taken.add(base)
+    shown = [model for model, base in zip(models, bases, strict=True) if base in taken]
+    return shown, "" if len(shown) == len(models) else f" The last {len(shown)} of {len(models)} language models."
 
 
 def _ticks(set_ticks: Any, names: list[str]) -> None:
@@ -131,13 +154,15 @@ def _ticks(set_ticks: Any, names: list[str]) -> None:
 
 def against_chance(config: MeasureConfig, result: dict[str, Any]) -> Picture:
     """The best score of each pair of models beside what chance gives at best; controls in colours of their own."""
-    shown = [one for one in result["alignment"] if one["language"] in {m["name"] for m in result["language"][-MOST_PANELS:]}]
+    language, left_out = _shown(result)
+    shown = [one for one in result["alignment"] if one["language"] in {model["name"] for model in language}]
+    controls = {side: {model["name"] for model in result[side] if _is_control(model)} for side in ("language", "vision")}
     figure = blank(8.6, 1.0 + 0.26 * len(shown))
     axes = figure.add_subplot()
     used: dict[str, Any] = {}
     for place, one in enumerate(shown):
-        controls = sum(one[side].startswith(CONTROLS) for side in ("language", "vision"))
-        colour, label = ((BLUE, "both trained"), (ORANGE, "one is a control"), (MUTED, "both are controls"))[controls]
+        count = sum(one[side] in controls[side] for side in controls)
+        colour, label = ((BLUE, "both trained"), (ORANGE, "one is a control"), (MUTED, "both are controls"))[count]
         axes.plot(
             [one["null_mean"], one["critical"]], [place, place], color=INK, linewidth=6, alpha=0.15, solid_capstyle="butt"
         )
@@ -157,7 +182,7 @@ def against_chance(config: MeasureConfig, result: dict[str, Any]) -> Picture:
     title = (
         "Best of all layers with its 95 % interval. Grey: the best of all layers under chance, from its mean to what it stays "
     )
-    title += f"under in {1 - config.level:.0%} of the permutations."
+    title += f"under in {_share(config)} of the permutations.{left_out}"
     return Picture("against-chance", title, "Best scores against chance; the same numbers are in the table.", figure)
 
 
@@ -177,7 +202,7 @@ def quality_figure(config: MeasureConfig, result: dict[str, Any]) -> Picture | N
             [quality[one["language"]] for one in found],
             middle,
             yerr=[np.maximum(middle - low, 0), np.maximum(high - middle, 0)],
-            fmt="o--" if model["name"].startswith(CONTROLS) else "o-",
+            fmt="o--" if _is_control(model) else "o-",
             color=PALETTE[place % len(PALETTE)],
             markersize=5,
             capsize=2,
@@ -206,22 +231,25 @@ def dynamics_figure(config: MeasureConfig, result: dict[str, Any], tensors: Tens
     figure = blank(1 + 3.6 * len(result["vision"]), 0.8 + 2.7 * len(runs))
     grid: Any = figure.subplots(len(runs), len(result["vision"]), squeeze=False, sharey=True)
     held = {(one["language"], one["vision"]): one for one in result["alignment"]}
+    layers = list(dict.fromkeys(layer for kept in runs.values() for layer in kept[0]["layers"]))  # a run may have more of them
+    lines: dict[str, Any] = {}
     for line, (run, kept) in zip(grid, runs.items(), strict=True):
         steps = [model["step"] for model in kept]
         for panel, right in zip(line, result["vision"], strict=True):
             names = [f"{model['name']} | {right['name']} | score" for model in kept]
-            layers = np.array([tensors[name].amax(1).numpy() for name in names])
-            for place, layer in enumerate(kept[0]["layers"]):
-                colour = colormaps["viridis"](place / max(1, layers.shape[1] - 1) * 0.9)
-                panel.plot(steps, layers[:, place], color=colour, linewidth=1.1, label=f"layer {layer}")
+            scores = np.array([tensors[name].amax(1).numpy() for name in names])
+            for layer, values in zip(kept[0]["layers"], scores.T, strict=True):
+                colour = colormaps["viridis"](layers.index(layer) / max(1, len(layers) - 1) * 0.9)
+                (lines[f"layer {layer}"],) = panel.plot(steps, values, color=colour, linewidth=1.1)
             ones = [held[model["name"], right["name"]] for model in kept]
             low, high = np.array([one["interval"] for one in ones]).T
-            panel.plot(steps, [one["score"] for one in ones], "o", color=INK, markersize=3, label="best layer, 95 % interval")
+            (best,) = panel.plot(steps, [one["score"] for one in ones], "o", color=INK, markersize=3)
             panel.fill_between(steps, low, high, color=INK, alpha=0.1, linewidth=0)
-            panel.plot(steps, [one["critical"] for one in ones], color=MUTED, linestyle=":", label="most that chance gives")
-            panel.set_title(f"{clean(run, 20)} × {clean(right['name'], 26)}", fontsize=8)
+            (chance,) = panel.plot(steps, [one["critical"] for one in ones], color=MUTED, linestyle=":")
+            panel.set_title(f"{clean(run, 32)} × {clean(right['name'], 26)}", fontsize=8)
             panel.set_xlabel("optimiser step")
         line[0].set_ylabel(config.metric)
-    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    lines |= {"best layer, 95 % interval": best, f"chance: {_share(config)} of bests stay below": chance}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=5)
     title = "Alignment during training: each layer of the language model with the vision layer that it is most aligned with."
     return Picture("dynamics", title, "Scores of layers over steps; they stand in scores.safetensors.", figure)

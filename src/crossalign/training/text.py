@@ -178,14 +178,23 @@ def read_texts(paths: Sequence[str]) -> dict[str, str]:
         if name in texts or name in OWN_SCORES:
             whose = "another text to score" if name in texts else "the run's own held-out text"
             raise UserError(f"--score {path}: scores are kept by file name, and '{name}' is that of {whose}: rename the file")
-        try:
-            text = Path(path).expanduser().read_bytes().decode("utf-8-sig")  # as a corpus is read: line ends stay
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the text '{path}' to score ({error}): give a UTF-8 text file") from error
-        if not text.strip():
-            raise UserError(f"the text '{path}' to score is empty: give another, or leave it out")
-        texts[name] = text
+        texts[name] = read_text(path)
     return texts
+
+
+def read_text(path: str) -> str:
+    """A text to score.
+
+    Raises:
+        UserError: it cannot be read, or holds no text.
+    """
+    try:
+        text = Path(path).expanduser().read_bytes().decode("utf-8-sig")  # as a corpus is read: line ends stay
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the text '{path}' to score ({error}): give a UTF-8 text file") from error
+    if not text.strip():
+        raise UserError(f"the text '{path}' to score is empty: give another, or leave it out")
+    return text
 
 
 def as_stream(text: str, tokenizer: Any, separator: int) -> TokenFile:
