@@ -41,8 +41,8 @@ from crossalign.report.statistics import student_t
 from crossalign.training.run import claim_folder, locked, resolve_device, write_config
 
 HAVE_NEIGHBOURS = ("mutual-knn", "soft-mutual-knn")
-AT_ONCE = 32
-"""Layers of language models that are scored together, or as many as all vision models have; more would only take memory."""
+ROOM = 2 * 2**30
+"""Bytes that language models are scored together in: together they are faster, since each order is looked up once."""
 MOST_REPEATED = 0.01
 """Share of the pairs that may show the image of another pair."""
 
@@ -148,24 +148,26 @@ def _layers(models: Sequence[Measured]) -> list[Tensor]:
 
 
 def _batches(models: Sequence[Measured], n: int, columns: int, metric: str) -> list[list[Measured]]:
-    """The models in their order, those together that are scored together: some, or each alone where memory is short."""
-    there = free_memory() or math.inf
-    for most in (max(AT_ONCE, columns), 0):
-        batches: list[list[Measured]] = []
-        for model in models:
-            if batches and len(_layers([*batches[-1], model])) <= most:
-                batches[-1].append(model)
-            else:
-                batches.append([model])
-        rows = max(len(_layers(batch)) for batch in batches)
+    """The models in their order, those together that are scored together: as many as there is room for, or one alone."""
+
+    def needed(batch: Sequence[Measured]) -> int:
         # A fast way holds two matrices of pairs × pairs a layer at its fullest, and some that do not depend on layers.
-        needed = 4 * n * n * (2 * (rows + columns) + 8) if metric in FAST else 0
-        if needed <= there:
-            return batches
-    raise UserError(
-        f"{n} pairs and {rows} + {columns} layers need about {needed / 1e9:.1f} GB of memory, and {there / 1e9:.1f} are free: "
-        "lower --pairs.limit, or choose layers"
-    )
+        return 4 * n * n * (2 * (len(_layers(batch)) + columns) + 8) if metric in FAST else 0
+
+    there = free_memory() or math.inf
+    batches: list[list[Measured]] = []
+    for model in models:
+        if batches and needed([*batches[-1], model]) <= min(ROOM, there):
+            batches[-1].append(model)
+        else:
+            batches.append([model])
+    largest = max(batches, key=needed)
+    if needed(largest) > there:
+        raise UserError(
+            f"{n} pairs and {len(_layers(largest))} + {columns} layers need about {needed(largest) / 1e9:.1f} GB of memory, "
+            f"and {there / 1e9:.1f} are free: lower --pairs.limit, or choose layers"
+        )
+    return batches
 
 
 def _options(config: MeasureConfig) -> dict[str, Any]:

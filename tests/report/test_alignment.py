@@ -48,11 +48,12 @@ def legend(figure: Any) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_scores_below_zero_are_drawn() -> None:
+def test_scores_below_zero_have_colours_too() -> None:
+    result, tensors = measured([model("a")], [model("b")], shift=-3.0)
     with styled():
-        figure = drawn(heat_maps(MeasureConfig(), *measured([model("a")], [model("b")], shift=-3.0)))
-    low, high = figure.axes[0].images[0].get_clim()
-    assert -3 <= low < -2 and low < high < 0.1
+        figure = drawn(heat_maps(MeasureConfig(), result, tensors))
+    scores = tensors["a | b | score"]
+    assert figure.axes[0].images[0].get_clim() == pytest.approx((float(scores.min()), float(scores.max())))
 
 
 def test_a_control_is_one_whatever_it_is_called() -> None:
