@@ -83,7 +83,8 @@ def open_pairs(config: PairsConfig) -> Pairs:
     bad += [f"caption of {listing.ids[row]}: empty" for row, found in texts.items() if not found or not all(found)]
     if bad and config.on_error == "stop":
         some = "; ".join(bad[:3]) + (f"; and {len(bad) - 3} more" if len(bad) > 3 else "")
-        raise UserError(f"{len(bad)} faults in '{config.source}': {some}. Mend them, or go on without: --pairs.on-error skip")
+        count = f"{len(bad)} faults" if len(bad) > 1 else "1 fault"
+        raise UserError(f"{count} in '{config.source}': {some}. Mend them, or go on without: --pairs.on-error skip")
     # A pair goes on without its empty captions as long as it has another.
     good = {row: tuple(filter(None, found)) for row, found in texts.items() if any(found) and row not in broken}
     if not good:
