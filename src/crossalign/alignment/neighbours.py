@@ -30,8 +30,7 @@ def mutual_knn(x: Tensor, y: Tensor, k: int = 10, distance: str = "cosine") -> T
     with torch.no_grad(), full_precision(x, y, paired=True) as (x, y):
         _check(x, k, k + 1, distance)
         distances, mean = _apart((_points(x, distance), _points(y, distance)))
-        shared = _shared(distances, mean, k)
-        return shared.mean(-1) / k
+        return _shared(distances, mean, k).mean(-1) / k
 
 
 @register_similarity("soft-mutual-knn", ranks_rows=True)
@@ -114,6 +113,7 @@ def _shared(distances: Tensor, mean: Tensor, k: int) -> Tensor:
 
 
 def _shares(distances: Tensor, mean: Tensor, k: int) -> Tensor:
+    """:func:`_shared` from the shares of all rows, ties among them."""
     member = _members(distances, mean, k)
     return torch.minimum(member[0], member[1]).sum(-1)
 

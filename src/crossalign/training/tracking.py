@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -166,10 +167,7 @@ class RunLog:
 def log_results(
     folder: Path, config: TrackingConfig, run_name: str, params: Mapping[str, Any], values: Mapping[str, float]
 ) -> None:
-    """Show results that came after the training on the MLflow run of a folder, or on a new one where it has none.
-
-    Trouble with MLflow costs one warning.
-    """
+    """Show results that came after training on a folder's MLflow run, or on a new one; trouble costs one warning."""
     if config.mlflow and _mlflow_installed():
         mirror = _Mirror(folder, config, run_name, params, "")
         mirror.summary(values)
@@ -256,8 +254,7 @@ class _Mirror:
 def _mlflow_installed() -> bool:
     if importlib.util.find_spec("mlflow") is not None:
         return True
-    notice = "MLflow is not installed (pip install 'crossalign[tracking]'): only run folders are kept"
-    warnings.warn(notice, stacklevel=3)
+    warnings.warn("MLflow is not installed (pip install 'crossalign[tracking]'): only run folders are kept", stacklevel=3)
     return False
 
 
@@ -342,8 +339,8 @@ def _find_run(client: MlflowClient, run_id: str) -> Any:
 def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
     from mlflow.entities import Param
 
-    plain = _cut({_clean_key(key): str(value) for key, value in params.items()}, VALUE_LENGTH)
-    entities = [Param(key, value) for key, value in plain.items()]
+    plain = {_clean_key(key): str(value) for key, value in params.items()}
+    entities = [Param(key, value) for key, value in _cut(plain, VALUE_LENGTH).items()]
     for start in range(0, len(entities), PARAMS_PER_CALL):
         client.log_batch(run_id, params=entities[start : start + PARAMS_PER_CALL])
 
@@ -362,8 +359,7 @@ def _clean_key(key: str) -> str:
 def _row_metrics(row: Row, when: int) -> Iterator[Any]:
     """MLflow metrics of a row, named like train/validation/accuracy."""
     place = "/".join(str(row[key]) for key in ("stage", "split") if row.get(key))
-    measured = {key: value for key, value in row.items() if key not in PLACES}
-    return _metrics(measured, place, int(row.get("step") or 0), when)
+    return _metrics({k: v for k, v in row.items() if k not in PLACES}, place, int(row.get("step") or 0), when)
 
 
 def _metrics(values: Mapping[str, Any], place: str, step: int, when: int) -> Iterator[Any]:
@@ -395,9 +391,8 @@ def _rows_after(path: Path, sent: int) -> Iterator[tuple[int, int, Row]]:
     if not path.is_file():  # results alone
         return
     with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
-            if number >= sent:
-                yield number, _now(), json.loads(line)
+        for number, line in islice(enumerate(lines), sent, None):
+            yield number, _now(), json.loads(line)
 
 
 def _now() -> int:
