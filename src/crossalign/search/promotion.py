@@ -30,8 +30,8 @@ def resources(most: int, rungs: int = 4, factor: int = 2) -> list[int]:
     ends = [-(-most // factor**k) for k in reversed(range(rungs))]
     if len(set(ends)) < rungs:
         raise UserError(
-            f"{most} epochs, or evaluations of a text run, cannot be cut into {rungs} rungs, each {factor} times the one before "
-            f"({', '.join(map(str, ends))}): train longer, or lower --rungs"
+            f"{most} epochs (evaluations, of a text run) cannot be cut into {rungs} rungs, each {factor} times the one before: "
+            f"they would end at {', '.join(map(str, ends))}; train longer, or lower --rungs"
         )
     return ends
 
