@@ -44,18 +44,19 @@ from crossalign.training.run import (
 MATCH_BATCH = 256  # training images on which the input scale is measured
 
 
-def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False) -> dict[str, Any]:
+def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False, until: int | None = None) -> dict[str, Any]:
     """Adapt a language model to images and return the result that result.json holds.
 
     A finished run is returned as it stands; an unfinished one with the same configuration goes on where it stopped.
 
     Raises:
-        UserError: bad input, before any training. Interrupted, Diverged, DiskFull: see ``training.loop``.
+        UserError: bad input, before any training. Interrupted, Diverged, DiskFull, and Paused where ``until`` is an
+            epoch to pause after: see ``training.loop``.
     """
-    return in_folder(config, lambda claimed: _adapt(claimed, recipe, quiet))
+    return in_folder(config, lambda claimed: _adapt(claimed, recipe, quiet, until))
 
 
-def _adapt(config: AdaptConfig, recipe: str, quiet: bool) -> dict[str, Any]:
+def _adapt(config: AdaptConfig, recipe: str, quiet: bool, until: int | None) -> dict[str, Any]:
     with main_process_first(config.loop.device):  # the others then find the decoded images in the cache
         splits = open_images(config.data)
     config = _resolve(config, splits.train)
@@ -65,7 +66,7 @@ def _adapt(config: AdaptConfig, recipe: str, quiet: bool) -> dict[str, Any]:
     if is_main_process() and not quiet:
         print(f"{splits.source}\n{model.plan}")
     identity = content_key(data=splits.fingerprint, backbone=model.language_model.fingerprint)
-    with opened_run(config, identity, f"images at '{config.data.source}' or weights of '{config.backbone.ref}'") as run:
+    with opened_run(config, identity, f"images at '{config.data.source}' or weights of '{config.backbone.ref}'", until) as run:
         model.to(run.accelerator.device)
         alignment = _align(config, model, splits, run)
         seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crossalign.errors import UserError, unknown
+from crossalign.training.stops import DiskFull, Diverged, Interrupted
 from crossalign.verbs import VERBS, Verb
 
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
@@ -63,7 +64,7 @@ def _run(args: list[str]) -> int:
 
 
 def _told(error: Exception) -> int:
-    """Exit codes of the loop's own exceptions, without importing the loop unless it ran; others stay tracebacks."""
+    """Exit codes of how training ends before its end; other errors stay tracebacks."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         print(
             f"crossalign: the disk is full ({error.filename or 'writing results'}); free some space, then run it again",
@@ -73,11 +74,10 @@ def _told(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
         print(f"crossalign: '{error.filename}' cannot be used ({error.strerror}): choose another path", file=sys.stderr)
         return 2
-    loop, checkpoint = sys.modules.get("crossalign.training.loop"), sys.modules.get("crossalign.training.checkpoint")
-    if loop is not None and isinstance(error, loop.Interrupted):
+    if isinstance(error, Interrupted):
         print(f"crossalign: {error}; the same command goes on from there", file=sys.stderr)
         return 130
-    if loop is not None and isinstance(error, loop.Diverged | checkpoint.DiskFull):  # type: ignore[union-attr]
+    if isinstance(error, Diverged | DiskFull):
         print(f"crossalign: {error}", file=sys.stderr)
         return 1
     raise error
@@ -98,10 +98,10 @@ def _dispatch(args: list[str]) -> int | None:
     name, rest = find_verb(args)
     verb = VERBS[name]
     recipe = ""
-    if verb.recipes and rest and not rest[0].startswith("-"):
+    if (verb.recipes or verb.names_recipe) and rest and not rest[0].startswith("-"):
         recipe, rest = rest[0], rest[1:]
-    if "--list" in rest and verb.recipes:
-        print(_recipe_list(tuple(verb.recipes)))
+    if "--list" in rest and (verb.recipes or verb.names_recipe):
+        print(_recipe_list(tuple(verb.recipes) or None))
         return 0
     return verb.run(_parse(verb, name, recipe, rest), recipe)
 
@@ -147,11 +147,11 @@ def _parse(verb: Verb, name: str, recipe: str, args: list[str]) -> Any:
         kind = verb.recipes[type(default)]
         default = kind(**{f.name: getattr(default, f.name) for f in dataclasses.fields(default)})
     _check_keys(kind, args)
-    description = f"{kind.__doc__}" + (f"\n\nRecipes: crossalign {name} --list" if verb.recipes else "")
+    description = f"{kind.__doc__}" + (f"\n\nRecipes: crossalign {name} --list" if verb.recipes or verb.names_recipe else "")
     kwargs = {} if default is None else {"default": default}
     return tyro.cli(
         kind,
-        prog=f"crossalign {name}" + (" [RECIPE]" if verb.recipes else ""),
+        prog=f"crossalign {name}" + (" [RECIPE]" if verb.recipes or verb.names_recipe else ""),
         description=description,
         args=args,
         config=(tyro.conf.PositionalRequiredArgs,),
@@ -215,7 +215,7 @@ def _overview(start: str = "") -> str:
     )
 
 
-def _recipe_list(kinds: tuple[type, ...]) -> str:
+def _recipe_list(kinds: tuple[type, ...] | None) -> str:
     from crossalign.recipes import all_recipes
 
     recipes = all_recipes(kinds)

@@ -47,18 +47,19 @@ from crossalign.training.text import (
 )
 
 
-def finetune(config: FinetuneConfig, *, recipe: str = "", quiet: bool = False) -> dict[str, Any]:
+def finetune(config: FinetuneConfig, *, recipe: str = "", quiet: bool = False, until: int | None = None) -> dict[str, Any]:
     """Fine-tune a language model and return the result that result.json holds.
 
     A finished run is returned as it stands; an unfinished one with the same configuration goes on where it stopped.
 
     Raises:
-        UserError: bad input, before any training. Interrupted, Diverged, DiskFull: see ``training.loop``.
+        UserError: bad input, before any training. Interrupted, Diverged, DiskFull, and Paused where ``until`` is an
+            epoch to pause after (an evaluation, of a text run): see ``training.loop``.
     """
-    return in_folder(config, lambda claimed: _finetune(claimed, recipe, quiet))
+    return in_folder(config, lambda claimed: _finetune(claimed, recipe, quiet, until))
 
 
-def _finetune(config: FinetuneConfig, recipe: str, quiet: bool) -> dict[str, Any]:
+def _finetune(config: FinetuneConfig, recipe: str, quiet: bool, until: int | None) -> dict[str, Any]:
     check_text_run(config)
     if config.loop.evaluate_blocks is not None:
         raise UserError("--loop.evaluate-blocks is for pre-training; here hold out less with --data.validation-fraction")
@@ -88,7 +89,7 @@ def _finetune(config: FinetuneConfig, recipe: str, quiet: bool) -> dict[str, Any
         data=data.fingerprint, model=opened.fingerprint, term=term.fingerprint if term else "", seed=opened.seed
     )
     made_of = f"instructions, weights of '{config.model}', captions or teacher's features"
-    with opened_run(config, identity, made_of) as run:
+    with opened_run(config, identity, made_of, until) as run:
         model.to(run.accelerator.device)
         seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
         trained = fit(_stage(config, model, data, term, held_out, run, tokenizer), run)

@@ -43,18 +43,19 @@ from crossalign.training.text import (
 )
 
 
-def pretrain(config: PretrainConfig, *, recipe: str = "", quiet: bool = False) -> dict[str, Any]:
+def pretrain(config: PretrainConfig, *, recipe: str = "", quiet: bool = False, until: int | None = None) -> dict[str, Any]:
     """Train a language model and return the result that result.json holds.
 
     A finished run is returned as it stands; an unfinished one with the same configuration goes on where it stopped.
 
     Raises:
-        UserError: bad input, before any training. Interrupted, Diverged, DiskFull: see ``training.loop``.
+        UserError: bad input, before any training. Interrupted, Diverged, DiskFull, and Paused where ``until`` is an
+            epoch to pause after (an evaluation, of a text run): see ``training.loop``.
     """
-    return in_folder(config, lambda claimed: _pretrain(claimed, recipe, quiet))
+    return in_folder(config, lambda claimed: _pretrain(claimed, recipe, quiet, until))
 
 
-def _pretrain(config: PretrainConfig, recipe: str, quiet: bool) -> dict[str, Any]:
+def _pretrain(config: PretrainConfig, recipe: str, quiet: bool, until: int | None) -> dict[str, Any]:
     check_text_run(config)
     _check_model(config)
     texts = read_texts(config.score)
@@ -75,7 +76,7 @@ def _pretrain(config: PretrainConfig, recipe: str, quiet: bool) -> dict[str, Any
         count = sum(p.numel() for p in model.parameters())
         print(f"{len(corpus.train):,} tokens to train on, vocabulary {corpus.vocabulary:,}; {count:,} parameters")
     identity = content_key(corpus=corpus.fingerprint, term=term.fingerprint if term else "")
-    with opened_run(config, identity, "text, captions or teacher's features") as run:
+    with opened_run(config, identity, "text, captions or teacher's features", until) as run:
         model.to(run.accelerator.device)
         seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
         trained = fit(_stage(config, model, corpus, term, held_out, run), run)

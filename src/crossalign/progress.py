@@ -13,15 +13,18 @@ from crossalign.environment import is_main_process
 
 T = TypeVar("T")
 QUIET_SECONDS = 2.0
+_silent = False
 LINE_SECONDS = 30.0
 
 
-def progress(total: int, description: str, initial: int = 0, unit: str = "step", leave: bool = True) -> tqdm[NoReturn]:
+def progress(
+    total: int, description: str, initial: int = 0, unit: str = "step", leave: bool = True, place: int | None = None
+) -> tqdm[NoReturn]:
     """A bar over ``total`` steps of which ``initial`` are done; use it as a context manager and call ``update(1)``.
 
     It shows in the main process only, and only once two seconds have passed. Where stderr is no terminal it prints
     one plain line every 30 seconds at most, so that a log file holds no control characters. Bytes (unit "B") are told in
-    thousands and millions. Without ``leave`` the bar is wiped when it is done.
+    thousands and millions. Without ``leave`` the bar is wiped when it is done. ``place`` is the line of one of several bars.
     """
     plain = not sys.stderr.isatty()
     return tqdm(
@@ -32,13 +35,20 @@ def progress(total: int, description: str, initial: int = 0, unit: str = "step",
         unit_scale=unit == "B",
         delay=QUIET_SECONDS,
         leave=leave,
-        disable=not is_main_process(),
+        position=place,
+        disable=_silent or not is_main_process(),
         file=_Lines(sys.stderr) if plain else sys.stderr,
         mininterval=LINE_SECONDS if plain else 0.2,
         miniters=1,
         ncols=100 if plain else shutil.get_terminal_size().columns,
         ascii=plain,
     )
+
+
+def silence() -> None:
+    """Show no bar in this process from now on: one of several workers, whose parent shows how far all are."""
+    global _silent
+    _silent = True
 
 
 def followed(items: Iterable[T], total: int, description: str, unit: str) -> Iterator[T]:

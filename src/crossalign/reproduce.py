@@ -9,9 +9,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import signal
 import sys
-import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -27,6 +25,8 @@ from crossalign.recipes import all_recipes, get_recipe
 from crossalign.recipes.cmar import TEACHERS
 from crossalign.recipes.cmda import CONTROLS, METHODS, METRICS
 from crossalign.training.run import differences
+from crossalign.training.stops import Interrupted
+from crossalign.workers import orphaned, run_verb, start_worker
 
 Config: TypeAlias = AdaptConfig | PretrainConfig | FinetuneConfig
 
@@ -313,7 +313,7 @@ def _run_all(jobs: list[Job], workers: int) -> tuple[dict[str, dict[str, Any]], 
         return found, failed
     threads = max(1, usable_cores() // workers)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(threads,)) as pool:
         futures: dict[Future[dict[str, Any]], Job] = {pool.submit(_run_job, job): job for job in jobs}
         try:
             for future in tqdm(as_completed(futures), total=len(jobs), desc="runs", unit="run"):
@@ -325,8 +325,6 @@ def _run_all(jobs: list[Job], workers: int) -> tuple[dict[str, dict[str, Any]], 
 
 
 def _record(job: Job, result: Any, found: dict[str, dict[str, Any]], failed: dict[str, str]) -> None:
-    from crossalign.training.loop import Interrupted
-
     try:
         found[job.name] = result()
     except (Interrupted, KeyboardInterrupt):
@@ -336,36 +334,9 @@ def _record(job: Job, result: Any, found: dict[str, dict[str, Any]], failed: dic
 
 
 def _run_job(job: Job) -> dict[str, Any]:
-    from crossalign import adapt, finetune, pretrain
-
-    if _orphaned.is_set():  # what was queued for this worker is not to begin
+    if orphaned.is_set():  # what was queued for this worker is not to begin
         os._exit(1)
-
-    if isinstance(job.config, PretrainConfig):
-        return pretrain(job.config, recipe=job.recipe, quiet=True)
-    if isinstance(job.config, FinetuneConfig):
-        return finetune(job.config, recipe=job.recipe, quiet=True)
-    return adapt(job.config, recipe=job.recipe, quiet=True)
-
-
-_orphaned = threading.Event()
-
-
-def _start_worker(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _die_with_parent(parent: int) -> None:
-    """Stop, and save, when the process that hands out the runs is gone; nobody would read the results."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    _orphaned.set()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(60.0)  # for the step and the checkpoint; then whatever still goes on is stopped
-    os._exit(1)
+    return run_verb(job.config, job.recipe)
 
 
 def _write_study(output: Path, title: str, titles: list[str], settings: tuple[str, ...]) -> None:

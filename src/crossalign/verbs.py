@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from crossalign.config import (
     MeasureConfig,
     PairsConfig,
     PretrainConfig,
+    SearchConfig,
     TeacherConfig,
 )
 
@@ -168,6 +170,8 @@ class Verb:
     recipes: dict[type, type] = dataclasses.field(default_factory=dict)
     """Classes of configuration whose recipes it takes, each with the class that then parses the arguments; the first is
     for a call without a recipe."""
+    names_recipe: bool = False
+    """Whether its first word is the name of a recipe of any verb, which leaves its options as they are."""
 
 
 def _adapt(config: AdaptConfig, recipe: str) -> None:
@@ -272,6 +276,20 @@ def _measure(config: MeasureConfig, _: str) -> None:
     print(config.output / "measure.md")
 
 
+def _tune(config: SearchConfig, recipe: str) -> int:
+    from crossalign.report import report
+    from crossalign.tune import tune
+
+    config.recipe = recipe or config.recipe
+    failed = tune(config)
+    if config.show_space:
+        return 0
+    for sentence in failed:
+        print(sentence, file=sys.stderr)
+    print(f"report: {report([config.output], html=config.output / 'report.html')}")
+    return 1 if failed else 0
+
+
 def _report(args: ReportArgs, _: str) -> None:
     from crossalign.report import report
 
@@ -346,6 +364,7 @@ VERBS: dict[str, Verb] = {
         {FinetuneConfig: FinetuneConfig},
     ),
     "data prepare": Verb(PrepareArgs, _data_prepare, "token files from text, to train a language model on"),
+    "tune": Verb(SearchConfig, _tune, "search the settings of a recipe by ASHA, then train the winner", names_recipe=True),
     "evaluate": Verb(EvaluateConfig, _evaluate, "score a language model on benchmark tasks, or what a classifier's forgot"),
     "predict": Verb(PredictArgs, _predict, "classify images with a trained model"),
     "features": Verb(FeaturesArgs, _features, "a vision model's features of images with texts, written once"),

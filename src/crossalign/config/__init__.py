@@ -15,6 +15,7 @@ from crossalign.config.images import (
     TuneConfig,
 )
 from crossalign.config.measure import MeasureConfig
+from crossalign.config.search import SearchConfig
 from crossalign.config.text import (
     CorpusConfig,
     FinetuneConfig,
@@ -48,6 +49,7 @@ __all__ = [
     "PairsConfig",
     "PretrainConfig",
     "RegularizeConfig",
+    "SearchConfig",
     "TeacherConfig",
     "TextLoopConfig",
     "TrackingConfig",

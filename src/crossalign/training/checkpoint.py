@@ -18,10 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crossalign.errors import UserError
-
-
-class DiskFull(RuntimeError):
-    """The disk filled up while a checkpoint was written; the one before it is whole."""
+from crossalign.training.stops import DiskFull
 
 
 @dataclass

@@ -25,17 +25,10 @@ from crossalign.training import meters
 from crossalign.training.optim import build_optimizer, lr_factor
 from crossalign.training.sharding import load_optimizer_state, optimizer_state, reshard, shard, whole
 from crossalign.training.signals import catch_signals
+from crossalign.training.stops import DiskFull, Diverged, Interrupted, Paused
 from crossalign.training.tracking import RunLog
 
 Batch = Mapping[str, Any]
-
-
-class Interrupted(RuntimeError):
-    """Ctrl-C or SIGTERM: the run was saved and can be resumed."""
-
-
-class Diverged(RuntimeError):
-    """The loss or a weight is no longer a number, or a term of the loss cannot be computed any more."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +95,8 @@ class Run:
     identity: str
     """Hash of the data and the weights that the run began with; a checkpoint of others is not resumed."""
     resume: ckpt.Checkpoint | None = None
+    until: int | None = None
+    """Pause the stage "train" when this many of its epochs are done; None trains it to its end."""
 
     @property
     def sharded(self) -> bool:
@@ -118,7 +113,7 @@ def fit(stage: Stage, run: Run) -> StageResult:
     """Train ``stage`` to its end, from the run's checkpoint if that one is of this stage.
 
     Raises:
-        Interrupted: a signal came; the run is saved.
+        Interrupted: a signal came; the run is saved. Paused: ``run.until`` is reached.
         Diverged: the loss is not finite; says where it began, and the last checkpoint is from before. Or ``stage.extra`` has
             no value for what the model has become: the run is saved.
         DiskFull: no room for a checkpoint.
@@ -158,12 +153,13 @@ class _Fit:
 
     def run_all(self) -> StageResult:
         stage, total = self.stage, self.stage.steps_per_epoch * self.stage.epochs
+        until = self.run.until if stage.name == "train" else None
         done = self.epoch * stage.steps_per_epoch + self.step
         saved_at, self.since = time.monotonic(), time.perf_counter()
         if not done:
             stage.keep(0)
         with catch_signals() as stopped, progress(total, stage.name, initial=done) as bar:
-            while self.epoch < stage.epochs:
+            while self.epoch < (stage.epochs if until is None else min(until, stage.epochs)):
                 stage.model.train()
                 for step in stage.steps(self.epoch, self.step):
                     self.since = time.perf_counter()
@@ -181,6 +177,9 @@ class _Fit:
                 self._end_epoch()
                 self._save()
                 saved_at = time.monotonic()
+        if until is not None:
+            self.run.log.set_status("SCHEDULED")
+            raise Paused(self._result())
         return self._finish()
 
     def _train_step(self, step: Step, total: int) -> None:
@@ -307,7 +306,7 @@ class _Fit:
                     save_file({n: t.contiguous() for n, t in self.best_state.items()}, temporary)
             except Exception as error:
                 if ckpt.is_full(error):
-                    raise ckpt.DiskFull(f"no room left to write {self.best_file}") from error
+                    raise DiskFull(f"no room left to write {self.best_file}") from error
                 raise
 
     def _log(self, split: str, numbers: dict[str, float], step: int | None = None) -> None:
@@ -397,4 +396,7 @@ class _Fit:
 
             self.stage.load(self.best_state or load_file(self.best_file))
         self.stage.model.eval()
+        return self._result()
+
+    def _result(self) -> StageResult:
         return StageResult(self.best_epoch, self.best, self.seconds, self.examples, self.history)

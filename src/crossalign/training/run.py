@@ -31,6 +31,10 @@ NOT_COMPARED = ("output", "overwrite", "tracking")
 MEASURED = ("row", "data.mean", "data.std", "loop.device", "loop.precision", "loop.compile")  # left open, a run fills them in
 
 
+class InUse(UserError):
+    """Another process is running in the folder."""
+
+
 def in_folder(config: C, train: Callable[[C], dict[str, Any]]) -> dict[str, Any]:
     """What ``config.output`` holds if its run is finished, else what ``train`` returns for the settings to run with.
 
@@ -76,9 +80,9 @@ def claim_folder(config: C) -> C:
     return config
 
 
-def write_config(folder: Path, config: Any) -> None:
+def write_config(folder: Path, config: Any, name: str = "config.yaml") -> None:
     """Write the resolved configuration as config.yaml."""
-    with atomic_path(folder / "config.yaml") as temporary:
+    with atomic_path(folder / name) as temporary:
         values = {key: value for key, value in to_dict(config).items() if key != "overwrite"}  # not a property of the run
         temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
@@ -99,15 +103,17 @@ def read_config(config: C, file: Path) -> C:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, mark: str = "config.yaml") -> Iterator[None]:
     """Make a run folder if need be and keep a second process out; a distributed run holds the lock through rank 0.
+
+    ``mark`` is the file by which a folder that is not empty is known to be ours.
 
     Raises:
         UserError: another process is running there, or the folder holds something that is no run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     main = is_main_process()
-    if main and not (folder / "config.yaml").exists() and any(path.name != ".lock" for path in folder.iterdir()):
+    if main and not (folder / mark).exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"{folder} is not empty and not a run folder: choose another --output")
     if not main:
         yield
@@ -116,18 +122,19 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another process is running in {folder}: wait for it, or choose another --output") from error
+            raise InUse(f"another process is running in {folder}: wait for it, or choose another --output") from error
         yield
 
 
 @contextmanager
-def opened_run(config: Any, identity: str, made_of: str) -> Iterator[Run]:
+def opened_run(config: Any, identity: str, made_of: str, until: int | None = None) -> Iterator[Run]:
     """A run with its settings resolved: facts written down, checkpoint found, log open, random state as the seed says.
 
     Args:
         config: resolved; its folder is claimed and locked.
         identity: hash of the data and the weights that it begins with.
         made_of: what ``identity`` hashes, in words, for the message.
+        until: pause the stage "train" after so many epochs.
 
     Raises:
         UserError: the checkpoint there was trained on something else.
@@ -152,7 +159,7 @@ def opened_run(config: Any, identity: str, made_of: str) -> Iterator[Run]:
     torch.use_deterministic_algorithms(config.loop.deterministic)
     reset_peak_memory(config.loop.device)
     with RunLog(config.output, config.tracking, f"{config.row}, seed {config.seed}", flatten(to_dict(config)), rows) as log:
-        run = Run(config.output, make_accelerator(config.loop), config.loop, log, identity, resume)
+        run = Run(config.output, make_accelerator(config.loop), config.loop, log, identity, resume, until)
         seed_all(config.seed)
         yield run
         run.accelerator.wait_for_everyone()

@@ -27,6 +27,7 @@ from crossalign.training.likelihood import nll_sum, total_nll
 from crossalign.training.loop import Batch, Run, Stage, Step
 from crossalign.training.run import resolved
 from crossalign.training.sharding import put, reshard, whole
+from crossalign.training.stops import DiskFull
 from crossalign.training.term import Term, check_align
 
 C = TypeVar("C")
@@ -102,7 +103,7 @@ def keep_snapshot(folder: Path, model: Any, tokenizer: Any, run: Run) -> None:
             save_causal(model, None, tokenizer, temporary, state)
         except Exception as error:
             if ckpt.is_full(error):
-                raise ckpt.DiskFull(f"no room left to keep the model in {folder}") from error
+                raise DiskFull(f"no room left to keep the model in {folder}") from error
             raise
         temporary.rename(folder)
 

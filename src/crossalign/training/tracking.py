@@ -25,7 +25,7 @@ from crossalign.environment import command_line, git_state, is_main_process
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+Status = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 Row = dict[str, Any]
 
 METRICS_FILE = "metrics.jsonl"
@@ -165,13 +165,24 @@ class RunLog:
 
 
 def log_results(
-    folder: Path, config: TrackingConfig, run_name: str, params: Mapping[str, Any], values: Mapping[str, float]
-) -> None:
-    """Show results that came after training on a folder's MLflow run, or on a new one; trouble costs one warning."""
-    if config.mlflow and _mlflow_installed():
-        mirror = _Mirror(folder, config, run_name, params, "")
-        mirror.summary(values)
-        mirror.end("FINISHED")
+    folder: Path,
+    config: TrackingConfig,
+    run_name: str,
+    params: Mapping[str, Any],
+    values: Mapping[str, float],
+    status: Status = "FINISHED",
+    parent: str = "",
+) -> str:
+    """Bring a folder's MLflow run, or a new one, up to date with its metrics and ``values``; trouble costs one warning.
+
+    For results that came after training, and for runs that another process trains. Returns the id of the MLflow run, or "".
+    """
+    if not (config.mlflow and _mlflow_installed()):
+        return ""
+    mirror = _Mirror(folder, config, run_name, params, parent)
+    mirror.summary(values)
+    mirror.end(status)
+    return mirror.run_id
 
 
 class _Mirror:
@@ -213,7 +224,8 @@ class _Mirror:
     def end(self, status: Status) -> None:
         self._retry_at = 0.0  # the last chance: try even if the server was away a moment ago
         self._guard(self._send)
-        self._guard(lambda client: client.set_terminated(self.run_id, status))
+        ended = status not in ("RUNNING", "SCHEDULED")
+        self._guard(lambda client: (client.set_terminated if ended else client.update_run)(self.run_id, status))
 
     def _guard(self, action: Callable[[MlflowClient], object]) -> None:
         """Do ``action``, connecting first if need be; after a failure, warn once and leave MLflow alone for a while."""

@@ -1,0 +1,48 @@
+"""Settings of ``tune``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crossalign.config.common import TrackingConfig
+
+
+@dataclass
+class SearchConfig:
+    """Search the settings of a recipe by ASHA: many configurations begin, the better half of each rung goes on; resumable."""
+
+    recipe: str = ""
+    """What to search over: a recipe of adapt, pretrain or finetune; on the command line the first word."""
+    methods: tuple[str, ...] = ()
+    """Several recipes instead, with commas or spaces between them: each gets a search of the same size."""
+    output: Path = Path("runs/search")
+    """Search folder; a second call with the same settings goes on where the first stopped, or further with more trials."""
+    space: str = ""
+    """A YAML file of fields and what they may be, or the name of one that comes along; empty: that of the recipe's verb."""
+    show_space: bool = False
+    """Print the space that applies to the recipe, in the form of such a file, and do nothing else."""
+    trials: int = 64
+    """Configurations to draw."""
+    workers: int = 1
+    """Processes side by side; on a cluster 0 takes as many as are connected."""
+    threads: int = 0
+    """Threads a worker computes with; 0 shares the cores out equally. On a cluster 0 leaves them as they are."""
+    rungs: int = 4
+    """Places at which only the better ones go on; 1 trains every configuration in full, which is random search."""
+    factor: int = 2
+    """Of each rung one in this many goes on."""
+    resources: tuple[int, ...] = ()
+    """Epochs (evaluations, of a text run) at the end of each rung; empty: the last is the recipe's, each before it a
+    `factor` less, rounded up."""
+    seed: int = 0
+    """Seed of the configurations drawn; each depends on it and its own number alone."""
+    seeds: int = 3
+    """Seeds that the winner is trained with again, apart from the search's own; only these score the test set. 0 for none."""
+    set: tuple[str, ...] = ()
+    """Settings of every trial, as key=value, such as data.source=FOLDER or loop.epochs=50."""
+    cluster: str = ""
+    """Address of a Dask scheduler, such as tcp://host:8786, whose workers then train instead of processes here."""
+    keep_checkpoints: bool = False
+    """Keep the checkpoints of all trials when the search is over; without them a longer search trains some from the start."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -1,0 +1,49 @@
+"""The winner of a search, trained again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+
+from crossalign.config import AdaptConfig
+from crossalign.progress import progress
+from crossalign.search.drive import DEATHS, Pool, Search, outcomes
+from crossalign.search.work import Config, Work
+
+
+def train_winner(search: Search, trial: int, pool: Pool) -> list[str]:
+    """Train a trial's settings with seeds that chose nothing, to the end; only these runs score the test set.
+
+    Returns what failed, a sentence a run.
+
+    Raises:
+        Interrupted: see :func:`outcomes`.
+    """
+    configs = [seeded(search, trial, seed) for seed in range(1, search.config.seeds + 1)]
+    waiting = [_work(search, config) for config in configs if not (config.output / "result.json").is_file()]
+    failed, deaths = [], 0
+
+    def more(flying: Collection[Work]) -> Work | None:
+        return waiting.pop(0) if waiting else None
+
+    with progress(len(waiting), "winner's seeds", unit="run") as bar:
+        for work, outcome in outcomes(pool, more, lambda flying: None):
+            if outcome.died and deaths < DEATHS:
+                deaths += 1
+                waiting.append(work)
+            elif outcome.reason or outcome.died:
+                failed.append(f"seed {work.config.seed} of the winner failed: {outcome.reason or outcome.died}")
+            bar.update(1)
+    return failed
+
+
+def seeded(search: Search, trial: int, seed: int) -> Config:
+    """A trial's settings for one of the final runs; ``seed`` counts from 1, as the base's own is the one that chose."""
+    config = search.settled(trial)
+    seed += config.seed
+    config = dataclasses.replace(config, seed=seed, output=search.home / "winner" / f"seed-{seed}")
+    return dataclasses.replace(config, score_test=True) if isinstance(config, AdaptConfig) else config
+
+
+def _work(search: Search, config: Config) -> Work:
+    return Work(config, search.recipe, None, search.home, search.token)

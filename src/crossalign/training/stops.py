@@ -1,0 +1,28 @@
+"""How training ends before its end. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from crossalign.training.loop import StageResult
+
+
+class Interrupted(RuntimeError):
+    """Ctrl-C or SIGTERM: the run was saved and can be resumed."""
+
+
+class Diverged(RuntimeError):
+    """The loss or a weight is no longer a number, or a term of the loss cannot be computed any more."""
+
+
+class DiskFull(RuntimeError):
+    """The disk filled up while a checkpoint was written; the one before it is whole."""
+
+
+class Paused(RuntimeError):
+    """The stage has reached the epoch that it was to be trained to; the run is saved and goes on when it is called again."""
+
+    def __init__(self, result: StageResult) -> None:
+        super().__init__(f"paused after epoch {len(result.history)}")
+        self.result = result

@@ -1,0 +1,203 @@
+"""``tune``: search the settings of a recipe by ASHA, as CMDA §3.1.4 does.
+
+Configurations are drawn from a space; each is trained to the first rung, and of every rung the better half goes on from its
+checkpoint to the next. Validation alone chooses. The winner is trained again with other seeds, and those runs score the test
+set, once each. Several methods get a search of the same size each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crossalign.cache import atomic_path
+from crossalign.config import AdaptConfig, FinetuneConfig, SearchConfig, to_dict, update
+from crossalign.errors import UserError
+from crossalign.reproduce import configured
+from crossalign.search.drive import Pool, Search, drive, outcomes
+from crossalign.search.follow import Follower
+from crossalign.search.journal import Journal
+from crossalign.search.promotion import resources
+from crossalign.search.record import seconds_so_far, write_record
+from crossalign.search.space import Space, open_space
+from crossalign.search.winner import train_winner
+from crossalign.search.work import TOKEN, Config, Work, watched
+from crossalign.training.run import flatten, locked, write_config
+from crossalign.training.stops import Interrupted
+
+STOP_SECONDS = 60.0  # for workers to save in
+RESUMED = ("trials", "workers", "threads", "seeds", "cluster", "output", "show_space", "keep_checkpoints", "tracking")
+"""Settings in which a call may differ from the one that it goes on with."""
+
+
+def tune(config: SearchConfig) -> list[str]:
+    """Search and train the winners, into ``config.output``; returns what failed of the winners' runs, a sentence each.
+
+    A second call with the same settings goes on where the first stopped; with more trials it goes further.
+
+    Raises:
+        UserError: bad input, before any trial. Interrupted: see ``training.stops``; what was trained is kept.
+    """
+    names = [name for text in config.methods for name in text.split(",") if name] or [config.recipe]
+    if names == [""]:
+        raise UserError("no recipe: name one, such as crossalign tune small-lora, or several with --methods")
+    _check(config)
+    bases = {name: _base(config, name) for name in names}
+    spaces = {name: open_space(config.space, base) for name, base in bases.items()}
+    if config.show_space:
+        for name in names:
+            print(f"# the space of {name}\n{spaces[name].text()}" if len(names) > 1 else spaces[name].text(), end="")
+        return []
+    ends = {name: _ends(config, base) for name, base in bases.items()}
+    if len({tuple(end) for end in ends.values()}) > 1:
+        told = "; ".join(f"{name}: {', '.join(map(str, end))}" for name, end in ends.items())
+        raise UserError(f"--methods have different rungs ({told}): give them one length with --set, such as loop.epochs=50")
+    failed = []
+    with locked(config.output, mark=TOKEN), _pool(config) as pool:
+        _token(config.output)
+        for name in names:
+            home = (config.output / name if len(names) > 1 else config.output).resolve()
+            failed += _run(_open(config, name, bases[name], spaces[name], ends[name], home, pool), pool)
+    return failed
+
+
+def _check(config: SearchConfig) -> None:
+    for key, least in (("trials", 1), ("workers", 0 if config.cluster else 1), ("rungs", 1), ("factor", 2), ("seeds", 0)):
+        if getattr(config, key) < least:
+            raise UserError(f"--{key} is {getattr(config, key)}; it must be at least {least}")
+    if config.resources and list(config.resources) != sorted(set(config.resources)):
+        raise UserError(f"--resources {' '.join(map(str, config.resources))} do not rise")
+
+
+def _base(config: SearchConfig, recipe: str) -> Config:
+    """The configuration that the trials share, checked as far as it can be without opening anything."""
+    base: Config = configured(recipe, config.set)
+    if not isinstance(base, AdaptConfig):
+        from crossalign.training.term import row_name
+
+        base = dataclasses.replace(base, row=base.row or row_name(base))
+    missing = isinstance(base, FinetuneConfig) and not (base.model and base.data.source)
+    if missing:
+        raise UserError(f"{recipe} names no model or no data: give --set model=FOLDER data.source=[tasks.jsonl]")
+    return dataclasses.replace(base, tracking=dataclasses.replace(base.tracking, mlflow=False))  # the search follows its trials
+
+
+def _ends(config: SearchConfig, base: Config) -> list[int]:
+    """Epochs, or evaluations of a text run, at the end of each rung."""
+    most = base.loop.epochs if isinstance(base, AdaptConfig) else base.loop.steps // base.loop.evaluate_every
+    if not config.resources:
+        return resources(most, config.rungs, config.factor)
+    if config.resources[-1] != most or config.resources[0] < 1:
+        raise UserError(
+            f"--resources must be 1 or more and end at {most}, where training ends; they end at {config.resources[-1]}"
+        )
+    return list(config.resources)
+
+
+@contextmanager
+def _pool(config: SearchConfig) -> Iterator[Pool]:
+    """Processes here, or the workers of a cluster; they are told to save and end when the search stops before its end."""
+    if config.cluster:
+        from crossalign.search.cluster import cluster_pool
+
+        with cluster_pool(config.cluster, config.workers) as pool:
+            yield pool
+        return
+    from crossalign.environment import usable_cores
+    from crossalign.workers import Workers
+
+    workers = Workers(config.workers, config.threads or max(1, usable_cores() // config.workers))
+    try:
+        yield Pool(workers, lambda: config.workers)
+    except BaseException:
+        workers.stop(STOP_SECONDS)
+        raise
+    finally:
+        workers.shutdown(wait=False, cancel_futures=True)
+
+
+def _open(config: SearchConfig, recipe: str, base: Config, space: Space, ends: list[int], home: Path, pool: Pool) -> Search:
+    """The search in its folder, new or gone on with; its base resolved by a run that trains nothing."""
+    file, token = home / "search.yaml", _token(home)
+    asked = {key: value for key, value in to_dict(config).items() if key not in RESUMED}
+    asked |= {"recipe": recipe, "methods": [], "space": space.as_data(), "resources": ends, "base": to_dict(base)}
+    if file.is_file():
+        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+        resolved = saved.pop("resolved")
+        _check_same(home, flatten(saved), flatten(asked))
+    else:
+        resolved = _resolve(base, recipe, home, token, pool)
+        with atomic_path(file) as temporary:
+            temporary.write_text(yaml.safe_dump(asked | {"resolved": resolved}, sort_keys=False), encoding="utf-8")
+    journal = Journal(home / "journal.log", recipe, watched(base)[1], ends, config.factor)
+    return Search(config, recipe, update(base, {"loop": resolved}), space, journal, home, token)
+
+
+def _token(folder: Path) -> str:
+    """What tells this search's folder from another host's of the same name."""
+    file = folder / TOKEN
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(file) as temporary:
+            temporary.write_text(secrets.token_hex(8), encoding="utf-8")
+    return file.read_text(encoding="utf-8")
+
+
+def _check_same(home: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    if keys:
+        told = "; ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys[:4])
+        raise UserError(f"{home} holds a search with other settings ({told}): choose another --output")
+
+
+def _resolve(base: Config, recipe: str, home: Path, token: str, pool: Pool) -> dict[str, Any]:
+    """Device, number format and compiling, which are to be the same for all trials; and whatever is wrong with the base.
+
+    After it images, corpus and features are in the cache.
+    """
+    config = dataclasses.replace(base, output=home / "trials" / "base")
+    waiting = [Work(config, recipe, 0, home, token)]
+    for _, outcome in outcomes(pool, lambda flying: waiting.pop() if waiting else None, lambda flying: None):
+        if outcome.reason or outcome.died:
+            reason = outcome.reason or f"the worker came to an end: {outcome.died}"
+            raise UserError(reason) if outcome.bad_input else RuntimeError(reason)
+    loop = yaml.safe_load((config.output / "config.yaml").read_text(encoding="utf-8"))["loop"]
+    shutil.rmtree(config.output)
+    return {key: loop[key] for key in ("device", "precision", "compile")}
+
+
+def _run(search: Search, pool: Pool) -> list[str]:
+    """One search to its end: the trials, the winner's seeds, the record. Returns what failed of the winner's runs."""
+    started, before = time.monotonic(), seconds_so_far(search.home)
+    follower = Follower(search)
+
+    def record() -> None:
+        write_record(search, f"ASHA over {search.recipe}", before + time.monotonic() - started)
+
+    try:
+        drive(search, pool, follower.trial)
+        winner = search.journal.winner()
+        if winner is None:
+            first = search.journal.trials[0].reason
+            raise UserError(f"all {len(search.journal.trials)} trials failed, the first: {first}")
+        write_config(search.home, search.settled(winner.number), "winner.yaml")
+        record()
+        failed = train_winner(search, winner.number, pool)
+    except BaseException as error:
+        record()
+        follower.end("KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED")
+        raise
+    if not search.config.keep_checkpoints:
+        for trial in search.journal.trials:
+            shutil.rmtree(search.folder(trial.number) / "checkpoints", ignore_errors=True)
+    record()
+    follower.end("FINISHED")
+    return failed
