@@ -388,7 +388,7 @@ def test_bad_input_is_told_in_a_sentence(case: str, config: MeasureConfig) -> No
 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_too_few_pairs_are_told_before_a_model_is_opened(config: MeasureConfig, limit: int) -> None:
-    with pytest.raises(UserError, match=f"{limit} pairs are too few for --metric cka-linear-debiased"):
+    with pytest.raises(UserError, match=f"{limit} pairs are too few for --metric cka-linear-debiased.*--pairs.split-file"):
         measure(replace(config, pairs=replace(config.pairs, limit=limit)))
 
 

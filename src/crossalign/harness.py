@@ -174,7 +174,7 @@ def _take_local(config: dict[str, Any], folder: Path, scored: str, shots: int) -
     wanted = [scored] + (["train"] if shots and config.get("training_split") else [])
     found = {split: part for split in wanted if (part := local_rows(task, split, folder))}
     if scored not in found:
-        there = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
+        there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise UserError(f"'{folder}' has no data of {task}: {expected_file(task, scored)} is expected (there: {there})")
     rows = {split: _dataset(part) for split, part in found.items()}
     for split, key in _SPLIT_KEYS.items():
@@ -239,10 +239,10 @@ def check_requests(opened: EvalTask, scorer: Scorer, cut: bool) -> int:
         if question + answer - 1 > scorer.max_length:
             long[document] = max(question + answer - 1, long.get(document, 0))
     if long and not cut:
-        first = min(long)
+        first, examples = min(long), "leave examples out (--few-shot), or " if opened.few_shot else ""
         raise UserError(
             f"{len(long)} of {len(opened.documents())} documents of {opened.name} have more than the {scorer.max_length} "
-            f"tokens that the model sees (document {first + 1}: {long[first]}): leave examples out (--few-shot), or cut their "
+            f"tokens that the model sees (document {first + 1}: {long[first]}): {examples}cut their "
             "beginning off with --too-long cut"
         )
     return len(long)

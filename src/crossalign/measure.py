@@ -269,5 +269,5 @@ def _check_pairs(config: MeasureConfig, pairs: Pairs) -> None:
     except ValueError as error:
         raise UserError(
             f"{n} pairs are too few for --metric {config.metric} with --groups {config.groups} left out in turn ({error}): "
-            "give more pairs"
+            f"give more pairs, or list all that are to count with --pairs.split-file ({pairs.source})"
         ) from error

@@ -64,10 +64,15 @@ def test_the_real_files(shared_data: Path) -> None:
     [
         ("arc_easy", "test", {**ARC, "answer": 2}, "line 2: field 'answer' holds 2, but a number from 0 to 1 is expected"),
         ("arc_easy", "test", {**ARC, "answer": True}, "field 'answer' holds True"),
-        ("arc_easy", "test", {**ARC, "question": " "}, "line 2: field 'question' is empty"),
+        ("arc_easy", "test", {**ARC, "question": " "}, "line 2: field 'question' is empty; mend the line"),
         ("arc_easy", "test", {**ARC, "choices": ["a", 3]}, "field 'choices' has the entry 3"),
         ("arc_easy", "test", {"question": "Why?", "answer": 0}, "field 'choices' is missing"),
-        ("arc_easy", "test", '{"question": ', "line 2 is not JSON"),
+        (
+            "arc_easy",
+            "test",
+            '{"question": ',
+            "line 2 is not JSON (Expecting value: line 1 column 14 (char 13)): mend the line",
+        ),
         ("arc_easy", "test", "[1]", "line 2: a JSON object is expected"),
         ("copa", "validation", {**COPA, "question": "why"}, "field 'question' holds 'why', but cause or effect is expected"),
         ("swag", "validation", {**SWAG, "ending2": None}, "field 'ending2' holds None, but text is expected"),

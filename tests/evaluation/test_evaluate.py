@@ -248,6 +248,9 @@ def test_results_of_something_else_are_left_alone(make: Make, tmp_path: Path, sc
 def test_long_questions_are_cut_and_counted_where_that_is_asked_for(make: Make) -> None:
     entry = evaluate(make("arc_easy", max_length=30, too_long="cut"))["tasks"]["arc_easy"]
     assert 0 < entry["cut"] <= 24
+    with pytest.raises(UserError, match="arc_easy have more than the 30 tokens") as told:
+        evaluate(make("arc_easy", max_length=30))
+    assert "--too-long cut" in str(told.value) and "--few-shot" not in str(told.value)  # there are no examples to leave out
     with pytest.raises(UserError, match=r"arc_easy, document 1: its answer alone takes \d+ tokens, and the model sees 2"):
         evaluate(make("arc_easy", max_length=2, too_long="cut"))
 

@@ -115,6 +115,8 @@ def test_each_run_has_a_panel_and_each_layer_a_colour() -> None:
     assert [axes.get_title() or axes.get_title("left") for axes in figure.axes] == ["plain/seed-0 × b", "cka/seed-0 × b"]
     found = ["layer 0", "layer 1", "layer 2", "layer 3", "best layer, 95 % interval", "chance: 95% of bests stay below"]
     assert legend(figure) == found
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1  # all of it is on the page
     shallow, deep = (axes.lines for axes in figure.axes)
     assert len(shallow) == 4 and len(deep) == 6 and all(list(line.get_xdata()) == [0, 5, 9] for line in (*shallow, *deep))
     assert [line.get_color() for line in shallow[:2]] == [line.get_color() for line in deep[:2]]

@@ -211,9 +211,9 @@ def _rows(path: Path, check: Callable[[Row], Row | None]) -> Iterator[Row]:
                 raise _Wrong("a JSON object is expected")
             made = check(row)
         except json.JSONDecodeError as error:
-            raise UserError(f"'{path}' line {number} is not JSON ({error})") from error
+            raise UserError(f"'{path}' line {number} is not JSON ({error}): mend the line, or copy the file again") from error
         except _Wrong as error:
-            raise UserError(f"'{path}' line {number}: {error}") from error
+            raise UserError(f"'{path}' line {number}: {error}; mend the line, or copy the file again") from error
         if made is not None:
             yield made
 

@@ -250,6 +250,6 @@ def dynamics_figure(config: MeasureConfig, result: dict[str, Any], tensors: Tens
             panel.set_xlabel("optimiser step")
         line[0].set_ylabel(config.metric)
     lines |= {"best layer, 95 % interval": best, f"chance: {_share(config)} of bests stay below": chance}
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=5)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(5, 1 + len(result["vision"])))
     title = "Alignment during training: each layer of the language model with the vision layer that it is most aligned with."
     return Picture("dynamics", title, "Scores of layers over steps; they stand in scores.safetensors.", figure)
