@@ -58,6 +58,8 @@ def compare(
 
 
 def _check(study: Study, rows: list[Row]) -> None:
+    if not study.runs:
+        raise UserError(f"nothing to compare: '{study.searches[0].folder}' holds a search without any run of its winner")
     if not rows:
         count, first = counted(len(study.incomplete), "run"), study.incomplete[0].folder
         raise UserError(f"nothing to compare: {count} not finished, such as '{first}'; the same command goes on with it")

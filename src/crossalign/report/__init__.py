@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def report(runs: list[Path], html: Path | None = None, markdown: Path | None = None, figures: bool = True) -> Path:
-    """Write the report of ``runs``: run folders, or folders that hold some at any depth.
+    """Write the report of ``runs``: run folders and folders of searches, or folders that hold some at any depth.
 
     Args:
         html: the self-contained page to write; unless named it is ``report.html`` in the one folder given, or in the
@@ -25,7 +25,7 @@ def report(runs: list[Path], html: Path | None = None, markdown: Path | None = N
         The page's path.
 
     Raises:
-        UserError: no run in a path, a damaged result.json, a package of the extra ``report`` that is not installed.
+        UserError: no run in a path, a damaged result.json or search.json, a missing package of the extra ``report``.
     """
     from crossalign.cache import atomic_path
     from crossalign.errors import UserError
@@ -56,7 +56,7 @@ def summary_table(runs: Iterable[Path]) -> str:
     from crossalign.report.text import content_of
 
     content = content_of(open_study(runs))
-    parts = []
+    parts = [line for one in content.searches for line in (one.search.title, one.headline, *one.remarks, "")]
     for table in content.results:
         named = [f"{table.title}:"] if len(content.results) > 1 else []
         parts += [*named, as_text(table), *(note for note in table.notes if not note.startswith("Bold"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,7 @@ from crossalign.report.forgetting import forgetting_tables
 from crossalign.report.published import published_tables
 from crossalign.report.rows import Row, best, group_rows, warnings
 from crossalign.report.runs import Run, Study
+from crossalign.report.search_tables import Lead, Section, lead, sections_of
 
 
 class Content:
@@ -33,6 +35,21 @@ class Content:
     def single(self) -> Run | None:
         """The run, where the report is of one run."""
         return self.rows[0].first if len(self.rows) == 1 and len(self.rows[0].runs) == 1 else None
+
+    @cached_property
+    def searches(self) -> list[Section]:
+        """What each search over settings found."""
+        return sections_of(self.study.searches, self.rows)
+
+    @property
+    def lead(self) -> Lead:
+        """What the report opens with: the searches, where all runs are of their winners, else the runs."""
+        runs, study = Lead(self.title, self.headline, self.remarks, self.facts), self.study
+        if not study.searches:
+            return runs
+        of_searches = all(any(search.holds(run) for search in study.searches) for run in study.runs)
+        found = lead(self.searches, runs, of_searches, any_run=bool(study.runs))
+        return replace(found, title=study.title or found.title)
 
     @property
     def title(self) -> str:

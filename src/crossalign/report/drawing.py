@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 INK, MUTED = "#1a1d21", "#8a9099"
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the page lightens it on a dark background.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
+PAPER = "#fefefe"
+"""Behind text that lies on lines; the page makes it its own background."""
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 VARIABLES = {
     INK: "ink",
     MUTED: "muted",
+    PAPER: "page",
     BLUE: "blue",
     ORANGE: "orange",
     GREEN: "green",

@@ -11,6 +11,7 @@ from crossalign.report import drawing, tables
 from crossalign.report.content import Content
 from crossalign.report.rows import Row
 from crossalign.report.runs import Run
+from crossalign.report.search_tables import method_table
 
 
 def page(content: Content) -> str:
@@ -24,9 +25,9 @@ def page(content: Content) -> str:
         from markupsafe import Markup
     except ImportError as error:
         raise missing_extra("jinja2", "report", "writing a report's page") from error
+    pictures = [*content.pictures, *(picture for section in content.searches for picture in section.drawn[0])]
     figures = {
-        picture.name: {"title": picture.title, "alt": picture.alt, "svg": Markup(drawing.svg(picture))}
-        for picture in content.pictures
+        picture.name: {"title": picture.title, "alt": picture.alt, "svg": Markup(drawing.svg(picture))} for picture in pictures
     }
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
@@ -36,6 +37,10 @@ def page(content: Content) -> str:
 def _parts(content: Content) -> dict[str, Any]:
     rows, study = content.rows, content.study
     return {
+        "lead": content.lead,
+        "searches": content.searches,
+        "methods": method_table(content.searches),
+        "curved": bool(content.pictures),
         "results": content.results,
         "comparisons": content.comparison_tables,
         "efficiency": content.efficiency,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from crossalign.errors import UserError
 from crossalign.report.evaluations import Evaluation, read_evaluation
+from crossalign.report.search import Search, read_search
 
 SKIPPED = {"checkpoints", "model", "mlruns", "mlartifacts", "sweep", "__pycache__"}
 """Folders that are not searched for runs: parts of a run, and a study's sweep, which sweep.json stands for."""
@@ -164,6 +165,7 @@ class Study:
     commands: list[str] = field(default_factory=list)
     sweep: list[dict[str, Any]] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
+    searches: list[Search] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -185,10 +187,11 @@ class Study:
 
 
 def open_study(paths: Iterable[Path]) -> Study:
-    """Every run at or under ``paths``, at any depth; a folder named ``sweep`` is searched only if it is named itself.
+    """Every run at or under ``paths``, at any depth; a folder named ``sweep``, or a search's ``trials``, only if named itself.
 
     Raises:
-        UserError: a path that is no folder or holds no run, or a damaged result.json, study.json or sweep.json.
+        UserError: a path that is no folder or holds neither run nor search, or a damaged result.json, study.json, sweep.json or
+            search.json.
     """
     study, seen = Study(), set()
     for path in paths:
@@ -202,6 +205,13 @@ def open_study(paths: Iterable[Path]) -> Study:
                 folders.clear()
                 continue
             _add_study_files(study, folder, files)
+            if "search.json" in files:
+                found += 1
+                folders[:] = [name for name in folders if name != "trials"]  # unfinished by design: search.json tells of them
+                if folder.resolve() not in seen:
+                    seen.add(folder.resolve())
+                    study.searches.append(read_search(folder / "search.json"))
+                continue
             if "result.json" in files or "metrics.jsonl" in files or {"config.yaml", "environment.json"} <= set(files):
                 found += 1
                 folders.clear()  # what lies in a run belongs to it
@@ -210,7 +220,7 @@ def open_study(paths: Iterable[Path]) -> Study:
                     study.runs.append(read_run(folder))
         if not found:
             raise UserError(f"no run in '{path}': no folder under it has a result.json, metrics.jsonl or config.yaml")
-    if not study.runs:
+    if not study.runs and not study.searches:
         raise UserError("no run to report; name at least one run folder, or a folder that holds some")
     return study
 

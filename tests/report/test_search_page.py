@@ -1,0 +1,369 @@
+"""The report of a search over settings, from records that the real rule of promotion made of synthetic curves."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crossalign.errors import UserError
+from crossalign.report import report, summary_table
+from crossalign.report.content import Content
+from crossalign.report.markdown import markdown
+from crossalign.report.runs import open_study
+from crossalign.report.search import read_search
+from crossalign.report.search_settings import importances
+from crossalign.report.search_tables import budgets, failure_table, method_table, rung_table, trial_table
+from crossalign.report.text import content_of
+from crossalign.search.promotion import Job, end_game, promotable, resources
+
+Record = dict[str, Any]
+Maker = Callable[..., Path]
+SPACE: dict[str, Any] = {
+    "optim.lr": {"low": 1e-5, "high": 1e-2, "log": True},
+    "optim.weight_decay": {"low": 0.0, "high": 0.1, "log": False},
+    "loop.batch_size": {"choices": [16, 32, 64, 128]},
+    "tune.method": {"choices": ["lora", "fpt"]},
+    "tune.lora_rank": {"choices": [4, 8], "when": "tune.method == lora"},
+}
+
+
+def draw_settings(draw: np.random.Generator) -> Record:
+    settings: Record = {"optim.lr": float(10 ** draw.uniform(-5, -2)), "optim.weight_decay": float(draw.uniform(0, 0.1))}
+    settings |= {"loop.batch_size": int(draw.choice([16, 32, 64, 128])), "tune.method": str(draw.choice(["lora", "fpt"]))}
+    return settings | ({"tune.lora_rank": int(draw.choice([4, 8]))} if settings["tune.method"] == "lora" else {})
+
+
+def curve_of(settings: Record, epochs: int, draw: np.random.Generator, loss: bool) -> list[float]:
+    """Best at a learning rate of 1e-3; larger batches are slower."""
+    off = math.log10(settings["optim.lr"] / 1e-3)
+    top, speed = 0.75 - 0.12 * off**2, 12 / settings["loop.batch_size"] ** 0.25
+    values = [top * (1 - math.exp(-epoch / speed)) + float(draw.normal(0, 0.008)) for epoch in range(1, epochs + 1)]
+    return [3.5 - 2 * value if loss else max(0.05, value) for value in values]
+
+
+def make_search(
+    folder: Path,
+    trials: int = 64,
+    *,
+    rungs: int = 4,
+    most: int = 50,
+    fail: Callable[[int], int] = lambda number: 1 if number % 16 == 7 else 99,
+    stop_after: int = 10**6,
+    loss: bool = False,
+    seed: int = 0,
+    row: str = "LoRA",
+    asked: int | None = None,
+) -> Record:
+    """A search by ASHA, one worker, as its record on disk. ``fail``: the rung, from 1, in which a trial fails."""
+    draw = np.random.default_rng(seed)
+    ends, sign = resources(most, rungs), -1 if loss else 1
+    held: list[Record] = []
+    scores: list[dict[int, float]] = [{} for _ in ends]
+    begun: list[set[int]] = [set() for _ in ends]
+    for done in range(10**6):
+        job = promotable(scores, begun)
+        if job is None and len(held) < trials:
+            settings = draw_settings(draw)
+            held.append(
+                {"number": len(held), "settings": settings, "rungs": [], "curve": [], "state": "training", "reason": ""}
+            )
+            held[-1]["whole"] = curve_of(settings, most, draw, loss)
+            job = Job(len(held) - 1, 0)
+        job = job or end_game(scores, begun)
+        if job is None:
+            break
+        begun[job.rung].add(job.trial)
+        trial, end = held[job.trial], ends[job.rung]
+        trial["state"] = "training"
+        if done >= stop_after:
+            break
+        if fail(job.trial) == job.rung + 1:
+            trial |= {
+                "state": "failed",
+                "reason": "the loss is not finite at step 120",
+                "curve": trial["whole"][: max(0, end - 5)],
+            }
+            scores[job.rung][job.trial] = -math.inf
+            continue
+        trial["curve"] = trial["whole"][:end]
+        score = trial["curve"][-1]
+        scores[job.rung][job.trial] = sign * score
+        trial["rungs"].append({"epochs": end, "score": score, "seconds": 1.5 * (end - (ends[job.rung - 1] if job.rung else 0))})
+        trial["state"] = "complete" if job.rung == len(ends) - 1 else "paused"
+    for trial in held:
+        del trial["whole"]
+    last = scores[-1]
+    epochs = sum(len(trial["curve"]) for trial in held)
+    record: Record = {
+        "title": f"ASHA over {row}",
+        "recipe": "small-lora",
+        "row": row,
+        "verb": "pretrain" if loss else "adapt",
+        "score": "validation loss" if loss else "validation accuracy",
+        "larger_is_better": not loss,
+        "unit": "evaluation" if loss else "epoch",
+        "rungs": ends,
+        "factor": 2,
+        "trials_asked": asked or trials,
+        "seed": seed,
+        "workers": 1,
+        "threads": 1,
+        "space": copy.deepcopy(SPACE),
+        "trials": held,
+        "winner": max(last, key=lambda n: (last[n], -n)) if last and max(last.values()) > -math.inf else None,
+        "epochs": epochs,
+        "epochs_in_full": most * len(held),
+        "seconds": 1.5 * epochs,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "search.json").write_text(json.dumps(record))
+    for trial in held[:5]:
+        unfinished = folder / "trials" / f"{trial['number']:04d}"
+        unfinished.mkdir(parents=True, exist_ok=True)
+        (unfinished / "metrics.jsonl").write_text('{"stage": "train", "split": "validation", "epoch": 1, "accuracy": 0.1}\n')
+        (unfinished / "config.yaml").write_text("seed: 0\n")
+        (unfinished / "environment.json").write_text("{}")
+    return record
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
+    """A finished search of 64 trials without any run of its winner; read only."""
+    folder = tmp_path_factory.mktemp("search") / "lora"
+    return folder, make_search(folder)
+
+
+def opened(*folders: Path) -> Content:
+    return content_of(open_study(list(folders)))
+
+
+def cells(rows: list[list[str]], column: int) -> list[str]:
+    return [row[column] for row in rows]
+
+
+def test_the_table_of_rungs_counts_what_the_record_holds(searched: tuple[Path, Record]) -> None:
+    folder, record = searched
+    table = rung_table(read_search(folder / "search.json"))
+    assert cells(table.rows, 1) == ["7", "13", "25", "50"]
+    for rung, row in enumerate(table.rows):
+        scores = [t["rungs"][rung]["score"] for t in record["trials"] if len(t["rungs"]) > rung]
+        failed = sum(t["state"] == "failed" and len(t["rungs"]) == rung for t in record["trials"])
+        later = sum(
+            len(t["rungs"]) > rung + 1 or (t["state"] == "failed" and len(t["rungs"]) == rung + 1) for t in record["trials"]
+        )
+        assert row[2:7] == [str(len(scores) + failed), str(failed), "0", str(len(scores)), str(later) if rung < 3 else "–"]
+        assert row[7:9] == [f"{100 * max(scores):.2f}", f"{100 * np.median(scores):.2f}"]
+    assert cells(table.rows, 3) == ["4", "0", "0", "0"]
+
+
+def test_a_failure_in_a_later_rung_is_one_of_the_promoted(tmp_path: Path) -> None:
+    make_search(tmp_path, 16, fail=lambda number: 2)
+    search = read_search(tmp_path / "search.json")
+    first, second, *later = rung_table(search).rows
+    assert first[3] == "0" and first[6] == second[2] == second[3] != "0" and second[5] == "0"
+    assert all(row[2] == "0" for row in later) and search.winner is None and search.over
+    assert set(cells(failure_table(search).rows, 1)) == {"2"} and len(failure_table(search).rows) == int(second[3])
+
+
+def test_the_best_trials_are_those_of_the_highest_rung_then_score(searched: tuple[Path, Record]) -> None:
+    folder, record = searched
+    table = trial_table(read_search(folder / "search.json"))
+    expected = sorted(
+        record["trials"], key=lambda t: (len(t["rungs"]), t["rungs"][-1]["score"] if t["rungs"] else 0), reverse=True
+    )
+    assert cells(table.rows, 0) == [str(t["number"]) for t in expected[:10]]
+    assert table.rows[0][0] == str(record["winner"]) and table.strong == {0}
+    assert table.rows[0][2] == f"{100 * expected[0]['curve'][-1]:.2f}"
+    rank = table.columns.index("lora_rank")
+    assert cells(table.rows, rank) == [str(t["settings"].get("tune.lora_rank", "–")) for t in expected[:10]]
+    assert "–" in cells(table.rows, rank)
+
+
+def test_of_losses_the_lowest_is_best(tmp_path: Path) -> None:
+    record = make_search(tmp_path, 32, loss=True)
+    search = read_search(tmp_path / "search.json")
+    scores = [t["rungs"][0]["score"] for t in record["trials"] if t["rungs"]]
+    assert rung_table(search).rows[0][7] == f"{min(scores):.4f}"
+    final = {t["number"]: t["rungs"][-1]["score"] for t in record["trials"] if t["state"] == "complete"}
+    assert trial_table(search).rows[0][0] == str(min(final, key=lambda n: final[n])) == str(record["winner"])
+    assert "evaluations" in opened(tmp_path).lead.headline and "%" not in trial_table(search).columns[2]
+
+
+def test_the_page_says_what_chose_and_what_it_cost(searched: tuple[Path, Record], tmp_path: Path) -> None:
+    folder, record = searched
+    page = report([folder], html=tmp_path / "page.html", markdown=tmp_path / "tables.md").read_text()
+    text = (tmp_path / "tables.md").read_text()
+    best = 100 * max(t["curve"][-1] for t in record["trials"] if t["state"] == "complete")
+    spent = sum(len(t["curve"]) for t in record["trials"])
+    for said in (
+        f"{best:.2f} %. It spent {spent:,} of the 3,200 epochs",
+        f"{100 - 100 * spent / 3200:.0f} % less",
+        "Validation chose, among 64 configurations: the best validation score of so many is optimistic.",
+        "none of which is finished here",
+        "Failed: 4 of 64: the loss is not finite at step 120",
+        "where all trials had the same training",
+    ):
+        assert said in page and said in text, said
+    names = ["search-curves", "search-importance", "search-rate", "search-rungs", "search-settings"]
+    assert sorted(path.stem for path in (tmp_path / "tables-figures").iterdir()) == names
+    assert page.count("<figure>") == 5 and 'id="curves"' not in page and "Incomplete runs" not in page + text
+
+
+def test_trials_are_no_runs(searched: tuple[Path, Record], new_run: Maker, tmp_path: Path) -> None:
+    folder, _ = searched
+    assert open_study([folder]).runs == []
+    assert len(open_study([folder / "trials" / "0000"]).incomplete) == 1  # named itself, it is one
+    new_run(tmp_path / "other" / "trials" / "run")  # a folder of that name without search.json beside it
+    assert len(open_study([tmp_path / "other"]).complete) == 1
+    both = open_study([folder, folder])
+    assert len(both.searches) == 1
+
+
+def test_the_winners_runs_are_reported_as_runs(tmp_path: Path, new_run: Maker) -> None:
+    make_search(tmp_path / "s", 8, fail=lambda number: 99)
+    for seed in (1, 2, 3):
+        new_run(tmp_path / "s" / "winner" / f"seed-{seed}", "LoRA", method="lora", seed=seed)
+    new_run(tmp_path / "s" / "winner" / "seed-4", "LoRA", method="lora", seed=4, complete=False)
+    content = opened(tmp_path / "s")
+    (row,) = content.rows
+    accuracy = [run.number("test", "accuracy") for run in row.runs]
+    error = np.std(accuracy, ddof=1) / math.sqrt(3)
+    facts = dict(content.lead.facts)
+    assert facts[f"the winner on test data, ± {100 * error:.2f}"] == f"{100 * np.mean(accuracy):.2f} %"
+    assert content.lead.title == "ASHA over LoRA" and "classified" in " ".join(content.lead.remarks)
+    assert "only for the winner's runs (3 seeds)" in " ".join(content.lead.remarks)
+    text = markdown(content)
+    assert "## Test results" in text and "## Rungs" in text and text.count("Incomplete runs") == 1
+    assert [run.seed for run in content.study.incomplete] == [4]
+    assert "ASHA over LoRA" in summary_table([tmp_path / "s"]) and "Incomplete runs" in summary_table([tmp_path / "s"])
+
+
+def test_searches_of_several_methods_stand_beside_each_other(tmp_path: Path, new_run: Maker) -> None:
+    records = {}
+    for place, (row, method) in enumerate((("FPT", "fpt"), ("LoRA", "lora"))):
+        records[row] = make_search(tmp_path / method, 16 + 16 * place, seed=place, row=row)
+        for seed in (1, 2):
+            new_run(tmp_path / method / "winner" / f"seed-{seed}", row, method=method, seed=seed, skill=0.4 + 0.2 * place)
+    content = opened(tmp_path)
+    table = method_table(content.searches)
+    assert table is not None and cells(table.rows, 0) == ["FPT", "LoRA"]
+    for row in table.rows:
+        record = records[row[0]]
+        winner = record["trials"][record["winner"]]
+        (runs,) = [one.runs for one in content.rows if one.first.name == row[0]]
+        accuracy = [100 * run.number("test", "accuracy") for run in runs]
+        assert row[1:4] == [
+            str(len(record["trials"])),
+            str(len(record["trials"]) // 16),
+            f"{record['epochs']} epochs",
+        ]
+        assert row[5:7] == [f"{winner['settings']['optim.lr']:.3g}", f"validation accuracy {100 * winner['curve'][-1]:.2f} %"]
+        assert row[7] == f"{np.mean(accuracy):.2f} ± {np.std(accuracy, ddof=1) / math.sqrt(2):.2f} %"
+    assert len(budgets(content.searches)) == 2 and "not equal" in " ".join(table.notes)
+    page = report([tmp_path], html=tmp_path / "page.html", markdown=tmp_path / "tables.md").read_text()
+    assert "Comparison of 2 searches" in page and "Search: ASHA over LoRA" in (tmp_path / "tables.md").read_text()
+    assert len([path for path in (tmp_path / "tables-figures").iterdir() if path.stem.startswith("search-")]) == 10
+    new_run(tmp_path / "elsewhere", "No backbone", method="none")  # a run of no search: the runs lead again
+    assert opened(tmp_path).lead.headline == opened(tmp_path).headline
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trials": 1, "fail": lambda number: 99},
+        {"trials": 3},
+        {"trials": 6, "fail": lambda number: 1},
+        {"trials": 64, "stop_after": 37},
+        {"trials": 64, "stop_after": 0},
+        {"trials": 20, "rungs": 1, "most": 12},
+        {"trials": 12, "rungs": 7, "most": 128, "loss": True},
+    ],
+    ids=["one", "three", "all failed", "running", "just begun", "one rung", "seven rungs"],
+)
+def test_a_page_of_any_search(options: Record, tmp_path: Path) -> None:
+    record = make_search(tmp_path / "s", **options)
+    page = report([tmp_path / "s"], html=tmp_path / "page.html", markdown=tmp_path / "tables.md").read_text()
+    over = len(record["trials"]) == record["trials_asked"]
+    assert ("The search is not over" in page) is not over
+    assert ("there is no winner" in page) is (record["winner"] is None)
+    assert ("Failed trials" in page) is any(t["state"] == "failed" for t in record["trials"])
+    assert not re.search(r"\bnan\b", page.split("</style>")[1], re.IGNORECASE) and "{where}" not in page
+    if len(record["trials"]) < 8:
+        assert "search-importance" not in page
+
+
+def test_the_drawing_holds_a_line_a_trial(searched: tuple[Path, Record]) -> None:
+    folder, record = searched
+    (section,) = opened(folder).searches
+    pictures = {picture.name: picture for picture in section.drawn[0]}
+    (axes,) = pictures["search-settings"].figure.axes
+    lines = [line for line in axes.lines if len(line.get_xdata()) == len(SPACE) + 1]
+    assert len(lines) == 64 and sum(line.get_linestyle() == "--" for line in lines) == 4
+    (axes,) = pictures["search-curves"].figure.axes
+    assert {len(line.get_xdata()) for line in axes.lines} >= {7, 13, 25, 50}
+    (axes,) = pictures["search-rungs"].figure.axes
+    widths = {text.get_text() for text in axes.texts}
+    assert f"{sum(t['state'] == 'complete' for t in record['trials'])} trained to the end" in widths
+
+
+def test_importance_finds_the_settings_that_matter(searched: tuple[Path, Record]) -> None:
+    """The curves hang on the learning rate, a little on the batch, and on nothing else."""
+    pytest.importorskip("optuna")
+    found = importances(read_search(searched[0] / "search.json"))
+    assert found[0][0] == "optim.lr" and dict(found).keys() == SPACE.keys()
+    assert sum(share for _, share in found) == pytest.approx(1) and found[0][1] > 0.5
+
+
+def test_without_optuna_the_page_says_what_is_left_out(
+    searched: tuple[Path, Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    page = report([searched[0]], html=tmp_path / "page.html").read_text()
+    assert "it needs the package optuna" in page and "PED-ANOVA" not in page and page.count("<figure>") == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda record: record.pop("rungs"), "has no 'rungs'"),
+        (lambda record: record["trials"][0].pop("settings"), "has no 'settings'"),
+        (lambda record: record["trials"][0].update(state="lost"), "trial 0 is 'lost'"),
+        (lambda record: record["trials"][0].update(rungs=7), "isn't the record of a search"),
+        (lambda record: record.update(winner=99), "winner 99"),
+        (lambda record: record.update(rungs=[7, 7]), "do not rise"),
+        (lambda record: record["space"].update(lr={"low": 1.0}), "has no 'high'"),
+        (lambda record: record["trials"].append(record["trials"][0]), "two trials of one number"),
+    ],
+)
+def test_a_foreign_record_is_one_sentence(change: Callable[[Record], Any], said: str, tmp_path: Path) -> None:
+    record = make_search(tmp_path, 4)
+    change(record)
+    (tmp_path / "search.json").write_text(json.dumps(record))
+    with pytest.raises(UserError) as error:
+        open_study([tmp_path])
+    assert said in str(error.value) and str(tmp_path / "search.json") in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", '"a search"', "null", ""])
+def test_a_damaged_record_is_one_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "search.json").write_text(text)
+    with pytest.raises(UserError, match=r"search\.json is"):
+        open_study([tmp_path])
+
+
+def test_a_name_from_outside_is_escaped(tmp_path: Path) -> None:
+    record = make_search(tmp_path, 4, fail=lambda number: 1 if number == 1 else 99)
+    record["title"] = record["row"] = "<script>alert(1)</script>"
+    record["trials"][1]["reason"] = "<b>no</b> {where}"
+    (tmp_path / "search.json").write_text(json.dumps(record))
+    page = report([tmp_path], html=tmp_path / "page.html").read_text()
+    assert "<script>" not in page and "<b>no" not in page
