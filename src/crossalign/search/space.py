@@ -10,7 +10,6 @@ A file has a line a field. Choices are a list; numbers have ``low`` and ``high``
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -118,9 +117,12 @@ class Space:
 
     def text(self) -> str:
         """The space as the text of a file."""
-        dump = functools.partial(yaml.safe_dump, default_flow_style=True, sort_keys=False, width=1000)
+
+        def told(value: Any) -> str:
+            return str(yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)).strip()
+
         data = {f.name: list(f.choices) if f.choices and not f.when else f.as_data() for f in self.fields}
-        return "".join(f"{name}: {dump(value).strip()}\n" for name, value in data.items())
+        return "".join(f"{name}: {told(value)}\n" for name, value in data.items())
 
 
 def open_space(ref: str, config: Config) -> Space:
