@@ -63,7 +63,10 @@ class Asha:
 
 
 def simulate(search: Search, run: Callable[[Job], tuple[float, float]], workers: int) -> tuple[list[Job], float]:
-    """The jobs in the order they were handed out, and when the last one ended; ``run`` tells a job's duration and score."""
+    """The jobs in the order they were handed out, and when the last one ended; ``run`` tells a job's duration and score.
+
+    What ends at the same time is all told before more is handed out: only so can several trials be promotable at once.
+    """
     clock, jobs = 0.0, list[Job]()
     running: list[tuple[float, int, Job, float]] = []
     while True:
@@ -73,8 +76,10 @@ def simulate(search: Search, run: Callable[[Job], tuple[float, float]], workers:
             jobs.append(job)
         if not running:
             return jobs, clock
-        clock, _, job, score = heapq.heappop(running)
-        search.done(job, score)
+        clock = running[0][0]
+        while running and running[0][0] == clock:
+            _, _, job, score = heapq.heappop(running)
+            search.done(job, score)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def test_the_known_answer_with_one_worker(bench: Any, tmp_path: Path) -> None:
 
 
 def test_two_workers_share_the_time_and_seconds_are_those_recorded(bench: Any, tmp_path: Path) -> None:
-    """At 2, 0 and 1 are done: 2 begins and 1 goes on; at 4, 3 begins; at 6 it is one of the best two of four, and goes on."""
+    """At 2, 0 and 1 are done: 2 begins and 1 goes on; at 4, 3 begins; at 6 it is of the best two of four: on to 8."""
     curves = bench.read_curves(record(tmp_path, CURVES))
     assert bench.replay(curves, [2, 4], workers=2).time == 8
     assert bench.replay(curves, [2, 4], workers=2, clock="seconds").time == 16

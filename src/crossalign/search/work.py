@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import shutil
 import tarfile
@@ -150,7 +151,8 @@ def _outcome(work: Work) -> Outcome:
         curve = [numbers[name] for numbers in paused.result.history]
         if not curve:
             return Outcome()
-        return Outcome(curve, max(curve) if larger else -curve[-1])  # adapt keeps its best epoch, a text run its last
+        score = max(curve) if larger else -curve[-1]  # adapt keeps its best epoch, a text run its last weights
+        return Outcome(curve, score) if math.isfinite(score) else Outcome(reason=f"the validation {name} is {score}")
     except InUse:
         raise
     except (Interrupted, DiskFull) as error:
