@@ -188,6 +188,17 @@ def test_the_best_trials_are_those_of_the_highest_rung_then_score(searched: tupl
     assert "–" in cells(table.rows, rank)
 
 
+def test_a_higher_rung_goes_before_a_higher_score(tmp_path: Path) -> None:
+    record = make_search(tmp_path, 16)
+    early = next(t for t in record["trials"] if t["state"] == "paused" and len(t["rungs"]) == 1)
+    early["rungs"][0]["score"] = 0.999
+    (tmp_path / "search.json").write_text(json.dumps(record))
+    table = trial_table(read_search(tmp_path / "search.json"))
+    assert table.rows[0][0] == str(record["winner"])
+    rungs = [int(cell) for cell in cells(table.rows, 1)]
+    assert rungs == sorted(rungs, reverse=True) and rungs[-1] == 1
+
+
 def test_of_losses_the_lowest_is_best(tmp_path: Path) -> None:
     record = make_search(tmp_path, 32, loss=True)
     search = read_search(tmp_path / "search.json")

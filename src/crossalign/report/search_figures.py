@@ -43,7 +43,7 @@ def rung_colours(search: Search) -> list[str]:
     between = (SKY, BLUE, PURPLE, GREEN)
     last = len(search.rungs)
     if last == 1:
-        return [MUTED, BLUE]
+        return [MUTED, ORANGE]
     return [MUTED, *(MUTED if rung == 0 else between[(rung - 1) % 4] for rung in range(last - 1)), ORANGE]
 
 

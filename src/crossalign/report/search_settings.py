@@ -216,10 +216,11 @@ def importance_figure(search: Search) -> tuple[Picture | None, list[str]]:
     axes.set_xlim(0, min(108, 115 * max(share for _, share in shares) + 4))
     axes.set_xlabel("share of importance (%)")
     top = sum(group == 0 for group in quarters(search).values())
+    late = "What helps early need not help late, and " if len(search.rungs) > 1 else ""
     title = (
         f"Which settings decided whether a trial{{where}} came into the best quarter (PED-ANOVA of optuna), from the "
         f"{len(scores)} scores at the end of the first rung ({search.unit} {search.rungs[0]:g}), where all trials had the same "
-        f"training. What helps early need not help late, and {counted(top, 'trial')} in the best quarter make this "
+        f"training. {late}{counted(top, 'trial')} in the best quarter make this "
         f"{'too rough to lean on' if top < ENOUGH_AT_TOP else 'rough'}."
     )
     alt = "Importance of settings{where}: " + ", ".join(f"{name} {number(100 * share, 0)} %" for name, share in shares) + "."
