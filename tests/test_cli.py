@@ -15,7 +15,7 @@ from crossalign.errors import UserError, unknown
 from crossalign.models.vision import TABLE2
 from crossalign.recipes import all_recipes, get_recipe
 from crossalign.recipes.cmar import ABLATIONS, TERMS
-from crossalign.recipes.cmda import SPACE, search_space
+from crossalign.search.space import open_space
 from crossalign.training.run import flatten
 from crossalign.training.text import check_text_run
 
@@ -130,16 +130,15 @@ def test_published_recipes_never_take_the_better_defaults() -> None:
         assert config.data.mean == (0.4914, 0.4822, 0.4465)
 
 
-def test_the_search_space_holds_real_fields_and_what_applies() -> None:
-    fields = flatten(to_dict(AdaptConfig()))
-    assert SPACE.keys() <= fields.keys()
-    plain, lora = (search_space(get_recipe(name).make()) for name in ("cmda-fpt", "cmda-lora-mmd"))
-    assert lora.keys() == SPACE.keys() and lora["tune.lora_rank"] == (4, 8, 16, 32)
-    assert not any(key.startswith(("align.", "tune.lora")) for key in plain)
-    for name, values in SPACE.items():
-        for value in values[1:] if values[0] == "log-uniform" else values:
-            section, key = name.split(".")
-            update(AdaptConfig(), {section: {key: value}})
+def test_the_search_space_of_the_paper_and_what_applies_of_it() -> None:
+    plain, lora = (
+        {field.name: field for field in open_space("cmda", get_recipe(name).make()).fields}
+        for name in ("cmda-fpt", "cmda-lora-mmd")
+    )
+    assert len(lora) == 12 and lora["tune.lora_rank"].choices == (4, 8, 16, 32)
+    assert (lora["optim.lr"].low, lora["optim.lr"].high, lora["optim.lr"].log) == (1e-5, 1e-3, True)
+    assert lora["align.epochs"].choices == (15, 16, 17, 18, 19, 20)
+    assert len(plain) == 6 and not any(name.startswith(("align.", "tune.lora")) for name in plain)
 
 
 def test_update_names_the_nearest_setting() -> None:

@@ -21,6 +21,7 @@ CALLS = {
     "crossalign compare --help": (["-c", COMMAND, "compare", "--help"], 0.5),
     "crossalign evaluate --help": (["-c", COMMAND, "evaluate", "--help"], 0.5),
     "crossalign measure --help": (["-c", COMMAND, "measure", "--help"], 0.5),
+    "crossalign tune --help": (["-c", COMMAND, "tune", "--help"], 0.5),
     "crossalign data prepare --help": (["-c", COMMAND, "data", "prepare", "--help"], 0.5),
 }
 

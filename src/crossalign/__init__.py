@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         soft_mutual_knn,
         svcca,
     )
-    from crossalign.config import AdaptConfig, EvaluateConfig, FinetuneConfig, MeasureConfig, PretrainConfig
+    from crossalign.config import AdaptConfig, EvaluateConfig, FinetuneConfig, MeasureConfig, PretrainConfig, SearchConfig
     from crossalign.errors import UserError
     from crossalign.evaluate import evaluate
     from crossalign.finetune import finetune
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from crossalign.pretrain import pretrain
     from crossalign.recipes import get_recipe
     from crossalign.regularizer import AlignmentRegularizer
+    from crossalign.tune import tune
 
 _WHERE = {
     "adapt": "adapt",
@@ -65,7 +66,9 @@ _WHERE = {
         ("get_penalty", "get_similarity", "koleo", "l1", "l2", "register_penalty", "register_similarity", "svcca"),
         "alignment",
     ),
-    **dict.fromkeys(("AdaptConfig", "EvaluateConfig", "FinetuneConfig", "MeasureConfig", "PretrainConfig"), "config"),
+    **dict.fromkeys(
+        ("AdaptConfig", "EvaluateConfig", "FinetuneConfig", "MeasureConfig", "PretrainConfig", "SearchConfig"), "config"
+    ),
     "evaluate": "evaluate",
     "finetune": "finetune",
     "measure": "measure",
@@ -76,6 +79,7 @@ _WHERE = {
     "open_teacher": "models.vision",
     "get_recipe": "recipes",
     "AlignmentRegularizer": "regularizer",
+    "tune": "tune",
 }
 __all__ = [
     "AdaptConfig",
@@ -85,6 +89,7 @@ __all__ = [
     "ImageClassifier",
     "MeasureConfig",
     "PretrainConfig",
+    "SearchConfig",
     "UserError",
     "__version__",
     "adapt",
@@ -119,6 +124,7 @@ __all__ = [
     "sinkhorn",
     "soft_mutual_knn",
     "svcca",
+    "tune",
 ]
 
 

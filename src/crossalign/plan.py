@@ -12,7 +12,7 @@ from crossalign.config import AdaptConfig, DataConfig
 from crossalign.errors import unknown
 from crossalign.models.classifier import ImageClassifier
 from crossalign.recipes import RECIPES
-from crossalign.recipes.cmda import search_space
+from crossalign.search.space import open_space
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def plan(config: AdaptConfig, recipe: str, train_images: int, classes: int, hard
     ]
     assumed = assumptions(recipe)
     if assumed:
-        space = (f"  {key}: {', '.join(map(str, values))}" for key, values in search_space(config).items())
+        space = (f"  {line}" for line in open_space("cmda", config).text().splitlines())
         assumed += ["", "the paper's search space (§3.1.4):", *space]
     return "\n".join([*lines, *assumed])
 

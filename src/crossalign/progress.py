@@ -24,7 +24,8 @@ def progress(
 
     It shows in the main process only, and only once two seconds have passed. Where stderr is no terminal it prints
     one plain line every 30 seconds at most, so that a log file holds no control characters. Bytes (unit "B") are told in
-    thousands and millions. Without ``leave`` the bar is wiped when it is done. ``place`` is the line of one of several bars.
+    thousands and millions. Without ``leave`` the bar is wiped when it is done. ``place`` is the line of a bar under
+    another one; a log file has none of these.
     """
     plain = not sys.stderr.isatty()
     return tqdm(
@@ -36,7 +37,7 @@ def progress(
         delay=QUIET_SECONDS,
         leave=leave,
         position=place,
-        disable=_silent or not is_main_process(),
+        disable=_silent or not is_main_process() or (plain and place is not None),
         file=_Lines(sys.stderr) if plain else sys.stderr,
         mininterval=LINE_SECONDS if plain else 0.2,
         miniters=1,

@@ -8,6 +8,7 @@ set, once each. Several methods get a search of the same size each.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import secrets
 import shutil
 import time
@@ -20,7 +21,7 @@ import yaml
 
 from crossalign.cache import atomic_path
 from crossalign.config import AdaptConfig, FinetuneConfig, SearchConfig, to_dict, update
-from crossalign.errors import UserError
+from crossalign.errors import UserError, missing_extra
 from crossalign.reproduce import configured
 from crossalign.search.drive import Pool, Search, drive, outcomes
 from crossalign.search.follow import Follower
@@ -60,6 +61,8 @@ def tune(config: SearchConfig) -> list[str]:
     if len({tuple(end) for end in ends.values()}) > 1:
         told = "; ".join(f"{name}: {', '.join(map(str, end))}" for name, end in ends.items())
         raise UserError(f"--methods have different rungs ({told}): give them one length with --set, such as loop.epochs=50")
+    if importlib.util.find_spec("optuna") is None:
+        raise missing_extra("optuna", "search", "a search")
     failed = []
     with locked(config.output, mark=TOKEN), _pool(config) as pool:
         _token(config.output)

@@ -277,13 +277,20 @@ def _measure(config: MeasureConfig, _: str) -> None:
 
 
 def _tune(config: SearchConfig, recipe: str) -> int:
-    from crossalign.report import report
+    from crossalign.report import report, summary_table
+    from crossalign.training.stops import Interrupted
     from crossalign.tune import tune
 
     config.recipe = recipe or config.recipe
-    failed = tune(config)
+    try:
+        failed = tune(config)
+    except Interrupted:
+        if list(config.output.glob("search.json")) or list(config.output.glob("*/search.json")):
+            print(summary_table([config.output]))
+        raise
     if config.show_space:
         return 0
+    print(summary_table([config.output]))
     for sentence in failed:
         print(sentence, file=sys.stderr)
     print(f"report: {report([config.output], html=config.output / 'report.html')}")

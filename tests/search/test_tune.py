@@ -271,7 +271,7 @@ def test_methods_get_searches_of_one_size(tmp_path: Path, tiny: tuple[str, ...],
     space.write_text(SPACE + "tune.lora_rank: {choices: [2, 4], when: tune.method == lora}\n")
     out = tmp_path / "two"
     args = ["tune", "--methods", "small-fpt,small-lora", "--output", str(out), "--space", str(space), "--trials", "4"]
-    assert cli.main([*args, "--rungs", "2", "--seeds", "1", "--no-tracking.mlflow", "--set", *tiny]) == 0
+    assert cli.main([*args, "--rungs", "2", "--seeds", "1", "--tracking.no-mlflow", "--set", *tiny]) == 0
     found = {name: json.loads((out / name / "search.json").read_text()) for name in ("small-fpt", "small-lora")}
     assert [record["rungs"] for record in found.values()] == [[2, 4], [2, 4]]
     assert all("tune.lora_rank" in trial["settings"] for trial in found["small-lora"]["trials"])

@@ -67,29 +67,6 @@ ASSUMED = {
 OF_A_BACKBONE = ("backbone.attention", "backbone.position")
 """Settings of a language model, which the rows without one have none of."""
 
-SPACE: dict[str, tuple[object, ...]] = {
-    "optim.lr": ("log-uniform", 1e-5, 1e-3),
-    "loop.batch_size": (16, 32, 64, 128),
-    "optim.weight_decay": (0.0, 1e-4, 1e-2),
-    "optim.optimizer": ("adam", "adamw"),
-    "optim.schedule": ("cosine", "linear"),
-    "head.dropout": (0.0, 0.1, 0.2),
-    "align.lr": (1e-5, 1e-4, 5e-4),
-    "align.batch_size": (8, 16, 32),
-    "align.epochs": (15, 16, 17, 18, 19, 20),
-    "tune.lora_rank": (4, 8, 16, 32),  # §3.1.4; §3.1.3 leaves 4 out
-    "tune.lora_alpha": (8, 16, 32, 64),
-    "tune.lora_dropout": (0.0, 0.1, 0.2),
-}
-"""The search space of §3.1.4; ``align.*`` applies when alignment is on, ``tune.lora_*`` in LoRA mode."""
-
-
-def search_space(config: AdaptConfig) -> dict[str, tuple[object, ...]]:
-    """The part of :data:`SPACE` that applies to ``config``."""
-    off = [] if config.align.metric != "none" else ["align."]
-    off += [] if config.tune.method == "lora" else ["tune.lora_"]
-    return {key: values for key, values in SPACE.items() if not key.startswith(tuple(off or ["-"]))}
-
 
 def published(method: Method, metric: str = "none", weights: str = "") -> AdaptConfig:
     """CMDA §3.1 with ``method`` and alignment ``metric``; ``weights`` random, shuffled, none or vit makes it a control."""

@@ -53,9 +53,10 @@ class Board:
         _move(self._bar, self.journal.epochs() + self._live)
         for bar, scores in zip(self._rungs, self.journal.rungs()[0], strict=True):
             _move(bar, len(scores))
-        best = self.journal.best()
+        best, there = self.journal.best(), "·".join(str(len(scores)) for scores in self.journal.rungs()[0])
         if best is not None:
-            self._bar.set_postfix_str(f"best {abs(best.scores[-1]):.4g} (trial {best.number})", refresh=False)
+            told = f"{there} at the rungs, best {abs(best.scores[-1]):.4g} of trial {best.number}"
+            self._bar.set_postfix_str(told, refresh=False)
 
 
 def _move(bar: Any, done: int) -> None:

@@ -41,8 +41,9 @@ class Trial:
 
     @property
     def open(self) -> Job | None:
-        """The job that was begun and has not ended."""
-        return Job(self.number, self.begun) if self.begun >= len(self.scores) and not self.reason else None
+        """The job that has not ended, or not begun though the trial was drawn."""
+        rung = max(0, self.begun)
+        return Job(self.number, rung) if rung >= len(self.scores) and not self.reason else None
 
 
 class Journal:
@@ -64,7 +65,7 @@ class Journal:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         _drop_torn_line(file)
         self.ends, self.factor = ends, factor
-        self._storage = JournalStorage(JournalFileBackend(str(file), lock_obj=_HeldByCaller()))  # type: ignore[arg-type]
+        self._storage = JournalStorage(JournalFileBackend(str(file), lock_obj=_HeldByCaller()))
         self._study = optuna.create_study(
             storage=self._storage,
             study_name=name,
@@ -171,7 +172,7 @@ class Journal:
             self._storage.set_trial_intermediate_value(self._key(number), epoch, value)
 
     def _key(self, number: int) -> int:
-        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        return int(self._storage.get_trial_id_from_study_id_trial_number(self._id, number))
 
     def _attribute(self, number: int, **values: Any) -> None:
         for name, value in values.items():
