@@ -15,7 +15,7 @@ import torch
 
 from crossalign import cli, verbs
 from crossalign.alignment.registry import divergences, similarities
-from crossalign.config import AdaptConfig, FinetuneConfig, PairsConfig, PretrainConfig, to_dict
+from crossalign.config import AdaptConfig, FinetuneConfig, PairsConfig, PretrainConfig, SearchConfig, to_dict
 from crossalign.models.embedding import EMBEDDERS
 from crossalign.models.families import FAMILIES
 from crossalign.models.vision_sources import OPENERS
@@ -169,7 +169,7 @@ def test_commands_parse(page: Path) -> None:
         start = next(i for i, word in enumerate(words) if word.rpartition("/")[2] in ("crossalign", "crossalign.cli"))
         name, rest = cli.find_verb(words[start + 1 :])
         verb, recipe = verbs.VERBS[name], ""
-        if verb.recipes and rest and not rest[0].startswith("-"):
+        if (verb.recipes or verb.names_recipe) and rest and not rest[0].startswith("-"):
             recipe, rest = rest[0], rest[1:]
         _, rest = cli._take(rest, "--config")  # a file that a run would have left
         rest = [word for word in rest if word not in ("--help", "--list")]
@@ -180,6 +180,9 @@ def test_commands_parse(page: Path) -> None:
             table = STUDIES[args.study]
             assert set(args.rows) <= set(table.known_rows(args.scale)), command
             configured(table.recipe(table.rows[0], "small"), args.set)
+        if isinstance(args, SearchConfig):
+            for method in ",".join(args.methods).split(",") if args.methods else [recipe]:
+                configured(method, args.set)
 
 
 def test_pages_show_commands() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -59,7 +60,7 @@ def one_thread(config: SearchConfig) -> Iterator[Pool]:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The work is done in this process, one job after the other."""
-    monkeypatch.setattr("crossalign.tune._pool", one_thread, raising=True)
+    monkeypatch.setattr(sys.modules["crossalign.tune"], "_pool", one_thread)
     monkeypatch.setattr(progress, "_silent", False)
 
 
@@ -221,7 +222,7 @@ def test_a_killed_worker_costs_a_trial_at_its_second_death(
     def dying(config: SearchConfig) -> Iterator[Pool]:
         yield Pool(Dying(deaths), lambda: 1)
 
-    monkeypatch.setattr("crossalign.tune._pool", dying)
+    monkeypatch.setattr(sys.modules["crossalign.tune"], "_pool", dying)
     config = settings(tmp_path, tiny, trials=4, seeds=0)
     tune(config)
     states = [trial["state"] for trial in record(config)["trials"]]
