@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,3 +37,22 @@ def curves(request: pytest.FixtureRequest) -> np.ndarray:
     reached, slowness = draw.beta(3, 2, size=(64, 1)), draw.uniform(2, 30, size=(64, 1))
     curve = 0.1 + 0.6 * reached * (1 - np.exp(-np.arange(1, 51) / slowness)) + 0.01 * draw.normal(size=(64, 50))
     return np.asarray(np.round(curve, 2))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Settings that make a trial train in a tenth of a second."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    root = tmp_path_factory.mktemp("search")
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=31, num_key_value_heads=2, **shape)).save_pretrained(root / "llama")
+    rng = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("light", 40)):
+        (root / "pictures" / name).mkdir(parents=True)
+        for i in range(30):
+            Image.fromarray(rng.integers(low, low + 200, (8, 8, 3), dtype=np.uint8)).save(root / "pictures" / name / f"{i}.png")
+    return (
+        f"backbone.ref={root / 'llama'}", f"data.source={root / 'pictures'}", "data.channels=rgb", "embedder.patch=4",
+        "loop.epochs=4", "loop.precision=fp32", "loop.batch_size=8",
+    )  # fmt: skip

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from crossalign import adapt, cli, progress
 from crossalign.config import AdaptConfig, SearchConfig, TrackingConfig, update
@@ -30,25 +29,6 @@ from crossalign.tune import tune
 from crossalign.workers import Workers
 
 SPACE = "optim.lr: {low: 1.0e-4, high: 1.0e-2, log: true}\nloop.batch_size: [8, 12]\n"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Settings that make a trial train in a tenth of a second."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    root = tmp_path_factory.mktemp("search")
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=31, num_key_value_heads=2, **shape)).save_pretrained(root / "llama")
-    rng = np.random.default_rng(0)
-    for name, low in (("dark", 0), ("light", 40)):
-        (root / "pictures" / name).mkdir(parents=True)
-        for i in range(30):
-            Image.fromarray(rng.integers(low, low + 200, (8, 8, 3), dtype=np.uint8)).save(root / "pictures" / name / f"{i}.png")
-    return (
-        f"backbone.ref={root / 'llama'}", f"data.source={root / 'pictures'}", "data.channels=rgb", "embedder.patch=4",
-        "loop.epochs=4", "loop.precision=fp32", "loop.batch_size=8",
-    )  # fmt: skip
 
 
 @contextmanager

@@ -1,0 +1,129 @@
+"""Whole searches that are killed, here and on a cluster whose workers share nothing but the scheduler's address."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CALL = [sys.executable, "-m", "crossalign.cli", "tune", "small-fpt", "--tracking.no-mlflow", "--seeds", "1"]
+SPACE = "optim.lr: {low: 1.0e-4, high: 1.0e-2, log: true}\nloop.batch_size: [8, 12]\n"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+def call(folder: Path, tiny: tuple[str, ...], *more: str) -> list[str]:
+    space = folder.parent / "space.yaml"
+    space.write_text(SPACE)
+    return [*CALL, "--output", str(folder), "--space", str(space), "--rungs", "3", *more, "--set", *tiny]
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "search.json").read_text())  # type: ignore[no-any-return]
+
+
+def told(folder: Path) -> list[tuple[Any, ...]]:
+    """What must be the same: settings, curves and states of all trials."""
+    return [(t["settings"], t["curve"], t["state"], [r["score"] for r in t["rungs"]]) for t in record(folder)["trials"]]
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
+    return [int(child) for child in found]
+
+
+def test_a_search_killed_five_times_ends_as_if_it_had_not_been(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    args = ("--trials", "16", "--keep-checkpoints")
+    started = time.monotonic()
+    subprocess.run(call(whole, tiny, *args), check=True, capture_output=True)
+    seconds = time.monotonic() - started
+    draw, kills = random.Random(), 0
+    for _ in range(5):
+        search = subprocess.Popen(call(killed, tiny, *args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(draw.uniform(0.3, 0.9) * seconds)
+        workers = children(search.pid)
+        if search.poll() is None:
+            os.kill(search.pid, signal.SIGKILL)
+            kills += 1
+        search.wait()
+        until = time.monotonic() + 70
+        while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < until:
+            time.sleep(0.2)  # they save, and die with their parent
+        assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    subprocess.run(call(killed, tiny, *args), check=True, capture_output=True)
+    assert kills, "every search ended before it could be killed"
+    assert told(killed) == told(whole) and record(killed)["winner"] == record(whole)["winner"]
+    for trial in record(killed)["trials"]:  # no epoch twice in the log, none lost
+        rows = (killed / "trials" / f"{trial['number']:04d}" / "metrics.jsonl").read_text().splitlines()
+        epochs = [json.loads(row)["epoch"] for row in rows if json.loads(row)["split"] == "validation"]
+        assert epochs == list(range(1, len(trial["curve"]) + 1))
+
+
+def test_ctrl_c_saves_and_tells_and_the_same_command_goes_on(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    args = call(folder, tiny, "--trials", "12", "--workers", "2", "--threads", "1")
+    search = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (folder / "journal.log").exists() or (folder / "journal.log").read_text().count("scores") < 3:
+        assert search.poll() is None
+        time.sleep(0.1)
+    os.killpg(search.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    out, err = search.communicate(timeout=120)
+    assert search.returncode == 130 and "Traceback" not in err and "the same command goes on" in err
+    assert "The search is not over" in out
+    subprocess.run(args, check=True, capture_output=True)
+    assert len(record(folder)["trials"]) == 12 and len(list(folder.glob("winner/*/result.json"))) == 1
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_cluster_loses_a_worker_and_gets_it_back(tiny: tuple[str, ...], tmp_path: Path, shared: bool) -> None:
+    """Two workers that have nothing in common but the scheduler's address; one is killed and joins again."""
+    apart = tmp_path / "apart.py"
+    apart.write_text("import crossalign.search.work as work\nwork._shares = lambda job: False\n")
+    file = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    scheduler = subprocess.Popen(
+        [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)],
+        stderr=subprocess.DEVNULL,
+    )
+    while not file.exists() or not file.read_text():
+        time.sleep(0.1)
+    address = json.loads(file.read_text())["address"]
+
+    def worker(name: str) -> subprocess.Popen[bytes]:
+        own = tmp_path / name
+        own.mkdir(exist_ok=True)
+        preload = [] if shared else ["--preload", str(apart)]
+        return subprocess.Popen(
+            [*dask, "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--name", name, *preload],
+            cwd=own, env={**os.environ, "CROSSALIGN_CACHE": str(own / "cache")}, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    workers = [worker("one"), worker("two")]
+    folder = tmp_path / "found"
+    args = call(folder, tiny, "--trials", "12", "--workers", "0", "--cluster", address)
+    search = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while not (folder / "journal.log").exists() or (folder / "journal.log").read_text().count("scores") < 3:
+            assert search.poll() is None, search.communicate()
+            time.sleep(0.1)
+        workers[0].kill()
+        workers[0].wait()
+        workers.append(worker("three"))
+        _, err = search.communicate(timeout=600)
+        assert search.returncode == 0, err
+    finally:
+        for process in (*workers, scheduler, search):
+            process.kill()
+            process.wait()
+    found = record(folder)
+    assert [trial["state"] for trial in found["trials"]].count("failed") == 0 and len(found["trials"]) == 12
+    assert all(len(trial["curve"]) == [1, 2, 4][len(trial["rungs"]) - 1] for trial in found["trials"])
+    assert len(list(folder.glob("winner/*/result.json"))) == 1
