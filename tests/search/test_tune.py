@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -21,6 +22,8 @@ from crossalign import adapt, cli, progress
 from crossalign.config import AdaptConfig, SearchConfig, TrackingConfig, update
 from crossalign.errors import UserError
 from crossalign.report import report
+from crossalign.reproduce import configured
+from crossalign.search import work
 from crossalign.search.drive import Pool
 from crossalign.search.journal import Journal
 from crossalign.search.space import open_space
@@ -208,6 +211,22 @@ def test_a_killed_worker_costs_a_trial_at_its_second_death(
     states = [trial["state"] for trial in record(config)["trials"]]
     assert (states[1] == "failed") == (deaths == 2)
     assert "failed" not in states[:1] + states[2:]
+
+
+def test_a_worker_without_the_folder_asks_for_what_the_search_has(
+    tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it has a copy of its own from before another worker took the trial further."""
+    monkeypatch.setattr(progress, "_silent", False)
+    base = configured("small-fpt", (*tiny, "tracking.mlflow=false"))
+    base = dataclasses.replace(base, output=tmp_path / "gone" / "trials" / "0000")
+    first = work.train(work.Work(base, "small-fpt", 1, tmp_path / "gone", "token"))
+    assert len(first.curve) == 1 and first.files and not (tmp_path / "gone").exists()
+    again = work.Work(base, "small-fpt", 3, tmp_path / "gone", "token", done=2)
+    assert work.train(again).wants_files
+    further = work.train(dataclasses.replace(again, until=2, done=1))  # its own copy will do
+    there = work.train(dataclasses.replace(again, files=further.files))
+    assert there.curve[:2] == further.curve and len(there.curve) == 3 and there.curve[0] == first.curve[0]
 
 
 def kill_self(_: int) -> None:

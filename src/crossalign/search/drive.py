@@ -63,7 +63,8 @@ class Search:
 
     def work(self, job: Job) -> Work:
         """``job`` for a worker."""
-        return Work(self.settled(job.trial), self.recipe, self.journal.ends[job.rung], self.home, self.token)
+        done = len(self.journal.trials[job.trial].curve)
+        return Work(self.settled(job.trial), self.recipe, self.journal.ends[job.rung], self.home, self.token, done=done)
 
 
 def outcomes(

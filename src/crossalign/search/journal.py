@@ -167,7 +167,9 @@ class Journal:
         return False
 
     def _extend(self, number: int, curve: list[float]) -> None:
-        known, self.trials[number].curve = len(self.trials[number].curve), curve
+        known = len(self.trials[number].curve)
+        if len(curve) > known:  # a trial that failed may tell less than is known of it
+            self.trials[number].curve = curve
         for epoch, value in enumerate(curve[known:], start=known + 1):
             self._storage.set_trial_intermediate_value(self._key(number), epoch, value)
 

@@ -48,11 +48,8 @@ class Work:
     """What ``search.id`` holds there."""
     files: bytes | None = None
     """The run's folder, for a worker that shares no disk with the search and has asked for it."""
-
-    @property
-    def begun(self) -> bool:
-        """Whether the search's own folder of the run holds anything."""
-        return self.config.output.exists()
+    done: int = 0
+    """Epochs that the search has of the run: a worker's own copy that holds fewer will not do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +92,7 @@ def train(work: Work) -> Outcome:
             done = _patiently(work)
         else:
             mine = cache_dir("search") / work.token / work.config.output.relative_to(work.home)
-            if not mine.exists() and work.begun and work.files is None:
+            if work.files is None and len(validations(mine)) < work.done:
                 return Outcome(wants_files=True)
             if work.files is not None:
                 unpack(work.files, mine)
