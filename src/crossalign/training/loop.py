@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from crossalign.cache import atomic_path
 from crossalign.config import LoopConfig, OptimConfig
 from crossalign.progress import progress
 from crossalign.training import checkpoint as ckpt
@@ -295,10 +297,6 @@ class _Fit:
         self.run.log.flush()
 
     def _keep_best(self) -> None:
-        from safetensors.torch import save_file
-
-        from crossalign.cache import atomic_path
-
         self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.stage.state().items()}
         if self.run.accelerator.is_main_process:
             try:
@@ -392,8 +390,6 @@ class _Fit:
         if not self.stage.replicated:
             self.run.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.stage.select is not None and self.best_epoch > 0:
-            from safetensors.torch import load_file
-
             self.stage.load(self.best_state or load_file(self.best_file))
         self.stage.model.eval()
         return self._result()

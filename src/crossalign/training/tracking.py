@@ -14,19 +14,18 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from crossalign.config import TrackingConfig
 from crossalign.environment import command_line, git_state, is_main_process
+from crossalign.training.rows import Row, keep_rows, now, plain, rows_after
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Status = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
-Row = dict[str, Any]
 
 METRICS_FILE = "metrics.jsonl"
 RUN_ID_FILE = "mlflow_run.txt"
@@ -84,7 +83,7 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS_FILE
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self.rows = _keep_rows(path, rows)
+        self.rows = keep_rows(path, rows)
         if self.rows < rows:
             warnings.warn(f"{path} holds {self.rows} of the {rows} rows that the checkpoint had seen", stacklevel=2)
         if config.mlflow and _mlflow_installed():
@@ -105,11 +104,11 @@ class RunLog:
         number, self.rows = self.rows, self.rows + 1
         if self._file is None:
             return
-        plain = {key: _plain(value) for key, value in row.items()}
-        self._unwritten += (json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        held = {key: plain(value) for key, value in row.items()}
+        self._unwritten += (json.dumps(held, ensure_ascii=False, allow_nan=False) + "\n").encode()
         self._write()
         if self._mirror:
-            self._mirror.add(number, plain)
+            self._mirror.add(number, held)
 
     def flush(self) -> None:
         """Bring every row to the disk and to MLflow; call it with each checkpoint."""
@@ -205,7 +204,7 @@ class _Mirror:
 
     def add(self, number: int, row: Row) -> None:
         """Queue a row; send the queue when it fills a call or has waited for half a minute."""
-        self._waiting.append((number, _now(), row))
+        self._waiting.append((number, now(), row))
         full = len(self._waiting) * len(row) >= METRICS_PER_CALL
         if full or time.monotonic() >= self._next_send:
             self.send()
@@ -216,7 +215,7 @@ class _Mirror:
         self._guard(self._send)
 
     def summary(self, values: Mapping[str, float]) -> None:
-        self._guard(lambda client: client.log_batch(self.run_id, metrics=list(_metrics(values, "", 0, _now()))))
+        self._guard(lambda client: client.log_batch(self.run_id, metrics=list(_metrics(values, "", 0, now()))))
 
     def artifact(self, path: Path) -> None:
         self._guard(lambda client: client.log_artifact(self.run_id, str(path)))
@@ -234,7 +233,7 @@ class _Mirror:
         try:
             if self._client is None:
                 self._client, self.run_id, self._sent = self._connect()
-                self._waiting = list(_rows_after(self._metrics_file, self._sent))
+                self._waiting = list(rows_after(self._metrics_file, self._sent))
             action(self._client)
         except Exception as error:  # whatever a tracking server does, the training goes on
             self._retry_at = time.monotonic() + RETRY_SECONDS
@@ -380,33 +379,3 @@ def _metrics(values: Mapping[str, Any], place: str, step: int, when: int) -> Ite
     for key, value in values.items():
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             yield Metric(_clean_key(f"{place}/{key}"), float(value), when, step)
-
-
-def _plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: one-element tensors and arrays opened, what is not finite as None."""
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
-
-
-def _keep_rows(path: Path, rows: int) -> int:
-    """Cut the file after its first ``rows`` whole lines; how many those are."""
-    lines = path.read_bytes().splitlines(keepends=True)[:rows]
-    whole = [line for line in lines if line.endswith(b"\n")]
-    os.truncate(path, sum(len(line) for line in whole))
-    return len(whole)
-
-
-def _rows_after(path: Path, sent: int) -> Iterator[tuple[int, int, Row]]:
-    if not path.is_file():  # results alone
-        return
-    with path.open(encoding="utf-8") as lines:
-        for number, line in islice(enumerate(lines), sent, None):
-            yield number, _now(), json.loads(line)
-
-
-def _now() -> int:
-    """Milliseconds since 1970, as MLflow counts time."""
-    return int(time.time() * 1000)
