@@ -4,8 +4,9 @@
 
 The curves are the search.json of `crossalign tune` with one rung: every configuration trained in full. They are replayed in a
 simulated clock with --workers workers and in random orders, beside a random search that has the same epochs, rounded up to
-whole trainings, and beside all in full. A configuration's score is the best of its curve, as `adapt` keeps its best epoch; at
-the end of a rung, the best so far. Regret is what a search misses of the best configuration that it could draw.
+whole trainings, and beside all in full. A configuration's score at the end of a rung is its best accuracy so far, as `adapt`
+keeps its best epoch, or its loss there, as a text run keeps its last weights. Regret is what a search misses of the best
+configuration that it could draw.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def simulate(search: Search, run: Callable[[Job], tuple[float, float]], workers:
 class Curves:
     """Configurations trained in full.
 
-    ``best``: (configurations, epochs), the best score so far, larger is better; -inf from where one failed.
+    ``best``: (configurations, epochs), the score of a training that ends there, larger is better; -inf from where one failed.
     ``epochs``: (configurations,), those trained, fewer where one failed. ``seconds``: (configurations,), of an epoch.
     """
 
@@ -112,7 +113,10 @@ def read_curves(file: Path) -> Curves:
                 "a replay needs every trial trained in full, so finish a search with --rungs 1"
             )
         curve = np.array(trial["curve"], dtype=float)
-        row[: len(curve)] = np.maximum.accumulate(np.where(np.isfinite(curve), sign * curve, -np.inf))
+        scores = np.where(np.isfinite(curve), sign * curve, -np.inf)
+        row[: len(curve)] = np.maximum.accumulate(scores) if sign > 0 else scores
+        if trial["state"] == "failed":
+            row[-1] = -np.inf
     if not np.isfinite(best[:, -1]).any():
         raise UserError(f"{file}: none of its {len(trials)} trials was trained in full; there is nothing to replay")
     epochs = np.array([len(trial["curve"]) for trial in trials])
@@ -170,7 +174,7 @@ def difference_over_configurations(
 ) -> tuple[int, Mean]:
     """ASHA minus random search for three quarters of the configurations, with the standard error that stems from which
     configurations there were, by the delete-d jackknife (Shao & Wu 1989): the variance over subsets of r of n, times
-    r / (n - r). What the orders add to that variance is taken off."""
+    r / (n - r). What the orders add to that variance is taken off; where it hides the rest, the error is None."""
     n = len(curves.best)
     kept = n - n // 4
     subsets = []
@@ -181,8 +185,9 @@ def difference_over_configurations(
             subsets.append(mean_and_error([run.asha - run.random for run in runs]))
             bar.update(1)
     means, errors = np.array([one.mean for one in subsets]), np.array([one.error or 0.0 for one in subsets])
-    variance = max(0.0, float(means.var(ddof=1) - np.mean(errors**2)))
-    return kept, Mean(float(means.mean()), math.sqrt(variance * kept / max(1, n - kept)), SUBSETS)
+    variance = float(means.var(ddof=1) - np.mean(errors**2))
+    error = math.sqrt(variance * kept / (n - kept)) if variance > 0 else None
+    return kept, Mean(float(means.mean()), error, SUBSETS)
 
 
 def table(runs: list[Replay], points: float, within: float) -> list[str]:
@@ -252,8 +257,9 @@ def main() -> None:
     if len(curves.best) >= 8 and options.trials is None:
         kept, found = difference_over_configurations(curves, once, max(2, options.orders // 5), draw)
         scale = abs(curves.points)
-        lines[-1] += f" Searches of {kept} of them: difference {found.mean * scale:.2f} ± {(found.error or 0) * scale:.2f}, "
-        lines[-1] += f"the error of which configurations there were (jackknife, {SUBSETS} subsets)."
+        told = "unknown, lost in that of the orders" if found.error is None else f"{found.error * scale:.2f}"
+        lines[-1] += f" Searches of {kept} of them: difference {found.mean * scale:.2f}, with a standard error over which "
+        lines[-1] += f"configurations there were of {told} (jackknife, {SUBSETS} subsets)."
     text = "\n".join(lines) + "\n"
     print(text)
     if options.out:

@@ -23,20 +23,22 @@ from crossalign.cache import atomic_path
 from crossalign.config import AdaptConfig, FinetuneConfig, SearchConfig, to_dict, update
 from crossalign.errors import UserError, missing_extra
 from crossalign.reproduce import configured
-from crossalign.search.drive import Pool, Search, drive, outcomes
+from crossalign.search.drive import Pool, Search, base_work, check_base, drive, outcomes
 from crossalign.search.follow import Follower
 from crossalign.search.journal import Journal
 from crossalign.search.promotion import resources
 from crossalign.search.record import seconds_so_far, write_record
 from crossalign.search.space import Space, open_space
 from crossalign.search.winner import train_winner
-from crossalign.search.work import TOKEN, Config, Work, watched
+from crossalign.search.work import TOKEN, Config, watched
 from crossalign.training.run import flatten, locked, write_config
 from crossalign.training.stops import Interrupted
 
 STOP_SECONDS = 60.0  # for workers to save in
-RESUMED = ("trials", "workers", "threads", "seeds", "cluster", "output", "show_space", "keep_checkpoints", "tracking")
-"""Settings in which a call may differ from the one that it goes on with."""
+RESUMED = ("trials", "workers", "threads", "seeds", "cluster", "output", "show_space", "keep_checkpoints", "tracking",
+           "set", "rungs")  # fmt: skip
+"""Settings in which a call may differ from the one that it goes on with; what the last two come to is compared itself."""
+RECORD_SECONDS = 10.0  # between two writings of search.json
 
 
 def tune(config: SearchConfig) -> list[str]:
@@ -47,12 +49,11 @@ def tune(config: SearchConfig) -> list[str]:
     Raises:
         UserError: bad input, before any trial. Interrupted: see ``training.stops``; what was trained is kept.
     """
-    names = [name for text in config.methods for name in text.split(",") if name] or [config.recipe]
-    if names == [""]:
-        raise UserError("no recipe: name one, such as crossalign tune small-lora, or several with --methods")
+    names = _names(config)
     _check(config)
     bases = {name: _base(config, name) for name in names}
-    spaces = {name: open_space(config.space, base) for name, base in bases.items()}
+    spaces = {name: _space(config, base) for name, base in bases.items()}
+    bases = {name: spaces[name].inside(base) for name, base in bases.items()}
     if config.show_space:
         for name in names:
             print(f"# the space of {name}\n{spaces[name].text()}" if len(names) > 1 else spaces[name].text(), end="")
@@ -72,8 +73,35 @@ def tune(config: SearchConfig) -> list[str]:
     return failed
 
 
+def _names(config: SearchConfig) -> list[str]:
+    """The recipes to search over."""
+    methods = list(dict.fromkeys(name for text in config.methods for name in text.split(",") if name))
+    if methods and config.recipe:
+        raise UserError(f"both the recipe {config.recipe} and --methods {','.join(methods)}: give one or the other")
+    if not methods and not config.recipe:
+        raise UserError("no recipe: name one, such as crossalign tune small-lora, or several with --methods")
+    there = sorted(path.parent.name for path in config.output.glob("*/search.yaml"))
+    if len(methods) > 1 and (config.output / "search.yaml").is_file():
+        raise UserError(f"{config.output} holds the search of one recipe: choose another --output for --methods")
+    if len(methods) < 2 and there:
+        raise UserError(f"{config.output} holds searches of several recipes ({', '.join(there)}): choose another --output")
+    return methods or [config.recipe]
+
+
+def _space(config: SearchConfig, base: Config) -> Space:
+    """The space without the fields that --set fixes."""
+    space, fixed = open_space(config.space, base), {text.partition("=")[0] for text in config.set}
+    both = [field.name for field in space.fields if field.name in fixed]
+    if both and config.space.endswith((".yaml", ".yml")):
+        raise UserError(f"--set fixes {', '.join(both)}, which --space {config.space} varies: take it out of one of them")
+    return Space(tuple(field for field in space.fields if field.name not in fixed)).of(base)
+
+
 def _check(config: SearchConfig) -> None:
-    for key, least in (("trials", 1), ("workers", 0 if config.cluster else 1), ("rungs", 1), ("factor", 2), ("seeds", 0)):
+    least_workers = 0 if config.cluster else 1
+    for key, least in (
+        ("trials", 1), ("workers", least_workers), ("threads", 0), ("rungs", 1), ("factor", 2), ("seed", 0), ("seeds", 0),
+    ):  # fmt: skip
         if getattr(config, key) < least:
             raise UserError(f"--{key} is {getattr(config, key)}; it must be at least {least}")
     if config.resources and list(config.resources) != sorted(set(config.resources)):
@@ -95,7 +123,7 @@ def _base(config: SearchConfig, recipe: str) -> Config:
 
 def _ends(config: SearchConfig, base: Config) -> list[int]:
     """Epochs, or evaluations of a text run, at the end of each rung."""
-    most = base.loop.epochs if isinstance(base, AdaptConfig) else base.loop.steps // base.loop.evaluate_every
+    most = base.loop.epochs if isinstance(base, AdaptConfig) else base.loop.steps // max(1, base.loop.evaluate_every)
     if not config.resources:
         return resources(most, config.rungs, config.factor)
     if config.resources[-1] != most or config.resources[0] < 1:
@@ -111,7 +139,7 @@ def _pool(config: SearchConfig) -> Iterator[Pool]:
     if config.cluster:
         from crossalign.search.cluster import cluster_pool
 
-        with cluster_pool(config.cluster, config.workers) as pool:
+        with cluster_pool(config.cluster, config.workers, config.output) as pool:
             yield pool
         return
     from crossalign.environment import usable_cores
@@ -130,12 +158,13 @@ def _pool(config: SearchConfig) -> Iterator[Pool]:
 def _open(config: SearchConfig, recipe: str, base: Config, space: Space, ends: list[int], home: Path, pool: Pool) -> Search:
     """The search in its folder, new or gone on with; its base resolved by a run that trains nothing."""
     file, token = home / "search.yaml", _token(home)
+    shutil.rmtree(home / "trials" / "base", ignore_errors=True)  # of a call that was stopped there
     asked = {key: value for key, value in to_dict(config).items() if key not in RESUMED}
     asked |= {"recipe": recipe, "methods": [], "space": space.as_data(), "resources": ends, "base": to_dict(base)}
     if file.is_file():
         saved = yaml.safe_load(file.read_text(encoding="utf-8"))
         resolved = saved.pop("resolved")
-        _check_same(home, flatten(saved), flatten(asked))
+        _check_same(home, saved, asked)
     else:
         resolved = _resolve(base, recipe, home, token, pool)
         with atomic_path(file) as temporary:
@@ -154,10 +183,15 @@ def _token(folder: Path) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def _check_same(home: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    if keys:
-        told = "; ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys[:4])
+def _check_same(home: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
+    there, here = flatten(saved), flatten(asked)
+    space = {key for key in {**there, **here} if key.startswith("space.")}  # a setting that is new in this version is no other
+    keys = [key for key in {**there, **here} if key in space or (key in there and key in here)]
+    unlike = [
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys if there.get(key) != here.get(key)
+    ]
+    if unlike:
+        told = "; ".join(unlike[:4])
         raise UserError(f"{home} holds a search with other settings ({told}): choose another --output")
 
 
@@ -166,14 +200,11 @@ def _resolve(base: Config, recipe: str, home: Path, token: str, pool: Pool) -> d
 
     After it images, corpus and features are in the cache.
     """
-    config = dataclasses.replace(base, output=home / "trials" / "base")
-    waiting = [Work(config, recipe, 0, home, token)]
-    for _, outcome in outcomes(pool, lambda flying: waiting.pop() if waiting else None, lambda flying: None):
-        if outcome.reason or outcome.died:
-            reason = outcome.reason or f"the worker came to an end: {outcome.died}"
-            raise UserError(reason) if outcome.bad_input else RuntimeError(reason)
-    loop = yaml.safe_load((config.output / "config.yaml").read_text(encoding="utf-8"))["loop"]
-    shutil.rmtree(config.output)
+    waiting, loop = [base_work(base, recipe, home, token)], dict[str, Any]()
+    for work, outcome in outcomes(pool, lambda flying: waiting.pop() if waiting else None, lambda flying: None):
+        file = work.config.output / "config.yaml"
+        loop = yaml.safe_load(file.read_text(encoding="utf-8"))["loop"] if file.is_file() else {}
+        check_base(work, outcome)
     return {key: loop[key] for key in ("device", "precision", "compile")}
 
 
@@ -182,11 +213,20 @@ def _run(search: Search, pool: Pool) -> list[str]:
     started, before = time.monotonic(), seconds_so_far(search.home)
     follower = Follower(search)
 
+    written = started
+
     def record() -> None:
         write_record(search, f"ASHA over {search.recipe}", before + time.monotonic() - started)
 
+    def follow(trial: int) -> None:
+        nonlocal written
+        follower.trial(trial)
+        if time.monotonic() - written > RECORD_SECONDS:
+            record()
+            written = time.monotonic()
+
     try:
-        drive(search, pool, follower.trial)
+        drive(search, pool, follow)
         winner = search.journal.winner()
         if winner is None:
             first = search.journal.trials[0].reason

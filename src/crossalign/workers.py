@@ -22,10 +22,10 @@ def start_worker(threads: int, device: str = "") -> None:
     """What a new worker does first: its share of the cores, its GPU where there are several, and an eye on its parent."""
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
+    threading.Thread(target=_die_with_parent, daemon=True).start()  # first: the parent may be killed during the import
     import torch
 
     torch.set_num_threads(threads)
-    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def start_quiet_worker(threads: int, device: str = "") -> None:
@@ -46,10 +46,11 @@ def run_verb(config: Any, recipe: str, until: int | None = None) -> dict[str, An
     return verb(config, recipe=recipe, quiet=True, until=until)
 
 
-def _die_with_parent(parent: int) -> None:
+def _die_with_parent() -> None:
     """Stop, and save, when the process that hands out the runs is gone; nobody would read the results."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     orphaned.set()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(ORPHAN_SECONDS)  # then whatever still goes on is stopped
@@ -89,7 +90,8 @@ class Workers(Executor):
 
     def stop(self, patience: float) -> None:
         """Tell all processes to save and end, and wait ``patience`` seconds at most."""
-        children = multiprocessing.active_children()
+        children = [child for pool in self._pools for child in (pool._processes or {}).values()]
+        self.shutdown(wait=False, cancel_futures=True)  # so that they end when they have saved, and wait for no other job
         for child in children:
             child.terminate()  # SIGTERM, which a run in training turns into a checkpoint
         until = time.monotonic() + patience

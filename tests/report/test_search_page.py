@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import re
@@ -17,6 +18,7 @@ import pytest
 from crossalign.errors import UserError
 from crossalign.report import report, summary_table
 from crossalign.report.content import Content
+from crossalign.report.drawing import INK, Picture, png
 from crossalign.report.markdown import markdown
 from crossalign.report.runs import open_study
 from crossalign.report.search import read_search
@@ -51,32 +53,20 @@ def curve_of(settings: Record, epochs: int, draw: np.random.Generator, loss: boo
 
 
 def make_search(
-    folder: Path,
-    trials: int = 64,
-    *,
-    rungs: int = 4,
-    most: int = 50,
-    fail: Callable[[int], int] = lambda number: 1 if number % 16 == 7 else 99,
-    stop_after: int = 10**6,
-    loss: bool = False,
-    seed: int = 0,
-    row: str = "LoRA",
+    folder: Path, trials: int = 64, *, rungs: int = 4, most: int = 50, stop_after: int = 10**6, loss: bool = False,
+    fail: Callable[[int], int] = lambda number: 1 if number % 16 == 7 else 99, seed: int = 0, row: str = "LoRA",
     asked: int | None = None,
-) -> Record:
+) -> Record:  # fmt: skip
     """A search by ASHA, one worker, as its record on disk. ``fail``: the rung, from 1, in which a trial fails."""
     draw = np.random.default_rng(seed)
     ends, sign = resources(most, rungs), -1 if loss else 1
-    held: list[Record] = []
-    scores: list[dict[int, float]] = [{} for _ in ends]
-    begun: list[set[int]] = [set() for _ in ends]
+    held, scores, begun = list[Record](), [dict[int, float]() for _ in ends], [set[int]() for _ in ends]
     for done in range(10**6):
         job = promotable(scores, begun)
         if job is None and len(held) < trials:
             settings = draw_settings(draw)
-            held.append(
-                {"number": len(held), "settings": settings, "rungs": [], "curve": [], "state": "training", "reason": ""}
-            )
-            held[-1]["whole"] = curve_of(settings, most, draw, loss)
+            new: Record = {"number": len(held), "settings": settings, "whole": curve_of(settings, most, draw, loss)}
+            held.append(new | {"rungs": [], "curve": [], "state": "training", "reason": ""})
             job = Job(len(held) - 1, 0)
         job = job or end_game(scores, begun)
         if job is None:
@@ -87,11 +77,8 @@ def make_search(
         if done >= stop_after:
             break
         if fail(job.trial) == job.rung + 1:
-            trial |= {
-                "state": "failed",
-                "reason": "the loss is not finite at step 120",
-                "curve": trial["whole"][: max(0, end - 5)],
-            }
+            trial |= {"state": "failed", "reason": "the loss is not finite at step 120"}
+            trial["curve"] = trial["whole"][: max(0, end - 5)]
             scores[job.rung][job.trial] = -math.inf
             continue
         trial["curve"] = trial["whole"][:end]
@@ -101,34 +88,19 @@ def make_search(
         trial["state"] = "complete" if job.rung == len(ends) - 1 else "paused"
     for trial in held:
         del trial["whole"]
-    last = scores[-1]
-    epochs = sum(len(trial["curve"]) for trial in held)
+    last, epochs = scores[-1], sum(len(trial["curve"]) for trial in held)
     record: Record = {
-        "title": f"ASHA over {row}",
-        "recipe": "small-lora",
-        "row": row,
-        "verb": "pretrain" if loss else "adapt",
-        "score": "validation loss" if loss else "validation accuracy",
-        "larger_is_better": not loss,
-        "unit": "evaluation" if loss else "epoch",
-        "rungs": ends,
-        "factor": 2,
-        "trials_asked": asked or trials,
-        "seed": seed,
-        "workers": 1,
-        "threads": 1,
-        "space": copy.deepcopy(SPACE),
-        "trials": held,
+        "title": f"ASHA over {row}", "recipe": "small-lora", "row": row, "verb": "pretrain" if loss else "adapt",
+        "score": "validation loss" if loss else "validation accuracy", "larger_is_better": not loss,
+        "unit": "evaluation" if loss else "epoch", "rungs": ends, "factor": 2, "trials_asked": asked or trials,
+        "seed": seed, "workers": 1, "threads": 1, "space": copy.deepcopy(SPACE), "trials": held,
         "winner": max(last, key=lambda n: (last[n], -n)) if last and max(last.values()) > -math.inf else None,
-        "epochs": epochs,
-        "epochs_in_full": most * len(held),
-        "seconds": 1.5 * epochs,
-    }
+        "epochs": epochs, "epochs_in_full": most * len(held), "seconds": 1.5 * epochs,
+    }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "search.json").write_text(json.dumps(record))
     for trial in held[:5]:
-        unfinished = folder / "trials" / f"{trial['number']:04d}"
-        unfinished.mkdir(parents=True, exist_ok=True)
+        (unfinished := folder / "trials" / f"{trial['number']:04d}").mkdir(parents=True, exist_ok=True)
         (unfinished / "metrics.jsonl").write_text('{"stage": "train", "split": "validation", "epoch": 1, "accuracy": 0.1}\n')
         (unfinished / "config.yaml").write_text("seed: 0\n")
         (unfinished / "environment.json").write_text("{}")
@@ -146,6 +118,13 @@ def opened(*folders: Path) -> Content:
     return content_of(open_study(list(folders)))
 
 
+def drawn(folder: Path, name: str) -> tuple[Any, Picture]:
+    """The axes of a figure of the one search in ``folder``, laid out, and the figure."""
+    picture = next(picture for picture in opened(folder).searches[0].drawn[0] if picture.name == name)
+    png(picture)
+    return picture.figure.axes[0], picture
+
+
 def cells(rows: list[list[str]], column: int) -> list[str]:
     return [row[column] for row in rows]
 
@@ -157,9 +136,7 @@ def test_the_table_of_rungs_counts_what_the_record_holds(searched: tuple[Path, R
     for rung, row in enumerate(table.rows):
         scores = [t["rungs"][rung]["score"] for t in record["trials"] if len(t["rungs"]) > rung]
         failed = sum(t["state"] == "failed" and len(t["rungs"]) == rung for t in record["trials"])
-        later = sum(
-            len(t["rungs"]) > rung + 1 or (t["state"] == "failed" and len(t["rungs"]) == rung + 1) for t in record["trials"]
-        )
+        later = sum(len(t["rungs"]) + (t["state"] == "failed") > rung + 1 for t in record["trials"])
         assert row[2:7] == [str(len(scores) + failed), str(failed), "0", str(len(scores)), str(later) if rung < 3 else "–"]
         assert row[7:9] == [f"{100 * max(scores):.2f}", f"{100 * np.median(scores):.2f}"]
     assert cells(table.rows, 3) == ["4", "0", "0", "0"]
@@ -177,9 +154,8 @@ def test_a_failure_in_a_later_rung_is_one_of_the_promoted(tmp_path: Path) -> Non
 def test_the_best_trials_are_those_of_the_highest_rung_then_score(searched: tuple[Path, Record]) -> None:
     folder, record = searched
     table = trial_table(read_search(folder / "search.json"))
-    expected = sorted(
-        record["trials"], key=lambda t: (len(t["rungs"]), t["rungs"][-1]["score"] if t["rungs"] else 0), reverse=True
-    )
+    reached = [t for t in record["trials"] if t["rungs"]]
+    expected = sorted(reached, key=lambda t: (len(t["rungs"]), t["rungs"][-1]["score"]), reverse=True)
     assert cells(table.rows, 0) == [str(t["number"]) for t in expected[:10]]
     assert table.rows[0][0] == str(record["winner"]) and table.strong == {0}
     assert table.rows[0][2] == f"{100 * expected[0]['curve'][-1]:.2f}"
@@ -193,10 +169,9 @@ def test_a_higher_rung_goes_before_a_higher_score(tmp_path: Path) -> None:
     early = next(t for t in record["trials"] if t["state"] == "paused" and len(t["rungs"]) == 1)
     early["rungs"][0]["score"] = 0.999
     (tmp_path / "search.json").write_text(json.dumps(record))
-    table = trial_table(read_search(tmp_path / "search.json"))
-    assert table.rows[0][0] == str(record["winner"])
-    rungs = [int(cell) for cell in cells(table.rows, 1)]
-    assert rungs == sorted(rungs, reverse=True) and rungs[-1] == 1
+    shown = trial_table(read_search(tmp_path / "search.json")).rows
+    rungs = [int(cell) for cell in cells(shown, 1)]
+    assert shown[0][0] == str(record["winner"]) and rungs == sorted(rungs, reverse=True) and rungs[-1] == 1
 
 
 def test_of_losses_the_lowest_is_best(tmp_path: Path) -> None:
@@ -216,13 +191,11 @@ def test_the_page_says_what_chose_and_what_it_cost(searched: tuple[Path, Record]
     best = 100 * max(t["curve"][-1] for t in record["trials"] if t["state"] == "complete")
     spent = sum(len(t["curve"]) for t in record["trials"])
     for said in (
-        f"{best:.2f} %. It spent {spent:,} of the 3,200 epochs",
-        f"{100 - 100 * spent / 3200:.0f} % less",
+        f"{best:.2f} %. It spent {spent:,} of the 3,200 epochs", f"{100 - 100 * spent / 3200:.0f} % less",
         "Validation chose, among 64 configurations: the best validation score of so many is optimistic.",
-        "none of which is finished here",
-        "Failed: 4 of 64: the loss is not finite at step 120",
+        "none of which is finished here", "Failed: 4 of 64: the loss is not finite at step 120. What they did not train counts",
         "where all trials had the same training",
-    ):
+    ):  # fmt: skip
         assert said in page and said in text, said
     names = ["search-curves", "search-importance", "search-rate", "search-rungs", "search-settings"]
     assert sorted(path.stem for path in (tmp_path / "tables-figures").iterdir()) == names
@@ -258,27 +231,58 @@ def test_the_winners_runs_are_reported_as_runs(tmp_path: Path, new_run: Maker) -
     assert "ASHA over LoRA" in summary_table([tmp_path / "s"]) and "Incomplete runs" in summary_table([tmp_path / "s"])
 
 
+def test_winners_of_one_name_keep_their_own_runs(tmp_path: Path, new_run: Maker) -> None:
+    """They are one row of one seed to the table of results, which leaves the older out."""
+    for place, folder in enumerate((tmp_path / "a", tmp_path / "b")):
+        make_search(folder, 8)
+        new_run(folder / "winner" / "seed-1", "LoRA", method="lora", seed=1, skill=0.3 + 0.3 * place)
+    content = opened(tmp_path)
+    table = method_table(content.searches)
+    assert len(content.rows) == 1 and table is not None and cells(table.rows, 0) == ["LoRA (a)", "LoRA (b)"]
+    accuracy = [f"{100 * run.number('test', 'accuracy'):.2f} %" for run in content.study.complete]
+    assert cells(table.rows, 7) == accuracy and len(set(accuracy)) == 2 and cells(table.rows, 8) == ["1", "1"]
+
+
+def test_the_winner_of_a_text_run_is_scored_on_texts_that_chose_nothing(tmp_path: Path) -> None:
+    for name in ("plain", "scored"):
+        make_search(tmp_path / name, 8, loss=True, row=name)
+        for seed in (1, 2):
+            (folder := tmp_path / name / "winner" / f"seed-{seed}").mkdir(parents=True)
+            scores = {"validation": {"loss": 2.5}} | ({"new.txt": {"loss": 2.6 + seed / 10}} if name == "scored" else {})
+            result = {"verb": "pretrain", "row": name, "seed": seed, "test": None, "scores": scores, "backbone": "gpt2-1x8"}
+            (folder / "result.json").write_text(json.dumps(result))
+    plain, scored = opened(tmp_path).searches
+    table = method_table([plain, scored])
+    assert table is not None and cells(table.rows, 7) == ["–", "loss 2.7500 ± 0.0500 on new.txt"]
+    assert dict(scored.facts)["the winner's loss on new.txt, ± 0.0500"] == "2.7500"
+    assert "(2 seeds) scored no test data" in plain.remarks[-1] and "winner's runs (2 seeds)" in scored.remarks[-1]
+    report([tmp_path], html=tmp_path / "page.html")
+
+
+def test_a_space_that_holds_no_more_ends_a_search(tmp_path: Path) -> None:
+    make_search(tmp_path, 12, asked=64)
+    assert "64 were asked for: the space seems to hold no more." in opened(tmp_path).searches[0].remarks
+    assert not any("to come" in text.get_text() for text in drawn(tmp_path, "search-rungs")[0].texts)
+
+
 def test_searches_of_several_methods_stand_beside_each_other(tmp_path: Path, new_run: Maker) -> None:
     records = {}
     for place, (row, method) in enumerate((("FPT", "fpt"), ("LoRA", "lora"))):
         records[row] = make_search(tmp_path / method, 16 + 16 * place, seed=place, row=row)
         for seed in (1, 2):
             new_run(tmp_path / method / "winner" / f"seed-{seed}", row, method=method, seed=seed, skill=0.4 + 0.2 * place)
+    (tmp_path / "lora" / "search.json").write_text(json.dumps(records["LoRA"] | {"alignment_epochs": 480}))
     content = opened(tmp_path)
+    assert any("480 epochs of alignment, which no rung counts" in said for said in content.searches[1].remarks)
     table = method_table(content.searches)
     assert table is not None and cells(table.rows, 0) == ["FPT", "LoRA"]
-    for row in table.rows:
-        record = records[row[0]]
-        winner = record["trials"][record["winner"]]
-        (runs,) = [one.runs for one in content.rows if one.first.name == row[0]]
-        accuracy = [100 * run.number("test", "accuracy") for run in runs]
-        assert row[1:4] == [
-            str(len(record["trials"])),
-            str(len(record["trials"]) // 16),
-            f"{record['epochs']} epochs",
-        ]
-        assert row[5:7] == [f"{winner['settings']['optim.lr']:.3g}", f"validation accuracy {100 * winner['curve'][-1]:.2f} %"]
-        assert row[7] == f"{np.mean(accuracy):.2f} ± {np.std(accuracy, ddof=1) / math.sqrt(2):.2f} %"
+    for (name, record), told in zip(records.items(), table.rows, strict=True):
+        winner, count = record["trials"][record["winner"]], len(record["trials"])
+        accuracy = [100 * run.number("test", "accuracy") for run in content.study.complete if run.name == name]
+        beside = " and 480 of alignment" if name == "LoRA" else ""
+        assert told[1:4] == [str(count), str(count // 16), f"{record['epochs']} epochs{beside}"]
+        assert told[5:7] == [f"{winner['settings']['optim.lr']:.3g}", f"validation accuracy {100 * winner['curve'][-1]:.2f} %"]
+        assert told[7] == f"{np.mean(accuracy):.2f} ± {np.std(accuracy, ddof=1) / math.sqrt(2):.2f} %"
     assert len(budgets(content.searches)) == 2 and "not equal" in " ".join(table.notes)
     page = report([tmp_path], html=tmp_path / "page.html", markdown=tmp_path / "tables.md").read_text()
     assert "Comparison of 2 searches" in page and "Search: ASHA over LoRA" in (tmp_path / "tables.md").read_text()
@@ -290,22 +294,19 @@ def test_searches_of_several_methods_stand_beside_each_other(tmp_path: Path, new
 @pytest.mark.parametrize(
     "options",
     [
-        {"trials": 1, "fail": lambda number: 99},
-        {"trials": 3},
-        {"trials": 6, "fail": lambda number: 1},
-        {"trials": 64, "stop_after": 37},
-        {"trials": 64, "stop_after": 0},
-        {"trials": 20, "rungs": 1, "most": 12},
+        {"trials": 1, "fail": lambda number: 99}, {"trials": 3}, {"trials": 6, "fail": lambda number: 1},
+        {"trials": 64, "stop_after": 37}, {"trials": 64, "stop_after": 0}, {"trials": 20, "rungs": 1, "most": 12},
         {"trials": 12, "rungs": 7, "most": 128, "loss": True},
     ],
     ids=["one", "three", "all failed", "running", "just begun", "one rung", "seven rungs"],
-)
+)  # fmt: skip
 def test_a_page_of_any_search(options: Record, tmp_path: Path) -> None:
     record = make_search(tmp_path / "s", **options)
     page = report([tmp_path / "s"], html=tmp_path / "page.html", markdown=tmp_path / "tables.md").read_text()
     over = len(record["trials"]) == record["trials_asked"]
     assert ("The search is not over" in page) is not over
     assert ("there is no winner" in page) is (record["winner"] is None)
+    assert len(record["rungs"]) > 1 or not ("% less" in page or "of training saved" in page)
     assert ("Failed trials" in page) is any(t["state"] == "failed" for t in record["trials"])
     assert not re.search(r"\bnan\b", page.split("</style>")[1], re.IGNORECASE) and "{where}" not in page
     if len(record["trials"]) < 8:
@@ -314,16 +315,35 @@ def test_a_page_of_any_search(options: Record, tmp_path: Path) -> None:
 
 def test_the_drawing_holds_a_line_a_trial(searched: tuple[Path, Record]) -> None:
     folder, record = searched
-    (section,) = opened(folder).searches
-    pictures = {picture.name: picture for picture in section.drawn[0]}
-    (axes,) = pictures["search-settings"].figure.axes
+    axes, _ = drawn(folder, "search-settings")
     lines = [line for line in axes.lines if len(line.get_xdata()) == len(SPACE) + 1]
     assert len(lines) == 64 and sum(line.get_linestyle() == "--" for line in lines) == 4
-    (axes,) = pictures["search-curves"].figure.axes
+    axes, _ = drawn(folder, "search-curves")
     assert {len(line.get_xdata()) for line in axes.lines} >= {7, 13, 25, 50}
-    (axes,) = pictures["search-rungs"].figure.axes
-    widths = {text.get_text() for text in axes.texts}
-    assert f"{sum(t['state'] == 'complete' for t in record['trials'])} trained to the end" in widths
+    assert [len(line.get_xdata()) for line in axes.lines if line.get_color() == INK] == [50]
+    last = f"{sum(t['state'] == 'complete' for t in record['trials'])} trained to the end"
+    assert last in [text.get_text() for text in drawn(folder, "search-rungs")[0].texts]
+
+
+def test_names_of_axes_do_not_lie_on_one_another(tmp_path: Path) -> None:
+    record = make_search(tmp_path, 8)
+    record["space"] |= {f"tune.{name}": SPACE["tune.lora_rank"] for name in ("lora_alpha", "lora_dropout")}
+    (tmp_path / "search.json").write_text(json.dumps(record))
+    axes, _ = drawn(tmp_path, "search-settings")
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert len(boxes) == 8 and all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
+def test_rates_to_choose_from_and_losses_that_ran_away_leave_the_others_apart(tmp_path: Path) -> None:
+    record = make_search(tmp_path, 32, loss=True)
+    record["space"]["optim.lr"] = {"choices": [1e-5, 1e-4, 1e-3]}
+    for trial in record["trials"]:
+        trial["settings"]["optim.lr"] = 10.0 ** (trial["number"] % 3 - 5)
+    record["trials"][0]["rungs"][0]["score"] = 900.0
+    (tmp_path / "search.json").write_text(json.dumps(record))
+    axes, picture = drawn(tmp_path, "search-rate")
+    assert axes.get_xscale() == "log" and [label.get_text() for label in axes.get_xticklabels()] == ["1e-05", "0.0001", "0.001"]
+    assert axes.get_ylim()[1] < 10 and "losses are cut off" in picture.title
 
 
 def test_importance_finds_the_settings_that_matter(searched: tuple[Path, Record]) -> None:
@@ -351,6 +371,8 @@ def test_without_optuna_the_page_says_what_is_left_out(
         (lambda record: record["trials"][0].update(rungs=7), "isn't the record of a search"),
         (lambda record: record.update(winner=99), "winner 99"),
         (lambda record: record.update(rungs=[7, 7]), "do not rise"),
+        (lambda record: record.update(factor=0), "factor 0"),
+        (lambda record: record.update(trials_asked=math.inf), "isn't the record of a search"),
         (lambda record: record["space"].update(lr={"low": 1.0}), "has no 'high'"),
         (lambda record: record["trials"].append(record["trials"][0]), "two trials of one number"),
     ],

@@ -5,12 +5,20 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+import crossalign.tune  # noqa: F401
+from crossalign import progress
+from crossalign.config import SearchConfig
+from crossalign.search.drive import Pool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,3 +64,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
         f"backbone.ref={root / 'llama'}", f"data.source={root / 'pictures'}", "data.channels=rgb", "embedder.patch=4",
         "loop.epochs=4", "loop.precision=fp32", "loop.batch_size=8",
     )  # fmt: skip
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work is done in this process, one job after the other."""
+
+    @contextmanager
+    def one_thread(config: SearchConfig) -> Iterator[Pool]:
+        with ThreadPoolExecutor(1) as executor:
+            yield Pool(executor, lambda: 1)
+
+    monkeypatch.setattr(sys.modules["crossalign.tune"], "_pool", one_thread)
+    monkeypatch.setattr(progress, "_silent", False)

@@ -1,4 +1,4 @@
-"""Whole searches that are killed, here and on a cluster whose workers share nothing but the scheduler's address."""
+"""Whole searches that are killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 CALL = [sys.executable, "-m", "crossalign.cli", "tune", "small-fpt", "--tracking.no-mlflow", "--seeds", "1"]
-SPACE = "optim.lr: {low: 1.0e-4, high: 1.0e-2, log: true}\nloop.batch_size: [8, 12]\n"
+SPACE = "optim.lr: {low: 1.0e-4, high: 1.0e-2, log: true}\noptim.weight_decay: [0.0, 0.1]\n"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
@@ -75,55 +75,8 @@ def test_ctrl_c_saves_and_tells_and_the_same_command_goes_on(tiny: tuple[str, ..
         assert search.poll() is None
         time.sleep(0.1)
     os.killpg(search.pid, signal.SIGINT)  # as a terminal does: to the workers too
-    out, err = search.communicate(timeout=120)
+    out, err = search.communicate(timeout=40)  # not as long as the patience with a worker that does not save
     assert search.returncode == 130 and "Traceback" not in err and "the same command goes on" in err
     assert "The search is not over" in out
     subprocess.run(args, check=True, capture_output=True)
     assert len(record(folder)["trials"]) == 12 and len(list(folder.glob("winner/*/result.json"))) == 1
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_a_cluster_loses_a_worker_and_gets_it_back(tiny: tuple[str, ...], tmp_path: Path, shared: bool) -> None:
-    """Two workers that have nothing in common but the scheduler's address; one is killed and joins again."""
-    apart = tmp_path / "apart.py"
-    apart.write_text("import crossalign.search.work as work\nwork._shares = lambda job: False\n")
-    file = tmp_path / "scheduler.json"
-    dask = [sys.executable, "-m", "dask"]
-    scheduler = subprocess.Popen(
-        [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)],
-        stderr=subprocess.DEVNULL,
-    )
-    while not file.exists() or not file.read_text():
-        time.sleep(0.1)
-    address = json.loads(file.read_text())["address"]
-
-    def worker(name: str) -> subprocess.Popen[bytes]:
-        own = tmp_path / name
-        own.mkdir(exist_ok=True)
-        preload = [] if shared else ["--preload", str(apart)]
-        return subprocess.Popen(
-            [*dask, "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--name", name, *preload],
-            cwd=own, env={**os.environ, "CROSSALIGN_CACHE": str(own / "cache")}, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    workers = [worker("one"), worker("two")]
-    folder = tmp_path / "found"
-    args = call(folder, tiny, "--trials", "12", "--workers", "0", "--cluster", address)
-    search = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        while not (folder / "journal.log").exists() or (folder / "journal.log").read_text().count("scores") < 3:
-            assert search.poll() is None, search.communicate()
-            time.sleep(0.1)
-        workers[0].kill()
-        workers[0].wait()
-        workers.append(worker("three"))
-        _, err = search.communicate(timeout=600)
-        assert search.returncode == 0, err
-    finally:
-        for process in (*workers, scheduler, search):
-            process.kill()
-            process.wait()
-    found = record(folder)
-    assert [trial["state"] for trial in found["trials"]].count("failed") == 0 and len(found["trials"]) == 12
-    assert all(len(trial["curve"]) == [1, 2, 4][len(trial["rungs"]) - 1] for trial in found["trials"])
-    assert len(list(folder.glob("winner/*/result.json"))) == 1

@@ -79,11 +79,17 @@ def test_a_failed_trial_costs_what_it_trained_and_is_never_chosen(bench: Any, tm
     assert (found.asha, found.asha_epochs) == (0.4, 11)
 
 
-def test_a_loss_is_better_where_it_is_smaller_and_nan_is_never_best(bench: Any, tmp_path: Path) -> None:
+def test_a_trial_that_failed_after_its_last_epoch_is_never_chosen(bench: Any, tmp_path: Path) -> None:
+    failed = {2: {"state": "failed", "rungs": []}}
+    curves = bench.read_curves(record(tmp_path, CURVES, trials=failed))
+    assert curves.best[2].tolist() == [0.1, 0.1, 0.1, -np.inf]
+
+
+def test_a_loss_is_that_of_the_last_weights_and_nan_is_never_best(bench: Any, tmp_path: Path) -> None:
     curves = bench.read_curves(record(tmp_path, [[3, 2, 1, 2], [3, 1, float("nan"), 4]], larger=False))
-    assert curves.best.tolist() == [[-3, -2, -1, -1], [-3, -1, -1, -1]]
+    assert curves.best.tolist() == [[-3, -2, -1, -2], [-3, -1, -np.inf, -4]]
     lines = bench.table([bench.replay(curves, [2, 4])], curves.points, 0.5)
-    assert lines[2] == "| ASHA | 1.00 | 6 | 75.0% | 0.00 | 100% |"
+    assert lines[2] == "| ASHA | 4.00 | 6 | 75.0% | 2.00 | 0% |"
 
 
 def test_curves_that_are_not_of_a_search_in_full_are_refused(bench: Any, tmp_path: Path) -> None:
@@ -118,6 +124,17 @@ def test_the_jackknife_gives_the_error_of_a_mean(bench: Any) -> None:
     assert kept == 48
     assert found.mean == pytest.approx(values.mean(), abs=0.05)
     assert found.error == pytest.approx(values.std(ddof=1) / 8, rel=0.35)
+
+
+def test_an_error_that_the_orders_hide_is_not_zero(bench: Any) -> None:
+    noise = np.random.default_rng(0)
+    curves = bench.Curves(np.zeros((64, 1)), np.ones(64, int), np.ones(64))  # all configurations are alike
+
+    def once(drawn: Any) -> Any:
+        return bench.Replay(float(noise.normal()), 1, 0.0, 1, 0.0, 1, 1.0)
+
+    errors = [bench.difference_over_configurations(curves, once, 2, np.random.default_rng(seed))[1].error for seed in range(8)]
+    assert None in errors and 0.0 not in errors
 
 
 def test_the_command_writes_its_table(tmp_path: Path) -> None:

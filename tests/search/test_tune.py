@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from searching import SPACE, record, settings
 
 from crossalign import adapt, cli, progress
 from crossalign.config import AdaptConfig, SearchConfig, TrackingConfig, update
@@ -24,38 +19,11 @@ from crossalign.errors import UserError
 from crossalign.report import report
 from crossalign.reproduce import configured
 from crossalign.search import work
-from crossalign.search.drive import Pool
 from crossalign.search.journal import Journal
 from crossalign.search.space import open_space
 from crossalign.search.work import validations
-from crossalign.tune import tune
-from crossalign.workers import Workers
-
-SPACE = "optim.lr: {low: 1.0e-4, high: 1.0e-2, log: true}\nloop.batch_size: [8, 12]\n"
-
-
-@contextmanager
-def one_thread(config: SearchConfig) -> Iterator[Pool]:
-    with ThreadPoolExecutor(1) as executor:
-        yield Pool(executor, lambda: 1)
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The work is done in this process, one job after the other."""
-    monkeypatch.setattr(sys.modules["crossalign.tune"], "_pool", one_thread)
-    monkeypatch.setattr(progress, "_silent", False)
-
-
-def settings(tmp_path: Path, tiny: tuple[str, ...], **more: Any) -> SearchConfig:
-    space = tmp_path / "space.yaml"
-    space.write_text(more.pop("space_text", SPACE))
-    base = {"recipe": "small-fpt", "trials": 8, "rungs": 3, "seeds": 1, "tracking": TrackingConfig(mlflow=False)}
-    return SearchConfig(**(base | {"output": tmp_path / "found", "space": str(space), "set": tiny} | more))
-
-
-def record(config: SearchConfig) -> dict[str, Any]:
-    return json.loads((config.output / "search.json").read_text())  # type: ignore[no-any-return]
+from crossalign.training import loop
+from crossalign.tune import _space, tune
 
 
 @pytest.mark.usefixtures("here")
@@ -82,7 +50,7 @@ def test_a_search_promotes_pauses_and_trains_the_winner_again(tmp_path: Path, ti
         result = json.loads(path.read_text())
         assert result["test"]["n"] > 0 and result["learning_rate"] == best["settings"]["optim.lr"]
     chosen = yaml.safe_load((config.output / "winner.yaml").read_text())
-    assert chosen["loop"]["batch_size"] == best["settings"]["loop.batch_size"]
+    assert chosen["optim"]["weight_decay"] == best["settings"]["optim.weight_decay"]
     page = report([config.output], html=tmp_path / "page.html").read_text()
     assert "rung" in page
 
@@ -155,64 +123,6 @@ def test_the_same_seed_draws_the_same_and_more_trials_go_further(tmp_path: Path,
         tune(config)
 
 
-@pytest.mark.usefixtures("here")
-def test_a_failing_trial_ends_with_its_reason_and_the_search_goes_on(tmp_path: Path, tiny: tuple[str, ...]) -> None:
-    text = "optim.lr: [1.0e-3, 1.0e+30]\nhead.dropout: [0.0, 0.1]\n"
-    config = settings(tmp_path, (*tiny, "optim.clip=0"), space_text=text, trials=9, seeds=1)
-    assert tune(config) == []
-    found = record(config)
-    assert len(found["trials"]) == 4  # the space holds no more, and none is drawn twice
-    failed = [trial for trial in found["trials"] if trial["state"] == "failed"]
-    assert len(failed) == 2 and all("stopped being a number" in trial["reason"] for trial in failed)
-    assert all(trial["settings"]["optim.lr"] == 1e30 for trial in failed)
-    assert found["trials"][found["winner"]]["settings"]["optim.lr"] == 1e-3
-
-
-@pytest.mark.usefixtures("here")
-def test_settings_that_no_draw_can_mend_stop_the_search_early(tmp_path: Path, tiny: tuple[str, ...]) -> None:
-    config = settings(tmp_path, (*tiny[:1], "data.source=nowhere", *tiny[2:]))
-    with pytest.raises(UserError, match="nowhere"):
-        tune(config)
-    assert not list((config.output / "trials").glob("0*"))
-    batches = settings(tmp_path, tiny, space_text="loop.batch_size: {low: 500, high: 900, int: true}\n", output=tmp_path / "b")
-    with pytest.raises(UserError, match=r"3 trials failed and none did not|all 8 trials failed"):
-        tune(batches)
-    assert 3 <= len(record(batches)["trials"]) <= 8
-
-
-class Dying(Executor):
-    """Does the work, but for the ``deaths`` first jobs of trial 1, whose worker is killed."""
-
-    def __init__(self, deaths: int) -> None:
-        self.deaths = deaths
-        self.inner = ThreadPoolExecutor(1)
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        if args[0].config.output.name == "0001" and self.deaths:
-            self.deaths -= 1
-            broken: Future[Any] = Future()
-            broken.set_exception(BrokenProcessPool("killed"))
-            return broken
-        return self.inner.submit(fn, *args, **kwargs)
-
-
-@pytest.mark.parametrize("deaths", [1, 2])
-@pytest.mark.usefixtures("here")
-def test_a_killed_worker_costs_a_trial_at_its_second_death(
-    tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, deaths: int
-) -> None:
-    @contextmanager
-    def dying(config: SearchConfig) -> Iterator[Pool]:
-        yield Pool(Dying(deaths), lambda: 1)
-
-    monkeypatch.setattr(sys.modules["crossalign.tune"], "_pool", dying)
-    config = settings(tmp_path, tiny, trials=4, seeds=0)
-    tune(config)
-    states = [trial["state"] for trial in record(config)["trials"]]
-    assert (states[1] == "failed") == (deaths == 2)
-    assert "failed" not in states[:1] + states[2:]
-
-
 def test_a_worker_without_the_folder_asks_for_what_the_search_has(
     tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,21 +137,6 @@ def test_a_worker_without_the_folder_asks_for_what_the_search_has(
     further = work.train(dataclasses.replace(again, until=2, done=1))  # its own copy will do
     there = work.train(dataclasses.replace(again, files=further.files))
     assert there.curve[:2] == further.curve and len(there.curve) == 3 and there.curve[0] == first.curve[0]
-
-
-def kill_self(_: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_process_breaks_its_own_pool_alone() -> None:
-    workers = Workers(2, 1)
-    try:
-        good, bad = workers.submit(pow, 2, 10), workers.submit(kill_self, 0)
-        assert isinstance(bad.exception(timeout=100), BrokenProcessPool)
-        assert good.result(timeout=100) == 1024
-        assert [workers.submit(pow, 2, n).result(timeout=100) for n in (3, 4)] == [8, 16]
-    finally:
-        workers.shutdown()
 
 
 @pytest.mark.usefixtures("here")
@@ -281,43 +176,6 @@ def test_methods_get_searches_of_one_size(tmp_path: Path, tiny: tuple[str, ...],
         tune(SearchConfig(methods=("small-fpt", "cmda-fpt"), output=tmp_path / "three", set=tiny[:2]))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("optim.lrr: [1]\n", "did you mean 'lr'"),
-        ("optim.lr: {low: 1, hihg: 2}\n", "did you mean 'high'"),
-        ("optim.lr: {low: 0, high: 1, log: true}\n", "log scale begins above 0"),
-        ("optim.lr: {low: 2, high: 1}\n", "low must not be above high"),
-        ("optim.lr: 3\n", "give a list of choices"),
-        ("optim.optimizer: [adam, sgd]\n", "sgd"),
-        ("loop.batch_size: [many]\n", "holds 'many'"),
-        ("loop.epochs: [1, 2]\n", "the rungs count them"),
-        ("data.validation_fraction: [0.1, 0.2]\n", "must be scored alike"),
-        ("seed: [1, 2]\n", "scored alike"),
-        ("optim.lr: {choices: [1], when: optim.optimiser == adam}\n", "optim.optimizer"),
-        ("optim.lr: {choices: [1], when: sometimes}\n", "FIELD == VALUE"),
-        ("optim.lr: {choices: [1], when: optim.optimizer == adam}\noptim.optimizer: [adam, adamw]\n", "must stand before"),
-        ("- a\n", "holds no fields"),
-        ("a: [\n", "is no YAML"),
-    ],
-)
-def test_a_space_that_cannot_be_is_told_before_any_work(tmp_path: Path, text: str, message: str) -> None:
-    file = tmp_path / "space.yaml"
-    file.write_text(text)
-    with pytest.raises(UserError, match=message) as told:
-        tune(SearchConfig(recipe="small-fpt", space=str(file), output=tmp_path / "out"))
-    assert "space.yaml" in str(told.value) and not (tmp_path / "out").exists()
-
-
-def test_conditions_decide_what_is_drawn(tmp_path: Path) -> None:
-    file = tmp_path / "space.yaml"
-    file.write_text("tune.method: [fpt, lora]\ntune.lora_rank: {choices: [4, 8], when: tune.method == lora}\n")
-    space = open_space(str(file), AdaptConfig())
-    drawn = [space.draw(AdaptConfig(), seed) for seed in range(40)]
-    assert {d["tune.method"] for d in drawn} == {"fpt", "lora"}
-    assert all(("tune.lora_rank" in d) == (d["tune.method"] == "lora") for d in drawn)
-
-
 def test_bad_options_are_told(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     for more, message in (
         ({"recipe": "small-ftp"}, "small-fpt"),
@@ -331,3 +189,68 @@ def test_bad_options_are_told(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     ):
         with pytest.raises(UserError, match=message):
             tune(settings(tmp_path, tiny, **more))
+
+
+def test_set_fixes_a_field_of_the_usual_space_and_contradicts_that_of_a_file(tmp_path: Path) -> None:
+    config = SearchConfig(recipe="small-lora", set=("optim.lr=5e-5", "loop.batch_size=8"), show_space=True)
+    space = _space(config, configured("small-lora", config.set))
+    assert {"optim.lr", "loop.batch_size"}.isdisjoint(space.as_data()) and "tune.lora_rank" in space.as_data()
+    fixed = dataclasses.replace(config, set=("tune.method=fpt",))
+    assert "tune.lora_rank" not in _space(fixed, configured("small-lora", fixed.set)).as_data()
+    file = tmp_path / "space.yaml"
+    file.write_text("loop.batch_size: [4, 12]\n")
+    with pytest.raises(UserError, match=r"--set fixes loop.batch_size, which --space .*space.yaml varies"):
+        tune(dataclasses.replace(config, space=str(file)))
+    base = configured("small-lora", ())
+    assert base.loop.batch_size == 64 and open_space(str(file), base).inside(base).loop.batch_size == 4
+
+
+@pytest.mark.usefixtures("here")
+def test_a_longer_search_may_have_another_winner_and_trains_that_one(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    config = settings(tmp_path, tiny, trials=1, seeds=1, rungs=2, space_text="optim.lr: [1.0e-7, 1.0e-2, 3.0e-3]\n", seed=3)
+    tune(config)
+    first = record(config)
+    assert first["trials"][0]["settings"]["optim.lr"] == 1e-7
+    config.trials, config.seeds = 3, 2
+    tune(config)
+    found = record(config)
+    assert found["winner"] != 0
+    results = [json.loads(path.read_text()) for path in sorted(config.output.glob("winner/*/result.json"))]
+    assert [result["seed"] for result in results] == [1, 2]
+    assert {result["learning_rate"] for result in results} == {found["trials"][found["winner"]]["settings"]["optim.lr"]}
+
+
+@pytest.mark.usefixtures("here")
+def test_settings_told_otherwise_go_on_and_others_are_refused(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    config = settings(tmp_path, tiny, trials=2, seeds=0, rungs=2)
+    tune(config)
+    again = dataclasses.replace(config, trials=3, rungs=4, resources=(2, 4), set=(*reversed(tiny), "optim.clip=1.0"))
+    tune(again)
+    assert len(record(config)["trials"]) == 3
+    with pytest.raises(UserError, match=r"base.optim.clip is 1.0 there and 2.0 here"):
+        tune(dataclasses.replace(config, set=(*tiny, "optim.clip=2.0")))
+    with pytest.raises(UserError, match="holds the search of one recipe"):
+        tune(dataclasses.replace(config, recipe="", methods=("small-fpt", "small-lora")))
+    with pytest.raises(UserError, match="give one or the other"):
+        tune(dataclasses.replace(config, methods=("small-fpt", "small-lora")))
+
+
+@pytest.mark.usefixtures("here")
+def test_alignment_before_training_is_counted_apart(
+    tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages, fit = list[tuple[str, int]](), loop.fit
+
+    def followed(stage: Any, run: Any) -> Any:
+        if stage.name == "align" and run.until == 0:
+            monkeypatch.setattr(stage, "steps", lambda epoch, first: pytest.fail("the base trained"))
+        stages.append((stage.name, run.until))
+        return fit(stage, run)
+
+    for place in ("crossalign.adapt", "crossalign.training.alignment"):
+        monkeypatch.setattr(sys.modules[place], "fit", followed)
+    align = ("align.metric=mmd", "align.epochs=3", "align.batch_size=16", "align.sequences=100", "align.sequence_length=8")
+    config = settings(tmp_path, (*tiny, *align), trials=2, seeds=0, rungs=2)
+    tune(config)
+    assert stages[0] == ("align", 0) and stages[1][0] == "align" and stages[1][1] == 2
+    assert record(config)["alignment_epochs"] == 6 and record(config)["epochs"] == 6

@@ -39,7 +39,7 @@ class Content:
     @cached_property
     def searches(self) -> list[Section]:
         """What each search over settings found."""
-        return sections_of(self.study.searches, self.rows)
+        return sections_of(self.study.searches, self.study.complete)
 
     @property
     def lead(self) -> Lead:

@@ -79,6 +79,8 @@ class Search:
     winner: Trial | None
     epochs: float
     epochs_in_full: float
+    alignment_epochs: float
+    """Before training, in all trials: no rung counts them."""
     seconds: float
 
     def worth(self, score: float) -> float:
@@ -109,8 +111,8 @@ class Search:
 
     @property
     def saved(self) -> float:
-        """The share of training that early stopping saved."""
-        return 1 - self.epochs / self.epochs_in_full if self.epochs_in_full else math.nan
+        """The share of training that was not spent; NaN where no trial is stopped early."""
+        return 1 - self.epochs / self.epochs_in_full if self.epochs_in_full and len(self.rungs) > 1 else math.nan
 
     @cached_property
     def ranked(self) -> list[Trial]:
@@ -119,8 +121,13 @@ class Search:
 
     @cached_property
     def over(self) -> bool:
-        """Whether all trials were drawn, none is in training, and the rule of promotion has nothing left to do."""
-        if len(self.trials) < self.asked or any(trial.state == "training" for trial in self.trials):
+        """Whether none is in training and the rule of promotion has nothing left to do.
+
+        A search that is stopped leaves some in training: one with a winner that leaves none, and drew fewer than it was asked
+        for, found no more in its space.
+        """
+        drawn = len(self.trials) >= self.asked or self.winner is not None
+        if not drawn or any(trial.state == "training" for trial in self.trials):
             return False
         begun = [{trial.number for trial in self.begun(rung)} for rung in range(len(self.rungs))]
         scores = [{t.number: self.worth(t.rungs[rung].score) for t in self.reached(rung)} for rung in range(len(self.rungs))]
@@ -159,7 +166,7 @@ def read_search(path: Path) -> Search:
         return _search(path.parent, held)
     except KeyError as error:
         raise UserError(f"{path} has no {error}; it isn't the record of a search, restore or delete it") from error
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{path} isn't the record of a search ({error}); restore or delete it") from error
 
 
@@ -169,6 +176,9 @@ def _search(folder: Path, held: dict[str, Any]) -> Search:
     rungs = tuple(float(end) for end in held["rungs"])
     if not rungs or list(rungs) != sorted(set(rungs)) or rungs[0] <= 0:
         raise ValueError(f"rungs that do not rise: {held['rungs']}")
+    factor = int(held["factor"])
+    if factor < 2:
+        raise ValueError(f"factor {factor}")
     trials = tuple(_trial(entry, len(rungs)) for entry in held["trials"])
     by_number = {trial.number: trial for trial in trials}
     if len(by_number) < len(trials):
@@ -184,13 +194,14 @@ def _search(folder: Path, held: dict[str, Any]) -> Search:
         larger_is_better=bool(held["larger_is_better"]),
         unit=str(held["unit"]),
         rungs=rungs,
-        factor=int(held["factor"]),
+        factor=factor,
         asked=int(held["trials_asked"]),
         space=tuple(_field(str(name), entry) for name, entry in held["space"].items()),
         trials=trials,
         winner=None if winner is None else by_number[winner],
         epochs=float(held["epochs"]),
         epochs_in_full=float(held["epochs_in_full"]),
+        alignment_epochs=float(held.get("alignment_epochs", 0)),
         seconds=float(held["seconds"]),
     )
 

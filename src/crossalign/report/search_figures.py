@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossalign.report.drawing import BLUE, GREEN, MUTED, ORANGE, PURPLE, RED, SKY, Picture, blank, name_rows, styled
+from crossalign.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, SKY, Picture, blank, name_rows, styled
 from crossalign.report.search import Search, Trial
 from crossalign.report.search_tables import in_percent, score_name
 from crossalign.report.wording import counted
@@ -58,7 +58,7 @@ def rung_figure(search: Search) -> Picture:
     figure = blank(9.6, 1.3 + 0.42 * len(search.rungs))
     axes = figure.add_subplot()
     last, used = len(search.rungs) - 1, set()
-    most = max(search.asked, len(search.trials))
+    most = len(search.trials) if search.over else max(search.asked, len(search.trials))
     for rung in range(last + 1):
         on = {trial.number for trial in search.begun(rung + 1)} if rung < last else set()
         reached = search.reached(rung)
@@ -69,7 +69,7 @@ def rung_figure(search: Search) -> Picture:
             ("not promoted" if search.over else "waiting", len(reached) - went_on if rung < last else 0, SKY, ""),
             ("in training", len(search.stopped_in(rung, "training")), GREEN, "...."),
             ("failed", len(search.stopped_in(rung, "failed")), RED, "////"),
-            ("to come", search.asked - len(search.trials) if rung == 0 else 0, MUTED, " "),
+            ("to come", search.asked - len(search.trials) if rung == 0 and not search.over else 0, MUTED, " "),
         )
         left, told = 0, []
         for label, count, colour, hatch in ends:
@@ -112,15 +112,15 @@ def curve_figure(search: Search) -> Picture | None:
         reached, wins = len(trial.rungs), trial is search.winner
         values = in_units(search, trial.curve)
         options: dict[str, Any] = {"linewidth": 2.6 if wins else 0.9 if many else 1.4, "alpha": 1 if wins or not many else 0.75}
-        style = "-" if reached else ":"
-        axes.plot(range(1, len(values) + 1), values, style, color=colours[reached], zorder=2 + reached / 10, **options)
+        style, colour = "-" if reached else ":", INK if wins else colours[reached]
+        axes.plot(range(1, len(values) + 1), values, style, color=colour, zorder=2 + reached / 10, **options)
         if len(values) == 1 or trial.state == "failed":
             place = int(np.flatnonzero(np.isfinite(values))[-1])
-            marker, colour = ("x", RED) if trial.state == "failed" else (".", colours[reached])
+            marker, colour = ("x", RED) if trial.state == "failed" else (".", colour)
             axes.plot(place + 1, values[place], marker, color=colour, markersize=7, markeredgewidth=1.8, zorder=4)
     for end in search.rungs:
         axes.axvline(end, color=MUTED, linewidth=0.8, linestyle=":", zorder=1)
-    clipped = _bound_losses(search, axes, shown)
+    clipped = bound_losses(search, axes, [value for trial in shown for value in trial.curve if math.isfinite(value)])
     axes.set(xlabel=search.unit, ylabel=score_name(search))
     axes.set_xlim(left=0.5 if search.rungs[-1] < 20 else 0, right=search.rungs[-1] * 1.01 + 0.2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -135,10 +135,9 @@ def curve_figure(search: Search) -> Picture | None:
     return Picture("search-curves", title, f"Curves of {search.score} over training, a line a trial{{where}}.", figure)
 
 
-def _bound_losses(search: Search, axes: Axes, shown: list[Trial]) -> bool:
+def bound_losses(search: Search, axes: Axes, scores: list[float]) -> bool:
     """Keep one loss that ran away from flattening all others; whether anything was cut off."""
-    values = in_units(search, [value for trial in shown for value in trial.curve if math.isfinite(value)])
-    low, middle, high = np.quantile(values, [0, 0.9, 1])
+    low, middle, high = np.quantile(scores, [0, 0.9, 1])
     if search.larger_is_better or high - low <= 3 * (middle - low) or middle == low:
         return False
     axes.set_ylim(low - 0.05 * (middle - low), low + 1.6 * (middle - low))

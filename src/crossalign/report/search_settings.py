@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import textwrap
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from crossalign.report.drawing import BLUE, INK, MUTED, PAPER, RED, SKY, Picture, blank, clean, name_rows
 from crossalign.report.search import Field, Search, Trial, short_names
-from crossalign.report.search_figures import in_units, rung_colours, rung_legend
+from crossalign.report.search_figures import bound_losses, in_units, rung_colours, rung_legend
 from crossalign.report.search_tables import score_name, score_text
 from crossalign.report.tables import number_text, plain
 from crossalign.report.wording import counted, number
@@ -90,17 +91,19 @@ def parallel_figure(search: Search) -> Picture | None:
     absent = {i for i, f in enumerate(fields) if any(f.name not in trial.settings for trial in search.trials)}
     _parallel_axes(axes, scales, final, absent | ({len(fields)} if missing else set()))
     short = short_names([f.name for f in fields])
-    names = [short[f.name].replace("_", " ") + (f"\nwhen {clean(f.when, 22)}" if f.when else "") for f in fields]
-    axes.set_xticks(range(len(names) + 1), [*(clean_lines(n) for n in names), f"{clean(score_name(search), 30)}\nfirst rung"])
+    names = [
+        [short[f.name].replace("_", " "), f"when {f.when}" if i in absent and f.when else ""] for i, f in enumerate(fields)
+    ]
+    axes.set_xticks(range(len(names) + 1), [narrow(*lines) for lines in [*names, [score_name(search), "first rung"]]])
     seen = {group for one, group in groups.items() if search.winner is None or one != search.winner.number}
     _parallel_legend(figure, seen, missing, search.winner)
     title = "Settings of every trial{where} and its score at the end of the first rung, which all trials share; better is up."
     return Picture("search-settings", title, "Parallel coordinates of settings and first-rung scores{where}.", figure)
 
 
-def clean_lines(text: str) -> str:
-    """``clean`` for text of several lines."""
-    return "\n".join(clean(line, 26) for line in text.split("\n"))
+def narrow(*texts: str) -> str:
+    """Texts below one another in lines that do not reach into the next axis."""
+    return "\n".join(line for text in texts for line in textwrap.wrap(clean(text), 15))
 
 
 def _score_scale(search: Search, scores: list[float]) -> Scale:
@@ -172,7 +175,11 @@ def rate_figure(search: Search) -> Picture | None:
     how: dict[str, Any] = {"markersize": 7, "markeredgewidth": 1.8, "transform": axes.get_xaxis_transform()}
     axes.plot(rates, [edge] * len(rates), "x", color=RED, **how)
     axes.margins(y=0.12)
-    scale = scale_of(one, [trial.settings[search.rate] for trial in [*(trial for trial, _ in held), *lost]])
+    clipped = bound_losses(search, axes, [score for _, score in held])
+    rates += [trial.settings[search.rate] for trial, _ in held]
+    if one.choices:  # as a range, on which small ones do not fall together
+        one = replace(one, low=min(rates), high=max(rates), log=True, choices=())
+    scale = scale_of(one, rates)
     axes.set(xscale="log" if scale.log else "linear", xlabel="learning rate", ylabel=score_name(search))
     if scale.log:
         axes.set_xlim(scale.low / 1.15, scale.high * 1.15)
@@ -182,6 +189,7 @@ def rate_figure(search: Search) -> Picture | None:
     title = "Score at the end of the first rung{where} against the learning rate, by the highest rung reached since."
     title += " Ring: the winner." if search.winner and search.winner.number in scored else ""
     title += " A cross at the edge: failed before it had a score." if lost else ""
+    title += " The highest losses are cut off." if clipped else ""
     return Picture("search-rate", title, f"{search.score} at the first rung by learning rate{{where}}.", figure)
 
 
@@ -211,7 +219,7 @@ def importance_figure(search: Search) -> tuple[Picture | None, list[str]]:
     for place, (_, share) in enumerate(shares):
         axes.barh(place, 100 * share, height=0.62, color=BLUE)
         axes.annotate(f"{number(100 * share, 0)} %", (100 * share, place), (4, 0), textcoords="offset points", va="center")
-    when = {one.name: one.when for one in search.space}
+    when = {one.name: one.when for one in search.space if any(one.name not in trial.settings for trial, _ in scores)}
     name_rows(axes, [name + (f" (when {when[name]})" if when.get(name) else "") for name, _ in shares])
     axes.set_xlim(0, min(108, 115 * max(share for _, share in shares) + 4))
     axes.set_xlabel("share of importance (%)")

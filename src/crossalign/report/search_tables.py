@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from crossalign.report.drawing import Picture
-from crossalign.report.rows import Row
+from crossalign.report.runs import Run
 from crossalign.report.search import Field, Search, Trial, short_names
-from crossalign.report.tables import Table, number_text, plain, plus_minus
+from crossalign.report.statistics import Mean, mean_and_error
+from crossalign.report.tables import Table, plain, plus_minus
 from crossalign.report.wording import UNKNOWN, counted, duration, number, percent
 
 SHOWN = 10
@@ -22,15 +23,17 @@ MOST_FAILURES = 30
 UNEQUAL = 1.1
 """Budgets further apart than this factor are pointed out."""
 WHY_SHORT = 60
+CHOSE = ("validation", "answers")
+"""What a text run's held-out text is called among its scores; the others are of texts that chose nothing."""
 
 
 @dataclass
 class Section:
-    """One search with the rows of its winner's runs; ``name`` tells it from the others of the report."""
+    """One search with its winner's complete runs; ``name`` tells it from the others of the report."""
 
     search: Search
     name: str
-    rows: list[Row]
+    runs: list[Run]
     suffix: str = ""
     """Of its figures' names, where there are several searches."""
 
@@ -40,17 +43,18 @@ class Section:
 
     @property
     def remarks(self) -> list[str]:
-        return remarks(self.search, self.rows)
+        return remarks(self.search, self.runs)
 
     @property
     def facts(self) -> list[tuple[str, str]]:
         """A few numbers to meet first, as (name, value)."""
-        search, winner, test = self.search, self.search.winner, winner_test(self.search, self.rows)
+        search, winner = self.search, self.search.winner
         asked = f" of {search.asked}" if len(search.trials) < search.asked else ""
         held = [(f"best {search.score}", with_unit(search, winner.score))] if winner else []
-        mean, _, error = test.partition(" ± ")
-        spread = f", ± {error.removesuffix(' %')}" if error else ""
-        held += [(f"the winner on test data{spread}", mean + " %" * error.endswith("%"))] if test != UNKNOWN else []
+        for name, test in winner_tests(search, self.runs).items():
+            what = f"the winner's loss on {name}" if name else "the winner on test data"
+            spread = f", ± {score_text(search, test.error)}" if test.error is not None else ""
+            held.append((what + spread, with_unit(search, test.mean)))
         held += [("trials", f"{len(search.trials)}{asked}"), ("failed", str(len(search.failed)))]
         held += [(f"{search.unit}s spent, of {number(search.epochs_in_full, 0)} in full", number(search.epochs, 0))]
         held += [("of training saved", f"{percent(search.saved, 0)} %")] if winner and not math.isnan(search.saved) else []
@@ -84,13 +88,13 @@ class Lead:
     facts: list[tuple[str, str]] = field(default_factory=list)
 
 
-def sections_of(searches: list[Search], rows: list[Row]) -> list[Section]:
+def sections_of(searches: list[Search], runs: list[Run]) -> list[Section]:
     """A section a search, under its row's name, and its folder's where two rows are called alike."""
     names = [search.row for search in searches]
     made = []
     for place, search in enumerate(searches, 1):
         name = search.row if names.count(search.row) == 1 else f"{search.row} ({search.folder.name})"
-        mine = [row for row in rows if any(search.holds(run) for run in row.runs)]
+        mine = [run for run in runs if search.holds(run)]  # of a row's runs: another search's may be called alike
         made.append(Section(search, name, mine, f"-{place}" if len(searches) > 1 else ""))
     return made
 
@@ -124,7 +128,7 @@ def lead(sections: list[Section], runs: Lead, of_searches: bool, any_run: bool) 
     counts = sorted({len(search.trials) for search in searches})
     among = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
     chose = f"Validation chose, in each search among {among} configurations: the best validation scores are optimistic. "
-    chose += "Test data were scored only for runs of the winners."
+    chose += "Test data are scored only for runs of the winners."
     return Lead(f"Comparison of {len(searches)} searches", said, [chose, *own], facts)
 
 
@@ -149,7 +153,7 @@ def _all(count: int) -> str:
     return "The one configuration" if count == 1 else f"All {count} configurations"
 
 
-def remarks(search: Search, rows: list[Row]) -> list[str]:
+def remarks(search: Search, runs: list[Run]) -> list[str]:
     """The winner's settings, the failures, what is not finished, and what chose."""
     said = []
     if search.winner:
@@ -160,14 +164,21 @@ def remarks(search: Search, rows: list[Row]) -> list[str]:
             f"The search is not over: {len(search.trials)} of {counted(search.asked, 'configuration')} begun, "
             f"{training} in training when this was written."
         )
+    elif len(search.trials) < search.asked:
+        said.append(f"{search.asked} were asked for: the space seems to hold no more.")
+    if search.alignment_epochs:
+        spent = counted(int(search.alignment_epochs), "epoch")
+        said.append(f"Before training the trials spent {spent} of alignment, which no rung counts: none of them is saved.")
     if search.failed:
-        said.append(f"Failed: {reasons(search)}.")
+        saved = " What they did not train counts as saved." if search.winner and not math.isnan(search.saved) else ""
+        said.append(f"Failed: {reasons(search)}.{saved}")
     if search.winner:
-        seeds = sum(len(row.runs) for row in rows)
-        test = (
-            f"the winner's runs ({counted(seeds, 'seed')})" if seeds else "runs of the winner, none of which is finished here"
-        )
-        said.append(f"{_optimism(len(search.trials))} Test data were scored only for {test}.")
+        test = "Test data are scored only for runs of the winner, none of which is finished here."
+        if runs:
+            seeds = counted(len(runs), "seed")
+            test = f"Test data were scored only for the winner's runs ({seeds})."
+            test = test if winner_tests(search, runs) else f"The winner's runs ({seeds}) scored no test data."
+        said.append(f"{_optimism(len(search.trials))} {test}")
     return said
 
 
@@ -214,13 +225,8 @@ def score_name(search: Search) -> str:
     return f"{search.score} (%)" if in_percent(search) else search.score
 
 
-def setting(value: Any) -> str:
-    """A setting as one would type it, short."""
-    return number_text(round(value, 10)) if isinstance(value, float) and abs(value) >= 1e-9 else plain(value)
-
-
 def _rounded(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else setting(value)
+    return f"{value:.3g}" if isinstance(value, float) else plain(value)
 
 
 def settings_text(search: Search, trial: Trial) -> str:
@@ -230,16 +236,25 @@ def settings_text(search: Search, trial: Trial) -> str:
     return ", ".join(f"{key} = {_rounded(trial.settings[key])}" for key in keys) or "the recipe's own"
 
 
-def winner_test(search: Search, rows: list[Row]) -> str:
-    """The winner's test score, mean ± standard error over seeds; a dash where there is none."""
-    keys = ("test", "accuracy") if in_percent(search) else ("scores", "test", "loss")
-    found = [held for row in rows if (held := row.mean(*keys)).n]
-    if not found:
-        return UNKNOWN
-    mean, error = found[0].mean, found[0].error
+def winner_tests(search: Search, runs: list[Run]) -> dict[str, Mean]:
+    """The winner's scores on data that chose nothing: test accuracy under no name, or the loss on each text by its name."""
     if in_percent(search):
-        return plus_minus(100 * mean, None if error is None else 100 * error) + " %"
-    return plus_minus(mean, error, 4)
+        held = {"": mean_and_error([run.number("test", "accuracy") for run in runs])}
+    else:
+        names = dict.fromkeys(name for run in runs for name in (run.result or {}).get("scores") or {} if name not in CHOSE)
+        held = {name: mean_and_error([run.number("scores", name, "loss") for run in runs]) for name in names}
+    return {name: mean for name, mean in held.items() if mean.n}
+
+
+def winner_text(search: Search, runs: list[Run]) -> str:
+    """The winner's test score, mean ± standard error over seeds; a dash where there is none."""
+    told = []
+    for name, test in winner_tests(search, runs).items():
+        if in_percent(search):
+            told.append(plus_minus(100 * test.mean, None if test.error is None else 100 * test.error) + " %")
+        else:
+            told.append(f"loss {plus_minus(test.mean, test.error, 4)} on {name}")
+    return "; ".join(told) or UNKNOWN
 
 
 def rung_table(search: Search) -> Table:
@@ -291,9 +306,9 @@ def trial_table(search: Search) -> Table:
     ]
     columns = ["Trial", "Rung", score_name(search).capitalize(), *short.values(), "State"]
     notes = ["By the highest rung reached, then by the score at its end; scores of different rungs are not comparable."]
-    absent = [one for one in search.space if one.when]
+    absent = [one for one in search.space if any(one.name not in trial.settings for trial in best)]
     if absent:
-        told = "; ".join(f"{short[one.name]}, when {one.when}" for one in absent)
+        told = "; ".join(short[one.name] + (f", when {one.when}" if one.when else "") for one in absent)
         notes.append(f"{UNKNOWN}: a setting that the trial doesn't have ({told}).")
     if search.winner:
         notes.append("Bold: the winner.")
@@ -333,26 +348,30 @@ def method_table(sections: list[Section]) -> Table | None:
     shown = []
     for section in sections:
         search, winner = section.search, section.search.winner
-        seeds = sum(len(row.runs) for row in section.rows)
         shown.append(
             [
                 section.name,
                 str(len(search.trials)),
                 str(len(search.failed)),
-                f"{number(search.epochs, 0)} {search.unit}s",
+                f"{number(search.epochs, 0)} {search.unit}s" + _beside(search),
                 duration(search.seconds),
                 _rounded(winner.settings.get(search.rate, UNKNOWN)) if winner else UNKNOWN,
                 f"{search.score} {with_unit(search, winner.score)}" if winner else UNKNOWN,
-                winner_test(search, section.rows),
-                str(seeds) if seeds else UNKNOWN,
+                winner_text(search, section.runs),
+                str(len(section.runs)) if section.runs else UNKNOWN,
             ]
         )
     columns = ["Row", "Trials", "Failed", "Spent", "Wall time", "Best learning rate", "Best score of the search"]
     notes = [
         "Each row's settings were searched for on their own. Validation chose, so the best score of a search is optimistic, "
-        "the more so the more trials; test scores are the winner's, retrained, mean ± standard error over seeds."
+        "the more so the more trials; test scores are the winner's, retrained, mean ± standard error over seeds, which does "
+        "not tell what another search would have found."
     ]
     return Table("Searches", [*columns, "Winner's test score", "Seeds"], shown, notes + budgets(sections))
+
+
+def _beside(search: Search) -> str:
+    return f" and {number(search.alignment_epochs, 0)} of alignment" if search.alignment_epochs else ""
 
 
 def budgets(sections: list[Section]) -> list[str]:
@@ -365,7 +384,7 @@ def budgets(sections: list[Section]) -> list[str]:
         unit = sections[0].search.unit
         said.append(
             f"The budgets are not equal: “{least}” spent {number(low, 0)} {unit}s and “{most}” {number(high, 0)}; a longer "
-            "search finds more."
+            "search tends to find more."
         )
     if len(asked) > 1:
         said.append(f"Not every search was asked for as many trials: {', '.join(map(str, sorted(asked)))}.")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from crossalign.training.signals import catch_signals
 from crossalign.training.stops import Interrupted
 
 POLL_SECONDS = 1.0
-SAME_FAULT = 3  # trials that fail by the same sentence about the settings, before any that does not
+SUSPECTS = 3  # trials that fail one after the other as if for something that is not theirs, before the base is tried again
 DEATHS = 2  # workers that a trial may cost
 
 
@@ -64,7 +65,8 @@ class Search:
     def work(self, job: Job) -> Work:
         """``job`` for a worker."""
         done = len(self.journal.trials[job.trial].curve)
-        return Work(self.settled(job.trial), self.recipe, self.journal.ends[job.rung], self.home, self.token, done=done)
+        until, threads = self.journal.ends[job.rung], self.config.threads
+        return Work(self.settled(job.trial), self.recipe, until, self.home, self.token, done=done, threads=threads)
 
 
 def outcomes(
@@ -106,8 +108,13 @@ def outcomes(
 def _outcome(future: Future[Outcome]) -> Outcome:
     try:
         return future.result()
+    except CancelledError as error:  # Dask cancels all jobs of whoever loses the scheduler, even for a moment
+        raise Interrupted("the cluster's scheduler has gone away, and the jobs with it") from error
     except Exception as error:  # the worker came to an end, not the training
-        return Outcome(died=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if type(error).__name__ == "KilledWorker":  # Dask has given the job to other workers already: no second death
+            return Outcome(reason=f"every worker that trained it was killed, out of memory perhaps ({told})", bad_input=True)
+        return Outcome(died=told)
 
 
 def drive(search: Search, pool: Pool, follow: Callable[[int], None]) -> None:
@@ -115,13 +122,25 @@ def drive(search: Search, pool: Pool, follow: Callable[[int], None]) -> None:
 
     Raises:
         Interrupted: see :func:`outcomes`.
-        UserError: the first trials all fail by the same sentence about the settings.
+        UserError: the base's settings cannot be trained any more, as where a disk or a device is gone. No trial has failed
+            for it: the same command goes on.
     """
     journal, jobs, ended = search.journal, dict[Path, Job](), list[int]()
+    base = base_work(search.base, search.recipe, search.home, search.token)
+    suspects = dict[int, tuple[Job, str]]()  # their faults may be the machine's, so that nothing is written down yet
+    trusted = not journal.trials  # a new search has just tried its base
+
+    def in_training(flying: Collection[Work]) -> set[int]:
+        return {jobs[work.config.output].trial for work in flying if work is not base}
 
     def more(flying: Collection[Work]) -> Work | None:
-        busy = {jobs[work.config.output].trial for work in flying}
-        job = journal.next_job(search.config.trials, busy, search.draw)
+        if base in flying:
+            return None
+        job = None
+        if len(suspects) < SUSPECTS:
+            job = journal.next_job(search.config.trials, in_training(flying) | set(suspects), search.draw)
+        if not trusted if job else suspects:
+            return None if flying else base
         if job is None:
             return None
         journal.begin(job)
@@ -129,30 +148,67 @@ def drive(search: Search, pool: Pool, follow: Callable[[int], None]) -> None:
         jobs[work.config.output] = job
         return work
 
+    def convict() -> None:
+        """The machine can train: what failed was the trials' own fault."""
+        for job, reason in suspects.values():
+            _fail(search, job, reason, [])
+            ended.append(job.trial)
+        suspects.clear()
+
     with Board(journal, search.config.trials, search.folder) as board:
 
         def look(flying: Collection[Work]) -> None:
-            board.show({jobs[work.config.output].trial for work in flying})
+            board.show(in_training(flying))
             while ended:
                 follow(ended.pop())
 
         for work, outcome in outcomes(pool, more, look):
+            if work is base:
+                check_base(work, outcome)
+                trusted = True
+                convict()
+                continue
             job = jobs[work.config.output]
             if outcome.died:  # the job stays open, so that the rule gives it out again
                 deaths = journal.died(job)
                 if deaths >= DEATHS:
-                    journal.fail(job, f"its worker was killed {deaths} times, out of memory perhaps ({outcome.died})", [])
-            elif outcome.reason:
-                journal.fail(job, outcome.reason, outcome.curve)
-                _give_up_on(journal, outcome)
+                    told = f"its worker was killed {deaths} times, out of memory perhaps ({outcome.died})"
+                    suspects[job.trial] = job, told
+                continue
+            if outcome.bad_input:
+                suspects[job.trial] = job, outcome.reason
+                continue
+            if outcome.reason:
+                _fail(search, job, outcome.reason, outcome.curve)
             else:
                 journal.end(job, outcome.score, outcome.curve, outcome.seconds)
+                convict()
+                if job.rung == len(journal.ends) - 1:
+                    _drop_checkpoints(search, job.trial)
             ended.append(job.trial)
         look([])
 
 
-def _give_up_on(journal: Journal, outcome: Outcome) -> None:
-    """Stop where no settings drawn can help."""
-    failed = [trial.reason for trial in journal.trials if trial.reason]
-    if outcome.bad_input and not any(trial.scores for trial in journal.trials) and failed.count(outcome.reason) >= SAME_FAULT:
-        raise UserError(f"{len(failed)} trials failed and none did not: {outcome.reason}")
+def base_work(base: Config, recipe: str, home: Path, token: str) -> Work:
+    """A run of the base's settings that trains nothing: it fails by whatever no trial's settings can mend."""
+    return Work(dataclasses.replace(base, output=home / "trials" / "base"), recipe, 0, home, token)
+
+
+def check_base(work: Work, outcome: Outcome) -> None:
+    """Raise what is wrong with the base's settings, if anything is, after its run; else delete that run."""
+    if outcome.reason or outcome.died:
+        trace = work.config.output.with_suffix(".error.txt")
+        told = f"; see {trace}" if trace.is_file() and not outcome.bad_input else ""
+        raise UserError((outcome.reason or f"the worker came to an end: {outcome.died}") + told)
+    shutil.rmtree(work.config.output)
+
+
+def _fail(search: Search, job: Job, reason: str, curve: list[float]) -> None:
+    search.journal.fail(job, reason, curve)
+    _drop_checkpoints(search, job.trial)
+
+
+def _drop_checkpoints(search: Search, trial: int) -> None:
+    """Of a trial that goes no further."""
+    if not search.config.keep_checkpoints:
+        shutil.rmtree(search.folder(trial) / "checkpoints", ignore_errors=True)

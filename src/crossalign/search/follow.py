@@ -6,6 +6,7 @@ The process that hands out the work brings them up to date from the run folders;
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,12 +30,11 @@ class Follower:
         self._parent = ""
         self._away_until = self._next = 0.0
 
-    def trial(self, number: int) -> None:
-        """Trial ``number`` has ended a job."""
+    def trial(self, number: int, over: bool = False) -> None:
+        """Trial ``number`` has ended a job; ``over``: and gets no other."""
         trial = self.search.journal.trials[number]
-        ended: Status = "FAILED" if trial.reason else "SCHEDULED"
-        if len(trial.scores) == len(self.search.journal.ends):
-            ended = "FINISHED"
+        over = over or len(trial.scores) == len(self.search.journal.ends)
+        ended: Status = "FAILED" if trial.reason else "FINISHED" if over else "SCHEDULED"
         parent = self._parent if time.monotonic() < self._next else self.parent()
         self._send(self.search.folder(number), f"trial {number}", trial.settings, {"rung": len(trial.scores)}, ended, parent)
 
@@ -50,15 +50,14 @@ class Follower:
         return self._parent
 
     def end(self, status: Status) -> None:
-        """The search has ended; trials that nobody promoted have too."""
+        """The search has ended; trials that nobody promoted have too, and what was not sent in time is sent now."""
         self._away_until = 0.0
         parent = self.parent(status)
         if status != "FINISHED":
             return
+        self._next = math.inf  # the parent stays ended
         for trial in self.search.journal.trials:
-            if not trial.reason and len(trial.scores) < len(self.search.journal.ends):
-                place = {"rung": len(trial.scores)}
-                self._send(self.search.folder(trial.number), f"trial {trial.number}", trial.settings, place, status, parent)
+            self.trial(trial.number, over=True)
         for result in sorted(self.search.home.glob("winner/*/result.json")):
             self._send_result(result.parent, parent)
 

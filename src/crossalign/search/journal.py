@@ -64,7 +64,7 @@ class Journal:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         _drop_torn_line(file)
-        self.ends, self.factor = ends, factor
+        self.ends, self.factor, self._sign = ends, factor, 1 if larger_is_better else -1
         self._storage = JournalStorage(JournalFileBackend(str(file), lock_obj=_HeldByCaller()))
         self._study = optuna.create_study(
             storage=self._storage,
@@ -120,7 +120,7 @@ class Journal:
         self._extend(job.trial, curve)
         self._attribute(job.trial, scores=trial.scores, seconds=trial.seconds)  # last: until then the job is open
         if job.rung == len(self.ends) - 1:
-            self._close(job.trial, "COMPLETE", curve[-1])
+            self._close(job.trial, "COMPLETE", self._sign * score)
 
     def fail(self, job: Job, reason: str, curve: list[float]) -> None:
         """``job`` came to nothing after the epochs in ``curve``, and its trial goes no further."""

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from crossalign.cache import write_json
+from crossalign.config import AdaptConfig
 from crossalign.search.drive import Search
 from crossalign.search.journal import Trial
 from crossalign.search.work import watched
+from crossalign.training.rows import plain
 
 
 def write_record(search: Search, title: str, seconds: float) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def write_record(search: Search, title: str, seconds: float) -> dict[str, Any]:
         ]
         return {
             "number": trial.number, "settings": trial.settings, "state": state, "reason": trial.reason,
-            "rungs": rungs, "curve": trial.curve,
+            "rungs": rungs, "curve": [plain(value) for value in trial.curve],
         }  # fmt: skip
 
     record = {
@@ -50,10 +52,17 @@ def write_record(search: Search, title: str, seconds: float) -> dict[str, Any]:
         "winner": None if winner is None else winner.number,
         "epochs": journal.epochs(),
         "epochs_in_full": len(journal.trials) * journal.ends[-1],
+        "alignment_epochs": _alignment_epochs(search),
         "seconds": round(seconds, 1),
     }
     write_json(search.home / "search.json", record)
     return record
+
+
+def _alignment_epochs(search: Search) -> int:
+    """Epochs of the stage before training, in all trials: no rung counts them, as in CMDA §3.1.4."""
+    settled = [search.settled(trial.number) for trial in search.journal.trials if trial.curve]
+    return sum(c.align.epochs for c in settled if isinstance(c, AdaptConfig) and c.align.metric != "none")
 
 
 def seconds_so_far(home: Path) -> float:

@@ -1,7 +1,7 @@
 """The space of a search as data: which fields vary, over what, and when they matter.
 
 A file has a line a field. Choices are a list; numbers have ``low`` and ``high``, with ``log: true`` on a log scale and
-``int: true`` for whole ones; ``when`` says on which value of another field this one matters::
+``int: true`` for whole ones; ``when`` says on which value of another field (``==``, or ``!=`` for all but one) it matters::
 
     optim.lr: {low: 1.0e-5, high: 1.0e-3, log: true}
     loop.batch_size: [16, 32, 64, 128]
@@ -36,6 +36,23 @@ FIXED = {
 """Fields, and sections, that no search may vary, and why."""
 VARIABLE = ("data.augment",)
 """What may vary of them all the same."""
+NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)e[-+]?\d+|inf|infinity|nan)", re.IGNORECASE)
+"""What a setting takes for a number and YAML 1.1 reads as text, such as 1e-5."""
+
+
+@dataclass(frozen=True)
+class When:
+    """On which value of another field, ``name``, a field matters: on ``value``, or on all but it."""
+
+    name: str
+    equal: bool
+    value: Value
+    text: str
+    """As a file has it."""
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether it holds for settings by field name; it does not where the other field is out itself."""
+        return self.name in values and (values[self.name] == self.value) == self.equal
 
 
 @dataclass(frozen=True)
@@ -48,30 +65,28 @@ class Field:
     high: float = 0.0
     log: bool = False
     integer: bool = False
-    when: str = ""
-    """"FIELD == VALUE" or "FIELD != VALUE"; empty: always."""
+    when: When | None = None
 
     def as_data(self) -> Any:
         """The field as a file has it."""
         told: dict[str, Any] = {"choices": list(self.choices)} if self.choices else {"low": self.low, "high": self.high}
         told |= {"log": True} if self.log else {}
         told |= {"int": True} if self.integer else {}
-        told |= {"when": self.when} if self.when else {}
+        told |= {"when": self.when.text} if self.when else {}
         return told
 
     def matters(self, values: Mapping[str, Any]) -> bool:
-        """Whether ``when`` holds for settings by field name."""
-        if not self.when:
-            return True
-        name, sign, value = _condition(self.when)
-        return (str(values[name]) == value) == (sign == "==")
+        """Whether the field matters beside settings by field name."""
+        return self.when is None or self.when.holds(values)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a trial may have ``value``."""
+        return value in self.choices if self.choices else isinstance(value, int | float) and self.low <= value <= self.high
 
     @property
     def examples(self) -> tuple[Value, ...]:
         """Values that must be possible if all are."""
-        if self.choices:
-            return self.choices
-        return (int(self.low), int(self.high)) if self.integer else (self.low, self.high)
+        return self.choices or ((int(self.low), int(self.high)) if self.integer else (self.low, self.high))
 
 
 @dataclass(frozen=True)
@@ -82,9 +97,21 @@ class Space:
 
     def of(self, config: Config) -> Space:
         """The part that can matter to ``config``: what hangs on a field that the space does not vary is decided now."""
-        known = flatten(to_dict(config))
+        given, kept = self._given(config), dict[str, Field]()
+        for field in self.fields:
+            if field.matters(given) or (field.when and field.when.name in kept):
+                kept[field.name] = field
+        return Space(tuple(kept.values()))
+
+    def inside(self, config: Config) -> Config:
+        """``config`` with values of the space where its own are none, so that what fails with it is no trial's fault."""
+        own = flatten(to_dict(config))
+        return update(config, nested({f.name: f.examples[0] for f in self.fields if not f.holds(own[f.name])}))
+
+    def _given(self, config: Config) -> dict[str, Any]:
+        """The settings of ``config`` that the space does not vary."""
         varied = {field.name for field in self.fields}
-        return Space(tuple(f for f in self.fields if not f.when or _condition(f.when)[0] in varied or f.matters(known)))
+        return {name: value for name, value in flatten(to_dict(config)).items() if name not in varied}
 
     def draw(self, config: Config, seed: int) -> dict[str, Value]:
         """Settings drawn at random by Optuna's sampler, the same for the same ``seed``; a field that does not matter is out."""
@@ -92,7 +119,7 @@ class Space:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask()
-        values, drawn = flatten(to_dict(config)), {}
+        values, drawn = self._given(config), {}
         for field in self.fields:
             if field.matters(values):
                 values[field.name] = drawn[field.name] = _suggest(trial, field)
@@ -117,12 +144,9 @@ class Space:
 
     def text(self) -> str:
         """The space as the text of a file."""
-
-        def told(value: Any) -> str:
-            return str(yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)).strip()
-
         data = {f.name: list(f.choices) if f.choices and not f.when else f.as_data() for f in self.fields}
-        return "".join(f"{name}: {told(value)}\n" for name, value in data.items())
+        told = {name: yaml.safe_dump(d, default_flow_style=True, sort_keys=False, width=1000) for name, d in data.items()}
+        return "".join(f"{name}: {value.strip()}\n" for name, value in told.items())
 
 
 def open_space(ref: str, config: Config) -> Space:
@@ -130,30 +154,33 @@ def open_space(ref: str, config: Config) -> Space:
 
     Raises:
         UserError: no such file or name; a field that the configuration does not have (the nearest is named), that the search
-            itself needs, or whose values it cannot hold; names the file and the field.
+            itself needs, or whose values it cannot hold; a ``when`` that can never hold; nothing that matters to ``config``.
     """
     known = sorted(path.name.removesuffix(".yaml") for path in (files("crossalign.search") / "spaces").iterdir())
+    place = f"--space {ref}" if ref else f"the space '{DEFAULTS[type(config)]}'"
     if ref.endswith((".yaml", ".yml")):
         try:
             text = Path(ref).read_text(encoding="utf-8")
         except OSError as error:
-            raise UserError(f"--space {ref} cannot be read: {error.strerror}") from error
+            raise UserError(f"{place} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{place} is no UTF-8 text (byte {error.start}): save it as UTF-8") from error
     elif (name := ref or DEFAULTS[type(config)]) in known:
         text = (files("crossalign.search") / "spaces" / f"{name}.yaml").read_text(encoding="utf-8")
     else:
         raise unknown("space", ref, known, listed="or a file that ends in .yaml")
-    place = f"--space {ref}" if ref else f"the space '{DEFAULTS[type(config)]}'"
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{place} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict) or not data:
+    data, settings = _load(text, place), flatten(to_dict(config))
+    fields: dict[str, Field] = {}
+    for name, value in data.items():
+        _check_name(name, value, list(settings), place)
+        fields[name] = _read_field(name, value, place, config, [*data], fields)
+    whole = Space(tuple(fields.values()))
+    if not (space := whole.of(config)).fields and (when := whole.fields[0].when):
         raise UserError(
-            f"{place} holds no fields: write a line a field, such as 'optim.lr: {{low: 1e-5, high: 1e-3, log: true}}'"
+            f"{place} has no field that matters to this recipe: '{whole.fields[0].name}' needs {when.text}, and the recipe has "
+            f"{when.name} = {settings[when.name]}; change that with --set, or take another space"
         )
-    space = Space(tuple(_read_field(str(name), value, place) for name, value in data.items()))
-    _check(space, config, place)
-    return space.of(config)
+    return space
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,61 +203,97 @@ def _suggest(trial: Any, field: Field) -> Value:
     return trial.suggest_float(field.name, field.low, field.high, log=field.log)  # type: ignore[no-any-return]
 
 
-def _read_field(name: str, value: Any, place: str) -> Field:
+def _load(text: str, place: str) -> dict[str, Any]:
+    """The fields of a space's text, by name; none twice."""
+    try:
+        data, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that cannot be
+        raise UserError(f"{place} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict) or not data or root is None:
+        raise UserError(f"{place} holds no fields: write a line a field, such as 'optim.lr: {{low: 1e-5, high: 1e-3}}'")
+    inner = [(f"{place}, field '{key.value}',", node) for key, node in root.value]
+    for where, node in [(place, root), *inner]:  # YAML keeps the last of two equal keys and says nothing
+        keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise UserError(f"{where} gives '{twice[0]}' twice: keep one")
+    return {str(name): value for name, value in data.items()}
+
+
+def _check_name(name: str, value: Any, known: list[str], place: str) -> None:
+    """No section, and nothing that a search cannot vary."""
+    under = [field for field in known if field.startswith(f"{name}.")]
+    held = value if isinstance(value, dict) else ()
+    field = next((f for f in under if f.removeprefix(f"{name}.").split(".")[0] in held), under[0]) if under else name
+    for start, why in FIXED.items():
+        if (field == start or field.startswith(f"{start}.")) and not field.startswith(VARIABLE):
+            raise UserError(f"{place} varies '{field}', which a search cannot: {why}")
+    if under:
+        raise UserError(f"{place}, field '{name}', is a section: write a line a field, such as '{field}: …'")
+
+
+def _read_field(name: str, value: Any, place: str, config: Config, names: list[str], before: Mapping[str, Field]) -> Field:
+    """A field, with values as ``config`` holds them; ``names``: all of the space, ``before``: the fields above this one."""
     where = f"{place}, field '{name}'"
-    if isinstance(value, list):
-        value = {"choices": value}
+    value = {"choices": value} if isinstance(value, list) else value
     if not isinstance(value, dict):
         raise UserError(f"{where}, holds {value!r}: give a list of choices, or low and high")
-    for key in value:
-        if key not in KEYS:
-            raise unknown(f"key in {where}", str(key), KEYS)
-    when = str(value.get("when", ""))
-    if when:
-        _condition(when, where)
+    if odd := [key for key in value if key not in KEYS]:
+        raise unknown(f"key in {where}", str(odd[0]), KEYS)
+    when = _read_when(value["when"], name, place, config, names, before) if "when" in value else None
     if "choices" in value:
         choices = value["choices"]
-        if not isinstance(choices, list) or not choices or any(isinstance(choice, list | dict) for choice in choices):
+        if not isinstance(choices, list) or not choices:
             raise UserError(f"{where}, has choices {choices!r}: give a list of plain values")
-        return Field(name, choices=tuple(dict.fromkeys(_number_if_one(choice) for choice in choices)), when=when)
-    low, high = (_number_if_one(value.get(key)) for key in ("low", "high"))
-    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)):
+        if beside := [f"{key}: {value[key]}" for key in ("low", "high", "log", "int") if key in value]:
+            raise UserError(f"{where}, has choices {choices!r} and {', '.join(beside)}: give either choices, or low and high")
+        held = (_as_held(config, name, _plain(choice, where), f"{place}: ") for choice in choices)
+        return Field(name, choices=tuple(dict.fromkeys(held)), when=when)
+    if odd := [key for key in ("log", "int") if not isinstance(value.get(key, False), bool)]:
+        raise UserError(f"{where}, has {odd[0]}: {value[odd[0]]!r}: write true or false")
+    low, high = (_plain(value.get(key), where) for key in ("low", "high"))
+    if not {type(low), type(high)} <= {int, float}:
         raise UserError(f"{where}, needs choices, or low and high as numbers; it holds {value!r}")
-    log, integer = bool(value.get("log", False)), bool(value.get("int", False))
+    log, integer = value.get("log", False), value.get("int", False)
     if not low <= high or (log and low <= 0) or (integer and (int(low) != low or int(high) != high)):
-        raise UserError(
-            f"{where}, goes from {low} to {high}: low must not be above high, a log scale begins above 0, and whole numbers "
-            "have whole ends"
-        )
-    return Field(name, low=float(low), high=float(high), log=log, integer=integer, when=when)
+        rule = "low must not be above high, a log scale begins above 0, and whole numbers have whole ends"
+        raise UserError(f"{where}, goes from {low} to {high}: {rule}")
+    field = Field(name, low=float(low), high=float(high), log=log, integer=integer, when=when)
+    for end in field.examples:
+        _as_held(config, name, end, f"{place}{'' if integer else ', without int: true'}: ")
+    return field
 
 
-def _number_if_one(value: Any) -> Any:
-    """YAML 1.1 reads 1e-5 as text."""
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-        return float(value)
+def _read_when(text: Any, name: str, place: str, config: Config, names: list[str], before: Mapping[str, Field]) -> When:
+    where = f"{place}, field '{name}', has when: {text!r}"
+    found = re.fullmatch(r"\s*(\S+)\s*(==|!=)\s*(\S+)\s*", text) if isinstance(text, str) else None
+    try:
+        value = yaml.safe_load(found[3]) if found else None
+    except (yaml.YAMLError, ValueError):
+        found = None
+    if found is None:
+        raise UserError(f"{where}: write FIELD == VALUE or FIELD != VALUE")
+    other = found[1]
+    value = _as_held(config, other, _plain(value, f"{place}, 'when' of '{name}'"), f"{place}, 'when' of '{name}': ")
+    if other in names and other not in before:
+        raise UserError(f"{where}: '{other}' must stand before what hangs on it, '{name}'")
+    there, equal = before.get(other), found[2] == "=="
+    single = there is None or there.choices or there.integer  # a real number is hardly ever drawn twice
+    if there and (not single or not there.holds(value) or (there.choices == (value,) and not equal)):
+        raise UserError(f"{where}: '{other}' is never that in this space; name one of its choices, or give it some")
+    return When(other, equal, value, text)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """``value`` if it is a plain one, and a finite one if it is a number."""
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        value = float(value)
+    if value is not None and not isinstance(value, int | float | str):
+        raise UserError(f"{where}, holds {value!r}: give plain values")
+    if isinstance(value, int | float) and not abs(value) < 1e300:  # the width of a range must be finite too
+        raise UserError(f"{where}, holds {value}: give a finite number, below 1e300")
     return value
 
 
-def _condition(when: str, where: str = "") -> tuple[str, str, str]:
-    found = re.fullmatch(r"\s*(\S+)\s*(==|!=)\s*(\S+)\s*", when)
-    if found is None:
-        raise UserError(f"{where}, has when: {when!r}: write FIELD == VALUE or FIELD != VALUE")
-    return found[1], found[2], found[3]
-
-
-def _check(space: Space, config: Config, place: str) -> None:
-    known, before = flatten(to_dict(config)), set()
-    for field in space.fields:
-        for start, why in FIXED.items():
-            if (field.name == start or field.name.startswith(f"{start}.")) and not field.name.startswith(VARIABLE):
-                raise UserError(f"{place} varies '{field.name}', which a search cannot: {why}")
-        for value in field.examples:
-            update(config, nested({field.name: value}), f"{place}: ")
-        before.add(field.name)
-        if field.when:
-            other = _condition(field.when)[0]
-            if other not in known:
-                raise unknown(f"field in {place}, 'when' of '{field.name}'", other, known)
-            if other in {f.name for f in space.fields} - before:
-                raise UserError(f"{place}: '{field.name}' hangs on '{other}', which must stand before it")
+def _as_held(config: Config, name: str, value: Value, place: str) -> Any:
+    """A value as the field of ``config`` holds it, told plainly."""
+    return flatten(to_dict(update(config, nested({name: value}), place)))[name]

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import io
 import json
 import math
 import os
 import shutil
+import socket
 import tarfile
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +27,19 @@ from crossalign.cache import cache_dir
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig
 from crossalign.errors import UserError
 from crossalign.progress import silence
-from crossalign.training.run import InUse
-from crossalign.training.stops import DiskFull, Diverged, Interrupted, Paused
+from crossalign.search.cluster import stoppable
+from crossalign.training.run import InUse, locked
+from crossalign.training.stops import DiskFull, Diverged, Interrupted, NoRoom, Paused
 from crossalign.training.tracking import METRICS_FILE
 from crossalign.workers import ORPHAN_SECONDS, orphaned, run_verb
 
 Config = AdaptConfig | PretrainConfig | FinetuneConfig
 TOKEN = "search.id"
 NOT_SHIPPED = (".lock", "mlflow.db", "mlartifacts")
+END = 1024  # zeros at the end of an archive
+TELL_SECONDS = 60.0
+_broken = threading.Event()
+"""Set when this process can compute no more on its GPU: the next job ends it, and is then given out again."""
 _alone = threading.Lock()  # a Dask worker may have several threads, and a process trains one model at a time
 
 
@@ -50,6 +58,8 @@ class Work:
     """The run's folder, for a worker that shares no disk with the search and has asked for it."""
     done: int = 0
     """Epochs that the search has of the run: a worker's own copy that holds fewer will not do."""
+    threads: int = 0
+    """To compute with; 0 leaves them as the worker has them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +77,9 @@ class Outcome:
     bad_input: bool = False
     """Whether it failed by a sentence about the settings."""
     died: str = ""
-    """How the worker itself came to an end."""
+    """How the worker itself came to an end, or was told to."""
     stopped: str = ""
-    """Why the whole search must stop: the worker was told to, or the disk is full."""
+    """Why the whole search must stop: the disk is full."""
     wants_files: bool = False
     """The worker shares no disk with the search, and lacks the trial's folder."""
     files: bytes | None = None
@@ -83,23 +93,60 @@ def watched(config: Config) -> tuple[str, bool]:
 
 def train(work: Work) -> Outcome:
     """Do a job. It raises nothing: an exception of the future then means that the worker itself came to an end."""
-    if orphaned.is_set():  # what was queued for this worker is not to begin
+    if orphaned.is_set() or _broken.is_set():  # what was queued for this worker is not to begin
         os._exit(1)
     silence()
     started = time.monotonic()
-    with _alone:
-        if _shares(work):
-            done = _patiently(work)
-        else:
-            mine = cache_dir("search") / work.token / work.config.output.relative_to(work.home)
-            if work.files is None and len(validations(mine)) < work.done:
-                return Outcome(wants_files=True)
-            if work.files is not None:
-                unpack(work.files, mine)
-            tracking = dataclasses.replace(work.config.tracking, mlflow=False)
-            config = dataclasses.replace(work.config, output=mine, tracking=tracking)
-            done = dataclasses.replace(_patiently(dataclasses.replace(work, config=config)), files=pack(mine))
+    try:
+        with stoppable(work.token) as stop, _alone, _computing_with(work.threads):
+            done = _where_the_run_is(work, stop)
+    except Exception as error:  # a disk perhaps; what goes wrong in training itself is told by _outcome
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        done = Outcome(stopped=f"the worker on {socket.gethostname()} cannot work in its folders ({told})")
+    _let_go()
     return dataclasses.replace(done, seconds=time.monotonic() - started)
+
+
+def _let_go() -> None:
+    """Of GPU memory that the last model held: the next one may need it."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _where_the_run_is(work: Work, stop: threading.Event | None) -> Outcome:
+    """The outcome of a job in the search's folder, or in this host's copy of the run's."""
+    if _shares(work):
+        return _patiently(lambda: _outcome(work), stop)
+    mine = cache_dir("search") / work.token / work.config.output.relative_to(work.home)
+    if work.files is None and len(validations(mine)) < work.done:
+        return Outcome(wants_files=True)
+    tracking = dataclasses.replace(work.config.tracking, mlflow=False)
+    here = dataclasses.replace(work, config=dataclasses.replace(work.config, output=mine, tracking=tracking))
+
+    def job() -> Outcome:
+        if work.files is not None:
+            unpack(work.files, mine)
+        return _outcome(here)
+
+    return dataclasses.replace(_patiently(job, stop), files=pack(mine))
+
+
+@contextlib.contextmanager
+def _computing_with(threads: int) -> Iterator[None]:
+    """So many threads, if any number is given, for one job: another search of the same worker may want others."""
+    import torch
+
+    before = torch.get_num_threads()
+    if threads > 0:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if threads > 0:
+            torch.set_num_threads(before)
 
 
 def pack(folder: Path) -> bytes:
@@ -113,11 +160,27 @@ def pack(folder: Path) -> bytes:
 
 
 def unpack(files: bytes, folder: Path) -> None:
-    """Put what :func:`pack` made in the place of ``folder``."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with tarfile.open(fileobj=io.BytesIO(files)) as archive:
-        archive.extractall(folder, filter="data")
+    """Put what :func:`pack` made in the place of ``folder``, which stays as it is where the archive is not whole.
+
+    Raises:
+        InUse: a process is running in ``folder``. tarfile.ReadError: the archive is cut.
+    """
+    if len(files) < END or files[-END:].strip(b"\0"):
+        raise tarfile.ReadError(f"the archive of {folder} has no end")
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    with locked(folder):
+        for rest in (new, old):  # of a process that was killed
+            shutil.rmtree(rest, ignore_errors=True)
+        try:
+            new.mkdir()
+            with tarfile.open(fileobj=io.BytesIO(files)) as archive:
+                archive.extractall(new, filter="data")
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _shares(work: Work) -> bool:
@@ -128,16 +191,24 @@ def _shares(work: Work) -> bool:
         return False
 
 
-def _patiently(work: Work) -> Outcome:
-    """The outcome, once a worker of a search that was killed has saved and let go of the folder."""
-    until = time.monotonic() + 2 * ORPHAN_SECONDS
-    while True:
+def _patiently(job: Callable[[], Outcome], stop: threading.Event | None) -> Outcome:
+    """What ``job`` gives, once a worker of a search that was killed has saved and let go of the run's folder.
+
+    Here such a worker is gone after a while; on a cluster, where there is ``stop``, this waits as long as there is one.
+    """
+    began = told = time.monotonic()
+    while stop is None or not stop.is_set():
         try:
-            return _outcome(work)
+            return job()
         except InUse as error:
-            if time.monotonic() > until:
+            now = time.monotonic()
+            if stop is None and now - began > 2 * ORPHAN_SECONDS:
                 return Outcome(stopped=str(error))
-            time.sleep(0.5)
+            if now - told > TELL_SECONDS:
+                print(f"waiting since {now - began:.0f} s: {error}", flush=True)
+                told = now
+        time.sleep(0.5)
+    return Outcome(died="told to end before it began")
 
 
 def _outcome(work: Work) -> Outcome:
@@ -149,27 +220,41 @@ def _outcome(work: Work) -> Outcome:
         if not curve:
             return Outcome()
         score = max(curve) if larger else -curve[-1]  # adapt keeps its best epoch, a text run its last weights
-        return Outcome(curve, score) if math.isfinite(score) else Outcome(reason=f"the validation {name} is {score}")
+        return Outcome(curve, score) if math.isfinite(score) else Outcome(curve, reason=f"the validation {name} is {score}")
     except InUse:
         raise
-    except (Interrupted, DiskFull) as error:
+    except Interrupted as error:  # somebody told this worker alone: the run is saved
+        return Outcome(died=str(error))
+    except (DiskFull, NoRoom) as error:
         return Outcome(stopped=str(error))
     except UserError as error:
         return Outcome(reason=str(error), bad_input=True)
     except Diverged as error:
         return Outcome(_curve(work.config.output, name), reason=str(error))
     except Exception as error:
-        trace = work.config.output.with_suffix(".error.txt")
-        trace.write_text(traceback.format_exc(), encoding="utf-8")
-        told = "out of memory" if _is_memory(error) else type(error).__name__
-        return Outcome(_curve(work.config.output, name), reason=f"{told}: {' '.join(str(error).split())[:300]}")
+        return _failure(error, work.config.output, name)
     return Outcome()
 
 
-def _is_memory(error: Exception) -> bool:
+def _failure(error: Exception, folder: Path, name: str) -> Outcome:
+    """What comes of a job that ended by an exception that nobody foresaw; its trace is left beside the run's folder."""
     import torch
 
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    from crossalign.training.checkpoint import is_full
+
+    text = " ".join(str(error).split())[:300]
+    if is_full(error):
+        return Outcome(stopped=text)
+    trace = folder.with_suffix(".error.txt")
+    with contextlib.suppress(OSError):
+        trace.write_text(traceback.format_exc(), encoding="utf-8")
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+    if torch.cuda.is_initialized() and not memory:
+        try:
+            torch.cuda.synchronize()
+        except Exception:  # a failed kernel leaves a process in which every other call fails too
+            _broken.set()
+    return Outcome(_curve(folder, name), reason=f"{'out of memory' if memory else type(error).__name__}: {text}")
 
 
 def _curve(folder: Path, name: str) -> list[float]:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crossalign.errors import UserError
-from crossalign.training.stops import DiskFull
+from crossalign.training.stops import DiskFull, NoRoom
 
 
 @dataclass
@@ -125,12 +125,12 @@ def check_room(folder: Path, needed: int) -> None:
     """Fail before a long run whose checkpoints (``needed`` bytes at the most) would not fit on the disk.
 
     Raises:
-        UserError: too little room; it names both figures.
+        NoRoom: names both figures.
     """
     existing = next(p for p in [folder, *folder.parents] if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
-        raise UserError(
+        raise NoRoom(
             f"checkpoints in {folder} need up to {needed / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free: "
             "free some space or choose another --output"
         )

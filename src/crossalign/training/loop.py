@@ -98,7 +98,7 @@ class Run:
     """Hash of the data and the weights that the run began with; a checkpoint of others is not resumed."""
     resume: ckpt.Checkpoint | None = None
     until: int | None = None
-    """Pause the stage "train" when this many of its epochs are done; None trains it to its end."""
+    """Pause the stage "train" when this many of its epochs are done; None trains it to its end, 0 trains no stage at all."""
 
     @property
     def sharded(self) -> bool:
@@ -155,7 +155,7 @@ class _Fit:
 
     def run_all(self) -> StageResult:
         stage, total = self.stage, self.stage.steps_per_epoch * self.stage.epochs
-        until = self.run.until if stage.name == "train" else None
+        until = self.run.until if stage.name == "train" or self.run.until == 0 else None
         done = self.epoch * stage.steps_per_epoch + self.step
         saved_at, self.since = time.monotonic(), time.perf_counter()
         if not done:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from crossalign.errors import UserError
+
 if TYPE_CHECKING:
     from crossalign.training.loop import StageResult
 
@@ -18,6 +20,10 @@ class Diverged(RuntimeError):
 
 class DiskFull(RuntimeError):
     """The disk filled up while a checkpoint was written; the one before it is whole."""
+
+
+class NoRoom(UserError):
+    """Too little room on the disk for the checkpoints of a run that is about to begin."""
 
 
 class Paused(RuntimeError):
