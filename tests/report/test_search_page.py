@@ -274,6 +274,8 @@ def test_searches_of_several_methods_stand_beside_each_other(tmp_path: Path, new
     (tmp_path / "lora" / "search.json").write_text(json.dumps(records["LoRA"] | {"alignment_epochs": 480}))
     content = opened(tmp_path)
     assert any("480 epochs of alignment, which no rung counts" in said for said in content.searches[1].remarks)
+    again = 100 * np.mean([run.number("validation", "accuracy") for run in content.searches[1].runs])
+    assert f"With fresh seeds the winner's is {again:.2f} % in place of" in " ".join(content.searches[1].remarks)
     table = method_table(content.searches)
     assert table is not None and cells(table.rows, 0) == ["FPT", "LoRA"]
     for (name, record), told in zip(records.items(), table.rows, strict=True):

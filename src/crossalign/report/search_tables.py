@@ -178,7 +178,7 @@ def remarks(search: Search, runs: list[Run]) -> list[str]:
             seeds = counted(len(runs), "seed")
             test = f"Test data were scored only for the winner's runs ({seeds})."
             test = test if winner_tests(search, runs) else f"The winner's runs ({seeds}) scored no test data."
-        said.append(f"{_optimism(len(search.trials))} {test}")
+        said.append(f"{_optimism(len(search.trials))}{_again(search, runs)} {test}")
     return said
 
 
@@ -188,6 +188,16 @@ def _optimism(count: int) -> str:
         if count > 1
         else "Validation chose, among one configuration."
     )
+
+
+def _again(search: Search, runs: list[Run]) -> str:
+    """What the score that chose becomes where nothing was chosen."""
+    places = [("validation", "accuracy")] if in_percent(search) else [("scores", place, "loss") for place in CHOSE]
+    found = [mean for keys in places if (mean := mean_and_error([run.number(*keys) for run in runs])).n]
+    if not found or not search.winner:
+        return ""
+    fresh, chosen = with_unit(search, found[0].mean), with_unit(search, search.winner.score)
+    return f" With fresh seeds the winner's is {fresh} in place of {chosen}."
 
 
 def reasons(search: Search) -> str:
@@ -348,12 +358,13 @@ def method_table(sections: list[Section]) -> Table | None:
     shown = []
     for section in sections:
         search, winner = section.search, section.search.winner
+        beside = f" and {number(search.alignment_epochs, 0)} of alignment" if search.alignment_epochs else ""
         shown.append(
             [
                 section.name,
                 str(len(search.trials)),
                 str(len(search.failed)),
-                f"{number(search.epochs, 0)} {search.unit}s" + _beside(search),
+                f"{number(search.epochs, 0)} {search.unit}s" + beside,
                 duration(search.seconds),
                 _rounded(winner.settings.get(search.rate, UNKNOWN)) if winner else UNKNOWN,
                 f"{search.score} {with_unit(search, winner.score)}" if winner else UNKNOWN,
@@ -368,10 +379,6 @@ def method_table(sections: list[Section]) -> Table | None:
         "not tell what another search would have found."
     ]
     return Table("Searches", [*columns, "Winner's test score", "Seeds"], shown, notes + budgets(sections))
-
-
-def _beside(search: Search) -> str:
-    return f" and {number(search.alignment_epochs, 0)} of alignment" if search.alignment_epochs else ""
 
 
 def budgets(sections: list[Section]) -> list[str]:

@@ -79,7 +79,7 @@ def outcomes(
         look: called about once a second with the work in training, while no worker waits.
 
     Raises:
-        Interrupted: a signal came, or a worker was told to stop or found the disk full.
+        Interrupted: a signal came, a worker found the disk full, or the cluster is gone.
     """
     flying: dict[Future[Outcome], Work] = {}
     with catch_signals() as stopped:
@@ -125,68 +125,94 @@ def drive(search: Search, pool: Pool, follow: Callable[[int], None]) -> None:
         UserError: the base's settings cannot be trained any more, as where a disk or a device is gone. No trial has failed
             for it: the same command goes on.
     """
-    journal, jobs, ended = search.journal, dict[Path, Job](), list[int]()
-    base = base_work(search.base, search.recipe, search.home, search.token)
-    suspects = dict[int, tuple[Job, str]]()  # their faults may be the machine's, so that nothing is written down yet
-    trusted = not journal.trials  # a new search has just tried its base
-
-    def in_training(flying: Collection[Work]) -> set[int]:
-        return {jobs[work.config.output].trial for work in flying if work is not base}
-
-    def more(flying: Collection[Work]) -> Work | None:
-        if base in flying:
-            return None
-        job = None
-        if len(suspects) < SUSPECTS:
-            job = journal.next_job(search.config.trials, in_training(flying) | set(suspects), search.draw)
-        if not trusted if job else suspects:
-            return None if flying else base
-        if job is None:
-            return None
-        journal.begin(job)
-        work = search.work(job)
-        jobs[work.config.output] = job
-        return work
-
-    def convict() -> None:
-        """The machine can train: what failed was the trials' own fault."""
-        for job, reason in suspects.values():
-            _fail(search, job, reason, [])
-            ended.append(job.trial)
-        suspects.clear()
-
-    with Board(journal, search.config.trials, search.folder) as board:
+    state = _Drive(search)
+    with Board(search.journal, search.config.trials, search.folder) as board:
 
         def look(flying: Collection[Work]) -> None:
-            board.show(in_training(flying))
-            while ended:
-                follow(ended.pop())
+            board.show(state.in_training(flying))
+            while state.ended:
+                follow(state.ended.pop())
 
-        for work, outcome in outcomes(pool, more, look):
-            if work is base:
-                check_base(work, outcome)
-                trusted = True
-                convict()
-                continue
-            job = jobs[work.config.output]
-            if outcome.died:  # the job stays open, so that the rule gives it out again
-                deaths = journal.died(job)
-                if deaths >= DEATHS:
-                    told = f"its worker was killed {deaths} times, out of memory perhaps ({outcome.died})"
-                    suspects[job.trial] = job, told
-                continue
-            if outcome.bad_input:
-                suspects[job.trial] = job, outcome.reason
-                continue
-            if outcome.reason:
-                _fail(search, job, outcome.reason, outcome.curve)
-            else:
-                journal.end(job, outcome.score, outcome.curve, outcome.seconds)
-                convict()
-                if job.rung == len(journal.ends) - 1:
-                    _drop_checkpoints(search, job.trial)
-            ended.append(job.trial)
+        for work, outcome in outcomes(pool, state.more, look):
+            state.take(work, outcome)
         look([])
+
+
+class _Drive:
+    """What is in training, and what is to be said of trials whose fault may be the machine's.
+
+    Those stay open while they are suspects. When there are some, and nothing else to do or three of them, the base is tried:
+    if it fails too, the search stops; else, or when any trial succeeds, the fault was theirs.
+    """
+
+    def __init__(self, search: Search) -> None:
+        self.search, self.journal = search, search.journal
+        self.base = base_work(search.base, search.recipe, search.home, search.token)
+        self.trusted = not search.journal.trials  # a new search has just tried its base
+        self.jobs: dict[Path, Job] = {}
+        self.suspects: dict[int, tuple[Job, str]] = {}
+        self.ended: list[int] = []
+        """Trials that ended a job since somebody looked."""
+
+    def in_training(self, flying: Collection[Work]) -> set[int]:
+        """Numbers of trials."""
+        return {self.jobs[work.config.output].trial for work in flying if work is not self.base}
+
+    def more(self, flying: Collection[Work]) -> Work | None:
+        """What to begin beside ``flying``."""
+        if any(work is self.base for work in flying):
+            return None
+        job = None
+        if len(self.suspects) < SUSPECTS:
+            busy = self.in_training(flying) | set(self.suspects)
+            job = self.journal.next_job(self.search.config.trials, busy, self.search.draw)
+        if not self.trusted if job else self.suspects:
+            return None if flying else self.base
+        if job is None:
+            return None
+        self.journal.begin(job)
+        work = self.search.work(job)
+        self.jobs[work.config.output] = job
+        return work
+
+    def take(self, work: Work, outcome: Outcome) -> None:
+        """What came of ``work``."""
+        if work is self.base:
+            check_base(work, outcome)
+            self.trusted = True
+            self._convict()
+            return
+        job = self.jobs[work.config.output]
+        if outcome.died:  # the job stays open, so that the rule gives it out again
+            deaths = self.journal.died(job)
+            if deaths >= DEATHS:
+                told = f"its worker was killed {deaths} times, out of memory perhaps ({outcome.died})"
+                self.suspects[job.trial] = job, told
+        elif outcome.bad_input:
+            self.suspects[job.trial] = job, outcome.reason
+        elif outcome.reason:
+            self._fail(job, outcome.reason, outcome.curve)
+        else:
+            self.journal.end(job, outcome.score, outcome.curve, outcome.seconds)
+            self._convict()
+            if job.rung == len(self.journal.ends) - 1:
+                self._drop_checkpoints(job.trial)
+            self.ended.append(job.trial)
+
+    def _convict(self) -> None:
+        for job, reason in self.suspects.values():
+            self._fail(job, reason, [])
+        self.suspects.clear()
+
+    def _fail(self, job: Job, reason: str, curve: list[float]) -> None:
+        self.journal.fail(job, reason, curve)
+        self._drop_checkpoints(job.trial)
+        self.ended.append(job.trial)
+
+    def _drop_checkpoints(self, trial: int) -> None:
+        """Of a trial that goes no further."""
+        if not self.search.config.keep_checkpoints:
+            shutil.rmtree(self.search.folder(trial) / "checkpoints", ignore_errors=True)
 
 
 def base_work(base: Config, recipe: str, home: Path, token: str) -> Work:
@@ -201,14 +227,3 @@ def check_base(work: Work, outcome: Outcome) -> None:
         told = f"; see {trace}" if trace.is_file() and not outcome.bad_input else ""
         raise UserError((outcome.reason or f"the worker came to an end: {outcome.died}") + told)
     shutil.rmtree(work.config.output)
-
-
-def _fail(search: Search, job: Job, reason: str, curve: list[float]) -> None:
-    search.journal.fail(job, reason, curve)
-    _drop_checkpoints(search, job.trial)
-
-
-def _drop_checkpoints(search: Search, trial: int) -> None:
-    """Of a trial that goes no further."""
-    if not search.config.keep_checkpoints:
-        shutil.rmtree(search.folder(trial) / "checkpoints", ignore_errors=True)

@@ -75,7 +75,7 @@ class Outcome:
     reason: str = ""
     """Why the trial failed; empty if it did not."""
     bad_input: bool = False
-    """Whether it failed by a sentence about the settings."""
+    """Whether it failed by a sentence, which need not be about its settings: data or a device may be gone."""
     died: str = ""
     """How the worker itself came to an end, or was told to."""
     stopped: str = ""
