@@ -228,7 +228,8 @@ def test_the_winners_runs_are_reported_as_runs(tmp_path: Path, new_run: Maker) -
     text = markdown(content)
     assert "## Test results" in text and "## Rungs" in text and text.count("Incomplete runs") == 1
     assert [run.seed for run in content.study.incomplete] == [4]
-    assert "ASHA over LoRA" in summary_table([tmp_path / "s"]) and "Incomplete runs" in summary_table([tmp_path / "s"])
+    told = summary_table([tmp_path / "s"])
+    assert "ASHA over LoRA" in told and "Reached its end" in told and "Incomplete runs" in told
 
 
 def test_winners_of_one_name_keep_their_own_runs(tmp_path: Path, new_run: Maker) -> None:

@@ -52,11 +52,14 @@ def report(runs: list[Path], html: Path | None = None, markdown: Path | None = N
 def summary_table(runs: Iterable[Path]) -> str:
     """The table of test results in aligned columns for a terminal, with a line a note."""
     from crossalign.report.runs import open_study
+    from crossalign.report.search_tables import rung_table
     from crossalign.report.tables import as_text, incomplete_table
     from crossalign.report.text import content_of
 
     content = content_of(open_study(runs))
-    parts = [line for one in content.searches for line in (one.search.title, one.headline, *one.remarks, "")]
+    parts = []
+    for one in content.searches:
+        parts += [one.search.title, one.headline, *one.remarks, "", as_text(rung_table(one.search)), ""]
     for table in content.results:
         named = [f"{table.title}:"] if len(content.results) > 1 else []
         parts += [*named, as_text(table), *(note for note in table.notes if not note.startswith("Bold"))]
