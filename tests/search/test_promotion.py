@@ -155,10 +155,11 @@ class Algorithm2:
         self.rung[job.rung].append((-score, job.trial))
 
 
-@pytest.mark.parametrize(("most", "rungs", "factor"), [(50, 4, 2), (45, 3, 3)])
+@pytest.mark.parametrize(("rungs", "factor"), [(4, 2), (3, 3)])
 def test_the_same_jobs_in_the_same_order_as_the_papers_algorithm(
-    bench: Any, curves: np.ndarray, most: int, rungs: int, factor: int
+    bench: Any, curves: np.ndarray, rungs: int, factor: int
 ) -> None:
+    most = curves.shape[1] if factor == 2 else curves.shape[1] // 9 * 9  # 50 or 45 epochs drawn, 16 or 9 recorded
     ends, draw, promoted = resources(most, rungs, factor), np.random.default_rng(1), 0
     for _ in range(200):
         order = draw.permutation(len(curves))[: draw.integers(1, len(curves) + 1)]
