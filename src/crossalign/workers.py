@@ -46,6 +46,11 @@ def run_verb(config: Any, recipe: str, until: int | None = None) -> dict[str, An
     return verb(config, recipe=recipe, quiet=True, until=until)
 
 
+def warm_up() -> None:
+    """Import what training needs, while others still have something to do before there is work for this process."""
+    from crossalign import adapt, finetune, pretrain  # noqa: F401
+
+
 def _die_with_parent() -> None:
     """Stop, and save, when the process that hands out the runs is gone; nobody would read the results."""
     parent = multiprocessing.parent_process()
@@ -110,7 +115,9 @@ class Workers(Executor):
     def _new(self, place: int) -> ProcessPoolExecutor:
         device = self._devices[place % len(self._devices)] if self._devices else ""
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, context, initializer=start_quiet_worker, initargs=(self._threads, device))
+        pool = ProcessPoolExecutor(1, context, initializer=start_quiet_worker, initargs=(self._threads, device))
+        pool.submit(warm_up)
+        return pool
 
 
 def visible_gpus() -> list[str]:
