@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +22,7 @@ import pytest
 import torch
 from searching import record, settings
 
-from crossalign.config import SearchConfig
+from crossalign.config import AdaptConfig, SearchConfig
 from crossalign.errors import UserError
 from crossalign.search import work
 from crossalign.search.drive import Pool
@@ -163,6 +164,52 @@ def test_a_trial_out_of_memory_fails_alone(
     reasons = [trial["reason"] for trial in record(config)["trials"]]
     assert reasons == ["", f"out of memory: {error}", ""]
     assert "OutOfMemory" in (trace := (config.output / "trials" / "0001.error.txt").read_text()) or "MemoryError" in trace
+
+
+def test_gpu_memory_of_a_job_is_given_back_once_nothing_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Held:
+        """What a model on a GPU is: part of a cycle, so that only the collector ends it."""
+
+    kept: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+
+    def out_of_memory(*_: Any) -> None:
+        model = Held()
+        model.mine = model  # type: ignore[attr-defined]
+        kept.append(weakref.ref(model))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(work, "run_verb", out_of_memory)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(kept[0]() is not None))
+    (tmp_path / work.TOKEN).write_text("mine")
+    job = work.Work(AdaptConfig(output=tmp_path / "run"), "small-fpt", 1, tmp_path, "mine")
+    assert work.train(job).reason == "out of memory: CUDA out of memory"
+    assert alive == [False]
+
+
+def on_a_failing_gpu(job: work.Work) -> work.Outcome:
+    """A job in a worker where a kernel has failed, after which every other call on the GPU fails too."""
+
+    def failing(*_: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    torch.cuda.is_initialized = lambda: True
+    torch.cuda.synchronize = torch.cuda.empty_cache = work.run_verb = failing  # type: ignore[assignment]
+    return work.train(job)
+
+
+def test_a_worker_whose_gpu_failed_tells_why_and_does_no_other_job(tmp_path: Path) -> None:
+    (tmp_path / work.TOKEN).write_text("mine")
+    job = work.Work(AdaptConfig(output=tmp_path / "run"), "small-fpt", 1, tmp_path, "mine")
+    workers = Workers(1, 1)
+    try:
+        outcome = workers.submit(on_a_failing_gpu, job).result(timeout=100)
+        assert outcome.reason == "RuntimeError: CUDA error: device-side assert triggered"
+        assert isinstance(workers.submit(work.train, job).exception(timeout=100), BrokenProcessPool)
+        assert workers.submit(pow, 2, 10).result(timeout=100) == 1024  # a new one
+    finally:
+        workers.shutdown()
 
 
 @pytest.mark.usefixtures("here")

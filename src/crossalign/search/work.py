@@ -103,7 +103,8 @@ def train(work: Work) -> Outcome:
     except Exception as error:  # a disk perhaps; what goes wrong in training itself is told by _outcome
         told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         done = Outcome(stopped=f"the worker on {socket.gethostname()} cannot work in its folders ({told})")
-    _let_go()
+    if not _broken.is_set():  # then even this would fail
+        _let_go()
     return dataclasses.replace(done, seconds=time.monotonic() - started)
 
 
