@@ -94,7 +94,10 @@ def _space(config: SearchConfig, base: Config) -> Space:
     both = [field.name for field in space.fields if field.name in fixed]
     if both and config.space.endswith((".yaml", ".yml")):
         raise UserError(f"--set fixes {', '.join(both)}, which --space {config.space} varies: take it out of one of them")
-    return Space(tuple(field for field in space.fields if field.name not in fixed)).of(base)
+    left = Space(tuple(field for field in space.fields if field.name not in fixed)).of(base)
+    if not left.fields:
+        raise UserError(f"--set fixes every field that the space varies ({', '.join(both)}): leave one of them to the search")
+    return left
 
 
 def _check(config: SearchConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import json
 import math
@@ -14,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from crossalign.errors import UserError
 from crossalign.report import report, summary_table
 from crossalign.report.content import Content
-from crossalign.report.drawing import INK, Picture, png
+from crossalign.report.drawing import INK, RED, Picture, png
 from crossalign.report.markdown import markdown
 from crossalign.report.runs import open_study
 from crossalign.report.search import read_search
@@ -326,6 +328,14 @@ def test_the_drawing_holds_a_line_a_trial(searched: tuple[Path, Record]) -> None
     assert [len(line.get_xdata()) for line in axes.lines if line.get_color() == INK] == [50]
     last = f"{sum(t['state'] == 'complete' for t in record['trials'])} trained to the end"
     assert last in [text.get_text() for text in drawn(folder, "search-rungs")[0].texts]
+
+
+def test_a_lone_failure_keeps_its_colour_in_the_small_file(tmp_path: Path) -> None:
+    make_search(tmp_path, 64, fail=lambda trial: 1 if trial == 7 else 99)
+    picture = drawn(tmp_path, "search-curves")[1]
+    colours = Image.open(io.BytesIO(png(picture))).convert("RGB").getcolors(10**6)
+    red = [int(RED[place : place + 2], 16) for place in (1, 3, 5)]
+    assert min(np.abs(np.subtract(colour, red)).max() for _, colour in colours) <= 2
 
 
 def test_names_of_axes_do_not_lie_on_one_another(tmp_path: Path) -> None:

@@ -64,6 +64,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _audible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job silences its process, which here is that of other tests."""
+    monkeypatch.setattr(progress, "_silent", False)
+
+
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The work is done in this process, one job after the other."""
@@ -74,4 +80,3 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
             yield Pool(executor, lambda: 1)
 
     monkeypatch.setattr(sys.modules["crossalign.tune"], "_pool", one_thread)
-    monkeypatch.setattr(progress, "_silent", False)

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import torch
 
-from crossalign import progress
 from crossalign.cache import cache_dir
 from crossalign.reproduce import configured
 from crossalign.search import cluster, work
@@ -51,7 +50,6 @@ def scheduler() -> Iterator[Any]:
 def long(tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     """A job that takes minutes."""
     monkeypatch.setenv("CROSSALIGN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(progress, "_silent", False)  # a job silences its process
     monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.1)
     home = tmp_path / "search"
     home.mkdir()

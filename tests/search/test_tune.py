@@ -13,7 +13,7 @@ import pytest
 import yaml
 from searching import SPACE, record, settings
 
-from crossalign import adapt, cli, progress
+from crossalign import adapt, cli
 from crossalign.config import AdaptConfig, SearchConfig, TrackingConfig, update
 from crossalign.errors import UserError
 from crossalign.report import report
@@ -123,11 +123,8 @@ def test_the_same_seed_draws_the_same_and_more_trials_go_further(tmp_path: Path,
         tune(config)
 
 
-def test_a_worker_without_the_folder_asks_for_what_the_search_has(
-    tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_without_the_folder_asks_for_what_the_search_has(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     """Also where it has a copy of its own from before another worker took the trial further."""
-    monkeypatch.setattr(progress, "_silent", False)
     base = configured("small-fpt", (*tiny, "tracking.mlflow=false"))
     base = dataclasses.replace(base, output=tmp_path / "gone" / "trials" / "0000")
     first = work.train(work.Work(base, "small-fpt", 1, tmp_path / "gone", "token"))
@@ -202,6 +199,9 @@ def test_set_fixes_a_field_of_the_usual_space_and_contradicts_that_of_a_file(tmp
     with pytest.raises(UserError, match=r"--set fixes loop.batch_size, which --space .*space.yaml varies"):
         tune(dataclasses.replace(config, space=str(file)))
     base = configured("small-lora", ())
+    every = tuple(f"{field.name}={field.examples[0]}" for field in open_space("", base).fields)
+    with pytest.raises(UserError, match=r"--set fixes every field that the space varies .*optim.lr, .*: leave one of them"):
+        tune(dataclasses.replace(config, set=every))
     assert base.loop.batch_size == 64 and open_space(str(file), base).inside(base).loop.batch_size == 4
 
 
