@@ -161,7 +161,7 @@ def test_the_best_trials_are_those_of_the_highest_rung_then_score(searched: tupl
     assert cells(table.rows, 0) == [str(t["number"]) for t in expected[:10]]
     assert table.rows[0][0] == str(record["winner"]) and table.strong == {0}
     assert table.rows[0][2] == f"{100 * expected[0]['curve'][-1]:.2f}"
-    rank = table.columns.index("lora_rank")
+    rank = table.columns.index("lora rank")
     assert cells(table.rows, rank) == [str(t["settings"].get("tune.lora_rank", "–")) for t in expected[:10]]
     assert "–" in cells(table.rows, rank)
 

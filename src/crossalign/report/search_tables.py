@@ -303,7 +303,7 @@ def rung_table(search: Search) -> Table:
 def trial_table(search: Search) -> Table:
     """The best trials by highest rung, then score, with their settings."""
     best = [trial for trial in search.ranked if trial.rungs][:SHOWN]
-    short = short_names([one.name for one in search.space])
+    short = {key: name.replace("_", " ") for key, name in short_names([one.name for one in search.space]).items()}
     shown = [
         [
             str(trial.number),
