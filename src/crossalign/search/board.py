@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,15 +26,11 @@ class Board:
     """
 
     def __init__(self, journal: Journal, asked: int, folder: Callable[[int], Path]) -> None:
-        self.journal, self.folder = journal, folder
-        ends, factor = journal.ends, journal.factor
-        self.expected = [max(1, asked // factor**rung) for rung in range(len(ends))]
-        steps = [end - before for end, before in zip(ends, [0, *ends[:-1]], strict=True)]
-        total = sum(count * step for count, step in zip(self.expected, steps, strict=True))
-        self._bar = progress(total, "epochs", initial=min(total, journal.epochs()), unit="epoch")
+        self.journal, self.asked, self.folder = journal, asked, folder
+        self._bar = progress(1, "epochs", initial=journal.epochs(), unit="epoch")
         self._rungs = [
-            progress(count, f"rung of {end}", initial=len(scores), unit="trial", place=place)
-            for place, (count, end, scores) in enumerate(zip(self.expected, ends, journal.rungs()[0], strict=True), start=1)
+            progress(1, f"rung of {end}", initial=len(scores), unit="trial", place=place)
+            for place, (end, scores) in enumerate(zip(journal.ends, journal.rungs()[0], strict=True), start=1)
         ]
         self._looked, self._live = 0.0, 0
 
@@ -50,15 +47,42 @@ class Board:
             self._looked = time.monotonic()
             trials = self.journal.trials
             self._live = sum(max(0, len(validations(self.folder(t))) - len(trials[t].curve)) for t in flying)
-        _move(self._bar, self.journal.epochs() + self._live)
-        for bar, scores in zip(self._rungs, self.journal.rungs()[0], strict=True):
-            _move(bar, len(scores))
-        best, there = self.journal.best(), "·".join(str(len(scores)) for scores in self.journal.rungs()[0])
+        scores, begun = self.journal.rungs()
+        expected = forecast([len(held) for held in scores], [len(trials) for trials in begun], self.asked, self.journal.factor)
+        ends = self.journal.ends
+        steps = [end - before for end, before in zip(ends, [0, *ends[:-1]], strict=True)]
+        total = sum(count * step for count, step in zip(expected, steps, strict=True))
+        total -= sum(ends[trial.begun] - len(trial.curve) for trial in self.journal.trials if trial.reason)
+        _move(self._bar, self.journal.epochs() + self._live, total)
+        for bar, held, count in zip(self._rungs, scores, expected, strict=True):
+            _move(bar, len(held), count)
+        best, there = self.journal.best(), "·".join(str(len(held)) for held in scores)
         if best is not None:
             told = f"{there} at the rungs, best {abs(best.scores[-1]):.4g} of trial {best.number}"
             self._bar.set_postfix_str(told, refresh=False)
 
 
-def _move(bar: Any, done: int) -> None:
-    bar.total = max(bar.total, done)  # promotions may be more than one in every factor
+def forecast(reached: Sequence[int], begun: Sequence[int], asked: int, factor: int) -> list[int]:
+    """How many trials will have begun each rung in the end, if those to come are as good as those that came.
+
+    Args:
+        reached: trials that are at the end of each rung.
+        begun: trials that were given work in it.
+        asked: trials to be drawn.
+    """
+    counts = [float(max(asked, begun[0]))]
+    for there, on in zip(reached, begun[1:], strict=False):
+        more = _promoted(counts[-1], factor) - _promoted(there, factor)
+        counts.append(max(1.0, on + max(0.0, more)))  # 1: the end game sees to it
+    return [round(count) for count in counts]
+
+
+def _promoted(count: float, factor: int) -> float:
+    """Trials that a rung has promoted once it holds ``count`` in random order: one in ``factor``, and those that were among
+    the best for a while only, about √count / 2 (500 and fewer, counted for factors of 2 to 4)."""
+    return max(0.0, count / factor + math.sqrt(count) / 2 - 1)
+
+
+def _move(bar: Any, done: int, total: int) -> None:
+    bar.total = max(total, done)
     bar.update(max(0, done - bar.n))
