@@ -61,3 +61,21 @@ def test_the_bar_of_a_search_that_is_over_is_full(
             done = board._bar.n
         assert board._bar.n == board._bar.total == journal.epochs() == 2 * 4 + 1 + 2 * len(journal.rungs()[1][1])
     assert "best 0.4 of trial 4" in capsys.readouterr().err
+
+
+def test_epochs_of_a_job_that_has_ended_count_once(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.log", "search", True, [2, 4], 2)
+    with Board(journal, 2, lambda trial: tmp_path / f"{trial}") as board:
+        for trial in (0, 1):
+            job = journal.next_job(2, set(), drawn)
+            assert job == Job(trial, 0)
+            journal.begin(job)
+            (tmp_path / f"{trial}").mkdir()
+            row = '{"stage": "train", "split": "validation", "epoch": %d, "accuracy": 0.5}\n'
+            (tmp_path / f"{trial}" / "metrics.jsonl").write_text(row % 1 + row % 2)
+            board._looked = 0.0
+            board.show({trial})
+            assert board._bar.n == 2 * (trial + 1)
+            journal.end(job, 0.5, [0.5, 0.5], 1.0)
+            board.show({trial})  # before it looks again
+            assert board._bar.n == 2 * (trial + 1)

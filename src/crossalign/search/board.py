@@ -32,7 +32,7 @@ class Board:
             progress(1, f"rung of {end}", initial=len(scores), unit="trial", place=place)
             for place, (end, scores) in enumerate(zip(journal.ends, journal.rungs()[0], strict=True), start=1)
         ]
-        self._looked, self._live = 0.0, 0
+        self._looked, self._seen = 0.0, dict[int, int]()
 
     def __enter__(self) -> Self:
         return self
@@ -44,16 +44,15 @@ class Board:
     def show(self, flying: Set[int]) -> None:
         """Bring the bars up to date; ``flying`` are the trials in training."""
         if time.monotonic() - self._looked > LOOK_SECONDS:
-            self._looked = time.monotonic()
-            trials = self.journal.trials
-            self._live = sum(max(0, len(validations(self.folder(t))) - len(trials[t].curve)) for t in flying)
+            self._looked, self._seen = time.monotonic(), {trial: len(validations(self.folder(trial))) for trial in flying}
+        live = sum(max(0, self._seen.get(trial, 0) - len(self.journal.trials[trial].curve)) for trial in flying)
         scores, begun = self.journal.rungs()
         expected = forecast([len(held) for held in scores], [len(trials) for trials in begun], self.asked, self.journal.factor)
         ends = self.journal.ends
         steps = [end - before for end, before in zip(ends, [0, *ends[:-1]], strict=True)]
         total = sum(count * step for count, step in zip(expected, steps, strict=True))
         total -= sum(ends[trial.begun] - len(trial.curve) for trial in self.journal.trials if trial.reason)
-        _move(self._bar, self.journal.epochs() + self._live, total)
+        _move(self._bar, self.journal.epochs() + live, total)
         for bar, held, count in zip(self._rungs, scores, expected, strict=True):
             _move(bar, len(held), count)
         best, there = self.journal.best(), "·".join(str(len(held)) for held in scores)
