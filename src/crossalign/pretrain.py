@@ -28,7 +28,7 @@ from crossalign.training.run import (
     opened_run,
     seed_all,
 )
-from crossalign.training.term import HeldOut, Term, check_sources, open_held_out, open_term, row_name
+from crossalign.training.term import HeldOut, Term, check_sources, open_held_out, open_term, reads_captions, row_name
 from crossalign.training.text import (
     as_stream,
     blocks_of,
@@ -106,7 +106,7 @@ def _check_model(config: PretrainConfig) -> None:
         )
     if config.block < 1:
         raise UserError(f"--block is {config.block}; it must be at least 1")
-    if config.align.metric != "none" and config.align.max_length > config.block:
+    if reads_captions(config.align) and config.align.max_length > config.block:
         raise UserError(f"--align.max-length {config.align.max_length} is longer than --block {config.block}: lower it")
     model = new_gpt2(config.gpt, vocabulary=1, block=config.block, separator=0, seed=0, meta=True)
     resolve_layers(model, config.align.layers)

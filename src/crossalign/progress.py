@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from typing import NoReturn, TextIO, TypeVar
 
@@ -50,6 +51,7 @@ def silence() -> None:
     """Show no bar in this process from now on: one of several workers, whose parent shows how far all are."""
     global _silent
     _silent = True
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a worker that is told to end would leave behind
 
 
 def followed(items: Iterable[T], total: int, description: str, unit: str) -> Iterator[T]:

@@ -213,13 +213,26 @@ def quickstart(output: Path) -> int:
     return max(codes)
 
 
+def read_setting(setting: str) -> tuple[str, str, Any]:
+    """The key of ``key=value``, and its value as text and as YAML has it.
+
+    Raises:
+        UserError: no ``=``, or a value that is no YAML.
+    """
+    key, sign, text = setting.partition("=")
+    if not sign:
+        raise UserError(f"--set {setting}: write key=value, such as loop.epochs=5")
+    try:
+        return key, text, yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"--set {setting}: the value is no YAML ({' '.join(str(error).split())})") from error
+
+
 def configured(recipe: str, settings: tuple[str, ...]) -> Any:
     """The recipe with ``key=value`` settings put in; raises UserError for a key that does not exist."""
     config: Any = get_recipe(recipe).make()
     for setting in settings:
-        key, sign, text = setting.partition("=")
-        if not sign:
-            raise UserError(f"--set {setting}: write key=value, such as loop.epochs=5")
+        key, text, _ = read_setting(setting)
         if key == "backbone.ref":  # a control keeps its kind of weights: random:REF and so on
             kind = config.backbone.ref.split(":")[0]
             if text.split(":")[0] in ("random", "shuffled", "none", "vit"):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import multiprocessing
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ import yaml
 from crossalign.cache import atomic_path
 from crossalign.config import AdaptConfig, FinetuneConfig, SearchConfig, to_dict, update
 from crossalign.errors import UserError, missing_extra
-from crossalign.reproduce import configured
-from crossalign.search.drive import Pool, Search, base_work, check_base, drive, outcomes
+from crossalign.reproduce import configured, read_setting
+from crossalign.search.drive import RESUMED, Pool, Search, base_work, check_base, drive, outcomes
 from crossalign.search.follow import Follower
 from crossalign.search.journal import Journal
 from crossalign.search.promotion import resources
@@ -35,20 +36,21 @@ from crossalign.training.run import flatten, locked, write_config
 from crossalign.training.stops import Interrupted
 
 STOP_SECONDS = 60.0  # for workers to save in
-RESUMED = ("trials", "workers", "threads", "seeds", "cluster", "output", "show_space", "keep_checkpoints", "tracking",
-           "set", "rungs")  # fmt: skip
-"""Settings in which a call may differ from the one that it goes on with; what the last two come to is compared itself."""
+OWN = ("output", "overwrite", "score_test")
+"""What a search says itself of each of its runs."""
 RECORD_SECONDS = 10.0  # between two writings of search.json
 
 
 def tune(config: SearchConfig) -> list[str]:
-    """Search and train the winners, into ``config.output``; returns what failed of the winners' runs, a sentence each.
+    """Search and train the winners, into ``config.output``; returns what failed, a sentence each.
 
     A second call with the same settings goes on where the first stopped; with more trials it goes further.
 
     Raises:
         UserError: bad input, before any trial. Interrupted: see ``training.stops``; what was trained is kept.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker, which runs the script that started it
+        raise UserError("a script that calls tune must do so under if __name__ == '__main__', since workers import it")
     names = _names(config)
     _check(config)
     bases = {name: _base(config, name) for name in names}
@@ -64,13 +66,16 @@ def tune(config: SearchConfig) -> list[str]:
         raise UserError(f"--methods have different rungs ({told}): give them one length with --set, such as loop.epochs=50")
     if importlib.util.find_spec("optuna") is None:
         raise missing_extra("optuna", "search", "a search")
-    failed = []
-    with locked(config.output, mark=TOKEN), _pool(config) as pool:
+    with locked(config.output, mark=TOKEN), _pool(config) as pool, ExitStack() as locks:
         _token(config.output)
+        searches: list[Search] = []
         for name in names:
             home = (config.output / name if len(names) > 1 else config.output).resolve()
-            failed += _run(_open(config, name, bases[name], spaces[name], ends[name], home, pool), pool)
-    return failed
+            if len(names) > 1:
+                locks.enter_context(locked(home, mark=TOKEN))
+            like = searches[0].base if searches else None
+            searches.append(_open(config, name, bases[name], spaces[name], ends[name], home, pool, like))
+        return [sentence for search in searches for sentence in _run(search, pool)]
 
 
 def _names(config: SearchConfig) -> list[str]:
@@ -90,7 +95,7 @@ def _names(config: SearchConfig) -> list[str]:
 
 def _space(config: SearchConfig, base: Config) -> Space:
     """The space without the fields that --set fixes."""
-    space, fixed = open_space(config.space, base), {text.partition("=")[0] for text in config.set}
+    space, fixed = open_space(config.space, base), set(_fixed(config))
     both = [field.name for field in space.fields if field.name in fixed]
     if both and config.space.endswith((".yaml", ".yml")):
         raise UserError(f"--set fixes {', '.join(both)}, which --space {config.space} varies: take it out of one of them")
@@ -98,6 +103,12 @@ def _space(config: SearchConfig, base: Config) -> Space:
     if not left.fields:
         raise UserError(f"--set fixes every field that the space varies ({', '.join(both)}): leave one of them to the search")
     return left
+
+
+def _fixed(config: SearchConfig) -> dict[str, Any]:
+    """What --set gives, by the name of each field, sections taken apart."""
+    given = [read_setting(text) for text in config.set]
+    return {name: value for key, _, held in given for name, value in flatten({key: held}).items()}
 
 
 def _check(config: SearchConfig) -> None:
@@ -109,6 +120,11 @@ def _check(config: SearchConfig) -> None:
             raise UserError(f"--{key} is {getattr(config, key)}; it must be at least {least}")
     if config.resources and list(config.resources) != sorted(set(config.resources)):
         raise UserError(f"--resources {' '.join(map(str, config.resources))} do not rise")
+    for name, value in _fixed(config).items():
+        if name in OWN:
+            raise UserError(
+                f"--set {name}={value}: a search says that itself; its --output tells where, and --seeds 0 scores no test"
+            )
 
 
 def _base(config: SearchConfig, recipe: str) -> Config:
@@ -118,8 +134,7 @@ def _base(config: SearchConfig, recipe: str) -> Config:
         from crossalign.training.term import row_name
 
         base = dataclasses.replace(base, row=base.row or row_name(base))
-    missing = isinstance(base, FinetuneConfig) and not (base.model and base.data.source)
-    if missing:
+    if isinstance(base, FinetuneConfig) and not (base.model and base.data.source) and not config.show_space:
         raise UserError(f"{recipe} names no model or no data: give --set model=FOLDER data.source=[tasks.jsonl]")
     return dataclasses.replace(base, tracking=dataclasses.replace(base.tracking, mlflow=False))  # the search follows its trials
 
@@ -130,9 +145,8 @@ def _ends(config: SearchConfig, base: Config) -> list[int]:
     if not config.resources:
         return resources(most, config.rungs, config.factor)
     if config.resources[-1] != most or config.resources[0] < 1:
-        raise UserError(
-            f"--resources must be 1 or more and end at {most}, where training ends; they end at {config.resources[-1]}"
-        )
+        told = " ".join(map(str, config.resources))
+        raise UserError(f"--resources {told}: they must begin at 1 or later, and end at {most}, where training ends")
     return list(config.resources)
 
 
@@ -158,8 +172,13 @@ def _pool(config: SearchConfig) -> Iterator[Pool]:
         workers.shutdown(wait=False, cancel_futures=True)
 
 
-def _open(config: SearchConfig, recipe: str, base: Config, space: Space, ends: list[int], home: Path, pool: Pool) -> Search:
-    """The search in its folder, new or gone on with; its base resolved by a run that trains nothing."""
+def _open(
+    config: SearchConfig, recipe: str, base: Config, space: Space, ends: list[int], home: Path, pool: Pool, like: Config | None
+) -> Search:
+    """The search in its folder, new or gone on with; its base resolved by a run that trains nothing.
+
+    ``like`` is another method's base, whose number format is taken where this one leaves it open: a comparison has one.
+    """
     file, token = home / "search.yaml", _token(home)
     shutil.rmtree(home / "trials" / "base", ignore_errors=True)  # of a call that was stopped there
     asked = {key: value for key, value in to_dict(config).items() if key not in RESUMED}
@@ -169,7 +188,8 @@ def _open(config: SearchConfig, recipe: str, base: Config, space: Space, ends: l
         resolved = saved.pop("resolved")
         _check_same(home, saved, asked)
     else:
-        resolved = _resolve(base, recipe, home, token, pool)
+        alike = {"loop": {"precision": like.loop.precision}} if like and base.loop.precision == "auto" else {}
+        resolved = _resolve(update(base, alike), recipe, home, token, pool)
         with atomic_path(file) as temporary:
             temporary.write_text(yaml.safe_dump(asked | {"resolved": resolved}, sort_keys=False), encoding="utf-8")
     journal = Journal(home / "journal.log", recipe, watched(base)[1], ends, config.factor)
@@ -212,38 +232,41 @@ def _resolve(base: Config, recipe: str, home: Path, token: str, pool: Pool) -> d
 
 
 def _run(search: Search, pool: Pool) -> list[str]:
-    """One search to its end: the trials, the winner's seeds, the record. Returns what failed of the winner's runs."""
+    """One search to its end: the trials, the winner's seeds, the record. Returns what failed, a sentence each."""
     started, before = time.monotonic(), seconds_so_far(search.home)
-    follower = Follower(search)
-
-    written = started
+    follower, journal = Follower(search), search.journal
+    written, known = started, list[tuple[int, int]]()
 
     def record() -> None:
         write_record(search, f"ASHA over {search.recipe}", before + time.monotonic() - started)
 
-    def follow(trial: int) -> None:
-        nonlocal written
-        follower.trial(trial)
-        if time.monotonic() - written > RECORD_SECONDS:
+    def follow(ended: list[int]) -> None:
+        nonlocal written, known
+        for trial in ended:
+            follower.trial(trial)
+        now = [(trial.begun, len(trial.scores)) for trial in journal.trials]
+        if now != known and time.monotonic() - written > RECORD_SECONDS:
             record()
-            written = time.monotonic()
+            written, known = time.monotonic(), now
 
     try:
-        drive(search, pool, follow)
-        winner = search.journal.winner()
-        if winner is None:
-            first = search.journal.trials[0].reason
-            raise UserError(f"all {len(search.journal.trials)} trials failed, the first: {first}")
-        write_config(search.home, search.settled(winner.number), "winner.yaml")
         record()
-        failed = train_winner(search, winner.number, pool)
+        drive(search, pool, follow)
+        winner = journal.winner()
+        if winner is not None:
+            write_config(search.home, search.settled(winner.number), "winner.yaml", without=("output", "tracking"))
+            record()
+            failed = train_winner(search, winner.number, pool)
+        else:
+            told = f"all {len(journal.trials)} trials of {search.recipe} failed, the first: {journal.trials[0].reason}"
+            failed = [f"{told}; search another --space into another --output, or draw more --trials"]
     except BaseException as error:
         record()
         follower.end("KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED")
         raise
     if not search.config.keep_checkpoints:
-        for trial in search.journal.trials:
+        for trial in journal.trials:
             shutil.rmtree(search.folder(trial.number) / "checkpoints", ignore_errors=True)
     record()
-    follower.end("FINISHED")
+    follower.end("FINISHED" if winner else "FAILED")
     return failed

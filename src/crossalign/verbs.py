@@ -284,10 +284,10 @@ def _tune(config: SearchConfig, recipe: str) -> int:
     config.recipe = recipe or config.recipe
     try:
         failed = tune(config)
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt) as error:
         if list(config.output.glob("search.json")) or list(config.output.glob("*/search.json")):
             print(summary_table([config.output]))
-        raise
+        raise (error if isinstance(error, Interrupted) else Interrupted("stopped by a signal")) from None
     if config.show_space:
         return 0
     print(summary_table([config.output]))

@@ -74,6 +74,7 @@ class Workers(Executor):
 
     def __init__(self, count: int, threads: int) -> None:
         self._threads, self._devices = threads, visible_gpus() if count > 1 else []
+        self._over = False
         self._pools = [self._new(place) for place in range(count)]
         self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()  # a future is done a moment before its callbacks run
         for place in range(count):
@@ -90,6 +91,7 @@ class Workers(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._over = True
         for pool in self._pools:
             pool.shutdown(wait=wait, cancel_futures=cancel_futures)
 
@@ -104,7 +106,7 @@ class Workers(Executor):
             child.join(max(0.0, until - time.monotonic()))
 
     def _back(self, place: int, done: Future[Any]) -> None:
-        if not done.cancelled() and isinstance(done.exception(), BrokenExecutor):
+        if not self._over and not done.cancelled() and isinstance(done.exception(), BrokenExecutor):
             self._replace(place)
         self._idle.put(place)
 

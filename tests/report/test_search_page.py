@@ -188,7 +188,7 @@ def test_of_losses_the_lowest_is_best(tmp_path: Path) -> None:
 
 def test_the_page_says_what_chose_and_what_it_cost(searched: tuple[Path, Record], tmp_path: Path) -> None:
     folder, record = searched
-    page = report([folder], html=tmp_path / "page.html", markdown=tmp_path / "tables.md").read_text()
+    page = report([folder], html=tmp_path / "page.html", markdown=tmp_path / "tables.md").read_text().replace("\u00a0", " ")
     text = (tmp_path / "tables.md").read_text()
     best = 100 * max(t["curve"][-1] for t in record["trials"] if t["state"] == "complete")
     spent = sum(len(t["curve"]) for t in record["trials"])

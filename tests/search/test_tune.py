@@ -183,6 +183,10 @@ def test_bad_options_are_told(tmp_path: Path, tiny: tuple[str, ...]) -> None:
         ({"resources": (4, 2)}, "do not rise"),
         ({"space": "cmdaa"}, "did you mean 'cmda'"),
         ({"space": "none.yaml"}, "cannot be read"),
+        ({"resources": (0, 4)}, "--resources 0 4: they must begin at 1"),
+        ({"set": (*tiny, "score_test=false")}, "--set score_test=False: .*--seeds 0"),
+        ({"set": (*tiny, "output=elsewhere")}, "--output tells where"),
+        ({"set": ("optim={lr",)}, "--set optim={lr: the value is no YAML"),
     ):
         with pytest.raises(UserError, match=message):
             tune(settings(tmp_path, tiny, **more))
@@ -192,6 +196,8 @@ def test_set_fixes_a_field_of_the_usual_space_and_contradicts_that_of_a_file(tmp
     config = SearchConfig(recipe="small-lora", set=("optim.lr=5e-5", "loop.batch_size=8"), show_space=True)
     space = _space(config, configured("small-lora", config.set))
     assert {"optim.lr", "loop.batch_size"}.isdisjoint(space.as_data()) and "tune.lora_rank" in space.as_data()
+    section = dataclasses.replace(config, set=("optim={lr: 1.0e-3, schedule: cosine}",))
+    assert {"optim.lr", "optim.schedule"}.isdisjoint(_space(section, configured("small-lora", section.set)).as_data())
     fixed = dataclasses.replace(config, set=("tune.method=fpt",))
     assert "tune.lora_rank" not in _space(fixed, configured("small-lora", fixed.set)).as_data()
     file = tmp_path / "space.yaml"

@@ -458,6 +458,7 @@ def test_held_out_pairs_are_never_trained_on(make: Make, sources: Path, tmp_path
         ({"corpus": {"source": []}}, "--corpus.source names no text.*python:topics"),
         ({"align": {"batch_size": 500}}, "a batch of 500 pairs"),
         ({"align": {"max_length": 100}}, "longer than --block 24"),
+        ({"align": {"metric": "none", "max_length": 100}}, "longer than --block 24"),
         ({"loop": {"steps": 10, "evaluate_every": 4}}, "does not divide --loop.steps 10; 2 would"),
         ({"gpt": {"heads": 3}}, "is not a multiple of --gpt.heads 3"),
         ({"pairs": {"source": "nowhere.parquet"}}, "nowhere.parquet"),

@@ -189,6 +189,8 @@ class Study:
 def open_study(paths: Iterable[Path]) -> Study:
     """Every run at or under ``paths``, at any depth; a folder named ``sweep``, or a search's ``trials``, only if named itself.
 
+    Runs of a winner whom a longer search has overtaken are left out.
+
     Raises:
         UserError: a path that is no folder or holds neither run nor search, or a damaged result.json, study.json, sweep.json or
             search.json.
@@ -207,10 +209,12 @@ def open_study(paths: Iterable[Path]) -> Study:
             _add_study_files(study, folder, files)
             if "search.json" in files:
                 found += 1
-                folders[:] = [name for name in folders if name != "trials"]  # unfinished by design: search.json tells of them
+                search = read_search(folder / "search.json")
+                left = {"trials", "winner"} if search.overtaken else {"trials"}  # search.json tells of trials
+                folders[:] = [name for name in folders if name not in left]
                 if folder.resolve() not in seen:
                     seen.add(folder.resolve())
-                    study.searches.append(read_search(folder / "search.json"))
+                    study.searches.append(search)
                 continue
             if "result.json" in files or "metrics.jsonl" in files or {"config.yaml", "environment.json"} <= set(files):
                 found += 1

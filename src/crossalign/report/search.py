@@ -77,6 +77,8 @@ class Search:
     space: tuple[Field, ...]
     trials: tuple[Trial, ...]
     winner: Trial | None
+    scored: tuple[int, ...]
+    """Trials that were a winner and were trained again to be scored on test data; the last one's runs are in ``winner/``."""
     epochs: float
     epochs_in_full: float
     alignment_epochs: float
@@ -141,6 +143,11 @@ class Search:
         found = [field.name for field in self.space if field.name.rsplit(".", 1)[-1] in RATES]
         return "optim.lr" if "optim.lr" in found else found[0] if found else ""
 
+    @property
+    def overtaken(self) -> bool:
+        """Whether the runs in ``winner/`` are those of an earlier winner, as of a longer search that isn't over."""
+        return self.winner is not None and bool(self.scored) and self.scored[-1] != self.winner.number
+
     def holds(self, run: Run) -> bool:
         """Whether a run is one of the winner's."""
         return (self.folder / "winner").resolve() in run.folder.resolve().parents
@@ -199,6 +206,7 @@ def _search(folder: Path, held: dict[str, Any]) -> Search:
         space=tuple(_field(str(name), entry) for name, entry in held["space"].items()),
         trials=trials,
         winner=None if winner is None else by_number[winner],
+        scored=tuple(int(number) for number in held.get("scored", ())),
         epochs=float(held["epochs"]),
         epochs_in_full=float(held["epochs_in_full"]),
         alignment_epochs=float(held.get("alignment_epochs", 0)),

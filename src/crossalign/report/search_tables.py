@@ -178,6 +178,8 @@ def remarks(search: Search, runs: list[Run]) -> list[str]:
             seeds = counted(len(runs), "seed")
             test = f"Test data were scored only for the winner's runs ({seeds})."
             test = test if winner_tests(search, runs) else f"The winner's runs ({seeds}) scored no test data."
+        if earlier := [str(number) for number in search.scored if number != search.winner.number]:
+            test += f" They were looked at before: trial {' and trial '.join(earlier)} was the winner of a shorter search."
         said.append(f"{_optimism(len(search.trials))}{_again(search, runs)} {test}")
     return said
 

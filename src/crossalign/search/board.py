@@ -51,6 +51,7 @@ class Board:
         ends = self.journal.ends
         steps = [end - before for end, before in zip(ends, [0, *ends[:-1]], strict=True)]
         total = sum(count * step for count, step in zip(expected, steps, strict=True))
+        total += sum(trial.again for trial in self.journal.trials)
         total -= sum(ends[trial.begun] - len(trial.curve) for trial in self.journal.trials if trial.reason)
         _move(self._bar, self.journal.epochs() + live, total)
         for bar, held, count in zip(self._rungs, scores, expected, strict=True):

@@ -22,6 +22,9 @@ from crossalign.training.stops import Interrupted
 POLL_SECONDS = 1.0
 SUSPECTS = 3  # trials that fail one after the other as if for something that is not theirs, before the base is tried again
 DEATHS = 2  # workers that a trial may cost
+RESUMED = ("trials", "workers", "threads", "seeds", "cluster", "output", "show_space", "keep_checkpoints", "tracking",
+           "set", "rungs")  # fmt: skip
+"""Settings in which a call may differ from the one that it goes on with; what the last two come to is compared itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +120,8 @@ def _outcome(future: Future[Outcome]) -> Outcome:
         return Outcome(died=told)
 
 
-def drive(search: Search, pool: Pool, follow: Callable[[int], None]) -> None:
-    """Train until the rule has nothing more to do; ``follow`` is called with each trial that ended a job.
+def drive(search: Search, pool: Pool, follow: Callable[[list[int]], None]) -> None:
+    """Train until the rule has nothing more to do; ``follow`` is called about once a second, with trials that ended a job.
 
     Raises:
         Interrupted: see :func:`outcomes`.
@@ -130,8 +133,8 @@ def drive(search: Search, pool: Pool, follow: Callable[[int], None]) -> None:
 
         def look(flying: Collection[Work]) -> None:
             board.show(state.in_training(flying))
-            while state.ended:
-                follow(state.ended.pop())
+            ended, state.ended = state.ended, []
+            follow(ended)
 
         for work, outcome in outcomes(pool, state.more, look):
             state.take(work, outcome)
@@ -172,6 +175,8 @@ class _Drive:
             return None
         self.journal.begin(job)
         work = self.search.work(job)
+        if work.done and not any((work.config.output / "checkpoints").glob("*")):
+            self.journal.trained_again(job.trial, work.done)
         self.jobs[work.config.output] = job
         return work
 

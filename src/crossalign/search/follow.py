@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crossalign.config import to_dict
-from crossalign.search.drive import Search
+from crossalign.search.drive import RESUMED, Search
 from crossalign.search.work import watched
 from crossalign.training.run import flatten, read_json
 from crossalign.training.tracking import RETRY_SECONDS, SEND_SECONDS, Status, log_results
@@ -45,7 +45,8 @@ class Follower:
         name, larger = watched(search.base)
         values = {"epochs": float(search.journal.epochs()), "trials": float(len(search.journal.trials))}
         values |= {f"best/{name}": best.scores[-1] * (1 if larger else -1)} if best else {}
-        params = flatten(to_dict(search.config)) | {"recipe": search.recipe}
+        lasting = {key: value for key, value in to_dict(search.config).items() if key not in RESUMED}
+        params = flatten(lasting) | {"recipe": search.recipe, "set": " ".join(search.config.set)}
         self._parent = self._send(search.home, f"search {search.recipe}", params, values, status, "") or self._parent
         return self._parent
 

@@ -6,6 +6,7 @@ The file is read by Optuna's own tools, such as optuna-dashboard.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable, Set
@@ -36,6 +37,8 @@ class Trial:
     """The validation number after each epoch, as it was measured."""
     deaths: int = 0
     """Workers that were killed while they trained it."""
+    again: int = 0
+    """Epochs that were trained a second time, where the checkpoint was gone."""
     reason: str = ""
     """Why it failed; empty if it did not."""
 
@@ -73,7 +76,11 @@ class Journal:
             load_if_exists=True,
         )
         self._id = self._storage.get_study_id_from_name(name)
-        self.trials = [_trial(frozen) for frozen in self._study.get_trials(deepcopy=False)]
+        frozen = self._study.get_trials(deepcopy=False)
+        self.trials = [_trial(one) for one in frozen]
+        for trial, one in zip(self.trials, frozen, strict=True):
+            if not one.state.is_finished():  # killed between a job's end and this
+                self._close(trial)
 
     def next_job(self, asked: int, flying: Set[int], draw: Draw) -> Job | None:
         """What to train next: what an earlier call left open, a promotion, a new trial of the ``asked`` ones, the end game.
@@ -118,16 +125,31 @@ class Journal:
         trial.scores.append(score)
         trial.seconds.append(seconds)
         self._extend(job.trial, curve)
-        self._attribute(job.trial, scores=trial.scores, seconds=trial.seconds)  # last: until then the job is open
-        if job.rung == len(self.ends) - 1:
-            self._close(job.trial, "COMPLETE", self._sign * score)
+        self._attribute(job.trial, seconds=trial.seconds)
+        self._attribute(job.trial, scores=trial.scores)  # last: until then the job is open
+        self._close(trial)
 
     def fail(self, job: Job, reason: str, curve: list[float]) -> None:
         """``job`` came to nothing after the epochs in ``curve``, and its trial goes no further."""
         self._extend(job.trial, curve)
         self.trials[job.trial].reason = reason
         self._attribute(job.trial, reason=reason)
-        self._close(job.trial, "FAIL")
+        self._close(self.trials[job.trial])
+
+    def trained_again(self, number: int, epochs: int) -> None:
+        """The checkpoint of a trial is gone, so that it trains so many epochs a second time."""
+        self.trials[number].again += epochs
+        self._attribute(number, again=self.trials[number].again)
+
+    @property
+    def scored(self) -> list[int]:
+        """Trials that were a winner and were trained again for the data that chose nothing, in that order."""
+        return list(self._study.user_attrs.get("scored", []))
+
+    def score(self, number: int) -> None:
+        """A winner is now trained again."""
+        if number not in self.scored:
+            self._study.set_user_attr("scored", [*self.scored, number])
 
     def died(self, job: Job) -> int:
         """A worker was killed while it did ``job``; how often that happened to the trial by now."""
@@ -148,7 +170,7 @@ class Journal:
 
     def epochs(self) -> int:
         """Epochs that were trained, in all trials."""
-        return sum(len(trial.curve) for trial in self.trials)
+        return sum(len(trial.curve) + trial.again for trial in self.trials)
 
     def _draw_new(self, draw: Draw) -> bool:
         """Add a trial of settings that no other has; False if the space seems to hold no more."""
@@ -180,11 +202,15 @@ class Journal:
         for name, value in values.items():
             self._storage.set_trial_user_attr(self._key(number), name, value)
 
-    def _close(self, number: int, state: str, value: float | None = None) -> None:
-        import optuna
+    def _close(self, trial: Trial) -> None:
+        """To Optuna, if it is over."""
+        from optuna.trial import TrialState
 
-        values = None if value is None else [value]
-        self._storage.set_trial_state_values(self._key(number), optuna.trial.TrialState[state], values)
+        if trial.reason:
+            self._storage.set_trial_state_values(self._key(trial.number), TrialState.FAIL, None)
+        elif len(trial.scores) == len(self.ends):
+            values = [self._sign * trial.scores[-1]]
+            self._storage.set_trial_state_values(self._key(trial.number), TrialState.COMPLETE, values)
 
 
 class _HeldByCaller:
@@ -199,9 +225,11 @@ class _HeldByCaller:
 
 def _trial(frozen: Any) -> Trial:
     """A trial as the file has it."""
-    told = frozen.user_attrs  # begun, scores, seconds, deaths, reason: as far as they have happened
+    told = copy.deepcopy(frozen.user_attrs)  # begun, scores, seconds, deaths, again, reason: as far as they have happened
     curve = [value for _, value in sorted(frozen.intermediate_values.items())]
-    return Trial(frozen.number, dict(frozen.params), curve=curve, **told)
+    trial = Trial(frozen.number, dict(frozen.params), curve=curve, **told)
+    del trial.seconds[len(trial.scores) :]  # of a job whose score did not get there
+    return trial
 
 
 def _drop_torn_line(file: Path) -> None:

@@ -50,6 +50,7 @@ def write_record(search: Search, title: str, seconds: float) -> dict[str, Any]:
         "space": search.space.as_data(),
         "trials": [told(trial) for trial in journal.trials],
         "winner": None if winner is None else winner.number,
+        "scored": journal.scored,
         "epochs": journal.epochs(),
         "epochs_in_full": len(journal.trials) * journal.ends[-1],
         "alignment_epochs": _alignment_epochs(search),

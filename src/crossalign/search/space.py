@@ -30,6 +30,7 @@ KEYS = ("choices", "low", "high", "log", "int", "when")
 FIXED = {
     **dict.fromkeys(("output", "overwrite", "row", "score_test", "tracking"), "the search gives each trial its own"),
     **dict.fromkeys(("seed", "data", "corpus", "prepared", "score", "pairs.split_file"), "trials must be scored alike"),
+    **dict.fromkeys(("block", "loop.evaluate_blocks", "model"), "losses would not be of the same tokens"),
     **dict.fromkeys(("loop.epochs", "loop.steps", "loop.evaluate_every"), "the rungs count them"),
     **dict.fromkeys(("loop.device", "loop.precision", "loop.compile"), "they are resolved once for all trials"),
 }

@@ -80,10 +80,11 @@ def claim_folder(config: C) -> C:
     return config
 
 
-def write_config(folder: Path, config: Any, name: str = "config.yaml") -> None:
-    """Write the resolved configuration as config.yaml."""
+def write_config(folder: Path, config: Any, name: str = "config.yaml", without: tuple[str, ...] = ()) -> None:
+    """Write the resolved configuration as config.yaml, ``without`` some of its keys."""
     with atomic_path(folder / name) as temporary:
-        values = {key: value for key, value in to_dict(config).items() if key != "overwrite"}  # not a property of the run
+        left_out = {"overwrite", *without}  # the first is no property of the run
+        values = {key: value for key, value in to_dict(config).items() if key not in left_out}
         temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 

@@ -197,6 +197,11 @@ def _has_term(align: RegularizeConfig) -> bool:
     return align.metric != "none" and (align.weight != 0 or align.log_every > 0)
 
 
+def reads_captions(align: RegularizeConfig) -> bool:
+    """Whether captions are trained on or measured."""
+    return align.metric != "none" or _held_out_count(align) > 0
+
+
 def _held_out_count(align: RegularizeConfig) -> int:
     return align.held_out if align.held_out is not None else (HELD_OUT if align.metric != "none" else 0)
 
