@@ -75,7 +75,7 @@ class Section:
         """Figures, and a sentence for each that could not be drawn."""
         from crossalign.report.search_figures import draw_search
 
-        return draw_search(self.search, self.suffix, f", {self.name}" if self.suffix else "")
+        return draw_search(self.search, self.suffix, f" of “{self.name}”" if self.suffix else "")
 
 
 @dataclass
