@@ -152,9 +152,12 @@ def test_a_search_is_known_from_its_start(tmp_path: Path, tiny: tuple[str, ...],
 
     def looked(job: work.Work) -> work.Outcome:
         if job.config.output.name != "base":
-            time.sleep(1.5)  # the driver looks once a second
-            found = record(config)
-            seen.append((len(found["trials"]), sum(trial["state"] == "training" for trial in found["trials"])))
+            until, told = time.monotonic() + 20, (0, 0)
+            while told != (len(seen) + 1, 1) and len(seen) < 2 and time.monotonic() < until:
+                time.sleep(0.1)  # the driver looks once a second
+                found = record(config)
+                told = len(found["trials"]), sum(trial["state"] == "training" for trial in found["trials"])
+            seen.append(told)
         return train(job)
 
     monkeypatch.setattr("crossalign.search.drive.train", looked)

@@ -146,7 +146,7 @@ class Journal:
         """Trials that were a winner and were trained again for the data that chose nothing, in that order."""
         return list(self._study.user_attrs.get("scored", []))
 
-    def score(self, number: int) -> None:
+    def mark_scored(self, number: int) -> None:
         """A winner is now trained again."""
         if number not in self.scored:
             self._study.set_user_attr("scored", [*self.scored, number])

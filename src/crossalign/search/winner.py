@@ -29,7 +29,7 @@ def train_winner(search: Search, trial: int, pool: Pool) -> list[str]:
     configs = [seeded(search, trial, seed) for seed in range(1, search.config.seeds + 1)]
     waiting = [_work(search, config) for config in configs if not (config.output / "result.json").is_file()]
     if configs:
-        search.journal.score(trial)
+        search.journal.mark_scored(trial)
     failed, deaths = [], Counter[Path]()
 
     def more(flying: Collection[Work]) -> Work | None:
