@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
@@ -18,7 +19,7 @@ from crossalign.report.text import HELD_OUT
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(ABC):
     """A number of each finished run, with what the run did on each document where that was kept."""
 
     name: str
@@ -36,9 +37,9 @@ class Outcome:
     items: str = "documents"
     """What answers are about."""
 
+    @abstractmethod
     def value(self, run: Run) -> float:
         """The run's number; NaN where it has none."""
-        raise NotImplementedError
 
     def answers(self, run: Run) -> Answers | None:
         """What the run did on each document; None where that was not kept."""
