@@ -14,7 +14,7 @@ help:
 	@echo "make quickstart  install what is needed and run both jobs in minutes, without a model hub"
 	@echo "make test        lint, types and the fast tests"
 	@echo "make test-slow   the slow tests"
-	@echo "make lint        ruff and mypy"
+	@echo "make lint        ruff, mypy, and who may import whom"
 	@echo "make bench       the benchmarks that need no data; evaluation.py and search.py say what they want"
 	@echo "make .venv       only install, with everything for development"
 	@echo "make clean       remove build outputs and caches; keeps .venv and runs"
@@ -43,6 +43,7 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 test: lint
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses auto --maxprocesses 4 --dist worksteal
