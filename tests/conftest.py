@@ -17,6 +17,11 @@ torch.set_num_threads(1)
 DATA = Path(os.environ.get("CROSSALIGN_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Here, for pytest looks for options only in the conftest files that it meets first."""
+    parser.addoption("--write-golden", action="store_true", help="write the files of tests/golden anew")
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep cached files of one test run out of the user's cache and out of the next run."""
