@@ -41,15 +41,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossalign import config as settings
-from crossalign.adapt import build_model, resolve_speed, training_stage
-from crossalign.data.images import ImageSet, ImageSplits
-from crossalign.environment import environment
-from crossalign.models.families import family_of
-from crossalign.models.source import locate
+from crossalign.core.machine import environment
+from crossalign.data.images.load import ImageSet, ImageSplits
+from crossalign.models.language.families import family_of
+from crossalign.models.language.source import locate
+from crossalign.runs.folder import make_accelerator
 from crossalign.training.loop import Run, fit
 from crossalign.training.precision import peak_memory_bytes
-from crossalign.training.run import make_accelerator
 from crossalign.training.tracking import RunLog
+from crossalign.verbs.adapt.job import build_model, resolve_speed, training_stage
 
 WARM_UP = 5  # steps
 SIDE, CLASSES, STEPS = 32, 10, 10_000

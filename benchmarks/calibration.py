@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossalign.report.statistics import Interval, combine_mcnemar, holm, mcnemar, paired_bootstrap, paired_t
+from crossalign.stats import Interval, combine_mcnemar, holm, mcnemar, paired_bootstrap, paired_t
 
 ALPHAS = (0.01, 0.05, 0.1)
 SEEDS, DOCUMENTS, TASKS, RESAMPLES = 5, 500, 6, 999

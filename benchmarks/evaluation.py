@@ -23,12 +23,12 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from crossalign.cache import write_json
 from crossalign.config import EvaluateConfig, TrackingConfig
-from crossalign.data.evals import local_rows
-from crossalign.evaluate import evaluate
-from crossalign.harness import VERSION, quietly
-from crossalign.models.scored import Scored, open_scored
+from crossalign.core.files import write_json
+from crossalign.data.text.evals import local_rows
+from crossalign.verbs.evaluate.harness import VERSION, quietly
+from crossalign.verbs.evaluate.job import evaluate
+from crossalign.verbs.evaluate.model import Scored, open_scored
 
 SHIPPED = {
     "arc_easy": "arc/arc_easy",

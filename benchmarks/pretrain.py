@@ -44,16 +44,16 @@ from crossalign.config import (
     TextLoopConfig,
     TrackingConfig,
 )
-from crossalign.data.pair_batches import PairBatches
-from crossalign.data.tokens import TokenBatches
-from crossalign.environment import environment
-from crossalign.models.causal import new_gpt2
+from crossalign.core.machine import environment
+from crossalign.data.pairs.batches import PairBatches
+from crossalign.data.text.tokens import TokenBatches
+from crossalign.features.regularizer import AlignmentRegularizer
+from crossalign.models.language.causal import new_gpt2
 from crossalign.models.taps import Taps
-from crossalign.models.vision import open_teacher
-from crossalign.regularizer import AlignmentRegularizer
+from crossalign.models.vision.teacher import open_teacher
+from crossalign.runs.folder import make_accelerator
 from crossalign.training.loop import Run, fit
 from crossalign.training.optim import build_optimizer
-from crossalign.training.run import make_accelerator
 from crossalign.training.term import Term
 from crossalign.training.text import text_stage
 from crossalign.training.tracking import RunLog

@@ -22,10 +22,10 @@ from typing import Protocol
 
 import numpy as np
 
-from crossalign.errors import UserError
-from crossalign.progress import progress
-from crossalign.report.statistics import Mean, mean_and_error
-from crossalign.search.promotion import Job, end_game, promotable, resources
+from crossalign.core.errors import UserError
+from crossalign.core.progress import progress
+from crossalign.runs.promotion import Job, end_game, promotable, resources
+from crossalign.stats import Mean, mean_and_error
 
 SUBSETS = 50
 """Of three quarters of the configurations: how far a result hangs on which configurations there were."""

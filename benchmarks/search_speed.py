@@ -28,9 +28,9 @@ from pathlib import Path
 import yaml
 
 from crossalign.config import AdaptConfig, update
-from crossalign.environment import environment
-from crossalign.search.work import TOKEN, Work, train
-from crossalign.workers import Workers
+from crossalign.core.machine import environment
+from crossalign.studies.search.jobs import TOKEN, Work, train
+from crossalign.studies.workers import Workers
 
 
 def search(workers: int, options: argparse.Namespace, folder: Path) -> float:

@@ -11,12 +11,12 @@ import pytest
 
 from crossalign import cli
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, to_dict, update
-from crossalign.errors import UserError, unknown
-from crossalign.models.vision import TABLE2
+from crossalign.core.errors import UserError, unknown
+from crossalign.models.vision.teacher import TABLE2
 from crossalign.recipes import all_recipes, get_recipe
 from crossalign.recipes.cmar import ABLATIONS, TERMS
-from crossalign.search.space import open_space
-from crossalign.training.run import flatten
+from crossalign.runs.folder import flatten
+from crossalign.studies.search.space import open_space
 from crossalign.training.text import check_text_run
 
 

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from crossalign import cli, verbs
+from crossalign import cli
 from crossalign.alignment.registry import divergences, similarities
 from crossalign.config import AdaptConfig, FinetuneConfig, PairsConfig, PretrainConfig, SearchConfig, to_dict
-from crossalign.models.embedding import EMBEDDERS
-from crossalign.models.families import FAMILIES
-from crossalign.models.vision_sources import OPENERS
+from crossalign.models.classifier.embedding import EMBEDDERS
+from crossalign.models.language.families import FAMILIES
+from crossalign.models.vision.sources import OPENERS
 from crossalign.recipes import RECIPES, Recipe, all_recipes, get_recipe
-from crossalign.reproduce import STUDIES, configured
-from crossalign.training.run import flatten
+from crossalign.runs.folder import flatten
+from crossalign.studies.reproduce import STUDIES, configured
+from crossalign.verbs import table as verbs
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -117,7 +118,7 @@ def test_the_plain_loop_of_regularize_runs(place: Path) -> None:
         pytest.importorskip(module, reason="needs the offline extra")
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from crossalign.data.tokenizer import train_tokenizer
+    from crossalign.data.text.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(["some words"], 257)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2))

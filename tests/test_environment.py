@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from crossalign import environment as module
-from crossalign.environment import command_line, environment, free_memory, git_state, is_main_process
+from crossalign.core import machine as module
+from crossalign.core.machine import command_line, environment, free_memory, git_state, is_main_process
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -29,11 +29,11 @@ def git(folder: Path, *arguments: str) -> str:
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository that holds this package where ours does."""
     root = tmp_path / "checkout"
-    package = root / "src" / "crossalign"
-    package.mkdir(parents=True)
-    (package / "environment.py").write_text("")
+    room = root / "src" / "crossalign" / "core"
+    room.mkdir(parents=True)
+    (room / "machine.py").write_text("")
     git(root, "init", "-q")
-    monkeypatch.setattr(module, "__file__", str(package / "environment.py"))
+    monkeypatch.setattr(module, "__file__", str(room / "machine.py"))
     git_state.cache_clear()
     yield root
     git_state.cache_clear()
@@ -60,7 +60,7 @@ def test_it_names_no_person_and_no_host() -> None:
 
 def test_it_imports_nothing_heavy() -> None:
     script = (
-        "import sys; from crossalign.environment import environment; environment()\n"
+        "import sys; from crossalign.core.machine import environment; environment()\n"
         "assert not {'torch', 'numpy', 'mlflow', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

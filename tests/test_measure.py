@@ -19,26 +19,27 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from crossalign import cli, language_features, measure
-from crossalign import features as features_module
+from crossalign import cli, measure
 from crossalign.alignment import cka
 from crossalign.config import MeasureConfig, PairsConfig, PretrainConfig, TeacherConfig, update
-from crossalign.data.pairs import open_pairs
-from crossalign.errors import UserError
-from crossalign.features import load_features, read_metadata, write_features
-from crossalign.language_features import Reading, bits_per_byte, reading_key, write_text_features
-from crossalign.measured import Measured
-from crossalign.models import vision as vision_module
-from crossalign.models.language import LanguageModel, open_language_model
+from crossalign.core.errors import UserError
+from crossalign.data.pairs.load import open_pairs
+from crossalign.features import language as language_features
+from crossalign.features import store as features_module
+from crossalign.features.language import Reading, bits_per_byte, reading_key, write_text_features
+from crossalign.features.store import load_features, read_metadata, write_features
+from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.taps import Taps
-from crossalign.pretrain import pretrain
-from crossalign.report.runs import open_study
+from crossalign.models.vision import teacher as vision_module
+from crossalign.runs.records import open_study
+from crossalign.verbs.measure.models import Measured
+from crossalign.verbs.pretrain import pretrain
 
 pytest.importorskip("matplotlib", reason="needs matplotlib")
 timm = pytest.importorskip("timm", reason="needs timm")
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 220), "white": (250, 250, 250), "black": (5, 5, 5)}
 COUNT = 60
-measure_module = import_module("crossalign.measure")  # the name in the package is the function
+measure_module = import_module("crossalign.verbs.measure.job")  # the name in the package is the function
 
 
 @pytest.fixture(scope="module")

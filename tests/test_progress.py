@@ -12,7 +12,7 @@ import termios
 
 import pytest
 
-from crossalign import progress
+from crossalign.core import progress
 
 SCRIPT = """
 import time

@@ -6,11 +6,11 @@ import pytest
 
 from crossalign import cli
 from crossalign.config import FinetuneConfig, PairsConfig, PretrainConfig, TeacherConfig, to_dict
-from crossalign.data.pairs import open_pairs
-from crossalign.models.vision import TABLE2, open_teacher
+from crossalign.data.pairs.load import open_pairs
+from crossalign.models.vision.teacher import TABLE2, open_teacher
 from crossalign.recipes import Recipe, all_recipes, get_recipe
 from crossalign.recipes.cmar import ABLATIONS, DEGENERATE, DOUBTS, SMALL_PAIRS, TERMS
-from crossalign.training.run import flatten
+from crossalign.runs.folder import flatten
 from crossalign.training.term import row_name
 
 TEXT = (PretrainConfig, FinetuneConfig)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from crossalign.alignment import cka, get_similarity, mutual_knn, participation_ratio, soft_mutual_knn, svcca
 from crossalign.cli import leave_group
-from crossalign.data.pair_batches import PairBatches
-from crossalign.errors import UserError
-from crossalign.regularizer import AlignmentRegularizer
+from crossalign.core.errors import UserError
+from crossalign.data.pairs.batches import PairBatches
+from crossalign.features.regularizer import AlignmentRegularizer
 
 WORDS = ["red", "dog", "runs", "on", "the", "wet", "green", "grass", "two", "birds"]
 N, B, Q = 40, 16, 12

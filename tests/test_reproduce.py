@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from crossalign import cli
-from crossalign.models.vision import TABLE2
+from crossalign.models.vision.teacher import TABLE2
 from crossalign.recipes import get_recipe
-from crossalign.reproduce import QUICKSTART, STUDIES, Job, configured
+from crossalign.studies.reproduce import QUICKSTART, STUDIES, Job, configured
 from crossalign.training.term import row_name
 
 
@@ -152,7 +152,7 @@ def test_rows_and_seeds_of_either_scale(
         ran.extend((job.recipe, job.config.seed, job.config.row) for job in jobs)
         return {}, {}
 
-    monkeypatch.setattr("crossalign.reproduce._run_all", run_all)
+    monkeypatch.setattr("crossalign.studies.reproduce._run_all", run_all)
     code = cli.main(["reproduce", "cmar-pretrain", "--output", str(tmp_path / "out"), *more])
     if rows is None:
         assert code == 2 and not ran

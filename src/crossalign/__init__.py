@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from crossalign.adapt import adapt
     from crossalign.alignment import (
         cca,
         cka,
@@ -41,20 +40,21 @@ if TYPE_CHECKING:
         svcca,
     )
     from crossalign.config import AdaptConfig, EvaluateConfig, FinetuneConfig, MeasureConfig, PretrainConfig, SearchConfig
-    from crossalign.errors import UserError
-    from crossalign.evaluate import evaluate
-    from crossalign.finetune import finetune
-    from crossalign.measure import measure
-    from crossalign.models.classifier import ImageClassifier
-    from crossalign.models.language import open_language_model
-    from crossalign.models.vision import open_teacher
-    from crossalign.pretrain import pretrain
+    from crossalign.core.errors import UserError
+    from crossalign.features.regularizer import AlignmentRegularizer
+    from crossalign.models.classifier.model import ImageClassifier
+    from crossalign.models.language.model import open_language_model
+    from crossalign.models.vision.teacher import open_teacher
     from crossalign.recipes import get_recipe
-    from crossalign.regularizer import AlignmentRegularizer
-    from crossalign.tune import tune
+    from crossalign.studies.tune import tune
+    from crossalign.verbs.adapt.job import adapt
+    from crossalign.verbs.evaluate.job import evaluate
+    from crossalign.verbs.finetune import finetune
+    from crossalign.verbs.measure.job import measure
+    from crossalign.verbs.pretrain import pretrain
 
 _WHERE = {
-    "adapt": "adapt",
+    "adapt": "verbs.adapt.job",
     **dict.fromkeys(
         ("coral", "cosine", "get_divergence", "mmd", "mse", "otdd", "register_divergence", "sinkhorn"), "alignment"
     ),
@@ -69,17 +69,17 @@ _WHERE = {
     **dict.fromkeys(
         ("AdaptConfig", "EvaluateConfig", "FinetuneConfig", "MeasureConfig", "PretrainConfig", "SearchConfig"), "config"
     ),
-    "evaluate": "evaluate",
-    "finetune": "finetune",
-    "measure": "measure",
-    "pretrain": "pretrain",
-    "UserError": "errors",
-    "ImageClassifier": "models.classifier",
-    "open_language_model": "models.language",
-    "open_teacher": "models.vision",
+    "evaluate": "verbs.evaluate.job",
+    "finetune": "verbs.finetune",
+    "measure": "verbs.measure.job",
+    "pretrain": "verbs.pretrain",
+    "UserError": "core.errors",
+    "ImageClassifier": "models.classifier.model",
+    "open_language_model": "models.language.model",
+    "open_teacher": "models.vision.teacher",
     "get_recipe": "recipes",
-    "AlignmentRegularizer": "regularizer",
-    "tune": "tune",
+    "AlignmentRegularizer": "features.regularizer",
+    "tune": "studies.tune",
 }
 __all__ = [
     "AdaptConfig",

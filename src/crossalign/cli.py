@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from crossalign.errors import UserError, unknown
+from crossalign.core.errors import UserError, unknown
 from crossalign.training.stops import DiskFull, Diverged, Interrupted
-from crossalign.verbs import VERBS, Verb
+from crossalign.verbs.table import VERBS, Verb
 
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 """What the system says of a path that is read-only, another's, or a file where a folder is wanted."""
@@ -141,7 +141,7 @@ def _parse(verb: Verb, name: str, recipe: str, args: list[str]) -> Any:
         default = get_recipe(recipe, kinds).make() if recipe else kinds[0]()
         file, args = _take(args, "--config")
         if file:
-            from crossalign.training.run import read_config
+            from crossalign.runs.folder import read_config
 
             default = read_config(default, Path(file))
         kind = verb.recipes[type(default)]

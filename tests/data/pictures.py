@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from crossalign.config import DataConfig
-from crossalign.data.images import ImageSet, ImageSplits, open_images
+from crossalign.data.images.load import ImageSet, ImageSplits, open_images
 
 
 def png(seed: int, size: tuple[int, int] = (12, 12)) -> bytes:

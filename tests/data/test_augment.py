@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from crossalign.config import AugmentConfig
-from crossalign.data.augment import CIFAR10_MEAN, CIFAR10_STD, Draw, augment, draw, normalize
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
+from crossalign.data.images.augment import CIFAR10_MEAN, CIFAR10_STD, Draw, augment, draw, normalize
 
 
 def generator(seed: int = 0) -> torch.Generator:

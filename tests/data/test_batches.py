@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from crossalign.config import AugmentConfig
-from crossalign.data.augment import augment
+from crossalign.core.errors import UserError
 from crossalign.data.batches import IGNORED, MicroBatch, TrainBatches, eval_batches
-from crossalign.data.images import ImageSet
-from crossalign.errors import UserError
+from crossalign.data.images.augment import augment
+from crossalign.data.images.load import ImageSet
 
 AUGMENT = AugmentConfig(crop_padding=2)
 

@@ -20,11 +20,11 @@ import pytest
 
 from crossalign import cli
 from crossalign.config import CorpusConfig
-from crossalign.data import documents, preparation
-from crossalign.data.corpus import Corpus, open_corpus, prepare
-from crossalign.data.documents import list_files, stream
-from crossalign.data.tokenizer import END, open_tokenizer, ordinary_text, save_tokenizer, train_tokenizer
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
+from crossalign.data.text import documents, preparation
+from crossalign.data.text.corpus import Corpus, open_corpus, prepare
+from crossalign.data.text.documents import list_files, stream
+from crossalign.data.text.tokenizer import END, open_tokenizer, ordinary_text, save_tokenizer, train_tokenizer
 
 WORDS = [
     "the",
@@ -189,7 +189,7 @@ KILLED = """
 import os, signal, sys
 from crossalign.config import CorpusConfig
 from crossalign.data import documents, preparation
-from crossalign.data.corpus import prepare
+from crossalign.data.text.corpus import prepare
 documents.PIECE, preparation.CHUNK = 700, 3000
 append, calls = preparation.Preparation._append, []
 def dying(self, side, tokens):

@@ -12,9 +12,9 @@ import torch
 from pictures import encoded
 from PIL import Image
 
-from crossalign.data import decode as decoding
-from crossalign.data.decode import decode, to_pixels
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
+from crossalign.data.images import decode as decoding
+from crossalign.data.images.decode import decode, to_pixels
 
 GRADIENT = np.arange(256, dtype=np.uint8).reshape(16, 16)
 

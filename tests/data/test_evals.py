@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from crossalign.data.evals import expected_file, local_rows
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
+from crossalign.data.text.evals import expected_file, local_rows
 
 ARC = {"question": "Why?", "choices": ["a", "b"], "answer": 1}
 COPA = {"premise": "It rained.", "choice1": "A.", "choice2": "B.", "question": "cause", "label": 0}

@@ -14,13 +14,13 @@ import torch
 from pictures import THREE, check_rows, open_source, png, sizes
 
 from crossalign.config import AugmentConfig, DataConfig
-from crossalign.data import decode as decoding
-from crossalign.data import images as opening
-from crossalign.data.augment import CIFAR10_MEAN, CIFAR10_STD
-from crossalign.data.images import ImageSet, channel_statistics
-from crossalign.data.sources import list_source
-from crossalign.data.split import Pool, split_rows
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
+from crossalign.data.images import decode as decoding
+from crossalign.data.images import load as opening
+from crossalign.data.images.augment import CIFAR10_MEAN, CIFAR10_STD
+from crossalign.data.images.load import ImageSet, channel_statistics
+from crossalign.data.images.sources import list_source
+from crossalign.data.images.split import Pool, split_rows
 
 # -- what is wrong, in one sentence --
 

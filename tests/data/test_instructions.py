@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from crossalign.config import InstructConfig
+from crossalign.core.errors import UserError
 from crossalign.data.batches import IGNORED
-from crossalign.data.examples import ExampleBatches, block_diagonal_mask, collate, evaluation_examples, pack
-from crossalign.data.instructions import Encoded, Example, encode_examples, open_instructions, read_examples
-from crossalign.data.tokenizer import train_tokenizer
-from crossalign.data.tokens import TextBatch, TextStep
-from crossalign.errors import UserError
+from crossalign.data.text.examples import ExampleBatches, block_diagonal_mask, collate, evaluation_examples, pack
+from crossalign.data.text.instructions import Encoded, Example, encode_examples, open_instructions, read_examples
+from crossalign.data.text.tokenizer import train_tokenizer
+from crossalign.data.text.tokens import TextBatch, TextStep
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_masks_by_hand(tokenizer: Any) -> None:
 
 
 def test_a_tokenizer_with_a_start_token_begins_each_example_with_it(shared_data: Path) -> None:
-    from crossalign.data.tokenizer import open_tokenizer
+    from crossalign.data.text.tokenizer import open_tokenizer
 
     opened = open_tokenizer(str(shared_data / "models/stories260K"))
     found = encode_examples([Example("Once", "upon")], opened, 64)

@@ -16,10 +16,12 @@ from pictures import encoded, png
 from PIL import Image
 
 from crossalign.config import PairsConfig
-from crossalign.data import decode, pair_sources, pairs
-from crossalign.data.openmoji import caption_of
-from crossalign.data.pairs import Pairs, open_pairs
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
+from crossalign.data.images import decode
+from crossalign.data.pairs import load as pairs
+from crossalign.data.pairs import sources as pair_sources
+from crossalign.data.pairs.load import Pairs, open_pairs
+from crossalign.data.pairs.openmoji import caption_of
 
 
 def opened(source: object, **settings: Any) -> Pairs:

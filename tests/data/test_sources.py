@@ -14,9 +14,9 @@ import pytest
 import torch
 from pictures import THREE, check_rows, open_source, png, sizes
 
-from crossalign.data import decode as decoding
+from crossalign.core.errors import UserError
 from crossalign.data.hub import load_hub
-from crossalign.errors import UserError
+from crossalign.data.images import decode as decoding
 
 # -- digits --
 

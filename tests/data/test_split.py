@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from crossalign.config import DataConfig
-from crossalign.data.split import Pool, check_config, split_rows, stratified_order
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
+from crossalign.data.images.split import Pool, check_config, split_rows, stratified_order
 
 CLASSES = tuple("abcdefghij")
 

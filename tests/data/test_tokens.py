@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from crossalign.core.errors import UserError
 from crossalign.data.batches import IGNORED
-from crossalign.data.tokens import TextStep, TokenBatches, TokenFile, evaluation_blocks
-from crossalign.errors import UserError
+from crossalign.data.text.tokens import TextStep, TokenBatches, TokenFile, evaluation_blocks
 
 
 def numbered(count: int) -> np.ndarray:

@@ -90,8 +90,8 @@ def evals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a GPT-2 of two layers that sees 256 tokens, and its tokenizer."""
     from crossalign.config import GPTConfig
-    from crossalign.data.tokenizer import separator, train_tokenizer
-    from crossalign.models.causal import new_gpt2, save_causal
+    from crossalign.data.text.tokenizer import separator, train_tokenizer
+    from crossalign.models.language.causal import new_gpt2, save_causal
 
     folder = tmp_path_factory.mktemp("tiny-gpt2") / "model"
     tokenizer = train_tokenizer([sentence(i, 20) for i in range(40)], 300)

@@ -20,9 +20,9 @@ pytest.importorskip("lm_eval")
 
 from crossalign import cli
 from crossalign.config import EvaluateConfig, TrackingConfig
-from crossalign.errors import UserError
-from crossalign.evaluate import evaluate
-from crossalign.harness_model import Scorer
+from crossalign.core.errors import UserError
+from crossalign.verbs.evaluate.job import evaluate
+from crossalign.verbs.evaluate.scorer import Scorer
 
 EVERY = ("arc_easy", "arc_challenge", "copa", "lambada_openai", "swag", "commonsense_qa", "wikitext", "hellaswag")
 Make = Callable[..., EvaluateConfig]
@@ -132,19 +132,19 @@ def test_other_weights_keep_nothing(make: Make, tiny: Path, tmp_path: Path) -> N
 
 
 def test_a_stopped_call_goes_on_at_the_task_it_was_in(make: Make, monkeypatch: pytest.MonkeyPatch, scored: list[int]) -> None:
-    import crossalign.harness
+    import crossalign.verbs.evaluate.harness
 
-    whole = crossalign.harness.score_task
+    whole = crossalign.verbs.evaluate.harness.score_task
 
     def stop(task: Any, scorer: Any) -> Any:
         if task.name == "copa":
             raise KeyboardInterrupt
         return whole(task, scorer)
 
-    monkeypatch.setattr(crossalign.harness, "score_task", stop)
+    monkeypatch.setattr(crossalign.verbs.evaluate.harness, "score_task", stop)
     with pytest.raises(KeyboardInterrupt):
         evaluate(make("arc_easy", "copa"))
-    monkeypatch.setattr(crossalign.harness, "score_task", whole)
+    monkeypatch.setattr(crossalign.verbs.evaluate.harness, "score_task", whole)
     calls = len(scored)
     alone = evaluate(make("arc_easy"))
     assert len(scored) == calls and list(alone["tasks"]) == ["arc_easy"]

@@ -19,11 +19,11 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from crossalign import harness
-from crossalign.data.evals import local_rows
-from crossalign.harness import EvalTask, open_task, quietly, score_task, task_names
-from crossalign.harness_model import Scorer, batch_ends
-from crossalign.models.scored import Scored, open_scored
+from crossalign.data.text.evals import local_rows
+from crossalign.verbs.evaluate import harness
+from crossalign.verbs.evaluate.harness import EvalTask, open_task, quietly, score_task, task_names
+from crossalign.verbs.evaluate.model import Scored, open_scored
+from crossalign.verbs.evaluate.scorer import Scorer, batch_ends
 
 SHIPPED = {
     "arc_easy": "arc/arc_easy",
@@ -146,7 +146,7 @@ def test_standard_errors_of_means_are_the_harness_s(evals: Path, tiny: Path) -> 
 def test_the_standard_error_of_bits_a_byte_is_near_the_bootstrap_s() -> None:
     import random
 
-    from crossalign.harness import _ratio_stderr
+    from crossalign.verbs.evaluate.harness import _ratio_stderr
 
     draw = random.Random(0)
     items = []

@@ -12,11 +12,11 @@ import torch
 import yaml
 
 from crossalign.config import TuneConfig
-from crossalign.errors import UserError
-from crossalign.models.causal import choose_trained, save_causal
-from crossalign.models.classifier import ImageClassifier
-from crossalign.models.language import open_language_model, read_tokenizer
-from crossalign.models.scored import Scored, open_scored
+from crossalign.core.errors import UserError
+from crossalign.models.classifier.model import ImageClassifier
+from crossalign.models.language.causal import choose_trained, save_causal
+from crossalign.models.language.model import open_language_model, read_tokenizer
+from crossalign.verbs.evaluate.model import Scored, open_scored
 
 
 def logits(model: Any) -> torch.Tensor:

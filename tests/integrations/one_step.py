@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crossalign.cli import leave_group
-from crossalign.data.pair_batches import PairBatches
-from crossalign.regularizer import AlignmentRegularizer
+from crossalign.data.pairs.batches import PairBatches
+from crossalign.features.regularizer import AlignmentRegularizer
 
 ROWS, LENGTH, VOCABULARY = 8, 12, 40
 Gradients = dict[str, Tensor]
@@ -161,7 +161,7 @@ def sft(weight: float, options: Any) -> Gradients:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from crossalign.data.tokenizer import train_tokenizer
+    from crossalign.data.text.tokenizer import train_tokenizer
     from crossalign.integrations.hf_trainer import AlignedTrainerMixin, AlignmentCallback
 
     class Aligned(AlignedTrainerMixin, SFTTrainer):  # type: ignore[misc]

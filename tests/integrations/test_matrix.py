@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent))
 import one_step
@@ -156,8 +156,8 @@ def test_lightning_refuses_other_strategies() -> None:
 def test_trainer_logs_the_score_and_resumes_the_queue(tmp_path: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
+    from crossalign.features.regularizer import AlignmentRegularizer
     from crossalign.integrations.hf_trainer import AlignmentCallback
-    from crossalign.regularizer import AlignmentRegularizer
 
     def train(steps: int, resume: bool) -> tuple[Any, AlignmentRegularizer]:
         regularizer = AlignmentRegularizer("cka-linear", every=1, queue=16, pairs=one_step.make_pairs(8))

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossalign.errors import UserError
-from crossalign.regularizer import AlignmentRegularizer
+from crossalign.core.errors import UserError
+from crossalign.features.regularizer import AlignmentRegularizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 import one_step

@@ -13,10 +13,10 @@ from transformers import AutoModel
 from transformers.pytorch_utils import Conv1D
 
 from crossalign.config import BackboneConfig
-from crossalign.errors import UserError
-from crossalign.models.backbone import Backbone, probe
-from crossalign.models.families import FAMILIES, VIT, is_norm
-from crossalign.models.language import open_language_model
+from crossalign.core.errors import UserError
+from crossalign.models.classifier.backbone import Backbone, probe
+from crossalign.models.language.families import FAMILIES, VIT, is_norm
+from crossalign.models.language.model import open_language_model
 
 FAMILY = pytest.mark.parametrize("family", sorted(FAMILIES))
 LEARNED = [name for name, family in sorted(FAMILIES.items()) if family.positions == "learned"]

@@ -20,9 +20,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from crossalign.config import BackboneConfig, EmbedderConfig, HeadConfig, TuneConfig
-from crossalign.errors import UserError
-from crossalign.models.classifier import ImageClassifier
-from crossalign.models.families import is_norm
+from crossalign.core.errors import UserError
+from crossalign.models.classifier.model import ImageClassifier
+from crossalign.models.language.families import is_norm
 
 FAMILIES = ["gpt2", "llama", "qwen3", "bert", "roberta", "opt", "gpt_neox", "distilbert"]
 METHODS = ["fpt", "lora", "full"]
@@ -162,7 +162,7 @@ def test_gradients_reach_every_pixel_and_new_part(tiny_folder: Folder, kind: str
 
 
 def test_linear_embedder_equals_a_convolution_over_patches() -> None:
-    from crossalign.models.embedding import PatchEmbedding
+    from crossalign.models.classifier.embedding import PatchEmbedding
 
     embed = PatchEmbedding((3, 8, 8), 4, 16)
     conv = nn.Conv2d(3, 16, 4, stride=4)
@@ -277,7 +277,7 @@ def test_causal_attention_hides_later_patches_from_earlier_tokens(tiny_folder: F
 
 @pytest.mark.parametrize("method", ["fpt", "full"])
 def test_a_group_that_matches_nothing_fails(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    monkeypatch.setattr("crossalign.models.freezing.is_norm", lambda module: False)
+    monkeypatch.setattr("crossalign.models.classifier.freezing.is_norm", lambda module: False)
     with pytest.raises(RuntimeError, match=f"method '{method}' trains the group 'norms', but no parameter is in it"):
         build(tiny_folder("llama"), method)
 

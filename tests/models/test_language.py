@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel
 
-from crossalign import cache
 from crossalign.config import BackboneConfig
-from crossalign.errors import UserError
-from crossalign.models.backbone import Backbone
-from crossalign.models.families import FAMILIES
-from crossalign.models.language import LanguageModel, open_language_model
+from crossalign.core import files as cache
+from crossalign.core.errors import UserError
+from crossalign.models.classifier.backbone import Backbone
+from crossalign.models.language.families import FAMILIES
+from crossalign.models.language.model import LanguageModel, open_language_model
 
 Folder = Callable[[str], Path]
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crossalign.errors import UserError
-from crossalign.models import source
-from crossalign.models.language import open_language_model
+from crossalign.core.errors import UserError
+from crossalign.models.language import source
+from crossalign.models.language.model import open_language_model
 
 Folder = Callable[[str], Path]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossalign.errors import UserError
-from crossalign.models.families import FAMILIES
-from crossalign.models.language import open_language_model
+from crossalign.core.errors import UserError
+from crossalign.models.language.families import FAMILIES
+from crossalign.models.language.model import open_language_model
 from crossalign.models.taps import Taps, blocks_of, pooled, resolve_layers
 
 Folder = Callable[[str], Path]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossalign.cache import cache_dir
 from crossalign.config import AlignConfig, BackboneConfig
-from crossalign.errors import UserError
-from crossalign.models import targets as module
-from crossalign.models.backbone import Backbone
-from crossalign.models.language import LanguageModel, open_language_model
-from crossalign.models.targets import TextTargets, kmeans, masked_mean, text_targets
+from crossalign.core.errors import UserError
+from crossalign.core.files import cache_dir
+from crossalign.models.classifier import targets as module
+from crossalign.models.classifier.backbone import Backbone
+from crossalign.models.classifier.targets import TextTargets, kmeans, masked_mean, text_targets
+from crossalign.models.language.model import LanguageModel, open_language_model
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -17,10 +17,10 @@ from torch import nn
 
 import crossalign
 from crossalign.config import TeacherConfig
-from crossalign.errors import UserError
-from crossalign.models.vision import TABLE2, Teacher, open_teacher
-from crossalign.models.vision_body import Request, load_strictly
-from crossalign.models.vision_sources import lite_names
+from crossalign.core.errors import UserError
+from crossalign.models.vision.body import Request, load_strictly
+from crossalign.models.vision.sources import lite_names
+from crossalign.models.vision.teacher import TABLE2, Teacher, open_teacher
 
 timm = pytest.importorskip("timm", reason="needs timm")
 

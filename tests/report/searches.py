@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from crossalign.search.promotion import Job, end_game, promotable, resources
+from crossalign.runs.promotion import Job, end_game, promotable, resources
 
 Record = dict[str, Any]
 SPACE: dict[str, Any] = {

@@ -12,8 +12,8 @@ from crossalign.config import MeasureConfig
 
 pytest.importorskip("matplotlib", reason="needs matplotlib")
 
-from crossalign.report.alignment import against_chance, dynamics_figure, heat_maps, quality_figure, summary_table
 from crossalign.report.drawing import Picture, png, styled
+from crossalign.verbs.measure.page import against_chance, dynamics_figure, heat_maps, quality_figure, summary_table
 
 Result = tuple[dict[str, Any], dict[str, Tensor]]
 

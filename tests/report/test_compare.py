@@ -16,14 +16,14 @@ import yaml
 from scipy import stats
 
 from crossalign import cli
-from crossalign.compare import compare
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
 from crossalign.report.contrast_pages import Compared, as_json, as_text_page, write_markdown
-from crossalign.report.contrasts import Contrast
-from crossalign.report.evaluations import Answers
-from crossalign.report.outcomes import pair_outcome
-from crossalign.report.statistics import combine_mcnemar, holm, mcnemar, paired_bootstrap, seeds_needed
 from crossalign.report.text import HELD_OUT
+from crossalign.results.contrasts import Contrast
+from crossalign.results.outcomes import pair_outcome
+from crossalign.runs.evaluations import Answers
+from crossalign.stats import combine_mcnemar, holm, mcnemar, paired_bootstrap, seeds_needed
+from crossalign.verbs.compare import compare
 
 DOCUMENTS = 120
 LABELS = {"arc": "ARC (Easy)", "copa": "COPA", "wiki": "WikiText"}

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from crossalign.report.forgetting import forgetting_tables
-from crossalign.report.rows import group_rows
-from crossalign.report.runs import open_study
 from crossalign.report.tables import Table
+from crossalign.results.rows import group_rows
+from crossalign.runs.records import open_study
 
 SIZE = np.random.default_rng(0).integers(50, 900, 40).astype(float)
 
@@ -75,7 +75,7 @@ def test_runs_that_were_not_scored_before_make_no_table(tmp_path: Path, new_run:
 
 @pytest.mark.parametrize("damaged", ['{"tas', '{"tasks": {}, "forgetting": 3}'])
 def test_a_damaged_evaluation_is_one_sentence(tmp_path: Path, new_run: Callable[..., Path], damaged: str) -> None:
-    from crossalign.errors import UserError
+    from crossalign.core.errors import UserError
 
     run = new_run(tmp_path / "seed-0", row="FPT", method="fpt", align="none", seed=0)
     evaluated(run, 0.1, 0)

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from crossalign.report.published import FINDINGS, TABLE1, published_tables
-from crossalign.report.rows import group_rows
-from crossalign.report.runs import open_study, read_run
+from crossalign.results.rows import group_rows
+from crossalign.runs.records import open_study, read_run
 
 Maker = Callable[..., Path]
 

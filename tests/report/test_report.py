@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
 from crossalign.report import report, summary_table
-from crossalign.report.comparisons import compare_rows
-from crossalign.report.rows import group_rows
-from crossalign.report.runs import open_study
 from crossalign.report.tables import as_text, comparison_tables, results_table, sweep_table
 from crossalign.report.wording import findings, p_text, points, sentence
+from crossalign.results.comparisons import compare_rows
+from crossalign.results.rows import group_rows
+from crossalign.runs.records import open_study
 
 Maker = Callable[..., Path]
 VOID = {"meta", "img", "br", "link", "input", "hr"}

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossalign.errors import UserError
-from crossalign.report.comparisons import compare_rows, pair
-from crossalign.report.rows import baseline, best, group_rows, warnings
-from crossalign.report.runs import open_study
+from crossalign.core.errors import UserError
+from crossalign.results.comparisons import compare_rows, pair
+from crossalign.results.rows import baseline, best, group_rows, warnings
+from crossalign.runs.records import open_study
 
 Maker = Callable[..., Path]
 

@@ -17,16 +17,16 @@ import pytest
 from PIL import Image
 from searches import SPACE, Record, make_search
 
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
 from crossalign.report import report, summary_table
 from crossalign.report.content import Content
 from crossalign.report.drawing import INK, RED, Picture, png
 from crossalign.report.markdown import markdown
-from crossalign.report.runs import open_study
-from crossalign.report.search import read_search
 from crossalign.report.search_settings import importances
 from crossalign.report.search_tables import budgets, failure_table, method_table, rung_table, trial_table
 from crossalign.report.text import content_of
+from crossalign.runs.records import open_study
+from crossalign.runs.search import read_search
 
 Maker = Callable[..., Path]
 

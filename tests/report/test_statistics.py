@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from crossalign.report.statistics import (
+from crossalign.stats import (
     combine_mcnemar,
     detectable_difference,
     effect_size,

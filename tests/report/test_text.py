@@ -12,11 +12,11 @@ import pytest
 import yaml
 from scipy import stats
 
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
 from crossalign.report import report, summary_table
-from crossalign.report.runs import open_study
-from crossalign.report.statistics import holm
 from crossalign.report.text import ALIGNS, CONTROLS, HELD_OUT, NO_IMAGES, PREDICTS, TextContent, content_of
+from crossalign.runs.records import open_study
+from crossalign.stats import holm
 
 LOSSES = {"none": [4.00, 4.10, 4.05, 4.02], "cka": [3.95, 4.04, 4.01, 3.96], "l2": [4.01, 4.09, 4.06, 4.00]}
 
@@ -102,7 +102,7 @@ def test_a_row_with_images_is_compared_with_each_control(study: Path) -> None:
 
 def test_terms_without_images_are_named() -> None:
     from crossalign.alignment import penalty_names
-    from crossalign.regularizer import WEIGHT_PENALTIES
+    from crossalign.features.regularizer import WEIGHT_PENALTIES
 
     assert set(NO_IMAGES) == {"captions", *penalty_names(), *WEIGHT_PENALTIES}
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import crossalign.tune  # noqa: F401
-from crossalign import progress
+import crossalign.studies.tune  # noqa: F401
 from crossalign.config import SearchConfig
-from crossalign.search.drive import Pool
+from crossalign.core import progress
+from crossalign.studies.search.drive import Pool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,4 +79,4 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         with ThreadPoolExecutor(1) as executor:
             yield Pool(executor, lambda: 1)
 
-    monkeypatch.setattr(sys.modules["crossalign.tune"], "_pool", one_thread)
+    monkeypatch.setattr(sys.modules["crossalign.studies.tune"], "_pool", one_thread)

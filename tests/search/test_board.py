@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from optuna.distributions import FloatDistribution
 
-from crossalign import progress
-from crossalign.search.board import Board, forecast
-from crossalign.search.journal import Journal
-from crossalign.search.promotion import Job
+from crossalign.core import progress
+from crossalign.runs.promotion import Job
+from crossalign.studies.search.board import Board, forecast
+from crossalign.studies.search.journal import Journal
 
 
 @pytest.mark.parametrize("factor", [2, 3])

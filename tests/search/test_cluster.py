@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 import torch
 
-from crossalign.cache import cache_dir
-from crossalign.reproduce import configured
-from crossalign.search import cluster, work
-from crossalign.search.cluster import cluster_pool, halt
-from crossalign.search.work import TOKEN, Outcome, Work, pack, train, unpack, validations
-from crossalign.training.run import InUse, locked
+from crossalign.core.files import cache_dir
+from crossalign.runs.folder import InUse, locked
+from crossalign.studies.reproduce import configured
+from crossalign.studies.search import cluster
+from crossalign.studies.search import jobs as work
+from crossalign.studies.search.cluster import cluster_pool, halt
+from crossalign.studies.search.jobs import TOKEN, Outcome, Work, pack, train, unpack, validations
 from crossalign.training.stops import Interrupted
 
 distributed = pytest.importorskip("distributed")
@@ -177,7 +178,7 @@ def test_a_job_computes_with_its_threads_and_raises_nothing(long: Work, monkeypa
 def dask(folder: Path, shared: bool) -> Iterator[tuple[str, list[subprocess.Popen[bytes]], Callable[[str], None]]]:
     """The scheduler's address, its processes (the scheduler first, then two workers), and what starts another worker."""
     apart, file = folder / "apart.py", folder / "scheduler.json"
-    apart.write_text("import crossalign.search.work as work\nwork._shares = lambda job: False\n")
+    apart.write_text("import crossalign.studies.search.jobs as work\nwork._shares = lambda job: False\n")
     address = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
     processes = [subprocess.Popen([*DASK, "scheduler", *address], stderr=subprocess.DEVNULL)]
 

@@ -23,12 +23,12 @@ import torch
 from searching import record, settings
 
 from crossalign.config import AdaptConfig, SearchConfig
-from crossalign.errors import UserError
-from crossalign.search import work
-from crossalign.search.drive import Pool
+from crossalign.core.errors import UserError
+from crossalign.studies.search import jobs as work
+from crossalign.studies.search.drive import Pool
+from crossalign.studies.tune import tune
+from crossalign.studies.workers import Workers
 from crossalign.training.stops import Interrupted
-from crossalign.tune import tune
-from crossalign.workers import Workers
 
 
 @pytest.mark.usefixtures("here")
@@ -80,7 +80,7 @@ def test_a_fault_of_the_machine_fails_no_trial(tmp_path: Path, tiny: tuple[str, 
             mine.rename(tmp_path / "away")
         return train(job)
 
-    monkeypatch.setattr("crossalign.search.drive.train", counted)
+    monkeypatch.setattr("crossalign.studies.search.drive.train", counted)
     with pytest.raises(UserError, match="pictures"):
         tune(config)
     assert jobs[-1] == "base"
@@ -127,7 +127,7 @@ def test_a_killed_worker_costs_a_trial_at_its_second_death(
     def dying(config: SearchConfig) -> Iterator[Pool]:
         yield Pool(Dying(deaths), lambda: 1)
 
-    monkeypatch.setattr(sys.modules["crossalign.tune"], "_pool", dying)
+    monkeypatch.setattr(sys.modules["crossalign.studies.tune"], "_pool", dying)
     config = settings(tmp_path, tiny, trials=4, seeds=0)
     tune(config)
     states = [trial["state"] for trial in record(config)["trials"]]
@@ -259,7 +259,7 @@ def test_a_worker_computes_with_its_share_of_the_cores() -> None:
 
 
 def test_a_worker_whose_driver_is_killed_while_it_starts_is_gone() -> None:
-    script = "import time; from crossalign.workers import Workers; w = Workers(1, 1); w.submit(time.sleep, 99).result()"
+    script = "import time; from crossalign.studies.workers import Workers; w = Workers(1, 1); w.submit(time.sleep, 99).result()"
     driver = subprocess.Popen([sys.executable, "-c", f"if __name__ == '__main__': exec({script!r})"])
     found: list[int] = []
     while not found:

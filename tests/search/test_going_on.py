@@ -19,14 +19,14 @@ from searching import record, settings
 
 from crossalign import cli
 from crossalign.report import report
-from crossalign.report.runs import open_study
-from crossalign.search import work
-from crossalign.search.journal import Journal
+from crossalign.runs.folder import InUse
+from crossalign.runs.records import open_study
+from crossalign.studies.search import jobs as work
+from crossalign.studies.search.journal import Journal
+from crossalign.studies.tune import tune
 from crossalign.training import precision
 from crossalign.training.precision import Precision
-from crossalign.training.run import InUse
 from crossalign.training.stops import Interrupted
-from crossalign.tune import tune
 
 
 @pytest.mark.usefixtures("here")
@@ -37,7 +37,7 @@ def test_what_a_shorter_search_scored_is_not_the_new_winners(
     tune(config)
     longer = dataclasses.replace(config, trials=3)
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["crossalign.tune"], "train_winner", _interrupted)
+        patch.setattr(sys.modules["crossalign.studies.tune"], "train_winner", _interrupted)
         with pytest.raises(Interrupted):
             tune(longer)
     found = record(config)
@@ -113,7 +113,7 @@ def test_methods_are_locked_each_and_of_one_number_format(
         rungs=2,
         space_text="optim.lr: [1.0e-2, 1.0e-3]\n",
     )
-    drive, refused = sys.modules["crossalign.tune"].drive, list[str]()
+    drive, refused = sys.modules["crossalign.studies.tune"].drive, list[str]()
 
     def driven(search: Any, pool: Any, follow: Any) -> None:
         other = settings(tmp_path, auto, recipe=search.recipe, output=search.home, trials=2, seeds=0, rungs=2)
@@ -122,7 +122,7 @@ def test_methods_are_locked_each_and_of_one_number_format(
         refused.append(search.recipe)
         drive(search, pool, follow)
 
-    monkeypatch.setattr(sys.modules["crossalign.tune"], "drive", driven)
+    monkeypatch.setattr(sys.modules["crossalign.studies.tune"], "drive", driven)
     assert tune(config) == [] and refused == ["small-fpt", "small-lora"]
     formats = [yaml.safe_load(path.read_text())["resolved"]["precision"] for path in config.output.glob("*/search.yaml")]
     assert formats == ["bf16", "bf16"]
@@ -147,7 +147,7 @@ def test_a_method_that_fails_leaves_the_others_their_search(
 @pytest.mark.usefixtures("here")
 def test_a_search_is_known_from_its_start(tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(tmp_path, tiny, trials=2, seeds=0, rungs=2)
-    monkeypatch.setattr(sys.modules["crossalign.tune"], "RECORD_SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules["crossalign.studies.tune"], "RECORD_SECONDS", 0.0)
     train, seen = work.train, list[tuple[int, int]]()
 
     def looked(job: work.Work) -> work.Outcome:
@@ -160,7 +160,7 @@ def test_a_search_is_known_from_its_start(tmp_path: Path, tiny: tuple[str, ...],
             seen.append(told)
         return train(job)
 
-    monkeypatch.setattr("crossalign.search.drive.train", looked)
+    monkeypatch.setattr("crossalign.studies.search.drive.train", looked)
     tune(config)
     assert seen[:2] == [(1, 1), (2, 1)]
 
@@ -171,8 +171,8 @@ def test_ctrl_c_between_the_stages_is_told_as_any_other(
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["crossalign.tune"], "_open", stopped)
-    monkeypatch.setattr(sys.modules["crossalign.tune"], "_pool", lambda config: contextlib.nullcontext())
+    monkeypatch.setattr(sys.modules["crossalign.studies.tune"], "_open", stopped)
+    monkeypatch.setattr(sys.modules["crossalign.studies.tune"], "_pool", lambda config: contextlib.nullcontext())
     call = ["tune", "small-fpt", "--rungs", "2", "--output", str(tmp_path / "found"), "--set", *tiny]
     assert cli.main(call) == 130
     assert "stopped by a signal; the same command goes on from there" in capsys.readouterr().err
@@ -211,7 +211,7 @@ def test_a_journal_cut_after_any_line_is_whole(tmp_path: Path) -> None:
 def test_a_script_without_a_guard_is_told_what_it_lacks(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     script = tmp_path / "script.py"
     call = f"tune(SearchConfig(recipe='small-fpt', trials=2, rungs=2, output=Path({str(tmp_path / 'found')!r}), set={tiny!r}))"
-    head = "from pathlib import Path\nfrom crossalign.config import SearchConfig\nfrom crossalign.tune import tune\n"
+    head = "from pathlib import Path\nfrom crossalign.config import SearchConfig\nfrom crossalign.studies.tune import tune\n"
     script.write_text(f"{head}{call}\n")
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=100)
     assert ended.returncode and "must do so under if __name__ == '__main__'" in ended.stderr

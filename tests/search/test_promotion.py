@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossalign.errors import UserError
-from crossalign.search.promotion import Job, end_game, promotable, resources
+from crossalign.core.errors import UserError
+from crossalign.runs.promotion import Job, end_game, promotable, resources
 
 FAILED = -math.inf
 

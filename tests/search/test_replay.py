@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 CURVES = [  # of four epochs; the rungs are 2 and 4

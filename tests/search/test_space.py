@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, SearchConfig, update
-from crossalign.errors import UserError
-from crossalign.search.space import Space, open_space
-from crossalign.tune import tune
+from crossalign.core.errors import UserError
+from crossalign.studies.search.space import Space, open_space
+from crossalign.studies.tune import tune
 
 METHODS = "tune.method: [fpt, lora]\n"
 

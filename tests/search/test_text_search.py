@@ -14,10 +14,10 @@ import yaml
 from PIL import Image
 
 from crossalign.config import PretrainConfig, SearchConfig, TrackingConfig, update
-from crossalign.pretrain import pretrain
 from crossalign.report import report
-from crossalign.search.work import validations
-from crossalign.tune import tune
+from crossalign.studies.search.jobs import validations
+from crossalign.studies.tune import tune
+from crossalign.verbs.pretrain import pretrain
 
 WORDS = "the cat sat on a mat while two red dogs ran over wet grass and birds sang in old trees"
 PAIRS = 100

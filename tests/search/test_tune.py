@@ -15,15 +15,15 @@ from searching import SPACE, record, settings
 
 from crossalign import adapt, cli
 from crossalign.config import AdaptConfig, SearchConfig, TrackingConfig, update
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
 from crossalign.report import report
-from crossalign.reproduce import configured
-from crossalign.search import work
-from crossalign.search.journal import Journal
-from crossalign.search.space import open_space
-from crossalign.search.work import validations
+from crossalign.studies.reproduce import configured
+from crossalign.studies.search import jobs as work
+from crossalign.studies.search.jobs import validations
+from crossalign.studies.search.journal import Journal
+from crossalign.studies.search.space import open_space
+from crossalign.studies.tune import _space, tune
 from crossalign.training import loop
-from crossalign.tune import _space, tune
 
 
 @pytest.mark.usefixtures("here")
@@ -253,7 +253,7 @@ def test_alignment_before_training_is_counted_apart(
         stages.append((stage.name, run.until))
         return fit(stage, run)
 
-    for place in ("crossalign.adapt", "crossalign.training.alignment"):
+    for place in ("crossalign.verbs.adapt.job", "crossalign.verbs.adapt.alignment"):
         monkeypatch.setattr(sys.modules[place], "fit", followed)
     align = ("align.metric=mmd", "align.epochs=3", "align.batch_size=16", "align.sequences=100", "align.sequence_length=8")
     config = settings(tmp_path, (*tiny, *align), trials=2, seeds=0, rungs=2)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from crossalign.config import AdaptConfig
-from crossalign.reproduce import configured
+from crossalign.studies.reproduce import configured
 
 
 @pytest.fixture(scope="session")

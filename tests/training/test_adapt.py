@@ -23,13 +23,13 @@ import yaml
 from safetensors.torch import load_file
 
 from crossalign import cli
-from crossalign.adapt import adapt
 from crossalign.config import AdaptConfig
-from crossalign.errors import UserError
-from crossalign.models.classifier import ImageClassifier
+from crossalign.core.errors import UserError
+from crossalign.models.classifier.model import ImageClassifier
+from crossalign.runs.folder import write_config
 from crossalign.training import checkpoint as ckpt
 from crossalign.training.loop import Diverged, Interrupted
-from crossalign.training.run import write_config
+from crossalign.verbs.adapt.job import adapt
 
 Make = Callable[..., AdaptConfig]
 CLOCK = ("seconds", "examples_per_second")
@@ -169,7 +169,7 @@ def test_what_a_run_leaves(tiny_run: Make) -> None:
 
 
 def test_a_finished_run_is_returned_and_the_test_set_not_scored_again(tiny_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    module: Any = importlib.import_module("crossalign.adapt")
+    module: Any = importlib.import_module("crossalign.verbs.adapt.job")
     sizes: list[int] = []
     score = module.score
     monkeypatch.setattr(module, "score", lambda m, b, labels, a: (sizes.append(len(labels)), score(m, b, labels, a))[1])
@@ -339,7 +339,7 @@ def test_alignment_moves_the_embeddings_towards_text(tiny_run: Make, metric: str
 def test_alignment_leaves_the_backbone_alone_and_the_published_mmd_is_orcas(tiny_run: Make) -> None:
     from crossalign.alignment import mmd, mmd_orca
     from crossalign.recipes import get_recipe
-    from crossalign.training.alignment import find_divergence
+    from crossalign.verbs.adapt.alignment import find_divergence
 
     assert find_divergence(get_recipe("cmda-fpt-mmd").make()) is mmd_orca
     assert find_divergence(get_recipe("small-fpt-mmd").make()) is mmd
@@ -355,7 +355,7 @@ def test_the_test_set_is_scored_with_the_best_validation_epoch(tiny_run: Make, m
     first_epoch = tiny_run("small-fpt", *settings, "loop.epochs=1", output="one")
     adapt(first_epoch, quiet=True)
     accuracies = iter([0.9, 0.3, 0.3])
-    module = importlib.import_module("crossalign.adapt")
+    module = importlib.import_module("crossalign.verbs.adapt.job")
     score = module._score
 
     class Told:
@@ -381,7 +381,7 @@ def test_the_test_set_is_scored_with_the_best_validation_epoch(tiny_run: Make, m
 
 def test_means_of_sequences_leave_the_scale_of_tokens_free(tiny_run: Make) -> None:
     from crossalign.alignment import mmd
-    from crossalign.training.alignment import _sample
+    from crossalign.verbs.adapt.alignment import _sample
 
     x = torch.randn(16, 8, 32)
     spread = 10 * torch.randn(16, 8, 32)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from crossalign import cli
-from crossalign.adapt import adapt
 from crossalign.config import AdaptConfig
+from crossalign.verbs.adapt.job import adapt
 
 
 def test_two_tiny_rows_are_compared(tiny_run: Callable[..., AdaptConfig], capsys: pytest.CaptureFixture[str]) -> None:

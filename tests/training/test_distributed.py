@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crossalign.adapt import adapt
 from crossalign.config import AdaptConfig
-from crossalign.training.run import write_config
+from crossalign.runs.folder import write_config
+from crossalign.verbs.adapt.job import adapt
 
 
 def free_port() -> int:

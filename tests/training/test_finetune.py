@@ -21,12 +21,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from crossalign import progress
 from crossalign.config import FinetuneConfig, update
-from crossalign.data.instructions import open_instructions
-from crossalign.data.tokenizer import open_tokenizer, save_tokenizer, train_tokenizer
-from crossalign.errors import UserError
-from crossalign.finetune import finetune
+from crossalign.core import progress
+from crossalign.core.errors import UserError
+from crossalign.data.text.instructions import open_instructions
+from crossalign.data.text.tokenizer import open_tokenizer, save_tokenizer, train_tokenizer
+from crossalign.verbs.finetune import finetune
 
 Make = Callable[..., FinetuneConfig]
 WIDTH = 6
@@ -115,7 +115,7 @@ def test_padding_and_packing_change_no_loss(make: Make, form: dict[str, Any]) ->
     plain = make("plain", **settings, loop={"batch_size": 54, "steps": 1, "evaluate_every": 1})
     rows = 54
     if form.get("packing"):
-        from crossalign.data.examples import pack
+        from crossalign.data.text.examples import pack
 
         tokenizer = open_tokenizer(plain.model)
         rows = len(pack(open_instructions(plain.data, tokenizer).train.lengths, 96))
@@ -219,7 +219,7 @@ def test_lora_in_shares_over_two_processes_gives_what_one_gives(make: Make, tmp_
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from crossalign.training.run import write_config
+    from crossalign.runs.folder import write_config
 
     settings: dict[str, Any] = {"tune": {"method": "lora", "lora_rank": 4, "lora_dropout": 0.0}, "data": {"packing": True}}
     alone, pair = make("alone", **settings), make("pair", **settings)

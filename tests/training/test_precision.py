@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from crossalign.cache import cache_dir
 from crossalign.cli import leave_group
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
+from crossalign.core.files import cache_dir
 from crossalign.training import precision
 from crossalign.training.precision import choose_compile, choose_precision, peak_memory_bytes
 

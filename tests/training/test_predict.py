@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from crossalign import cli
-from crossalign.adapt import adapt
 from crossalign.config import AdaptConfig
+from crossalign.verbs.adapt.job import adapt
 
 
 def test_predict(

@@ -23,22 +23,23 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from crossalign import cli, progress
+from crossalign import cli
 from crossalign.alignment import cka
 from crossalign.config import GPTConfig, PairsConfig, PretrainConfig, update
-from crossalign.data.corpus import open_corpus
-from crossalign.data.pair_batches import PairBatches
-from crossalign.data.pairs import open_pairs
-from crossalign.data.tokens import TokenBatches
-from crossalign.errors import UserError
-from crossalign.models.causal import new_gpt2
-from crossalign.models.language import open_language_model
+from crossalign.core import progress
+from crossalign.core.errors import UserError
+from crossalign.data.pairs.batches import PairBatches
+from crossalign.data.pairs.load import open_pairs
+from crossalign.data.text.corpus import open_corpus
+from crossalign.data.text.tokens import TokenBatches
+from crossalign.models.language.causal import new_gpt2
+from crossalign.models.language.model import open_language_model
 from crossalign.models.taps import Taps
-from crossalign.pretrain import pretrain
+from crossalign.runs.folder import write_config
 from crossalign.training import loop
 from crossalign.training.loop import Interrupted
-from crossalign.training.run import write_config
 from crossalign.training.term import Term
+from crossalign.verbs.pretrain import pretrain
 
 PAIRS, WIDTH = 80, 12
 TEXT = "the cat sat on a mat while two red dogs ran over wet grass and birds sang in old trees"
@@ -173,7 +174,7 @@ def test_the_folder_opens_in_transformers_and_says_the_same(make: Make) -> None:
 def test_the_first_step_is_the_mean_loss_and_one_term(make: Make) -> None:
     config = make(align={"metric": "cka-linear", "weight": 10.0}, loop={"steps": 1, "evaluate_every": 1, "log_every": 1})
     pretrain(config, quiet=True)
-    from crossalign.cache import cache_dir
+    from crossalign.core.files import cache_dir
 
     corpus = open_corpus(max(cache_dir("corpora").iterdir(), key=lambda p: p.stat().st_mtime))
     model = new_gpt2(config.gpt, vocabulary=corpus.vocabulary, block=24, separator=corpus.separator, seed=0)
@@ -228,9 +229,9 @@ THREE_RUNS = """
 import sys
 from pathlib import Path
 from crossalign.config import PretrainConfig
-from crossalign.pretrain import pretrain
+from crossalign.verbs.pretrain import pretrain
 from crossalign.training import loop
-from crossalign.training.run import read_config
+from crossalign.runs.folder import read_config
 
 train, done = loop._Fit._train_step, []
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from crossalign.errors import UserError, unknown
+from crossalign.core.errors import UserError, unknown
 
 T = TypeVar("T")
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from crossalign.config import AugmentConfig
-from crossalign.data.augment import Draw, draw
-from crossalign.data.images import ImageSet
+from crossalign.data.images.augment import Draw, draw
+from crossalign.data.images.load import ImageSet
 from crossalign.data.order import Order
 
 IGNORED = -100

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from crossalign.errors import UserError, missing_extra
+from crossalign.core.errors import UserError, missing_extra
 
 
 def load_hub(name: str) -> Any:

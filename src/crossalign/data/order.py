@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from crossalign.regularizer import place
+from crossalign.features.regularizer import place
 
 
 def average(gradient: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
+from crossalign.features.regularizer import AlignmentRegularizer
 from crossalign.integrations import gradients
-from crossalign.regularizer import AlignmentRegularizer
 
 FILE = "alignment.safetensors"
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossalign.errors import UserError, missing_extra
+from crossalign.core.errors import UserError, missing_extra
+from crossalign.features.regularizer import AlignmentRegularizer
 from crossalign.integrations import gradients
-from crossalign.regularizer import AlignmentRegularizer
 
 try:
     import lightning.pytorch as pl

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
 
 T = TypeVar("T")
 

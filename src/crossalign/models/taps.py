@@ -19,9 +19,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from crossalign.errors import UserError, unknown
-from crossalign.models.families import FAMILIES
-from crossalign.models.targets import masked_mean
+from crossalign.core.errors import UserError, unknown
+from crossalign.models.classifier.targets import masked_mean
+from crossalign.models.language.families import FAMILIES
 
 Pool = Literal["mean", "last"]
 Layer = int | str

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from crossalign.errors import UserError, unknown
+from crossalign.core.errors import UserError, unknown
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,11 @@ def report(runs: list[Path], html: Path | None = None, markdown: Path | None = N
     Raises:
         UserError: no run in a path, a damaged result.json or search.json, a missing package of the extra ``report``.
     """
-    from crossalign.cache import atomic_path
-    from crossalign.errors import UserError
+    from crossalign.core.errors import UserError
+    from crossalign.core.files import atomic_path
     from crossalign.report.page import page
-    from crossalign.report.runs import open_study
     from crossalign.report.text import content_of
+    from crossalign.runs.records import open_study
 
     if html is None:
         html = Path(runs[0] if len(runs) == 1 else ".") / "report.html"
@@ -51,10 +51,10 @@ def report(runs: list[Path], html: Path | None = None, markdown: Path | None = N
 
 def summary_table(runs: Iterable[Path]) -> str:
     """The table of test results in aligned columns for a terminal, with a line a note."""
-    from crossalign.report.runs import open_study
     from crossalign.report.search_tables import rung_table
     from crossalign.report.tables import as_text, incomplete_table
     from crossalign.report.text import content_of
+    from crossalign.runs.records import open_study
 
     content = content_of(open_study(runs))
     parts = []

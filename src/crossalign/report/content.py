@@ -8,14 +8,14 @@ from functools import cached_property
 from typing import Any
 
 from crossalign.report import tables, wording
-from crossalign.report.comparisons import Comparison, compare_rows
 from crossalign.report.drawing import Picture
 from crossalign.report.figures import confusion_counts, draw, draw_unfinished
 from crossalign.report.forgetting import forgetting_tables
 from crossalign.report.published import published_tables
-from crossalign.report.rows import Row, best, group_rows, warnings
-from crossalign.report.runs import Run, Study
 from crossalign.report.search_tables import Lead, Section, lead, sections_of
+from crossalign.results.comparisons import Comparison, compare_rows
+from crossalign.results.rows import Row, best, group_rows, warnings
+from crossalign.runs.records import Run, Study
 
 
 class Content:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crossalign.cache import atomic_path, write_json
+from crossalign.core.files import atomic_path, write_json
 from crossalign.report import contrast_tables as words
-from crossalign.report.contrasts import By, Contrast
 from crossalign.report.markdown import as_markdown, escape
-from crossalign.report.outcomes import Outcome
-from crossalign.report.rows import Row, differing
-from crossalign.report.statistics import mean_and_error
 from crossalign.report.tables import Table, as_text
+from crossalign.results.contrasts import By, Contrast
+from crossalign.results.outcomes import Outcome
+from crossalign.results.rows import Row, differing
+from crossalign.stats import mean_and_error
 
 
 @dataclass

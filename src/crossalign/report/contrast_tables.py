@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from crossalign.report.contrasts import By, Contrast
-from crossalign.report.outcomes import Outcome
-from crossalign.report.rows import Row
-from crossalign.report.statistics import Interval, mean_and_error
 from crossalign.report.tables import Table, plus_minus
 from crossalign.report.wording import LEVEL, UNKNOWN, counted, number, p_equals, p_text, percent, points
+from crossalign.results.contrasts import By, Contrast
+from crossalign.results.outcomes import Outcome
+from crossalign.results.rows import Row
+from crossalign.stats import Interval, mean_and_error
 
 STARS = ((0.001, "***"), (0.01, "**"), (LEVEL, "*"))
 

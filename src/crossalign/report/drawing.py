@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crossalign.errors import missing_extra
+from crossalign.core.errors import missing_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

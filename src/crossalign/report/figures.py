@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossalign.report.comparisons import Comparison
 from crossalign.report.drawing import (
     BLUE,
     GREEN,
@@ -24,9 +23,10 @@ from crossalign.report.drawing import (
     name_rows,
     styled,
 )
-from crossalign.report.rows import ALIGNMENTS, Row, best, blocks, short_name
-from crossalign.report.runs import Run, Study
 from crossalign.report.wording import image_error
+from crossalign.results.comparisons import Comparison
+from crossalign.results.rows import ALIGNMENTS, Row, best, blocks, short_name
+from crossalign.runs.records import Run, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from crossalign.report.evaluations import BITS_PER_BYTE, Answers, Evaluation, is_likelihood
-from crossalign.report.rows import Row
-from crossalign.report.statistics import mean_and_error
 from crossalign.report.tables import Table, plus_minus
 from crossalign.report.wording import number
+from crossalign.results.rows import Row
+from crossalign.runs.evaluations import BITS_PER_BYTE, Answers, Evaluation, is_likelihood
+from crossalign.stats import mean_and_error
 
 ONE_SEED = "† One seed: the ± is the standard error over documents and says nothing of other seeds."
 

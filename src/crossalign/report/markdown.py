@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from crossalign.cache import atomic_path
+from crossalign.core.files import atomic_path
 from crossalign.report import drawing, tables
 from crossalign.report.content import Content
 from crossalign.report.search_tables import method_table

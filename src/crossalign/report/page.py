@@ -6,12 +6,12 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from crossalign.errors import missing_extra
+from crossalign.core.errors import missing_extra
 from crossalign.report import drawing, tables
 from crossalign.report.content import Content
-from crossalign.report.rows import Row
-from crossalign.report.runs import Run
 from crossalign.report.search_tables import method_table
+from crossalign.results.rows import Row
+from crossalign.runs.records import Run
 
 
 def page(content: Content) -> str:

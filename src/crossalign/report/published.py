@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crossalign.report.comparisons import Comparison, pair
-from crossalign.report.rows import Row, short_name
-from crossalign.report.statistics import detectable_difference, holm
 from crossalign.report.tables import Table, plus_minus
 from crossalign.report.wording import LEVEL, p_text, percent, points
+from crossalign.results.comparisons import Comparison, pair
+from crossalign.results.rows import Row, short_name
+from crossalign.stats import detectable_difference, holm
 
 TABLE1 = {
     "FPT": 67.06,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossalign.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, SKY, Picture, blank, name_rows, styled
-from crossalign.report.search import Search, Trial
 from crossalign.report.search_tables import in_percent, score_name
 from crossalign.report.wording import counted
+from crossalign.runs.search import Search, Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

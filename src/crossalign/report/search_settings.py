@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from crossalign.report.drawing import BLUE, INK, MUTED, PAPER, RED, SKY, Picture, blank, clean, name_rows
-from crossalign.report.search import Field, Search, Trial, short_names
 from crossalign.report.search_figures import bound_losses, in_units, rung_colours, rung_legend
 from crossalign.report.search_tables import score_name, score_text
 from crossalign.report.tables import number_text, plain
 from crossalign.report.wording import counted, number
+from crossalign.runs.search import Field, Search, Trial, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from crossalign.report.drawing import Picture
-from crossalign.report.runs import Run
-from crossalign.report.search import Field, Search, Trial, short_names
-from crossalign.report.statistics import Mean, mean_and_error
 from crossalign.report.tables import Table, plain, plus_minus
 from crossalign.report.wording import UNKNOWN, counted, duration, number, percent
+from crossalign.runs.records import Run
+from crossalign.runs.search import Field, Search, Trial, short_names
+from crossalign.stats import Mean, mean_and_error
 
 SHOWN = 10
 """Trials in the table of the best ones."""

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossalign.report.comparisons import QUESTIONS, Comparison, pair
-from crossalign.report.rows import Row, baseline, best, blocks, differing, flat, settings, short_name
-from crossalign.report.runs import Run, Study
-from crossalign.report.statistics import PairedT
 from crossalign.report.wording import UNKNOWN, duration, image_error, number, p_text, percent, points, size, verdict
+from crossalign.results.comparisons import QUESTIONS, Comparison, pair
+from crossalign.results.rows import Row, baseline, best, blocks, differing, flat, settings, short_name
+from crossalign.runs.records import Run, Study
+from crossalign.stats import PairedT
 
 ONE_SEED = "† One seed: the ± is the standard error over test images and says nothing of other seeds."
 

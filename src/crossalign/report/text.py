@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
 from crossalign.report import tables, wording
 from crossalign.report.content import Content
 from crossalign.report.drawing import PALETTE, Picture, blank, clean, name_rows, styled
-from crossalign.report.rows import Row, short_name
-from crossalign.report.runs import Run, Study
-from crossalign.report.statistics import PairedT, detectable_difference, holm, paired_t, seeds_needed
 from crossalign.report.wording import LEVEL, UNKNOWN, duration, number, p_equals, p_text
+from crossalign.results.rows import Row, short_name
+from crossalign.runs.records import Run, Study
+from crossalign.stats import PairedT, detectable_difference, holm, paired_t, seeds_needed
 
 VERBS = ("pretrain", "finetune")
 HELD_OUT = "held_out_cka-linear-debiased"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from crossalign.report.comparisons import QUESTIONS, Comparison, Question
-from crossalign.report.rows import Row, short_name
-from crossalign.report.runs import Run
-from crossalign.report.statistics import wilson
+from crossalign.results.comparisons import QUESTIONS, Comparison, Question
+from crossalign.results.rows import Row, short_name
+from crossalign.runs.records import Run
+from crossalign.stats import wilson
 
 LEVEL = 0.05
 MINUS = "\N{MINUS SIGN}"

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
 from crossalign.training.stops import DiskFull, NoRoom
 
 

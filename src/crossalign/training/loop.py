@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from crossalign.cache import atomic_path
 from crossalign.config import LoopConfig, OptimConfig
-from crossalign.progress import progress
+from crossalign.core.files import atomic_path
+from crossalign.core.progress import progress
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import meters
 from crossalign.training.optim import build_optimizer, lr_factor

@@ -16,9 +16,9 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from crossalign.cache import cache_dir, content_key, write_json
-from crossalign.environment import cpu_features, cpu_model, is_main_process
-from crossalign.errors import UserError, unknown
+from crossalign.core.errors import UserError, unknown
+from crossalign.core.files import cache_dir, content_key, write_json
+from crossalign.core.machine import cpu_features, cpu_model, is_main_process
 
 Name = Literal["fp32", "bf16", "fp16"]
 Step = Callable[[torch.dtype | None], None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crossalign.errors import UserError
+from crossalign.core.errors import UserError
 
 if TYPE_CHECKING:
     from crossalign.training.loop import StageResult

@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from crossalign.alignment import get_similarity, penalty_names, similarity_names
 from crossalign.alignment.health import participation_ratio
 from crossalign.config import FinetuneConfig, PairsConfig, PretrainConfig, RegularizeConfig, TeacherConfig
+from crossalign.core.errors import UserError, unknown
+from crossalign.core.machine import is_main_process
 from crossalign.data.batches import IGNORED
-from crossalign.data.pair_batches import PairBatch, PairBatches
-from crossalign.data.pair_sources import check_source
-from crossalign.data.pairs import Pairs, open_pairs
-from crossalign.environment import is_main_process
-from crossalign.errors import UserError, unknown
-from crossalign.features import check_teacher, pair_features
+from crossalign.data.pairs.batches import PairBatch, PairBatches
+from crossalign.data.pairs.load import Pairs, open_pairs
+from crossalign.data.pairs.sources import check_source
+from crossalign.features.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, find_metric, place
+from crossalign.features.store import check_teacher, pair_features
 from crossalign.models.taps import Taps, unwrapped
-from crossalign.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, find_metric, place
 from crossalign.training.likelihood import nll_sum
 
 PREFIX = "regularizer."
@@ -129,7 +129,7 @@ class Term:
         """The term of a step with numbers to log; where none is due, its score alone if that is to be logged."""
         with warnings.catch_warnings() if self.warns else nullcontext():
             if self.warns:
-                warnings.filterwarnings("ignore", module="crossalign.regularizer")
+                warnings.filterwarnings("ignore", module="crossalign.features.regularizer")
             return self._extra(model, step)
 
     def _extra(self, model: nn.Module, step: int) -> tuple[Tensor, dict[str, Tensor]] | None:

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.config import FinetuneConfig, PretrainConfig, TextLoopConfig
-from crossalign.data.tokenizer import ordinary_text
-from crossalign.data.tokens import EvaluationBlocks, TextStep, TokenFile, evaluation_blocks
-from crossalign.errors import UserError
-from crossalign.models.causal import load_trained_state, save_causal, trained_state
-from crossalign.progress import followed
-from crossalign.regularizer import WEIGHT_PENALTIES
+from crossalign.core.errors import UserError
+from crossalign.core.progress import followed
+from crossalign.data.text.tokenizer import ordinary_text
+from crossalign.data.text.tokens import EvaluationBlocks, TextStep, TokenFile, evaluation_blocks
+from crossalign.features.regularizer import WEIGHT_PENALTIES
+from crossalign.models.language.causal import load_trained_state, save_causal, trained_state
+from crossalign.runs.folder import resolved
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
 from crossalign.training.likelihood import nll_sum, total_nll
 from crossalign.training.loop import Batch, Run, Stage, Step
-from crossalign.training.run import resolved
 from crossalign.training.sharding import put, reshard, whole
 from crossalign.training.stops import DiskFull
 from crossalign.training.term import Term, check_align

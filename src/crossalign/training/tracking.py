@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from crossalign.config import TrackingConfig
-from crossalign.environment import command_line, git_state, is_main_process
-from crossalign.training.rows import Row, keep_rows, now, plain, rows_after
+from crossalign.core.machine import command_line, git_state, is_main_process
+from crossalign.runs.metrics import Row, keep_rows, now, plain, rows_after
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,0 +1,40 @@
+"""What a user did wrong, told in one sentence that names the value, the place and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+SHORT = 12
+"""Names that a sentence can hold."""
+
+
+class UserError(Exception):
+    """Bad input. The command line prints the sentence alone and exits with 2; a library caller catches it."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], listed: str = "") -> UserError:
+    """An error for a name that no registry holds: it gives the nearest one and the whole list.
+
+    ``listed``: the command that lists a registry too long for a sentence, of which the three nearest names are given.
+
+    >>> raise unknown("metric", "mdd", ["mmd", "mse"])
+    Traceback (most recent call last):
+    crossalign.core.errors.UserError: unknown metric 'mdd'; did you mean 'mmd'? (known: mmd, mse)
+    """
+    names = sorted(known)
+    # "cka" is the beginning of "cka-rbf", though more like "cca".
+    begun = sorted((known for known in names if name and known.startswith(name)), key=len)[:2]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    guess = begun or near[:1]
+    hint = f"; did you mean {' or '.join(map(repr, guess))}?" if guess else ""
+    if not listed or len(names) <= SHORT:
+        return UserError(f"unknown {kind} '{name}'{hint} (known: {', '.join(names)})")
+    more = [other for other in near if other not in guess]
+    others = f"also near: {', '.join(more)}; " if more else ""
+    return UserError(f"unknown {kind} '{name}'{hint} ({others}all {len(names)}: {listed})")
+
+
+def missing_extra(package: str, extra: str, purpose: str) -> UserError:
+    """An error for an optional package that is not installed, with the line that installs it."""
+    return UserError(f"{purpose} needs the package '{package}': pip install 'crossalign[{extra}]'")

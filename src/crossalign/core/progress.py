@@ -1,0 +1,83 @@
+"""How far a stage is: a bar with rate and time left on a terminal, a plain line now and then in a log file."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from typing import NoReturn, TextIO, TypeVar
+
+from tqdm import tqdm
+
+from crossalign.core.machine import is_main_process
+
+T = TypeVar("T")
+QUIET_SECONDS = 2.0
+_silent = False
+LINE_SECONDS = 30.0
+
+
+def progress(
+    total: int, description: str, initial: int = 0, unit: str = "step", leave: bool = True, place: int | None = None
+) -> tqdm[NoReturn]:
+    """A bar over ``total`` steps of which ``initial`` are done; use it as a context manager and call ``update(1)``.
+
+    It shows in the main process only, and only once two seconds have passed. Where stderr is no terminal it prints
+    one plain line every 30 seconds at most, so that a log file holds no control characters. Bytes (unit "B") are told in
+    thousands and millions. Without ``leave`` the bar is wiped when it is done. ``place`` is the line of a bar under
+    another one; a log file has none of these.
+    """
+    plain = not sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=unit,
+        unit_scale=unit == "B",
+        delay=QUIET_SECONDS,
+        leave=leave,
+        position=place,
+        disable=_silent or not is_main_process() or (plain and place is not None),
+        file=_Lines(sys.stderr) if plain else sys.stderr,
+        mininterval=LINE_SECONDS if plain else 0.2,
+        miniters=1,
+        ncols=100 if plain else shutil.get_terminal_size().columns,
+        ascii=plain,
+    )
+
+
+def silence() -> None:
+    """Show no bar in this process from now on: one of several workers, whose parent shows how far all are."""
+    global _silent
+    _silent = True
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a worker that is told to end would leave behind
+
+
+def followed(items: Iterable[T], total: int, description: str, unit: str) -> Iterator[T]:
+    """The items, with a bar over them that is wiped at the end; none where ``description`` is empty."""
+    if not description:
+        yield from items
+        return
+    with progress(total, description, unit=unit, leave=False) as bar:
+        for item in items:
+            yield item
+            bar.update(1)
+
+
+class _Lines:
+    """A text stream that turns each redrawing of a bar into a line of its own."""
+
+    encoding = "ascii"
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        line = text.strip()
+        if line:
+            self._stream.write(line + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()

@@ -1,0 +1,1 @@
+"""Labelled images: listed, decoded, split three ways, augmented."""

@@ -1,0 +1,127 @@
+"""Random changes of training images, one draw an image, on the device that holds them (CMDA §3.1.1).
+
+The order is CMDA's: flip, crop out of a padded image, rotate. Flip and crop are one gather; the result equals
+``torchvision.transforms.v2.functional`` applied image by image, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from crossalign.config import AugmentConfig
+from crossalign.core.errors import UserError
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+"""Channel means of CIFAR-10 as CMDA §3.1.1 gives them."""
+CIFAR10_STD = (0.2023, 0.1994, 0.2010)
+"""What CMDA §3.1.1 divides by: the mean of each image's own deviation; over all pixels it is (0.247, 0.243, 0.262)."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One batch's random choices, on the CPU so that they do not depend on the device. B is the batch."""
+
+    flip: Tensor
+    """bool (B,): mirror left to right."""
+    top: Tensor
+    """int64 (B,): first row of the crop in the padded image, 0 to twice the padding."""
+    left: Tensor
+    """int64 (B,): first column of the crop in the padded image."""
+    angle: Tensor
+    """float64 (B,): degrees, counter-clockwise."""
+
+    def rows(self, index: Tensor | slice) -> Draw:
+        """The choices of some of the images: a process's share of a global batch."""
+        return Draw(self.flip[index], self.top[index], self.left[index], self.angle[index])
+
+
+def draw(batch: int, config: AugmentConfig, generator: torch.Generator) -> Draw:
+    """Draw the changes of ``batch`` images with a CPU ``generator``; each image has its own.
+
+    Every kind is drawn whether it is in use or not, so that turning one off leaves the others as they were.
+    """
+    check(config)
+    flip = torch.rand(batch, generator=generator) < config.flip
+    top, left = torch.randint(2 * config.crop_padding + 1, (2, batch), generator=generator)
+    angle = torch.rand(batch, generator=generator, dtype=torch.float64).mul_(2).sub_(1).mul_(config.rotation_degrees)
+    return Draw(flip, top, left, angle)
+
+
+def augment(images_u8: Tensor, drawn: Draw | None, config: AugmentConfig) -> Tensor:
+    """Flip, crop and rotate (nearest pixel) uint8 images (B, C, H, W), on any device, by what was drawn for each.
+
+    What a crop or a rotation uncovers becomes ``config.fill``. Settings that change nothing, or no draws, return the
+    images themselves.
+    """
+    turned, moved = config.rotation_degrees > 0, config.crop_padding > 0
+    if drawn is None or not (turned or moved or config.flip > 0) or not len(images_u8):
+        return images_u8
+    batch, channels, height, width = images_u8.shape
+    device, border = images_u8.device, config.crop_padding
+    padded = F.pad(images_u8, (border,) * 4, value=config.fill) if moved else images_u8
+    wide = width + 2 * border
+    rows = drawn.top.to(device).view(-1, 1) + torch.arange(height, device=device)
+    columns = drawn.left.to(device).view(-1, 1) + torch.arange(width, device=device)
+    columns = torch.where(drawn.flip.to(device).view(-1, 1), wide - 1 - columns, columns)
+    index = (rows * wide).unsqueeze(2) + columns.unsqueeze(1)
+    crops = padded.flatten(2).gather(2, index.view(batch, 1, -1).expand(-1, channels, -1)).view_as(images_u8)
+    if not turned:
+        return crops
+    # The sampler gives 0 outside the picture, so the border's value is made 0 on the way.
+    places = _rotation_places(drawn.angle, height, width, device)
+    shifted = crops.float().sub_(config.fill)
+    rotated = F.grid_sample(shifted, places, mode="nearest", padding_mode="zeros", align_corners=False)
+    return rotated.add_(config.fill).to(torch.uint8)
+
+
+def _rotation_places(angles: Tensor, height: int, width: int, device: torch.device) -> Tensor:
+    """float32 (B, H, W, 2): where in the picture, on the sampler's scale of -1 to 1, each rotated pixel comes from.
+
+    The same arithmetic as torchvision's, so that the rounding at pixel borders is the same too.
+    """
+    turn = [math.radians(-angle) for angle in angles.tolist()]
+    theta = torch.tensor([[[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)], [0.0, 0.0]] for a in turn])
+    theta = (theta / torch.tensor([0.5 * width, 0.5 * height])).to(device)
+    grid = torch.ones(height, width, 3, device=device)
+    grid[..., 0] = torch.linspace((1.0 - width) * 0.5, (width - 1.0) * 0.5, width, device=device)
+    grid[..., 1] = torch.linspace((1.0 - height) * 0.5, (height - 1.0) * 0.5, height, device=device).view(-1, 1)
+    return grid.view(1, -1, 3).expand(len(turn), -1, -1).bmm(theta).view(-1, height, width, 2)
+
+
+def normalize(images_u8: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """float32 (B, C, H, W): ``(images / 255 - mean) / std``; ``mean`` and ``std`` are on a scale of 0 to 1.
+
+    Raises:
+        UserError: not one mean and one positive deviation a channel.
+    """
+    channels = images_u8.shape[1]
+    if len(mean) != channels or len(std) != channels:
+        raise UserError(
+            f"data.mean has {len(mean)} values and data.std {len(std)}, but the images have {channels} channel(s): "
+            "give one of each a channel, or none to measure them"
+        )
+    if not all(value > 0 for value in std):
+        raise UserError(f"data.std holds {min(std)}: every deviation must be above 0")
+    shape, device = (1, channels, 1, 1), images_u8.device
+    shift = torch.tensor([255.0 * m for m in mean], device=device).view(shape)
+    scale = torch.tensor([1.0 / (255.0 * s) for s in std], device=device).view(shape)
+    return images_u8.float().sub_(shift).mul_(scale)
+
+
+def check(config: AugmentConfig) -> None:
+    """Refuse settings without a meaning.
+
+    Raises:
+        UserError: a probability outside 0 to 1, a negative padding or angle, a fill outside 0 to 255.
+    """
+    bounds = {"flip": (0, 1), "crop_padding": (0, 4096), "rotation_degrees": (0, 180), "fill": (0, 255)}
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise UserError(f"data.augment.{name} is {value}; it must lie between {low} and {high}")

@@ -1,0 +1,243 @@
+"""From files, bytes, pictures and arrays to uint8 pixels, once: the result is kept in the cache and memory-mapped."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import math
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from crossalign.core.errors import UserError
+from crossalign.core.files import atomic_path, cache_dir, content_key, write_json
+from crossalign.data.images.sources import Listing, Raw
+
+Channels: TypeAlias = Literal["rgb", "gray"]
+
+VERSION = 1  # of what this file writes to the cache; count up when pixels would come out otherwise
+MAX_PIXELS = 89_478_485  # Pillow's own bound: an RGB picture of a quarter of a gigabyte
+THREADS = min(8, os.cpu_count() or 1)
+BLOCK = 32  # images a thread decodes at a time: small ones cost less than handing them over one by one
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The images of one listing, as far as they could be read."""
+
+    pixels: np.ndarray
+    """uint8 (N, C, H, W), a read-only memory map; rows of unreadable images are zero."""
+    hashes: np.ndarray
+    """uint64 (N,): a hash of each image's pixels."""
+    bad: dict[int, str]
+    """Row of each unreadable image → why."""
+
+
+class _BadImage(Exception):
+    """Why one image cannot be used."""
+
+
+def decode_listing(listing: Listing, image_size: int | None, channels: Channels) -> Decoded:
+    """Decode and check every image of ``listing``, or find them in the cache.
+
+    The cache knows a listing by its files (path, size, time of change), the size and the channels asked for. Unreadable
+    images are noted there too, so that the check is made once.
+
+    Raises:
+        UserError: images differ in size while ``image_size`` is None; no image can be read; the cache's disk is full.
+    """
+    key = content_key(identity=listing.identity, image_size=image_size, channels=channels, version=VERSION)
+    folder = cache_dir("images")
+    pixels_file, hashes_file, done_file = (folder / f"{key}{end}" for end in (".npy", ".hashes.npy", ".json"))
+    if not (done_file.is_file() and pixels_file.is_file() and hashes_file.is_file()):
+        try:
+            with atomic_path(pixels_file) as temporary:
+                hashes, bad = _decode_all(listing, image_size, channels, temporary)
+            with atomic_path(hashes_file) as temporary, temporary.open("wb") as file:
+                np.save(file, hashes)
+            write_json(done_file, {"bad": bad})  # last: it says that the other two are whole
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise UserError(
+                f"no room left for the decoded images in {folder}: free some space or set CROSSALIGN_CACHE"
+            ) from error
+    bad = {int(row): why for row, why in json.loads(done_file.read_text(encoding="utf-8"))["bad"].items()}
+    return Decoded(np.load(pixels_file, mmap_mode="r"), np.load(hashes_file), bad)
+
+
+def _decode_all(listing: Listing, image_size: int | None, channels: Channels, path: Path) -> tuple[np.ndarray, dict[int, str]]:
+    """Write the pixels as .npy to ``path``; return (N,) hashes and the unreadable rows."""
+    size = None if image_size is None else (image_size, image_size)
+    count = len(listing.labels)
+    title = f"checking {listing.title}"
+
+    def decode_block(block: list[Raw]) -> list[np.ndarray | str]:
+        return [_decode_or_reason(raw, size, channels) for raw in block]
+
+    with (
+        warnings.catch_warnings(action="ignore"),  # Pillow warns about big images; they are refused by name instead
+        path.open("wb") as file,
+        ThreadPoolExecutor(THREADS) as pool,
+        tqdm(total=count, desc=title, unit="image", delay=2, leave=False, disable=None) as bar,
+    ):
+        writer = _PixelWriter(file, listing)
+        records = listing.records()
+        while blocks := [block for _ in range(2 * THREADS) if (block := list(islice(records, BLOCK)))]:
+            for results in pool.map(decode_block, blocks):
+                for result in results:
+                    writer.add(result)
+                bar.update(len(results))
+    if writer.shape is None:
+        raise UserError(f"none of the {count} images of {listing.title} can be read; {listing.names[0]}: {writer.bad[0]}")
+    return np.array(writer.hashes, dtype=np.uint64), writer.bad
+
+
+def _decode_or_reason(raw: Raw, size: tuple[int, int] | None, channels: Channels) -> np.ndarray | str:
+    try:
+        return decode(raw, size, channels)
+    except _BadImage as error:
+        return str(error)
+    except Exception as error:  # a damaged file can raise anything inside an image library
+        return f"{type(error).__name__}: {error}"
+
+
+class _PixelWriter:
+    """Writes images one after the other as one .npy array, whose shape the first readable image tells."""
+
+    def __init__(self, file: BinaryIO, listing: Listing) -> None:
+        self.file, self.listing = file, listing
+        self.shape: tuple[int, ...] | None = None
+        self.first = ""
+        self.hashes: list[int] = []
+        self.bad: dict[int, str] = {}
+
+    def add(self, result: np.ndarray | str) -> None:
+        row = len(self.hashes)
+        if isinstance(result, str):
+            self.bad[row] = result
+            data = bytes(math.prod(self.shape)) if self.shape else b""
+        else:
+            if self.shape is None:
+                self._begin(result.shape, row)
+            elif result.shape != self.shape:
+                raise sizes_differ(self.first, self.shape, self.listing.names[row], result.shape)
+            data = result.tobytes()
+        self.file.write(data)
+        self.hashes.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
+
+    def _begin(self, shape: tuple[int, ...], unreadable: int) -> None:
+        self.shape, self.first = shape, self.listing.names[unreadable]
+        write_npy_header(self.file, (len(self.listing.labels), *shape))
+        self.file.write(bytes(unreadable * math.prod(shape)))
+
+
+def write_npy_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """Begin a .npy file of uint8 whose values are written after it, piece by piece."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def sizes_differ(name: str, shape: tuple[int, ...], other: str, other_shape: tuple[int, ...]) -> UserError:
+    """The error for images (C, H, W) of two sizes where no size is asked for."""
+    return UserError(
+        f"images differ in size: {name} is {shape[2]}x{shape[1]} and {other} is {other_shape[2]}x{other_shape[1]} "
+        "(width x height); give one size, for example --data.image-size 32"
+    )
+
+
+def decode(raw: Raw, size: tuple[int, int] | None, channels: Channels) -> np.ndarray:
+    """One image as uint8 (C, H, W): turned upright by EXIF, in 8 bits, on white where it is transparent.
+
+    With ``size`` (width, height) it is resized to cover that (bilinear, antialiased) and the middle is kept.
+    """
+    image = picture(raw, channels)
+    if size is not None and image.size != size:
+        image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def picture(raw: Raw, channels: Channels) -> Image.Image:
+    """One image in its own size: turned upright by EXIF, in 8 bits, on white where it is transparent."""
+    if raw is None:
+        raise _BadImage("no image data")
+    if isinstance(raw, np.ndarray):
+        image: Image.Image = Image.fromarray(raw)
+    elif isinstance(raw, Image.Image):
+        image = raw.copy()
+    else:
+        try:
+            image = Image.open(io.BytesIO(raw if isinstance(raw, bytes) else raw.read_bytes()))
+        except UnidentifiedImageError as error:  # its own text names a buffer in memory
+            raise _BadImage("empty, damaged or of an unknown image format") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise _BadImage(f"{image.width}x{image.height} pixels, more than the {MAX_PIXELS:,} allowed")
+    ImageOps.exif_transpose(image, in_place=True)
+    return _to_mode(image, "L" if channels == "gray" else "RGB")
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Pillow's own conversion clips 16-bit values and shows what transparency hides: both are put right here."""
+    image.load()
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise _BadImage("grey values beyond 16 bits; convert it to 8 bits")
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode == "F":
+        raise _BadImage("floating-point grey values; convert it to 8 bits")
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def to_pixels(images: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Any images as a uint8 batch (B, C, H, W) of ``shape`` (C, H, W), as training would have seen them.
+
+    Args:
+        images: one image or many: paths, encoded bytes, PIL images, uint8 arrays or tensors (H, W), (H, W, C) or
+            (C, H, W), or a uint8 batch (B, C, H, W).
+        shape: what comes out; C is 3 (RGB) or 1 (gray). An image of another size is cut to the middle and resized.
+
+    Raises:
+        UserError: an image that cannot be read or is not of 8 bits, named by its path or place.
+    """
+    channels, height, width = shape
+    if isinstance(images, torch.Tensor | np.ndarray) and images.ndim == 4 and tuple(images.shape[1:]) == tuple(shape):
+        return _to_array(images, "images")
+    single = isinstance(images, str | bytes | os.PathLike | Image.Image) or getattr(images, "ndim", 0) in (2, 3)
+    rows = []
+    for place, item in enumerate([images] if single else images):
+        name = str(item) if isinstance(item, str | os.PathLike) else f"image {place}"
+        raw: Raw = Path(item).expanduser() if isinstance(item, str | os.PathLike) else item
+        if isinstance(raw, torch.Tensor | np.ndarray):
+            raw = _to_array(raw, name)
+            if raw.ndim == 3 and raw.shape[-1] not in (1, 3, 4):
+                raw = np.moveaxis(raw, 0, -1)
+            raw = np.ascontiguousarray(raw[..., 0] if raw.ndim == 3 and raw.shape[-1] == 1 else raw)
+        try:
+            rows.append(decode(raw, (width, height), "gray" if channels == 1 else "rgb"))
+        except Exception as error:  # a damaged file can raise anything inside an image library
+            raise UserError(f"cannot read {name} as an image ({error})") from error
+    if not rows:
+        raise UserError("no images given: pass at least one path, picture or array")
+    return np.stack(rows)
+
+
+def _to_array(images: Any, name: str) -> np.ndarray:
+    array = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
+    if array.dtype != np.uint8:
+        raise UserError(f"{name} holds {array.dtype} values; give whole numbers 0 to 255 as uint8")
+    return array

@@ -1,0 +1,210 @@
+"""Labelled images, opened once and split three ways: train, validation (selects), test (scored once)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from crossalign.config import DataConfig
+from crossalign.core.errors import UserError
+from crossalign.core.files import atomic_path, cache_dir, content_key
+from crossalign.data.images.augment import check as check_augment
+from crossalign.data.images.decode import Decoded, decode_listing, sizes_differ, write_npy_header
+from crossalign.data.images.decode import to_pixels as to_pixels
+from crossalign.data.images.sources import Listing, Listings, list_source
+from crossalign.data.images.split import Pool, check_config, split_rows
+
+IN_MEMORY_BYTES = 1 << 30
+"""A split that is a part of its file is copied to memory up to this size, beyond it to a file of its own."""
+CHUNK = 1024  # images looked at together where a whole set is gone through
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """N images of one size with their labels."""
+
+    pixels: np.ndarray
+    """uint8 (N, C, H, W); may be a read-only memory map."""
+    labels: torch.Tensor
+    """int64 (N,)"""
+    classes: tuple[str, ...]
+    names: tuple[str, ...] | None = None
+    """File or row names, for messages."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> ImageSet:
+        """The images at ``indices`` (or where a boolean mask is true), in that order, copied to memory."""
+        rows = np.arange(len(self))[np.asarray(indices)]
+        names = None if self.names is None else tuple(self.names[i] for i in rows)
+        return ImageSet(self.pixels[rows], self.labels[torch.from_numpy(rows)], self.classes, names)
+
+
+@dataclass(frozen=True)
+class ImageSplits:
+    """A source, split."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    source: str
+    """A sentence: what it is, how it was split, and what to know about it."""
+    skipped: tuple[str, ...]
+    """Images that could not be read and were left out, each with the reason."""
+    fingerprint: str
+    """Hash of all pixels, labels and class names in their splits: equal wherever the same data lies."""
+
+
+def open_images(config: DataConfig) -> ImageSplits:
+    """Open, check and split the images of ``config.source``; see :class:`DataConfig` for what it can be.
+
+    Every image is decoded once and kept in the cache as uint8; later calls map that file. Processes that share a cache
+    may call this at once: each does the whole work, and the results are the same.
+
+    Raises:
+        UserError: one sentence for whatever stands in the way; what needs no decoding is checked before any.
+    """
+    check_config(config)
+    check_augment(config.augment)
+    listings = _list(config)
+    classes = listings["train"].classes
+    whole = {split: np.arange(len(listing.labels)) for split, listing in listings.items()}
+    split_rows(_pools(listings, whole), classes, config)  # raises now what would else be raised after the decoding
+    decoded = {s: decode_listing(listing, config.image_size, config.channels) for s, listing in listings.items()}
+    _check_shapes(listings, decoded)
+    skipped = _skipped(listings, decoded, config)
+    if skipped:
+        whole = {split: np.setdiff1d(rows, list(decoded[split].bad)) for split, rows in whole.items()}
+    rows = split_rows(_pools(listings, whole), classes, config)
+    origin = {split: split if split in listings else "train" for split in rows}
+    sets = {split: _image_set(listings[origin[split]], decoded[origin[split]], rows[split]) for split in rows}
+    hashes = {split: decoded[origin[split]].hashes[rows[split]] for split in rows}
+    twins = int(np.isin(hashes["test"], np.concatenate([hashes["train"], hashes["validation"]])).sum())
+    source = _describe(config, listings, sets, len(skipped), twins)
+    fingerprint = _fingerprint(sets, hashes)
+    return ImageSplits(sets["train"], sets["validation"], sets["test"], source, skipped, fingerprint)
+
+
+def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all pixels, on a scale of 0 to 1; exact, from counts of values.
+
+    Raises:
+        UserError: a channel has the same value everywhere, so that there is nothing to divide by.
+    """
+    channels = images.pixels.shape[1]
+    counts = np.zeros((channels, 256), dtype=np.int64)
+    for start in range(0, len(images), CHUNK):
+        chunk = images.pixels[start : start + CHUNK]
+        for channel in range(channels):
+            counts[channel] += np.bincount(chunk[:, channel].ravel(), minlength=256)
+    values = np.arange(256) / 255
+    share = counts / counts.sum(1, keepdims=True)
+    mean = share @ values
+    std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
+    if not std.all():
+        raise UserError(f"channel {int(np.argmin(std))} has one value in all training pixels: give --data.std")
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _list(config: DataConfig) -> Listings:
+    """The listings to split, with one list of classes."""
+    listings = list_source(config.source)
+    train = listings.get("train")
+    if train is None:
+        raise UserError(f"'{config.source}' has no training images, only {', '.join(listings)}; name them train")
+    if config.test_source:
+        given = list_source(config.test_source, alone=True)
+        test = next(given[split] for split in ("test", "train", "validation") if split in given)
+        if test.identity == train.identity or set(test.files) & set(train.files):
+            raise UserError(f"--data.test-source '{config.test_source}' is the training data; leave it empty to split it")
+        listings = listings | {"test": test}
+    classes = train.classes
+    return {split: _with_classes(listing, classes) for split, listing in listings.items()}
+
+
+def _with_classes(listing: Listing, classes: tuple[str, ...]) -> Listing:
+    """The listing with its labels in terms of ``classes``, matched by name."""
+    if listing.classes == classes:
+        return listing
+    place = {name: i for i, name in enumerate(classes)}
+    table = np.array([place.get(name, -1) for name in listing.classes])
+    labels = table[listing.labels]
+    if (labels < 0).any():
+        name = listing.classes[listing.labels[np.argmax(labels < 0)]]
+        raise UserError(f"{listing.title} has class '{name}', which the training images lack ({', '.join(classes)})")
+    return Listing(listing.title, labels, classes, listing.names, listing.records, listing.identity, listing.files)
+
+
+def _pools(listings: Listings, rows: dict[str, np.ndarray]) -> dict[str, Pool]:
+    return {split: Pool(listing.labels[rows[split]], rows[split]) for split, listing in listings.items()}
+
+
+def _check_shapes(listings: Listings, decoded: dict[str, Decoded]) -> None:
+    shape = decoded["train"].pixels.shape[1:]
+    for split, part in decoded.items():
+        other = part.pixels.shape[1:]
+        if other != shape:
+            raise sizes_differ(listings["train"].title, shape, listings[split].title, other)
+
+
+def _skipped(listings: Listings, decoded: dict[str, Decoded], config: DataConfig) -> tuple[str, ...]:
+    """Unreadable images with their reasons; refuses them unless they may be skipped."""
+    bad = [f"{listings[s].names[row]} ({why})" for s, part in decoded.items() for row, why in part.bad.items()]
+    if bad and config.on_error == "stop":
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise UserError(f"cannot read image {bad[0]}{more}; replace or remove, or go on without: --data.on-error skip")
+    return tuple(bad)
+
+
+def _image_set(listing: Listing, decoded: Decoded, rows: np.ndarray) -> ImageSet:
+    labels = torch.from_numpy(listing.labels[rows])
+    names = tuple(listing.names[row] for row in rows)
+    shape = decoded.pixels.shape[1:]
+    if len(rows) * int(np.prod(shape)) <= IN_MEMORY_BYTES:
+        return ImageSet(decoded.pixels[rows], labels, listing.classes, names)
+    identity = hashlib.sha256(decoded.hashes[rows].tobytes()).hexdigest()
+    path = cache_dir("images") / f"{content_key(pixels=identity, shape=shape)}.part.npy"
+    if not path.is_file():
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            write_npy_header(file, (len(rows), *shape))
+            for start in range(0, len(rows), CHUNK):
+                file.write(decoded.pixels[rows[start : start + CHUNK]].tobytes())
+    return ImageSet(np.load(path, mmap_mode="r"), labels, listing.classes, names)
+
+
+def _fingerprint(sets: dict[str, ImageSet], hashes: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for split, images in sets.items():
+        digest.update(repr((split, images.classes, images.pixels.shape)).encode())
+        digest.update(images.labels.numpy().tobytes() + hashes[split].tobytes())
+    return digest.hexdigest()[:20]
+
+
+def _describe(config: DataConfig, listings: Listings, sets: dict[str, ImageSet], skipped: int, twins: int) -> str:
+    """One sentence for run logs, tables and model cards."""
+    train = sets["train"]
+    _, height, width = train.pixels.shape[1:]
+    counts = ", ".join(f"{len(images):,} {split}" for split, images in sets.items())
+    own = {"validation": "its own validation split", "test": "its own test split"}
+    if config.test_source:
+        own["test"] = f"test images from {Path(config.test_source).name or config.test_source}"
+    parts = [
+        own[split] if split in listings else f"{fraction:g} held out for {split} (stratified, seed {config.split_seed})"
+        for split, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction))
+    ]
+    limited = [split for split in sets if getattr(config, f"limit_{split}") is not None]
+    parts += [f"{' and '.join(limited)} limited to a stratified subset"] if limited else []
+    absent = len(train.classes) - len(torch.unique(train.labels))
+    parts += [f"{absent} classes have no training image"] if absent else []
+    parts += [f"{skipped} unreadable images left out"] if skipped else []
+    parts += [f"{twins} test images equal a training or validation image pixel for pixel"] if twins else []
+    return (
+        f"{listings['train'].title}: {counts} images of {len(train.classes)} classes, {width}x{height} "
+        f"{config.channels}; {'; '.join(parts)}"
+    )

@@ -1,0 +1,206 @@
+"""Where labelled images come from: each reader lists one kind of source without decoding anything.
+
+``list_source`` finds the reader by the look of the source's name. A new kind is one function that returns listings by
+split.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from crossalign.core.errors import UserError, missing_extra, unknown
+
+Raw: TypeAlias = "Path | bytes | np.ndarray | Image.Image | None"
+"""An image before decoding: a file, its bytes, uint8 values (H, W) or (H, W, 3), a picture; None where missing."""
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
+SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation"}
+SPLITS |= {"dev": "validation", "test": "test", "testing": "test"}
+"""Names of splits in files and folders → ours."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One split of a source, as found: labels and names are known, pixels are still encoded."""
+
+    title: str
+    """For messages: the folder's or file's name."""
+    labels: np.ndarray
+    """int64 (N,)"""
+    classes: tuple[str, ...]
+    names: Sequence[str]
+    """N names of files or rows, for messages."""
+    records: Callable[[], Iterator[Raw]]
+    """Goes through the N images in order."""
+    identity: Any
+    """JSON-able; changes when the images may have changed."""
+    files: tuple[Path, ...] = ()
+    """What it is read from."""
+
+
+Listings: TypeAlias = dict[str, Listing]
+"""By split, as far as the source has them: train, validation, test."""
+
+
+def list_source(source: str, alone: bool = False) -> Listings:
+    """The splits of ``source``, unread; with ``alone`` a parquet file is taken without its siblings.
+
+    Raises:
+        UserError: no such source, nothing in it that can be read, or labels that are no labels.
+    """
+    from crossalign.data.images import tables
+
+    if source.startswith("sklearn:"):
+        return {"train": _sklearn(source.removeprefix("sklearn:"))}
+    if source.startswith("hf:"):
+        return tables.list_hub(source.removeprefix("hf:"))
+    path = Path(source).expanduser()
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise UserError(f"data source '{source}' is a file but not .parquet; give a folder of class folders")
+        return tables.list_parquet_file(path, siblings=not alone)
+    if not source or not path.is_dir():
+        raise UserError(
+            f"data source '{source}' does not exist; give a folder of class folders, a .parquet file, sklearn:digits "
+            "or hf:ORG/NAME"
+        )
+    if (path / "cifar-10-batches-bin").is_dir():
+        path = path / "cifar-10-batches-bin"
+    if (path / "data_batch_1.bin").is_file():
+        return _cifar_binary(path)
+    if (path / "data_batch_1").is_file() or (path / "cifar-10-batches-py").is_dir():
+        raise UserError(
+            f"'{path}' holds CIFAR-10 as Python pickles, which are not read because they can run code; use the binary "
+            "version (cifar-10-binary.tar.gz, with data_batch_1.bin)"
+        )
+    parquet = [f for pattern in ("*.parquet", "*/*.parquet") for f in path.glob(pattern) if not _hidden(f, path)]
+    if parquet:
+        return tables.list_parquet_folder(path, sorted(parquet))
+    return _image_folder(path)
+
+
+def split_name(words: str) -> str | None:
+    """The split that a file or folder name speaks of: ``cifar10_test.parquet`` → test; None if of none."""
+    for word in re.split(r"[^a-z]+", words.lower()):
+        if word in SPLITS:
+            return SPLITS[word]
+    return None
+
+
+def without_other_splits(folder: Path, files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Files to train on, and those left out: where one is named train, or lies in a folder of that name, those that are
+    named test or validation likewise are others."""
+    splits = {file: split_name(file.stem) or split_name(file.parent.name if file.parent != folder else "") for file in files}
+    if "train" not in splits.values():
+        return list(files), []
+    others = [file for file in files if splits[file] in ("test", "validation")]
+    return [file for file in files if file not in others], others
+
+
+def file_identity(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Path, size and time of change of each file: what the cache of decoded images goes by."""
+    rows = []
+    for file in files:
+        status = file.stat()
+        rows.append((str(file.resolve()), status.st_size, status.st_mtime_ns))
+    return rows
+
+
+def _sklearn(name: str) -> Listing:
+    """Digits, 1,797 images of 8x8 in 17 grey levels, scaled to 0..255."""
+    if name != "digits":
+        raise unknown("scikit-learn image set", name, ["digits"])
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise missing_extra("scikit-learn", "offline", "data source sklearn:digits") from error
+    data = load_digits()
+    images = np.rint(data.images * (255 / 16)).astype(np.uint8)
+    names = [f"digit {i}" for i in range(len(images))]
+    classes = tuple(str(c) for c in data.target_names)
+    return Listing("scikit-learn digits", data.target.astype(np.int64), classes, names, lambda: iter(images), "digits")
+
+
+def _cifar_binary(folder: Path) -> Listings:
+    """CIFAR-10's original binary version: a label byte, then 3x32x32 colour planes, 10,000 times a file."""
+    meta = folder / "batches.meta.txt"
+    classes = tuple(meta.read_text(encoding="utf-8").split()) if meta.is_file() else tuple(str(i) for i in range(10))
+    train = sorted(folder.glob("data_batch_*.bin"))
+    found = {"train": _binary_listing(train, classes, f"{folder.name} data_batch_*.bin")}
+    if (folder / "test_batch.bin").is_file():
+        found["test"] = _binary_listing([folder / "test_batch.bin"], classes, f"{folder.name} test_batch.bin")
+    return found
+
+
+def _binary_listing(files: list[Path], classes: tuple[str, ...], title: str) -> Listing:
+    size = 1 + 3 * 32 * 32
+    labels, names = [], []
+    for file in files:
+        if file.stat().st_size % size or not file.stat().st_size:
+            raise UserError(f"'{file}' is not a whole CIFAR-10 binary file ({size} bytes an image); unpack it again")
+        rows = np.memmap(file, dtype=np.uint8, mode="r").reshape(-1, size)
+        labels.append(rows[:, 0].astype(np.int64))
+        names += [f"{file.name} image {i}" for i in range(len(rows))]
+        if labels[-1].max() >= len(classes):
+            raise UserError(f"'{file}' holds label {labels[-1].max()}, but there are {len(classes)} class names")
+
+    def records() -> Iterator[Raw]:
+        for file in files:
+            for row in np.memmap(file, dtype=np.uint8, mode="r").reshape(-1, size):
+                yield row[1:].reshape(3, 32, 32).transpose(1, 2, 0)
+
+    identity = file_identity(files)
+    return Listing(title, np.concatenate(labels), classes, names, records, identity, tuple(files))
+
+
+def _image_folder(path: Path) -> Listings:
+    """Class folders, or train, validation and test folders of them."""
+    folders = _subfolders(path)
+    splits = {SPLITS[f.name.lower()]: f for f in folders if f.name.lower() in SPLITS and _subfolders(f)}
+    if "train" in splits:
+        return {split: _class_folders(folder, f"{path.name}/{folder.name}") for split, folder in splits.items()}
+    return {"train": _class_folders(path, path.name)}
+
+
+def _class_folders(path: Path, title: str) -> Listing:
+    """Each folder is a class and holds its images, at any depth; the order of classes is that of their sorted names."""
+    folders = _subfolders(path)
+    if not folders:
+        raise UserError(f"'{path}' holds no class folders; put the images of each class into a folder of its own")
+    files: list[Path] = []
+    counts = []
+    for folder in folders:
+        found = sorted(_images_below(folder))
+        if not found:
+            kinds = ", ".join(sorted(EXTENSIONS))
+            raise UserError(f"class folder '{folder}' holds no images ({kinds}); fill it or remove it")
+        files += found
+        counts.append(len(found))
+    classes = tuple(folder.name for folder in folders)
+    names = [f.relative_to(path).as_posix() for f in files]
+    labels = np.repeat(np.arange(len(folders), dtype=np.int64), counts)
+    return Listing(title, labels, classes, names, lambda: iter(files), file_identity(files), tuple(files))
+
+
+def _subfolders(path: Path) -> list[Path]:
+    return sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+                yield Path(root, name)
+
+
+def _hidden(file: Path, below: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(below).parts)

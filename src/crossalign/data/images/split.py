@@ -1,0 +1,110 @@
+"""Three-way splits by construction: stratified, seeded, the same on each platform, and nested."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from crossalign.config import DataConfig
+from crossalign.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images that a source gives for one purpose, after unreadable ones are left out."""
+
+    labels: np.ndarray
+    """int64 (N,)"""
+    rows: np.ndarray
+    """int64 (N,): their places in the listing."""
+
+
+def split_rows(pools: dict[str, Pool], classes: Sequence[str], config: DataConfig) -> dict[str, np.ndarray]:
+    """Rows of each split in its pool's listing, by train, validation and test.
+
+    A part that the source does not give is carved out of its training images: first the test part, then the share
+    for validation of what is left. Each split is in a stratified order, so a limit is a prefix and limits nest.
+
+    Raises:
+        UserError: fewer than two classes, a class that would be missing from a split, a limit beyond the split's size.
+    """
+    rng = np.random.Generator(np.random.PCG64(config.split_seed))
+    train = pools["train"]
+    present = np.flatnonzero(np.bincount(train.labels, minlength=len(classes)))
+    if len(present) < 2:
+        raise UserError(
+            f"'{config.source}' has one class only ('{classes[present[0]]}'); classification needs two or more"
+            if len(present)
+            else f"'{config.source}' has no image that can be used"
+        )
+    found: dict[str, np.ndarray] = {}
+    rest = stratified_order(train.labels, rng)
+    for split, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
+        if split in pools:
+            found[split] = pools[split].rows[stratified_order(pools[split].labels, rng)]
+        else:
+            count = round(len(rest) * fraction)
+            carved, rest = rest[:count], stratified_order(train.labels, rng, rest[count:])
+            _check_classes(split, train.labels[carved], train.labels, classes, config)
+            found[split] = train.rows[carved]
+    _check_classes("train", train.labels[rest], train.labels, classes, config)
+    found["train"] = train.rows[rest]
+    return {split: _limited(split, found[split], config) for split in ("train", "validation", "test")}
+
+
+def stratified_order(labels: np.ndarray, rng: np.random.Generator, rows: np.ndarray | None = None) -> np.ndarray:
+    """A random order of ``rows`` (all by default) in which every prefix holds the classes in their proportions.
+
+    The k-th image of a class of n goes to place (k + 1/2) / n of the whole; images at the same place are shuffled.
+    Equal classes come out exactly equal in any prefix that their number divides.
+    """
+    rows = np.arange(len(labels)) if rows is None else rows
+    rows = rng.permutation(np.sort(rows))
+    place = np.empty(len(rows))
+    for label in np.unique(labels[rows]):
+        members = np.flatnonzero(labels[rows] == label)
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return rows[np.argsort(place, kind="stable")]
+
+
+def _check_classes(split: str, part: np.ndarray, whole: np.ndarray, classes: Sequence[str], config: DataConfig) -> None:
+    counts = np.bincount(whole, minlength=len(classes))
+    missing = np.flatnonzero((counts > 0) & (np.bincount(part, minlength=len(classes)) == 0))
+    if len(missing):
+        worst = missing[np.argmin(counts[missing])]
+        raise UserError(
+            f"class '{classes[worst]}' has {counts[worst]} images, too few to be split three ways (none is left for "
+            f"{split}): add images, remove the class, or change --data.validation-fraction "
+            f"{config.validation_fraction:g} and --data.test-fraction {config.test_fraction:g}"
+        )
+
+
+def _limited(split: str, rows: np.ndarray, config: DataConfig) -> np.ndarray:
+    limit: int | None = getattr(config, f"limit_{split}")
+    if limit is None:
+        return rows
+    if limit > len(rows):
+        raise UserError(f"--data.limit-{split} {limit} is larger than the {split} split of {len(rows)} images")
+    return rows[:limit]
+
+
+def check_config(config: DataConfig) -> None:
+    """Refuse settings without a meaning before anything is read.
+
+    Raises:
+        UserError: a fraction outside 0 to 1, a limit or size below 1, a negative seed, an unknown choice.
+    """
+    for name in ("validation_fraction", "test_fraction"):
+        if not 0 < getattr(config, name) < 1:
+            raise UserError(f"--data.{name.replace('_', '-')} is {getattr(config, name)}; it must lie between 0 and 1")
+    for name in ("limit_train", "limit_validation", "limit_test", "image_size"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"--data.{name.replace('_', '-')} is {value}; it must be at least 1")
+    if config.split_seed < 0:
+        raise UserError(f"--data.split-seed is {config.split_seed}; it must not be negative")
+    for name, known in {"channels": ("rgb", "gray"), "on_error": ("stop", "skip")}.items():
+        if getattr(config, name) not in known:
+            raise UserError(f"--data.{name.replace('_', '-')} is '{getattr(config, name)}'; it is {' or '.join(known)}")

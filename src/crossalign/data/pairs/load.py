@@ -1,0 +1,240 @@
+"""Texts with images that belong to them, checked once, decoded only when they are looked at (CMAR §3.1)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from crossalign.config import PairsConfig
+from crossalign.core.errors import UserError, unknown
+from crossalign.core.files import atomic_path, cache_dir, content_key, write_json
+from crossalign.data.images.decode import BLOCK, THREADS, picture
+from crossalign.data.images.sources import SPLITS, Raw
+from crossalign.data.pairs.sources import PairListing, list_pairs
+
+VERSION = 1  # of what the check of images keeps in the cache
+SHARES = {"train": 0.8, "validation": 0.9, "test": 1.0}
+"""Where a source without splits is cut, on a scale of 0 to 1 that each picture is hashed to."""
+
+_REPEAT = re.compile(r"#\d+$")  # the further rows of one image
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N images with one text or more each, in the order of their source."""
+
+    ids: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
+    """At least one text an image, none of them empty."""
+    fingerprint: str
+    """Hash of ids, texts and encoded images: equal wherever the same pairs lie."""
+    source: str
+    """A sentence: what it is, and what to know about it."""
+    skipped: tuple[str, ...]
+    """What was left out, each with the reason."""
+    rows: np.ndarray
+    """int64 (N,): places in the source."""
+    read: Callable[[int], Raw]
+    """The encoded image at a place in the source."""
+    repeated: int = 0
+    """How many show the very image of an earlier one: some sets have a row for each caption."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def image(self, index: int) -> Image.Image:
+        """The picture of a pair, upright, RGB, in its own size; decoded now and not kept."""
+        return picture(self.read(int(self.rows[index])), "rgb")
+
+    def images(self, indices: Sequence[int]) -> list[Image.Image]:
+        """The pictures of some pairs."""
+        return [self.image(index) for index in indices]
+
+
+def open_pairs(config: PairsConfig) -> Pairs:
+    """Open and check the pairs of ``config.source``; see :class:`PairsConfig` for what it can be.
+
+    Every image that is used is decoded once, to check it; that is noted in the cache, and the pixels are not kept.
+
+    Raises:
+        UserError: no such source, split or column; images that cannot be read or captions that are empty, unless
+            ``config.on_error`` is skip.
+    """
+    _check_config(config)
+    listing, is_split = list_pairs(config)
+    if not len(listing.ids):
+        raise UserError(f"'{config.source}' has no pairs")
+    rows, bad = _split_rows(listing, is_split, config)
+    texts = {int(row): _captions(listing.texts[row]) for row in rows}
+    hashes, broken = _check_images(listing, rows)
+    bad += [f"image of {listing.ids[row]}: {why}" for row, why in broken.items()]
+    bad += [f"caption of {listing.ids[row]}: empty" for row, found in texts.items() if not found or not all(found)]
+    if bad and config.on_error == "stop":
+        some = "; ".join(bad[:3]) + (f"; and {len(bad) - 3} more" if len(bad) > 3 else "")
+        count = f"{len(bad)} faults" if len(bad) > 1 else "1 fault"
+        raise UserError(f"{count} in '{config.source}': {some}. Mend them, or go on without: --pairs.on-error skip")
+    # A pair goes on without its empty captions as long as it has another.
+    good = {row: tuple(filter(None, found)) for row, found in texts.items() if any(found) and row not in broken}
+    if not good:
+        raise UserError(f"'{config.source}' has no pair that can be used; the first fault: {bad[0]}")
+    keep = np.array(list(good), dtype=np.int64)
+    ids = tuple(listing.ids[row] for row in keep)
+    kept = hashes[np.isin(rows, keep)]
+    fingerprint = hashlib.sha256(repr((ids, tuple(good.values()))).encode() + kept.tobytes()).hexdigest()[:20]
+    source = _describe(listing, config, list(good.values()), len(bad), is_split)
+    repeated = len(kept) - len(np.unique(kept))
+    return Pairs(ids, tuple(good.values()), fingerprint, source, tuple(bad), keep, listing.read, repeated)
+
+
+def _check_config(config: PairsConfig) -> None:
+    for name, known in {"split": ("train", "validation", "test"), "on_error": ("stop", "skip")}.items():
+        if getattr(config, name) not in known:
+            raise unknown(f"value for --pairs.{name.replace('_', '-')}", str(getattr(config, name)), known)
+    if config.limit is not None and config.limit < 1:
+        raise UserError(f"--pairs.limit is {config.limit}; it must be at least 1")
+
+
+def _split_rows(listing: PairListing, is_split: bool, config: PairsConfig) -> tuple[np.ndarray, list[str]]:
+    """Rows to use, in order, and names in the split file that the source lacks."""
+    bad: list[str] = []
+    if config.split_file:
+        rows, bad = _listed_rows(listing, config)
+    elif is_split:
+        rows = np.arange(len(listing.ids))
+    elif listing.splits is not None:
+        rows = np.flatnonzero([SPLITS.get(str(split).lower()) == config.split for split in listing.splits])
+    else:
+        names = list(SHARES)
+        edges = list(SHARES.values())
+        part = np.searchsorted(edges, _places(listing), side="right")
+        rows = np.flatnonzero(part == names.index(config.split))
+    if not len(rows):
+        raise UserError(f"the {config.split} split of '{config.source}' has no pairs ({len(listing.ids)} in all)")
+    if config.limit is not None:
+        if config.limit > len(rows):
+            raise UserError(f"--pairs.limit {config.limit} is larger than the {config.split} split of {len(rows)} pairs")
+        rows = np.sort(np.random.Generator(np.random.PCG64(0)).permutation(rows)[: config.limit])
+    return rows, bad
+
+
+def _listed_rows(listing: PairListing, config: PairsConfig) -> tuple[np.ndarray, list[str]]:
+    path = Path(config.split_file).expanduser()
+    try:
+        wanted = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the split file '{path}' ({error}): give a text file with one id a line") from error
+    by_name: dict[str, list[int]] = {}
+    for row, name in enumerate(listing.ids):
+        by_name.setdefault(_REPEAT.sub("", name), []).append(row)
+    found = [row for name in dict.fromkeys(wanted) for row in by_name.get(name, ())]
+    if not found:
+        raise UserError(
+            f"'{path}' lists no pair of '{config.source}': the first line is '{wanted[0] if wanted else ''}', "
+            f"the first id '{listing.ids[0]}'"
+        )
+    return np.unique(found), [f"{name}: listed in {path.name}, but not there" for name in wanted if name not in by_name]
+
+
+def _places(listing: PairListing) -> np.ndarray:
+    """A place between 0 and 1 for each row, float64 (N,), by a hash of its encoded image, noted in the cache.
+
+    So all rows of one image fall on one side of a split, whatever their ids, and the order of the rows changes nothing.
+    """
+    path = cache_dir("pairs") / f"{content_key(identity=listing.identity, places=VERSION)}.places.npy"
+    if not path.is_file():
+        title = f"reading {listing.title}"
+        rows = tqdm(range(len(listing.ids)), desc=title, unit="image", delay=2, leave=False, disable=None)
+        found = np.array([_hash(_bytes(listing.read, row)) for row in rows], dtype=np.uint64)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.save(file, found)
+    places: np.ndarray = np.load(path) / 2.0**64
+    return places
+
+
+def _hash(raw: Raw | str) -> int:
+    """A hash of an encoded image below 2^64; 0 for one that cannot be read, which is told later."""
+    if raw is None or isinstance(raw, str):
+        return 0
+    data = raw if isinstance(raw, bytes) else picture(raw, "rgb").tobytes()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _captions(cell: Any) -> list[str]:
+    """A cell of a text column → its texts, stripped; "" for an empty one."""
+    if cell is None:
+        return []
+    values = cell if isinstance(cell, list | tuple) else [cell]
+    values = [next((v[k] for k in ("raw", "caption", "text") if k in v), "") if isinstance(v, dict) else v for v in values]
+    values = [text for value in values for text in (value if isinstance(value, list | tuple) else [value])]
+    return ["" if value is None else str(value).strip() for value in values]
+
+
+def _check_images(listing: PairListing, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    """A hash of each encoded image, uint64 (R,), and why some rows cannot be decoded; noted in the cache."""
+    chosen = hashlib.sha256(rows.tobytes()).hexdigest()
+    key = content_key(identity=listing.identity, rows=chosen, version=VERSION)
+    hashes_file, done_file = (cache_dir("pairs") / f"{key}{end}" for end in (".hashes.npy", ".json"))
+    if not (done_file.is_file() and hashes_file.is_file()):
+        results = list(_checked(listing, rows))
+        with atomic_path(hashes_file) as temporary, temporary.open("wb") as file:
+            np.save(file, np.array([value for value, _ in results], dtype=np.uint64))
+        # Last: it says that the other one is whole.
+        write_json(done_file, {str(row): why for row, (_, why) in zip(rows.tolist(), results, strict=True) if why})
+    broken = {int(row): why for row, why in json.loads(done_file.read_text(encoding="utf-8")).items()}
+    return np.load(hashes_file), broken
+
+
+def _checked(listing: PairListing, rows: np.ndarray) -> Iterator[tuple[int, str]]:
+    """(hash, why not) of each image; read in order by this thread, decoded by several."""
+    raws = (_bytes(listing.read, int(row)) for row in rows)
+    title = f"checking {listing.title}"
+    with (
+        warnings.catch_warnings(action="ignore"),  # Pillow warns about big images; they are refused by name instead
+        ThreadPoolExecutor(THREADS) as pool,
+        tqdm(total=len(rows), desc=title, unit="image", delay=2, leave=False, disable=None) as bar,
+    ):
+        while block := list(islice(raws, BLOCK * THREADS)):
+            yield from pool.map(_hash_and_fault, block, chunksize=1)
+            bar.update(len(block))
+
+
+def _bytes(read: Callable[[int], Raw], row: int) -> Raw | str:
+    """The encoded image; a str says why it cannot be read."""
+    try:
+        raw = read(row)
+        return raw.read_bytes() if isinstance(raw, Path) else raw
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _hash_and_fault(raw: Raw | str) -> tuple[int, str]:
+    if isinstance(raw, str):
+        return 0, raw
+    try:
+        image = picture(raw, "rgb")
+    except Exception as error:  # a damaged file can raise anything inside an image library
+        return 0, str(error) or type(error).__name__
+    return _hash(raw if isinstance(raw, bytes) else image), ""
+
+
+def _describe(listing: PairListing, config: PairsConfig, texts: list[tuple[str, ...]], left_out: int, is_split: bool) -> str:
+    """One sentence for run logs and tables."""
+    name = f"those listed in {Path(config.split_file).name}" if config.split_file else f"{config.split} split"
+    own = is_split or listing.splits is not None or config.split_file
+    captions = sum(map(len, texts))
+    parts = [f"{len(texts):,} images with {captions:,} texts", name + ("" if own else " (by a hash of each picture, 80/10/10)")]
+    parts += [f"limited to {config.limit:,}"] if config.limit else []
+    parts += [f"{left_out} faults left out"] if left_out else []
+    return f"{listing.title}: {', '.join(parts)}"

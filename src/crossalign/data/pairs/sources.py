@@ -1,0 +1,292 @@
+"""Where images with texts come from: each reader lists one kind of source, without decoding an image.
+
+``list_pairs`` finds the reader by the look of the source's name. A new kind is one row of ``READERS``: a function that
+finds the parts of each split, and one that lists parts.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossalign.config import PairsConfig
+from crossalign.core.errors import UserError
+from crossalign.data.hub import load_hub
+from crossalign.data.images.sources import EXTENSIONS, Raw, file_identity
+from crossalign.data.images.tables import (
+    IMAGE_COLUMNS,
+    files_by_split,
+    find_column,
+    hub_features,
+    of_type,
+    raw_cell,
+    unreadable,
+)
+from crossalign.data.pairs.openmoji import openmoji_file
+
+TEXT_COLUMNS = ("captions", "caption", "texts", "text", "sentences", "sentence", "alt_text")
+ID_COLUMNS = ("filename", "file_name", "image_id", "img_id", "id", "key", "__key__", "url")
+TEXT_FILES = (".txt", ".caption", ".json")
+IN_MEMORY_BYTES = 1 << 30
+"""Encoded images that a parquet source keeps in memory; beyond it, row groups are read again."""
+
+Parts = dict[str, list[Any]]
+"""Files, or loaded splits of a hub set, by split; under "" where the source has no splits."""
+
+
+@dataclass(frozen=True)
+class PairListing:
+    """Pairs as found: texts and ids are known, images are read one by one and still encoded."""
+
+    title: str
+    """For messages."""
+    ids: Sequence[str]
+    texts: Sequence[Any]
+    """A cell for each image: a text, a list of texts, or None."""
+    read: Callable[[int], Raw]
+    """The encoded image of a row."""
+    identity: Any
+    """JSON-able; changes when the pairs may have changed."""
+    splits: Sequence[str] | None = None
+    """The split of each row, where the source has a column of that name."""
+
+
+def list_pairs(config: PairsConfig) -> tuple[PairListing, bool]:
+    """The pairs of a source, unread, and whether they are those of ``config.split`` alone already.
+
+    Raises:
+        UserError: no such source, nothing in it that can be read, or no such split.
+    """
+    parts, make = _reader(config.source)
+    if config.split_file or set(parts) == {""} or len(parts) == 1:
+        listing = make([part for some in parts.values() for part in some], config)
+        if config.split_file or listing.splits is not None or set(parts) == {""}:
+            return listing, False
+    if config.split not in parts:
+        names = ", ".join(sorted(parts))
+        raise UserError(f"'{config.source}' has no split '{config.split}', only {names}: choose one with --pairs.split")
+    return make(parts[config.split], config), True
+
+
+def check_source(source: str) -> None:
+    """Raise UserError where nothing lies at ``source`` that pairs are read from; nothing is read yet."""
+    _reader(source)
+
+
+def _reader(source: str) -> tuple[Parts, Callable[[list[Any], PairsConfig], PairListing]]:
+    if source == "openmoji":
+        return {"": [openmoji_file()]}, _parquet
+    if source.startswith("hf:"):
+        return _hub_parts(source.removeprefix("hf:")), _hub
+    path = Path(source).expanduser()
+    for suffix, make in READERS.items():
+        files = _files(path, suffix) if source else []
+        if files:
+            return files_by_split(path if path.is_dir() else path.parent, files), make
+    if not source or not (path.exists() or glob.glob(str(path))):
+        raise UserError(
+            f"pair source '{source}' does not exist; give openmoji, a .parquet file or folder, .tar shards or hf:ORG/NAME"
+        )
+    raise UserError(f"'{source}' holds no .parquet file and no .tar shard; pairs are read from those, openmoji or hf:ORG/NAME")
+
+
+def _files(path: Path, suffix: str) -> list[Path]:
+    """The file, those below a folder (two levels), or those of a pattern such as shards-*.tar, sorted."""
+    if path.is_file():
+        return [path] if path.suffix == suffix else []
+    if path.is_dir():
+        found = [file for pattern in (f"*{suffix}", f"*/*{suffix}") for file in path.glob(pattern)]
+        return sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(path).parts))
+    return sorted(Path(name) for name in glob.glob(str(path)) if name.endswith(suffix))
+
+
+def _parquet(files: list[Path], config: PairsConfig) -> PairListing:
+    """Parquet with a column of encoded images and one of captions, or of lists of captions."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    title = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
+    try:
+        schema = pq.read_schema(files[0])
+        image, text = _columns(title, schema.names, of_type(hub_features(schema.metadata or {}), "Image"), config)
+        _check_kind(title, image, schema.field(image).type)
+        key = next((name for name in ID_COLUMNS if name in schema.names and name not in (image, text)), None)
+        split = "split" if "split" in schema.names else None
+        wanted = [name for name in (text, key, split) if name]
+        tables = [pq.read_table(file, columns=wanted) for file in files]
+        groups = _RowGroups(files, image)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise unreadable(title, error) from error
+
+    def column(name: str) -> list[Any]:
+        return [value for table in tables for value in table.column(name).to_pylist()]
+
+    texts = column(text)
+    ids = column(key) if key else [f"row {i}" for i in range(len(texts))]
+    note = (schema.metadata or {}).get(b"source", b"").decode("utf-8", "replace")
+    identity = [image, text, key, file_identity(files)]
+    return PairListing(note or title, unique(ids), texts, groups.read, identity, column(split) if split else None)
+
+
+class _RowGroups:
+    """Cells of a column by row, over several files; whole row groups are read, and kept while there is room."""
+
+    def __init__(self, files: list[Path], column: str) -> None:
+        import pyarrow.parquet as pq
+
+        self.column = column
+        self.starts: list[int] = []
+        self.places: list[tuple[Path, int]] = []
+        self.kept: dict[int, list[Any]] = {}
+        self.bytes = row = 0
+        for file in files:
+            metadata = pq.read_metadata(file)
+            for group in range(metadata.num_row_groups):
+                self.starts.append(row)
+                self.places.append((file, group))
+                row += metadata.row_group(group).num_rows
+
+    def read(self, row: int) -> Raw:
+        import bisect
+
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        group = bisect.bisect_right(self.starts, row) - 1
+        file, number = self.places[group]
+        if group not in self.kept:
+            try:
+                cells = pq.ParquetFile(file).read_row_group(number, columns=[self.column]).column(0)
+            except (pa.ArrowException, OSError) as error:
+                raise unreadable(file.name, error) from error
+            if self.bytes + cells.nbytes > IN_MEMORY_BYTES:
+                self.kept.clear()
+                self.bytes = 0
+            self.kept[group] = cells.to_pylist()
+            self.bytes += cells.nbytes
+        return raw_cell(self.kept[group][row - self.starts[group]], file.parent)
+
+
+def _hub_parts(name: str) -> Parts:
+    from crossalign.data.images.sources import split_name
+
+    loaded = load_hub(name)
+    if len(loaded) == 1:
+        return {split_name(str(split)) or "": [rows] for split, rows in loaded.items()}
+    parts: Parts = {}
+    for split, rows in loaded.items():
+        parts.setdefault(split_name(str(split)) or str(split), []).append(rows)
+    return parts
+
+
+def _hub(parts: list[Any], config: PairsConfig) -> PairListing:
+    """Splits of a hub set; images stay encoded in its memory map."""
+    import datasets
+
+    rows = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    features = rows.features
+    typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    image, text = _columns(config.source, list(features), typed, config)
+    key = next((name for name in ID_COLUMNS if name in features and name not in (image, text)), None)
+    encoded = rows.select_columns([image])
+    if image in typed:
+        encoded = encoded.cast_column(image, datasets.Image(decode=False))
+    ids = list(rows[key]) if key else [f"row {i}" for i in range(len(rows))]
+    files = [Path(entry["filename"]) for entry in rows.cache_files]
+    splits = list(rows["split"]) if "split" in features else None
+    identity = [config.source, image, text, key, len(rows), file_identity(files)]
+    return PairListing(
+        config.source, unique(ids), list(rows[text]), lambda row: raw_cell(encoded[row][image], None), identity, splits
+    )
+
+
+def _check_kind(title: str, image: str, kind: Any) -> None:
+    """Raise UserError for a column of images that holds names or numbers."""
+    import pyarrow as pa
+
+    if not any(check(kind) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_struct)):
+        raise UserError(f"column '{image}' of {title} holds {kind}; encoded images (PNG, JPEG bytes) are expected")
+
+
+def _columns(title: str, names: list[str], typed: list[str], config: PairsConfig) -> tuple[str, str]:
+    """The columns of images and texts: the named ones, else the first of the usual names."""
+    for name in (config.image_column, config.text_column):
+        if name and name not in names:
+            raise UserError(f"{title} has no column '{name}', only {', '.join(names)}")
+    image = config.image_column or find_column(title, "image", typed, IMAGE_COLUMNS, names)
+    return image, config.text_column or find_column(title, "text", [], TEXT_COLUMNS, names)
+
+
+def _tar(files: list[Path], config: PairsConfig) -> PairListing:
+    """WebDataset shards: files with one name before the first dot belong together, KEY.jpg with KEY.txt or KEY.json.
+
+    With a text column that one of the .json files is read, and no other.
+    """
+    if config.image_column:
+        raise UserError("--pairs.image-column is for tables; in .tar shards the image is the file with a picture's suffix")
+    kinds = (".json",) if config.text_column else TEXT_FILES
+    ids: list[str] = []
+    texts: list[Any] = []
+    places: list[tuple[Path, int, int]] = []
+    for file in files:
+        samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+        try:
+            with tarfile.open(file, "r:") as archive:
+                for member in archive:
+                    if member.isfile():
+                        folder, _, base = member.name.rpartition("/")
+                        stem, dot, rest = base.partition(".")
+                        samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[dot + rest.lower()] = member
+                for key, sample in samples.items():
+                    image = next((info for kind, info in sample.items() if kind in EXTENSIONS), None)
+                    text = next((info for kind in kinds if (info := sample.get(kind)) is not None), None)
+                    ids.append(key)
+                    texts.append(None if text is None else _tar_text(archive, text, config.text_column))
+                    places.append((file, image.offset_data, image.size) if image else (file, 0, 0))
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise UserError(f"cannot read '{file}' as a .tar shard ({error}); it may be cut off or compressed") from error
+
+    def read(row: int) -> Raw:
+        file, start, size = places[row]
+        with file.open("rb") as opened:
+            opened.seek(start)
+            return opened.read(size) if size else None
+
+    title = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
+    return PairListing(title, unique(ids), texts, read, [config.text_column, file_identity(files)])
+
+
+def _tar_text(archive: tarfile.TarFile, member: tarfile.TarInfo, column: str) -> Any:
+    """A text file's text, or what a JSON file has under one of the usual names."""
+    opened = archive.extractfile(member)
+    assert opened is not None  # it is a file
+    content = opened.read().decode("utf-8", "replace")
+    if not member.name.lower().endswith(".json"):
+        return content
+    try:
+        record = json.loads(content)
+    except ValueError:
+        return None
+    if not isinstance(record, dict):
+        return record if isinstance(record, str | list) else None
+    return next((record[name] for name in ((column,) if column else TEXT_COLUMNS) if name in record), None)
+
+
+def unique(ids: Sequence[Any]) -> list[str]:
+    """Ids as text; the second row of an id becomes ``id#2``, and so on: some sets have a row for each caption."""
+    seen: dict[str, int] = {}
+    found = []
+    for value in ids:
+        name = str(value)
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return found
+
+
+READERS: dict[str, Callable[[list[Any], PairsConfig], PairListing]] = {".parquet": _parquet, ".tar": _tar}
+"""By the suffix of files."""

@@ -1,0 +1,1 @@
+"""Text to train on and to be scored on: corpora, instructions, tokens."""

@@ -1,0 +1,281 @@
+"""Instructions with answers: read, put into the prompt template, encoded with the prompt masked.
+
+The template is that of Stanford Alpaca (Taori et al. 2023, github.com/tatsu-lab/stanford_alpaca, train.py). Data that
+brings prompt and completion are used as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossalign.config import InstructConfig
+from crossalign.core.errors import UserError
+from crossalign.core.progress import followed
+from crossalign.data.hub import train_split
+from crossalign.data.images.sources import without_other_splits
+from crossalign.data.images.tables import unreadable
+from crossalign.data.text.documents import check_parquet, json_lines
+
+WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+SUFFIXES = (".json", ".jsonl", ".parquet")
+END = "<|endoftext|>"  # some sets spell out the end of the answer, which the tokenizer's own end token marks
+
+
+@dataclass(frozen=True)
+class Example:
+    """What the model is given, and what it is to answer."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Examples as tokens: start token if the model has one, prompt, completion, end token."""
+
+    tokens: np.ndarray
+    """int32: all examples, one after the other."""
+    bounds: np.ndarray
+    """int64 (N + 1,): example i is ``tokens[bounds[i] : bounds[i + 1]]``."""
+    prompts: np.ndarray
+    """int64 (N,): tokens before the completion."""
+    truncated: int = 0
+    """Examples whose answer was cut at the block."""
+    dropped: int = 0
+    """Examples whose prompt left no room for an answer."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 (N,): positions that an example takes, one fewer than its tokens, since the last is only predicted."""
+        lengths: np.ndarray = np.diff(self.bounds) - 1
+        return lengths
+
+    @property
+    def targets(self) -> np.ndarray:
+        """int64 (N,): tokens to predict, at least one each; the first token of all has nothing before it."""
+        targets: np.ndarray = np.diff(self.bounds) - np.maximum(self.prompts, 1)
+        return targets
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """A set split two ways."""
+
+    train: Encoded
+    validation: Encoded
+    empty: int
+    """Examples without an answer, left out."""
+    fingerprint: str
+    """A hash of the tokens of both parts."""
+
+
+def open_instructions(config: InstructConfig, tokenizer: Any) -> Instructions:
+    """Read, split and encode a set.
+
+    The split goes by a seeded hash of the prompt, so an instruction with several answers stays on one side. Prompts that
+    share a long passage but differ in their question are different prompts.
+
+    Raises:
+        UserError: a source or setting that cannot be used, or a side without an example.
+    """
+    if not 0 < config.validation_fraction < 1:
+        raise UserError(f"validation_fraction is {config.validation_fraction}; it must lie between 0 and 1")
+    if config.split_seed < 0:
+        raise UserError(f"split_seed is {config.split_seed}; it must not be negative")
+    examples, empty = read_examples(config.source)
+    keys = np.array([_key(example.prompt, config.split_seed) for example in examples])
+    order = np.unique(keys)
+    if len(order) < 2:
+        raise UserError(f"the instruction data has {len(order)} prompt with an answer; a split needs two or more")
+    held_out = order[: min(max(1, round(len(order) * config.validation_fraction)), len(order) - 1)]
+    is_validation = keys <= held_out[-1]
+    train, validation = (
+        encode_examples([e for e, chosen in zip(examples, mask, strict=True) if chosen], tokenizer, config.block)
+        for mask in (~is_validation, is_validation)
+    )
+    digest = hashlib.sha256()
+    for side in (train, validation):
+        for array in (side.tokens, side.bounds, side.prompts):
+            digest.update(array.tobytes())
+    return Instructions(train, validation, empty, digest.hexdigest()[:20])
+
+
+def _key(prompt: str, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {prompt}".encode()).digest()[:7])
+
+
+def read_examples(source: Sequence[str]) -> tuple[list[Example], int]:
+    """All examples of the files with an answer, in order, and the number of those without.
+
+    Raises:
+        UserError: nothing there, a damaged file, or a row without the fields; it names the file, the row and the fields.
+    """
+    if not source:
+        raise UserError(f"the instruction data has no source: give {', '.join(SUFFIXES)} files, folders of them or hf:ORG/NAME")
+    examples, empty = [], 0
+    for name in source:
+        for record, where in _records(name):
+            example = _example(record, where)
+            if example.completion.strip():
+                examples.append(example)
+            else:
+                empty += 1
+    if not examples:
+        raise UserError(f"the instruction data has no example with an answer ({empty:,} are empty)")
+    return examples, empty
+
+
+def _example(record: Any, where: str) -> Example:
+    fields = list(record) if isinstance(record, dict) else []
+    if {"instruction", "output"} <= set(fields):
+        names = ["instruction", "input", "output"]
+    elif {"prompt", "completion"} <= set(fields):
+        names = ["prompt", "completion"]
+    else:
+        raise UserError(
+            f"{where} has {', '.join(map(str, fields)) or 'no fields'}; it needs instruction and output, or prompt and "
+            "completion: rename its fields"
+        )
+    values = []
+    for name in names:
+        value = record.get(name)
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{where}, '{name}', holds {type(value).__name__}, not text: mend or remove the row")
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where}, '{name}', is not valid Unicode (a lone surrogate): mend or remove the row") from error
+        values.append(_without_end(value or ""))
+    if names[0] == "prompt":
+        return Example(*values)
+    instruction, given, output = values
+    template = WITH_INPUT if given.strip() else WITHOUT_INPUT
+    return Example(template.format(instruction=instruction, input=given), output)
+
+
+def _without_end(text: str) -> str:
+    stripped = text.strip()
+    return (
+        stripped.removeprefix(END).removesuffix(END).strip() if END in (stripped[: len(END)], stripped[-len(END) :]) else text
+    )
+
+
+def _records(name: str) -> Iterator[tuple[Any, str]]:
+    """Rows with their place in words."""
+    if name.startswith("hf:"):
+        yield from ((row, f"{name} row {number}") for number, row in enumerate(train_split(name)))
+        return
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
+        found, others = without_other_splits(path, found)
+        if others:
+            print(f"left out, of other splits: {', '.join(file.name for file in others)}", file=sys.stderr)
+        if not found:
+            raise UserError(f"instruction folder '{name}' holds no {', '.join(SUFFIXES)}; fill it or name another")
+        for file in found:
+            yield from _records(str(file))
+    elif not path.is_file() or path.suffix not in SUFFIXES:
+        fault = "is no " + ", ".join(SUFFIXES) if path.is_file() else "does not exist"
+        raise UserError(f"instruction source '{name}' {fault}: give such a file, a folder of them or hf:ORG/NAME")
+    elif path.suffix == ".jsonl":
+        yield from ((record, where) for record, where, _, _ in json_lines(path))
+    elif path.suffix == ".json":
+        yield from ((record, f"{path.name} entry {number}") for number, record in enumerate(_json_list(path)))
+    else:
+        yield from _parquet_rows(path)
+
+
+def _json_list(path: Path) -> list[Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path.name} is not valid JSON ({error}); one object a line is .jsonl") from error
+    if not isinstance(value, list):
+        raise UserError(f"{path.name} holds {type(value).__name__}; it should be a list of objects")
+    return value
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[Any, str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    check_parquet(path)
+    wanted = [name for name in pq.read_schema(path).names if name in ("instruction", "input", "output", "prompt", "completion")]
+    number = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(columns=wanted or None):
+            for record in batch.to_pylist():
+                yield record, f"{path.name} row {number}"
+                number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(path.name, error) from error
+
+
+def encode_examples(examples: Sequence[Example], tokenizer: Any, block: int) -> Encoded:
+    """Tokens of the examples, prompt and completion each encoded on its own, as when the model answers.
+
+    Args:
+        examples: to encode; special tokens that a text spells out are taken as text.
+        tokenizer: of the fast kind, with an end token.
+        block: positions at most, so block + 1 tokens; what is longer is cut on the right.
+
+    Raises:
+        UserError: no end token, a block below 1, or no example that leaves room for an answer.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no eos token to end an answer with; name a causal model's tokenizer")
+    if block < 1:
+        raise UserError(f"a block of {block} tokens holds no example; raise it")
+    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id in tokenizer("")["input_ids"][:1] else []
+    prompts, answers = (_encode(texts, tokenizer) for texts in ([e.prompt for e in examples], [e.completion for e in examples]))
+    rows: list[np.ndarray] = []
+    before: list[int] = []
+    truncated = dropped = 0
+    both = zip(prompts, answers, strict=True)
+    for prompt, answer in followed(both, len(examples), "tokenising instructions", "example"):
+        tokens = [*start, *prompt, *answer, tokenizer.eos_token_id]
+        given = len(start) + len(prompt)
+        kept = tokens[: block + 1]
+        if len(kept) <= max(given, 1):
+            dropped += 1
+            continue
+        truncated += len(kept) < len(tokens)
+        rows.append(np.array(kept, dtype=np.int32))
+        before.append(given)
+    if not rows:
+        raise UserError(
+            f"none of {len(examples):,} examples leaves room for an answer in a block of {block} tokens: raise the block"
+        )
+    bounds = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    return Encoded(np.concatenate(rows), bounds, np.array(before, dtype=np.int64), truncated, dropped)
+
+
+def _encode(texts: Sequence[str], tokenizer: Any) -> Iterator[list[int]]:
+    """Tokens of each text; a thousand at a time, since what the tokenizer returns is many times their size."""
+    from crossalign.data.text.tokenizer import ordinary_text
+
+    for start in range(0, len(texts), 1000):
+        with ordinary_text(tokenizer) as backend:
+            found = backend.encode_batch_fast(texts[start : start + 1000], add_special_tokens=False)
+        yield from (one.ids for one in found)

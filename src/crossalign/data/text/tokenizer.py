@@ -1,0 +1,170 @@
+"""Tokenizers for a corpus: opened by one string, or trained on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crossalign.core.errors import UserError
+from crossalign.core.files import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+END = "<|endoftext|>"
+"""The one special token of a tokenizer that is trained here: it starts, ends and separates documents."""
+SMALLEST = 256 + 1
+"""Each byte has an entry, so that any text can be written, and so has END."""
+_ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
+
+
+def open_tokenizer(ref: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, a tokenizer.json, a .gguf file, package:NAME or hf:ORG/NAME.
+
+    Raises:
+        UserError: there is none, it is not of the fast kind, or it has no token to separate documents with.
+    """
+    path = Path(ref).expanduser()
+    if path.is_file() and path.name == "tokenizer.json" and (path.parent / "tokenizer_config.json").is_file():
+        path = path.parent  # its special tokens are named there
+    tokenizer = (
+        _open_file(path) if path.is_file() and path.suffix == ".json" else _open_folder(str(path) if path.exists() else ref)
+    )
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer of '{ref}' is not of the fast kind: save it with a tokenizer.json")
+    separator(tokenizer, ref)
+    return tokenizer
+
+
+def _open_folder(ref: str) -> Any:
+    from transformers import AutoTokenizer
+
+    from crossalign.models.language.model import read_tokenizer
+    from crossalign.models.language.source import Source, hub_folder, locate
+    from crossalign.models.loading import first_line
+
+    path = Path(ref)
+    if path.is_dir() and (path / "tokenizer_config.json").is_file() and not (path / "config.json").is_file():
+        try:
+            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise UserError(f"cannot open the tokenizer of '{ref}': {first_line(error)}") from error
+    if ref.startswith("hf:"):  # of a published configuration only that is known, not the tokenizer
+        return read_tokenizer(Source(ref, hub_folder(ref.removeprefix("hf:"), weights=False)))
+    source: Source = locate(ref, weights=False)
+    return read_tokenizer(source)
+
+
+def _open_file(path: Path) -> Any:
+    """A lone tokenizer.json: which of its tokens ends a text is not written there, so the usual names are tried."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    from crossalign.models.loading import first_line
+
+    try:
+        backend = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises Exception itself
+        raise UserError(f"'{path}' is not a tokenizer.json ({first_line(error)})") from error
+    ends = [token for token in _ENDS if backend.token_to_id(token) is not None]
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **({"eos_token": ends[0]} if ends else {}))
+
+
+def separator(tokenizer: Any, ref: str = "") -> int:
+    """The token between documents: the one that starts a text, so that the first word is predicted from it, else the end.
+
+    Raises:
+        UserError: the tokenizer has neither.
+    """
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise UserError(
+        f"the tokenizer{f' of {ref!r}' if ref else ''} has no bos and no eos token to separate documents with: it is not a "
+        "causal model's; name another, or leave it empty to train one"
+    )
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer (GPT-2's pattern) of at most ``vocabulary`` entries; the same texts give the same one.
+
+    Decoding what it encodes gives back any text exactly.
+
+    Raises:
+        UserError: a vocabulary below 257.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    check_vocabulary(vocabulary)
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END, eos_token=END, clean_up_tokenization_spaces=False)
+
+
+def check_vocabulary(vocabulary: int) -> None:
+    """Raise UserError for a vocabulary that cannot hold every byte."""
+    if vocabulary < SMALLEST:
+        raise UserError(f"a vocabulary of {vocabulary} is too small: 256 bytes and {END} need {SMALLEST}; raise it")
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a folder that ``AutoTokenizer.from_pretrained`` opens, whole or not at all."""
+    import shutil
+
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    tokenizer.save_pretrained(temporary)
+    config = temporary / "tokenizer_config.json"
+    told = json.loads(config.read_text(encoding="utf-8"))
+    if told.get("tokenizer_class") == "TokenizersBackend":  # the name since transformers 5; older ones know this alone
+        write_json(config, told | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """A hash of everything that the tokenizer does to a text."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:20]
+
+
+@contextmanager
+def ordinary_text(tokenizer: Any) -> Iterator[Any]:
+    """The backend, with special tokens that a text spells out taken as text: only we write separators."""
+    backend = tokenizer.backend_tokenizer
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        yield backend
+    finally:
+        backend.encode_special_tokens = before
+
+
+def is_separable(backend: Any) -> bool:
+    """Whether a text cut at the end of a line or word has the tokens of the whole; not so where each text gets a space."""
+    for left, right in (
+        ("One line.\n", "Another"),
+        ("one\n", "(two)"),
+        ("one", " two"),
+        ("one.", " 2"),
+        ("a:\n", "/usr"),
+        ("一\n", "二"),
+    ):
+        ids = [backend.encode(text, add_special_tokens=False).ids for text in (left + right, left, right)]
+        if ids[0] != ids[1] + ids[2]:
+            return False
+    return True

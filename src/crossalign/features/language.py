@@ -1,0 +1,176 @@
+"""What a language model makes of texts: the features of its layers, and how well it predicts; both computed once and kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from crossalign.core.errors import UserError
+from crossalign.core.files import cache_dir, content_key, write_json
+from crossalign.features.store import FORMAT, Maker, write_made
+from crossalign.models.language.model import LanguageModel, open_language_model, reference_key
+from crossalign.models.taps import Layer, Pool, Taps, resolve_layers
+
+if TYPE_CHECKING:
+    from crossalign.data.pairs.load import Pairs
+
+VERSION = 1  # of what the features of a text are; count up when they would come out otherwise
+Captions = Literal["first", "mean", "all"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How texts become features."""
+
+    layers: tuple[Layer, ...] = ("all",)
+    pool: Pool = "mean"
+    captions: Captions = "first"
+    """Of an image with several texts: the first one, the mean of all their features, or all joined into one text."""
+    max_length: int = 128
+    batch_size: int = 32
+    """Texts a forward pass; it does not change the features."""
+    seed: int = 0
+    """Of the weights of a control."""
+
+
+def write_text_features(ref: str, reading: Reading, pairs: Pairs, *, device: str = "cpu") -> Path:
+    """Write the features of the texts of pairs, (N, sum of the layers' widths), or find them written; returns the file.
+
+    Raises:
+        UserError: a model or a layer that is not there, a model that takes no text, or a text without a token.
+    """
+    key = reading_key(ref, reading)
+
+    def open_maker(_: bool) -> Maker:  # always with weights: the widths come from a pass
+        opened = open_language_model(ref, seed=reading.seed)
+        _check_length(opened, reading.max_length)
+        layers = resolve_layers(opened.model, reading.layers)
+        metadata = {
+            "format": FORMAT,
+            "teacher": ref,  # whatever made the features is told under this name
+            "teacher_key": key,
+            "layers": json.dumps([str(layer) for layer in layers]),
+            "widths": json.dumps(_widths(opened, layers)),
+            "pool": reading.pool,
+            "captions": reading.captions,
+            "seed": str(reading.seed),
+            "pairs": pairs.source,
+            "pairs_fingerprint": pairs.fingerprint,
+        }
+        opened.model.to(device)
+        return Maker(ref, _Reader(opened, layers, reading, pairs), metadata, reading.batch_size, "text")
+
+    return write_made(open_maker, key, pairs, title=f"features of {ref}")
+
+
+def reading_key(ref: str, reading: Reading) -> str:
+    """A hash of all that decides the features of a text; nothing is loaded.
+
+    Raises:
+        UserError: nothing lies at ``ref``, or a model that reads no text.
+    """
+    if ref.partition(":")[0] in ("none", "vit"):
+        raise UserError(f"'{ref}' reads no text: name a language model, or random:REF as a control")
+    return content_key(
+        model=reference_key(ref, reading.seed),
+        layers=[str(layer) for layer in reading.layers],
+        pool=reading.pool,
+        captions=reading.captions,
+        max_length=reading.max_length,
+        version=VERSION,
+    )
+
+
+def _widths(opened: LanguageModel, layers: Sequence[Layer]) -> list[int]:
+    """Width of each layer, from a pass over one token."""
+    ids = torch.zeros(1, 1, dtype=torch.long)
+    with torch.no_grad():
+        hidden = Taps(layers).hidden_states(
+            opened.model, ids.to(opened.model.device), torch.ones_like(ids).to(opened.model.device)
+        )
+    return [h.shape[-1] for h in hidden]
+
+
+def _check_length(opened: LanguageModel, max_length: int) -> None:
+    longest = getattr(opened.config, "max_position_embeddings", None)
+    if longest is not None and max_length > longest:
+        raise UserError(f"'{opened.ref}' sees {longest} tokens: lower --max-length {max_length}")
+
+
+class _Reader:
+    """Indices of pairs (B,) to the features of their texts (B, sum of D), fp32."""
+
+    def __init__(self, opened: LanguageModel, layers: Sequence[Layer], reading: Reading, pairs: Pairs) -> None:
+        self.opened, self.reading, self.pairs = opened, reading, pairs
+        self.taps = Taps(layers, reading.pool)
+
+    @torch.no_grad()
+    def __call__(self, indices: Tensor) -> Tensor:
+        groups = [self._texts(self.pairs.texts[int(i)]) for i in indices]
+        flat = self._features([text for group in groups for text in group])
+        return torch.stack([part.mean(0) for part in flat.split([len(group) for group in groups])])
+
+    def _texts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        if self.reading.captions == "mean":
+            return texts
+        return (texts[0] if self.reading.captions == "first" else " ".join(texts),)
+
+    def _features(self, texts: list[str]) -> Tensor:
+        tokenizer, model = self.opened.tokenizer, self.opened.model
+        found = [list(ids) for ids in tokenizer(texts, truncation=True, max_length=self.reading.max_length)["input_ids"]]
+        empty = [text for text, ids in zip(texts, found, strict=True) if not ids]
+        if empty:
+            raise UserError(
+                f"the tokenizer of '{self.opened.ref}' gives no token for the text '{empty[0][:40]}': drop that pair"
+            )
+        length, pad = max(map(len, found)), tokenizer.pad_token_id
+        padding = int(pad if pad is not None else tokenizer.eos_token_id or 0)
+        rows = torch.tensor([ids + [padding] * (length - len(ids)) for ids in found], device=model.device)
+        mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in found], device=model.device)
+        return self.taps(model, rows, mask).float()
+
+
+def bits_per_byte(
+    ref: str, text: str, *, block: int = 512, batch_size: int = 8, seed: int = 0, device: str = "cpu"
+) -> float | None:
+    """How many bits a causal model needs for a byte of a text: comparable between tokenizers, as perplexity is not.
+
+    None for an encoder, which predicts no text.
+
+    Raises:
+        UserError: the model's tokenizer does not keep the text, so that the number would be that of another one.
+    """
+    key = content_key(model=reference_key(ref, seed), text=text, block=block, version=VERSION)
+    path = cache_dir("quality") / f"{key}.json"
+    if path.is_file():
+        kept: float | None = json.loads(path.read_text(encoding="utf-8"))["bits_per_byte"]
+        return kept
+    from crossalign.config import TextLoopConfig
+    from crossalign.data.text.tokenizer import separator
+    from crossalign.data.text.tokens import evaluation_blocks
+    from crossalign.runs.folder import make_accelerator
+    from crossalign.training.text import as_stream, stream_metrics
+
+    if open_language_model(ref, weights=False).family.attention != "causal":
+        write_json(path, {"model": ref, "bits_per_byte": None})
+        return None
+    opened = open_language_model(ref, head="causal", seed=seed)
+    longest = getattr(opened.config, "max_position_embeddings", None) or block
+    stream = as_stream(text, opened.tokenizer, separator(opened.tokenizer, ref))
+    unknown = opened.tokenizer.unk_token_id
+    lost = int((stream.tokens[1:-1] == unknown).sum()) if unknown is not None and unknown != stream.tokens[0] else 0
+    if lost:
+        raise UserError(f"the tokenizer of '{ref}' has no token for {lost} pieces of the text: give a text that it can spell")
+    accelerator: Any = make_accelerator(TextLoopConfig(device=device, precision="fp32"))  # type: ignore[arg-type]
+    model = opened.model.to(device)
+    found = stream_metrics(
+        model, evaluation_blocks(stream, min(block, longest), batch_size), accelerator, f"bits a byte of {ref}"
+    )
+    write_json(path, {"model": ref, "bits_per_byte": found["bits_per_byte"], "bytes": stream.bytes})
+    return found["bits_per_byte"]

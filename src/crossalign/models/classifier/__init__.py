@@ -1,0 +1,1 @@
+"""The adapted model: an embedder and a head round a language model."""

@@ -1,0 +1,157 @@
+"""From pixels or samples to token vectors: patch embedders, new positions, and the match of input scale.
+
+Shapes: B batch, C channels, H and W image sides, S samples of a series, P patch side, T tokens, D backbone width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from crossalign.config import EmbedderConfig
+from crossalign.core.errors import UserError, unknown
+
+
+class Embedder(Protocol):
+    """A module that maps inputs (B, \\*input_shape) to token vectors (B, tokens, D)."""
+
+    tokens: int
+
+    def __call__(self, inputs: Tensor) -> Tensor: ...
+
+
+Builder = Callable[[EmbedderConfig, tuple[int, ...], int], nn.Module]
+EMBEDDERS: dict[str, Builder] = {}
+
+
+def register_embedder(name: str) -> Callable[[Builder], Builder]:
+    """Make ``build(config, input_shape, width) -> Embedder`` available as ``--embedder.kind NAME``."""
+
+    def add(build: Builder) -> Builder:
+        EMBEDDERS[name] = build
+        return build
+
+    return add
+
+
+def _grid(shape: tuple[int, ...], patch: int, axes: int) -> tuple[int, ...]:
+    """Patches along each axis of an input (C, \\*sides); an uneven division is the user's to mend."""
+    if len(shape) != axes + 1:
+        raise UserError(f"this embedder takes inputs of {axes + 1} axes (channels first), not of shape {shape}")
+    if patch < 1 or any(side % patch for side in shape[1:]):
+        common = math.gcd(*shape[1:])
+        near = [p for p in range(1, common + 1) if common % p == 0]
+        raise UserError(
+            f"--embedder.patch {patch} does not divide the input side {' x '.join(map(str, shape[1:]))}: "
+            f"take one of {', '.join(map(str, near))} or change --data.image-size"
+        )
+    return tuple(side // patch for side in shape[1:])
+
+
+class PatchEmbedding(nn.Module):
+    """One linear projection of each P × P patch, as CMDA §3.1.2 has it: (B, C, H, W) → (B, HW/P², D)."""
+
+    def __init__(self, shape: tuple[int, ...], patch: int, width: int) -> None:
+        super().__init__()
+        self.patch, self.grid = patch, _grid(shape, patch, axes=2)
+        self.tokens = math.prod(self.grid)
+        self.projection = nn.Linear(shape[0] * patch * patch, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        b, c = images.shape[:2]
+        (h, w), p = self.grid, self.patch
+        patches_BTX = images.reshape(b, c, h, p, w, p).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w, c * p * p)
+        return self.projection(patches_BTX)  # type: ignore[no-any-return]
+
+
+class ConvStem(nn.Module):
+    """A stack of stride-2 convolutions down to one vector a patch (Xiao et al. 2021, "Early Convolutions"):
+    CMDA §4.2's deeper projection. (B, C, H, W) → (B, HW/P², D); P is a power of two."""
+
+    def __init__(self, shape: tuple[int, ...], patch: int, width: int) -> None:
+        super().__init__()
+        if patch < 2 or patch & (patch - 1):
+            raise UserError(
+                f"--embedder.kind conv halves the image again and again: --embedder.patch {patch} must be 2, 4, 8, …"
+            )
+        self.tokens = math.prod(_grid(shape, patch, axes=2))
+        halvings = patch.bit_length() - 1
+        channels = [shape[0], *(max(16, width // 2 ** (halvings - i)) for i in range(halvings))]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(channels):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, after), nn.GELU()]
+        self.stem = nn.Sequential(*layers, nn.Conv2d(channels[-1], width, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.stem(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class SeriesEmbedding(nn.Module):
+    """One linear projection of each run of P samples, for series and spectra: (B, C, S) → (B, S/P, D)."""
+
+    def __init__(self, shape: tuple[int, ...], patch: int, width: int) -> None:
+        super().__init__()
+        self.patch = patch
+        (self.tokens,) = _grid(shape, patch, axes=1)
+        self.projection = nn.Linear(shape[0] * patch, width)
+
+    def forward(self, series: Tensor) -> Tensor:
+        b, c, s = series.shape
+        patches_BTX = series.reshape(b, c, s // self.patch, self.patch).transpose(1, 2).reshape(b, self.tokens, -1)
+        return self.projection(patches_BTX)  # type: ignore[no-any-return]
+
+
+for _name, _class in {"linear": PatchEmbedding, "conv": ConvStem, "series": SeriesEmbedding}.items():
+    register_embedder(_name)(lambda config, shape, width, build=_class: build(shape, config.patch, width))  # type: ignore[misc]
+
+
+class InputEmbedding(nn.Module):
+    """Token vectors for the backbone: an embedder and, where asked for, a class token and new positions (CMDA §3.1.2).
+
+    ``forward``: inputs (B, \\*input_shape) → (B, T, D). These are the only parameters that the alignment stage trains.
+    """
+
+    def __init__(
+        self, config: EmbedderConfig, input_shape: tuple[int, ...], width: int, *, positions: bool, cls: bool = False
+    ) -> None:
+        super().__init__()
+        if config.kind not in EMBEDDERS:
+            raise unknown("--embedder.kind", config.kind, EMBEDDERS)
+        self.embedder = EMBEDDERS[config.kind](config, input_shape, width)
+        self.cls = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02)) if cls else None
+        self.tokens = int(cast(Embedder, self.embedder).tokens) + cls
+        self.positions = nn.Parameter(torch.empty(self.tokens, width).normal_(std=0.02)) if positions else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        x_BTD: Tensor = self.embedder(inputs)
+        if self.cls is not None:  # at the end: under causal attention only the last token has seen the whole image
+            x_BTD = torch.cat([x_BTD, self.cls.expand(len(x_BTD), -1, -1)], dim=1)
+        return x_BTD if self.positions is None else x_BTD + self.positions  # in fp32, as a language model's own input is
+
+    @torch.no_grad()
+    def match_scale(self, inputs: Tensor, target: Tensor) -> float:
+        r"""Give the embeddings of ``inputs`` the RMS of ``target`` (trap: tokens 40 times too long wreck a frozen model).
+
+        Positions first get the RMS of the patches that they are added to: at their usual 0.02 the place of a patch is
+        a small part of its vector, and a frozen model can hardly tell one place from another. Then the embedder's last
+        projection is rescaled, and the positions with it. Returns the factor.
+
+        inputs: (B, \*input_shape); target: (V, D), the text embedding table.
+        """
+        if self.positions is not None:
+            self.positions.mul_(_rms(self.embedder(inputs)) / _rms(self.positions))
+        factor: float = (_rms(target) / _rms(self(inputs))).item()
+        last = [m for m in self.embedder.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)][-1]
+        for parameter in (last.weight, last.bias, self.cls, self.positions):
+            if parameter is not None:
+                parameter.mul_(factor)
+        return factor
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.float().pow(2).mean().sqrt()

@@ -1,0 +1,341 @@
+"""The adapted model: embedder → language backbone → pool → dropout → linear head (CMDA §3.1.2).
+
+Shapes: B batch, C channels, H and W sides, T tokens, D backbone width, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crossalign.config import BackboneConfig, EmbedderConfig, HeadConfig, TuneConfig, update
+from crossalign.core.errors import UserError
+from crossalign.core.files import write_json
+from crossalign.models.classifier.backbone import Backbone
+from crossalign.models.classifier.embedding import InputEmbedding
+from crossalign.models.classifier.freezing import FreezePlan, add_lora, apply_freeze_plan
+from crossalign.models.language.model import LanguageModel, open_language_model
+
+FORMAT = "crossalign.ImageClassifier/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """What goes in and what comes out: enough to prepare a stranger's image and to name the answer."""
+
+    shape: tuple[int, ...]
+    """Channels first: (C, H, W) for images, (C, S) for series."""
+    classes: tuple[str, ...]
+    """Class names, in the order of the scores."""
+    mean: tuple[float, ...]
+    """Channel means to subtract, on a scale of 0 to 1 for images."""
+    std: tuple[float, ...]
+    """Channel standard deviations to divide by."""
+
+
+@dataclasses.dataclass
+class ModelSettings:
+    """The sections of a run's configuration that shape the model."""
+
+    backbone: BackboneConfig
+    embedder: EmbedderConfig
+    tune: TuneConfig
+    head: HeadConfig
+
+
+class ImageClassifier(nn.Module):
+    """A language model made an image classifier.
+
+    ``forward``: images (B, C, H, W), uint8 or floats on a scale of 0 to 1, unnormalised → class scores (B, K).
+    Build one with :meth:`from_backbone`, open a saved one with :meth:`from_pretrained`.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        spec: InputSpec,
+        settings: ModelSettings,
+    ) -> None:
+        super().__init__()
+        self.spec, self.language_model, self.settings = spec, language_model, settings
+        embedder, tune, head = settings.embedder, settings.tune, settings.head
+        self.backbone = Backbone(language_model, settings.backbone)
+        width = self.backbone.width
+        self.pool = head.pool
+        self.embedding = InputEmbedding(
+            embedder, spec.shape, width, positions=self.backbone.uses_new_positions, cls=self.pool == "cls"
+        )
+        self.backbone.check_length(self.embedding.tokens)
+        self.dropout = nn.Dropout(head.dropout)
+        self.head = nn.Linear(width, len(spec.classes))
+        channels = (-1, *(1 for _ in spec.shape[1:]))
+        self.register_buffer("mean", torch.tensor(spec.mean).reshape(channels), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).reshape(channels), persistent=False)
+        self.peft = _Unregistered(add_lora(self.backbone.model, tune) if self._wants_lora(tune) else None)
+        self.plan: FreezePlan = apply_freeze_plan(self, tune)
+
+    def _wants_lora(self, tune: TuneConfig) -> bool:
+        return tune.method == "lora" and self.backbone.family.attention != "none"
+
+    @classmethod
+    def from_backbone(
+        cls,
+        ref: str,
+        *,
+        classes: Sequence[str],
+        image_size: int = 32,
+        channels: int = 3,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        input_shape: tuple[int, ...] | None = None,
+        backbone: BackboneConfig | None = None,
+        embedder: EmbedderConfig | None = None,
+        tune: TuneConfig | None = None,
+        head: HeadConfig | None = None,
+        weights: bool = True,
+        seed: int = 0,
+    ) -> ImageClassifier:
+        """Put a classifier round the language model ``ref``.
+
+        Args:
+            ref: any model reference, such as ``package:minilm``, a folder, ``hf:ORG/NAME``, ``random:REF``.
+            classes: class names. image_size, channels: of the images; ``input_shape`` overrides both (series, spectra).
+            mean, std: per channel, on a scale of 0 to 1; 0.5 and 0.25 unless given.
+            backbone, embedder, tune, head: settings; see ``crossalign.config``.
+            weights: False builds the model on the meta device: no memory, no weights at hand, for counting.
+            seed: of the new parts, and of a ``random:`` or ``shuffled:`` backbone.
+
+        Raises:
+            UserError: the backbone cannot be opened, or the patch does not divide the image.
+        """
+        backbone = dataclasses.replace(backbone or BackboneConfig(), ref=ref)
+        shape = input_shape or (channels, image_size, image_size)
+        mean, std = tuple(mean or (0.5,) * shape[0]), tuple(std or (0.25,) * shape[0])
+        spec = InputSpec(shape, tuple(classes), mean, std)
+        settings = ModelSettings(backbone, embedder or EmbedderConfig(), tune or TuneConfig(), head or HeadConfig())
+        language_model = open_language_model(ref, weights=weights, seed=seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            with torch.device("cpu" if weights else "meta"):
+                return cls(language_model, spec, settings)
+
+    def normalize(self, inputs: Tensor) -> Tensor:
+        """uint8 or 0-to-1 floats (B, \\*shape) → floats of mean 0 and variance 1 over the training set."""
+        x = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
+        return (x - self.mean) / self.std  # type: ignore[operator]
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Token vectors as they enter the backbone: (B, \\*shape) → (B, T, D). What the alignment stage moves."""
+        return self.embedding(self.normalize(inputs))  # type: ignore[no-any-return]
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Pooled last hidden states: (B, \\*shape) → (B, D)."""
+        hidden_BTD = self.backbone(self.embed(inputs))
+        return hidden_BTD.mean(1) if self.pool == "mean" else hidden_BTD[:, -1]  # type: ignore[no-any-return]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.dropout(self.features(inputs)))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def match_input_scale(self, inputs: Tensor) -> float:
+        """Rescale the new embeddings to the RMS of the backbone's text embeddings, measured on ``inputs``; see
+        :meth:`InputEmbedding.match_scale`."""
+        return self.embedding.match_scale(self.normalize(inputs), self.backbone.text_embedding_table())
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The tensors that training changes; a checkpoint holds these alone."""
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+    def load_trained_state(self, state: dict[str, Tensor], place: str = "the checkpoint") -> None:
+        """Put :meth:`trained_state` back; names and shapes must be the same.
+
+        Raises:
+            UserError: a tensor is missing, unexpected or of another shape (nothing is ever left at its init silently).
+        """
+        own = self.trained_state()
+        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or extra:
+            raise UserError(
+                f"{place} does not fit the model: missing {missing[:3] or 'none'}, unexpected {extra[:3] or 'none'}"
+            )
+        for name, tensor in state.items():
+            if tensor.shape != own[name].shape:
+                raise UserError(f"{place} holds {name} of shape {tuple(tensor.shape)}, the model {tuple(own[name].shape)}")
+            own[name].copy_(tensor)
+
+    def save_pretrained(self, folder: str | Path, *, facts: dict[str, Any] | None = None) -> Path:
+        """Write the model as a folder: config.json, model.safetensors (only what was trained) and a model card.
+
+        A fully fine-tuned model also carries its backbone's configuration and so opens without the original.
+        ``facts`` (results, data, recipe) go into the card. Returns the folder.
+        """
+        from safetensors.torch import save_file
+
+        from crossalign.models.classifier.card import model_card
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.contiguous().cpu() for name, tensor in self.trained_state().items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        if self.settings.tune.method == "full":
+            self.language_model.config.save_pretrained(folder / "backbone")
+        write_json(
+            folder / "config.json",
+            {
+                "format": FORMAT,
+                **dataclasses.asdict(self.settings),
+                "input": dataclasses.asdict(self.spec),
+                "fingerprint": self.language_model.fingerprint,
+                "seed": self.language_model.seed,
+            },
+        )
+        (folder / "README.md").write_text(model_card(self, facts or {}), encoding="utf-8")
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, backbone: str | None = None) -> ImageClassifier:
+        """Open a folder that :meth:`save_pretrained` wrote, or ``hf:ORG/NAME`` of one that was pushed.
+
+        ``backbone`` overrides where the frozen language model lies, should it have moved.
+
+        Raises:
+            UserError: no such model, tensors that do not fit, or a backbone whose weights are not those of training.
+        """
+        folder = _local_folder(str(path))
+        saved = read_saved(folder)
+        settings = ModelSettings(
+            update(BackboneConfig(), saved["backbone"]),
+            update(EmbedderConfig(), saved["embedder"]),
+            update(TuneConfig(), saved["tune"]),
+            update(HeadConfig(), saved["head"]),
+        )
+        spec = InputSpec(**{key: tuple(value) for key, value in saved["input"].items()})
+        whole = (folder / "backbone").is_dir()
+        ref = backbone or (f"random:{folder / 'backbone'}" if whole else settings.backbone.ref)
+        try:
+            language_model = open_language_model(ref, seed=saved["seed"])
+        except UserError as error:
+            raise UserError(
+                f"the backbone of {folder} cannot be opened: {error}; name where it lies now with --backbone"
+            ) from error
+        if not whole and language_model.fingerprint != saved["fingerprint"]:
+            raise UserError(f"the backbone '{ref}' is not the one that {folder} was trained with: its weights differ")
+        model = cls(language_model, spec, settings)
+        model.load_trained_state(read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
+        return model.eval()
+
+    def merge_lora(self) -> ImageClassifier:
+        """Fold the LoRA updates into the backbone's weights, in place: the same outputs, no adapter layers.
+
+        The result is saved whole, as a fully fine-tuned model is.
+        """
+        if self.peft.value is None:
+            raise UserError("only a model trained with --tune.method lora has an adapter to merge")
+        self.backbone.model = self.peft.value.merge_and_unload()
+        self.peft = _Unregistered(None)
+        self.settings.tune = dataclasses.replace(self.settings.tune, method="full")
+        self.plan = apply_freeze_plan(self, self.settings.tune)
+        return self
+
+    def export_lora(self, folder: str | Path) -> Path:
+        """Write the LoRA adapter of the backbone in PEFT's format, for ``PeftModel.from_pretrained``."""
+        if self.peft.value is None:
+            raise UserError("only a model trained with --tune.method lora has an adapter to export")
+        self.peft.value.save_pretrained(str(folder), safe_serialization=True)
+        return Path(folder)
+
+    def push_to_hub(self, repo: str, *, private: bool = True, token: str | None = None) -> str:
+        """Save to a temporary folder and upload it as ``repo`` (``ORG/NAME``); returns the commit's address."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            api.create_repo(repo, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo, folder_path=folder))
+
+    @torch.no_grad()
+    def predict(self, images: Any, *, batch_size: int = 64, top_k: int = 1) -> list[list[dict[str, Any]]]:
+        """Class names and scores of any images, as an image-classification pipeline gives them.
+
+        Args:
+            images: one image or many: paths, PIL images, arrays (H, W), (H, W, C) or (C, H, W), or a uint8 batch (B, C, H, W).
+            batch_size: images a forward pass.
+            top_k: classes an image, best first.
+
+        Returns:
+            For each image a list of ``{"label": str, "score": float}``, the ``top_k`` best classes; scores are probabilities.
+        """
+        from crossalign.data.images.load import to_pixels
+
+        pixels = torch.from_numpy(np.ascontiguousarray(to_pixels(images, self.spec.shape)))
+        was_training, device = self.training, self.head.weight.device
+        self.eval()
+        try:
+            batches: Iterable[Tensor] = pixels.split(batch_size)
+            scores_BK = torch.cat([self(batch.to(device)).float().softmax(-1).cpu() for batch in batches])
+        finally:
+            self.train(was_training)
+        best = scores_BK.topk(min(top_k, scores_BK.shape[1]))
+        return [
+            [{"label": self.spec.classes[i], "score": s} for s, i in zip(row_s, row_i, strict=True)]
+            for row_s, row_i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+
+class _Unregistered:
+    """Holds a module that must not be a submodule (its parameters are the backbone's own)."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _local_folder(path: str) -> Path:
+    if not path.startswith("hf:"):
+        return Path(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path.removeprefix("hf:"), allow_patterns=["*.json", "*.safetensors", "README.md"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(
+            f"cannot fetch '{path}' from the hub ({type(error).__name__}): check the name and the network"
+        ) from error
+
+
+def read_saved(folder: Path) -> dict[str, Any]:
+    """config.json of a saved classifier, or UserError where it is none."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"no saved classifier at '{folder}': it has no config.json; give the model/ folder of a finished run")
+    try:
+        saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: it is no JSON ({error})") from error
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        raise UserError(f"{file} is not a crossalign classifier of format {FORMAT!r}: give the model/ folder of a finished run")
+    missing = {"backbone", "embedder", "tune", "head", "input", "fingerprint", "seed"} - saved.keys()
+    if missing:
+        raise UserError(f"{file} is damaged: it lacks {', '.join(sorted(missing))}")
+    return saved
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or UserError where it cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the weights {file} cannot be read ({error}); copy the whole model/ folder again") from error

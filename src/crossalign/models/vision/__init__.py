@@ -1,0 +1,1 @@
+"""Vision models whose features others are pulled towards."""

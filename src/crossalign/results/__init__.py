@@ -1,0 +1,1 @@
+"""The numbers of many runs, and how surely they differ."""

@@ -1,0 +1,250 @@
+"""Rows of a table: runs that differ by their seed alone, in the study's order, and what a reader must be warned of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from crossalign.runs.records import Run, Study
+from crossalign.stats import Mean, mean_and_error
+
+METHODS = ("fpt", "lora", "full", "none", "vit")
+WEIGHTS = ("pretrained", "shuffled", "random", "none")
+ALIGNMENTS = ("none", "mse", "cosine", "mmd", "coral", "sinkhorn", "otdd")
+
+NOT_SETTINGS = ("output", "seed", "row", "overwrite", "tracking", "loop.checkpoint_minutes", "loop.log_every")
+"""Configuration keys that do not change what a run computes, or that differ between seeds by design."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Complete runs of one setting, by seed."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+    @property
+    def method(self) -> str:
+        return self.first.text("method")
+
+    @property
+    def align(self) -> str:
+        return self.first.text("align") or "none"
+
+    @property
+    def weights(self) -> str:
+        return self.first.text("weights")
+
+    @property
+    def backbone(self) -> str:
+        return self.first.backbone
+
+    @property
+    def model(self) -> str:
+        """The language model inside; empty for the controls that have none."""
+        return "" if self.method in ("none", "vit") else self.backbone
+
+    @property
+    def data(self) -> str:
+        return self.first.text("data")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.seed for run in self.runs)
+
+    def mean(self, *keys: str) -> Mean:
+        """Mean and standard error over seeds of a number in result.json."""
+        return mean_and_error([run.number(*keys) for run in self.runs])
+
+    def distinct(self, key: str) -> list[str]:
+        """The values of a top-level key of result.json over the seeds, each once."""
+        return list(dict.fromkeys(str((run.result or {}).get(key, "")) for run in self.runs))
+
+
+def group_rows(study: Study, strict: bool = False) -> tuple[list[Row], list[str]]:
+    """The study's complete runs as rows in order, and a sentence for each run that one of the same seed replaces.
+
+    ``strict``: also apart by every setting, whatever the runs are called.
+    """
+    groups: dict[tuple[str, ...], dict[int, Run]] = {}
+    warnings = []
+    for run in study.complete:
+        key = (*_identity(run), repr(sorted(settings(run).items()))) if strict else _identity(run)
+        held = groups.setdefault(key, {}).get(run.seed)
+        if held is not None:
+            run, dropped = sorted((held, run), key=lambda r: str(r.environment.get("started", "")), reverse=True)
+            warnings.append(
+                f"Two runs are called “{run.name}” with seed {run.seed}: {run.folder} is used and {dropped.folder} is left out."
+            )
+        groups[key][run.seed] = run
+    return _order(study, groups), warnings
+
+
+def _identity(run: Run) -> tuple[str, ...]:
+    """What runs of one row share by name."""
+    return run.text("data"), run.backbone, run.name, run.text("method"), run.text("weights"), run.text("align")
+
+
+def _order(study: Study, groups: dict[tuple[str, ...], dict[int, Run]]) -> list[Row]:
+    rows = [Row("", tuple(runs[seed] for seed in sorted(runs))) for runs in groups.values()]
+    data = list(dict.fromkeys(row.data for row in rows))
+    backbones = [name for name in dict.fromkeys(row.backbone for row in rows) if name] + [""]
+
+    def place(names: Iterable[str], name: str) -> tuple[int, str]:
+        known = list(names)
+        return (known.index(name), "") if name in known else (len(known), name)
+
+    def key(row: Row) -> tuple[Any, ...]:
+        control = row.weights != "pretrained"
+        natural = (control, place(METHODS, row.method), place(WEIGHTS, row.weights), place(ALIGNMENTS, row.align))
+        block = (place(data, row.data), place(backbones, row.backbone))
+        return (*block, place(study.rows, row.first.name)[0], *natural, row.first.name)
+
+    rows.sort(key=key)
+    return [Row(_label(row, rows), row.runs) for row in rows]
+
+
+def _label(row: Row, rows: list[Row]) -> str:
+    """The row's name, with whatever else tells it from rows of the same name."""
+    twins = [other for other in rows if other.first.name == row.first.name and other is not row]
+    parts = [row.first.name]
+    if any(twin.backbone != row.backbone for twin in twins):
+        parts.append(short_name(row.backbone) or "no backbone")
+    if any(twin.data != row.data for twin in twins):
+        parts.append(row.data)
+    for key in ("method", "weights", "align"):
+        if any(twin.first.text(key) != row.first.text(key) for twin in twins):
+            parts.append(f"{key} {row.first.text(key)}")
+    alike = [twin.first for twin in twins if _identity(twin.first) == _identity(row.first)]
+    mine = settings(row.first)
+    parts += [f"{key} {mine.get(key)}" for key in differing([row.first, *alike])]
+    return ", ".join(parts)
+
+
+def short_name(reference: str) -> str:
+    """The last part of a model reference: ``../models/stories260K`` is ``stories260K``."""
+    return reference.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
+
+
+def blocks(rows: list[Row]) -> list[list[Row]]:
+    """Rows that can be compared: of one data set and one backbone. Rows without a backbone belong to each of them."""
+    keys = dict.fromkeys((row.data, row.backbone) for row in rows if row.backbone)
+    for row in rows:
+        if not row.backbone and not any(data == row.data for data, _ in keys):
+            keys[row.data, ""] = None
+    return [[row for row in rows if row.data == data and row.backbone in ("", backbone)] for data, backbone in keys]
+
+
+def baseline(row: Row, rows: list[Row]) -> Row | None:
+    """The FPT row without alignment, on pretrained weights, of the same data and backbone.
+
+    None where there is none, or where a row without a backbone could mean several.
+    """
+    found = [
+        other
+        for other in rows
+        if (other.method, other.align, other.weights, other.data) == ("fpt", "none", "pretrained", row.data)
+        and (other.backbone == row.backbone or not row.backbone)
+    ]
+    return found[0] if len({other.backbone for other in found}) == 1 else None
+
+
+def best(rows: list[Row]) -> Row:
+    """The row of the highest mean *validation* accuracy: the test set chooses nothing, not even what is shown first."""
+    return max(rows, key=lambda row: _or_low(row.mean("validation", "accuracy").mean))
+
+
+def _or_low(value: float) -> float:
+    return value if value == value else -1.0
+
+
+def flat(values: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as ``("optim.lr", 0.001)`` pairs."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{place}{key}.")
+        else:
+            yield f"{place}{key}", value
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """A run's configuration as flat keys, without those that do not change what it computes."""
+    return {
+        key: value
+        for key, value in flat(run.config)
+        if not any(key == name or key.startswith(f"{name}.") for name in NOT_SETTINGS)
+    }
+
+
+def differing(runs: Iterable[Run]) -> list[str]:
+    """Settings that are not the same in all runs."""
+    tables = [settings(run) for run in runs]
+    keys = dict.fromkeys(key for table in tables for key in table)
+    return [key for key in keys if len({repr(table.get(key)) for table in tables}) > 1]
+
+
+def warnings(study: Study, rows: list[Row]) -> list[str]:
+    """Sentences on what makes rows less comparable than the table makes them look."""
+    found = []
+    data = list(dict.fromkeys(row.data for row in rows))
+    if len(data) > 1:
+        listed = "; ".join(f"“{name}”" for name in data)
+        found.append(f"The rows are from {len(data)} data sets and are compared only within each: {listed}.")
+    for block in blocks(rows):
+        found += _mixed(block, "precision") + _mixed(block, "device") + _uneven_test_sets(block) + _missing_seeds(block)
+    for row in rows:
+        changed = differing(row.runs)
+        if changed:
+            found.append(f"Runs of “{row.label}” differ in more than their seed: {', '.join(changed)}.")
+        found += _alignment(row)
+    for run in study.runs:
+        if run.result is not None:
+            _ = run.predictions, run.samples  # reading them leaves a note where they are damaged
+        found += run.notes
+    return list(dict.fromkeys(found))
+
+
+def _alignment(row: Row) -> list[str]:
+    """What the alignment stage itself warned of, such as a collapse."""
+    told = {run.seed: ((run.result or {}).get("alignment") or {}).get("warning") for run in row.runs}
+    seeds = [seed for seed, warning in told.items() if warning]
+    if not seeds:
+        return []
+    which = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return [f"Alignment stage of “{row.label}”, {which}: {told[seeds[0]]}"]
+
+
+def _mixed(block: list[Row], key: str) -> list[str]:
+    kinds: dict[str, list[str]] = {}
+    for row in block:
+        for kind in row.distinct(key):
+            kinds.setdefault(kind or "not stated", []).append(row.label)
+    if len(kinds) < 2:
+        return []
+    told = "; ".join(f"{kind} ({', '.join(labels)})" for kind, labels in kinds.items())
+    return [f"Compared rows were not run with the same {key}: {told}."]
+
+
+def _uneven_test_sets(block: list[Row]) -> list[str]:
+    runs = [run for row in block for run in row.runs]
+    held = [(run, run.predictions) for run in runs]
+    whole = [(run, predictions) for run, predictions in held if predictions is not None]
+    sizes = {run.number("test", "n") for run in runs}
+    if len({n for n in sizes if n == n}) < 2 and all(p.same_images(whole[0][1]) for _, p in whole[1:]):
+        return []
+    return [
+        f"Runs on “{block[0].data}” were not all scored on the same test images; runs of different test images are not paired."
+    ]
+
+
+def _missing_seeds(block: list[Row]) -> list[str]:
+    seeds = sorted({seed for row in block for seed in row.seeds})
+    short = [f"“{row.label}” has {', '.join(map(str, row.seeds))}" for row in block if len(row.seeds) < len(seeds)]
+    if not short:
+        return []
+    return [f"Not every row has every seed ({', '.join(map(str, seeds))}): {'; '.join(short)}."]

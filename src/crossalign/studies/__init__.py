@@ -1,0 +1,1 @@
+"""Many runs: whole tables and searches."""

@@ -1,0 +1,234 @@
+"""The loop of a search: whenever a worker is free, the promotion rule says what it trains next."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from pathlib import Path
+from typing import Any
+
+from crossalign.config import SearchConfig, update
+from crossalign.core.errors import UserError
+from crossalign.runs.promotion import Job
+from crossalign.studies.search.board import Board
+from crossalign.studies.search.jobs import Config, Outcome, Work, pack, train, unpack
+from crossalign.studies.search.journal import Journal
+from crossalign.studies.search.space import Space, nested
+from crossalign.training.signals import catch_signals
+from crossalign.training.stops import Interrupted
+
+POLL_SECONDS = 1.0
+SUSPECTS = 3  # trials that fail one after the other as if for something that is not theirs, before the base is tried again
+DEATHS = 2  # workers that a trial may cost
+RESUMED = ("trials", "workers", "threads", "seeds", "cluster", "output", "show_space", "keep_checkpoints", "tracking",
+           "set", "rungs")  # fmt: skip
+"""Settings in which a call may differ from the one that it goes on with; what the last two come to is compared itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Who does the work: an executor, and how many jobs it can have in training now."""
+
+    executor: Executor
+    free: Callable[[], int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """One search: its base configuration, its space, its record and its folder."""
+
+    config: SearchConfig
+    recipe: str
+    base: Config
+    """Device, number format and compiling are resolved: they are the same for all trials."""
+    space: Space
+    journal: Journal
+    home: Path
+    token: str
+
+    def draw(self, number: int, attempt: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Settings of a trial, which hang on the seed, its number and the attempt alone, and their distributions."""
+        import numpy as np
+
+        seed = int(np.random.SeedSequence([self.config.seed, number, attempt]).generate_state(1)[0])
+        drawn = self.space.draw(self.base, seed)
+        return drawn, self.space.distributions(drawn)
+
+    def folder(self, trial: int) -> Path:
+        """The run folder of a trial."""
+        return self.home / "trials" / f"{trial:04d}"
+
+    def settled(self, trial: int) -> Config:
+        """The configuration of a trial."""
+        config = update(self.base, nested(self.journal.trials[trial].settings))
+        return dataclasses.replace(config, output=self.folder(trial))
+
+    def work(self, job: Job) -> Work:
+        """``job`` for a worker."""
+        done = len(self.journal.trials[job.trial].curve)
+        until, threads = self.journal.ends[job.rung], self.config.threads
+        return Work(self.settled(job.trial), self.recipe, until, self.home, self.token, done=done, threads=threads)
+
+
+def outcomes(
+    pool: Pool, more: Callable[[Collection[Work]], Work | None], look: Callable[[Collection[Work]], None]
+) -> Iterator[tuple[Work, Outcome]]:
+    """Hand out work while there is any, and give what comes of it as it comes.
+
+    Args:
+        more: the work in training → what to begin beside it, or None.
+        look: called about once a second with the work in training, while no worker waits.
+
+    Raises:
+        Interrupted: a signal came, a worker found the disk full, or the cluster is gone.
+    """
+    flying: dict[Future[Outcome], Work] = {}
+    with catch_signals() as stopped:
+        while True:
+            while len(flying) < pool.free() and (work := more(flying.values())) is not None:
+                flying[pool.executor.submit(train, work)] = work
+            if not flying:
+                return
+            look(flying.values())
+            done, _ = wait(flying, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            if stopped.is_set():
+                raise Interrupted("stopped by a signal")
+            for future in done:
+                work, outcome = flying.pop(future), _outcome(future)
+                if outcome.wants_files:
+                    again = dataclasses.replace(work, files=pack(work.config.output))
+                    flying[pool.executor.submit(train, again)] = work
+                    continue
+                if outcome.files is not None:
+                    unpack(outcome.files, work.config.output)
+                if outcome.stopped:
+                    raise Interrupted(outcome.stopped)
+                yield work, outcome
+
+
+def _outcome(future: Future[Outcome]) -> Outcome:
+    try:
+        return future.result()
+    except CancelledError as error:  # Dask cancels all jobs of whoever loses the scheduler, even for a moment
+        raise Interrupted("the cluster's scheduler has gone away, and the jobs with it") from error
+    except Exception as error:  # the worker came to an end, not the training
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if type(error).__name__ == "KilledWorker":  # Dask has given the job to other workers already: no second death
+            return Outcome(reason=f"every worker that trained it was killed, out of memory perhaps ({told})", bad_input=True)
+        return Outcome(died=told)
+
+
+def drive(search: Search, pool: Pool, follow: Callable[[list[int]], None]) -> None:
+    """Train until the rule has nothing more to do; ``follow`` is called about once a second, with trials that ended a job.
+
+    Raises:
+        Interrupted: see :func:`outcomes`.
+        UserError: the base's settings cannot be trained any more, as where a disk or a device is gone. No trial has failed
+            for it: the same command goes on.
+    """
+    state = _Drive(search)
+    with Board(search.journal, search.config.trials, search.folder) as board:
+
+        def look(flying: Collection[Work]) -> None:
+            board.show(state.in_training(flying))
+            ended, state.ended = state.ended, []
+            follow(ended)
+
+        for work, outcome in outcomes(pool, state.more, look):
+            state.take(work, outcome)
+        look([])
+
+
+class _Drive:
+    """What is in training, and what is to be said of trials whose fault may be the machine's.
+
+    Those stay open while they are suspects. When there are some, and nothing else to do or three of them, the base is tried:
+    if it fails too, the search stops; else, or when any trial succeeds, the fault was theirs.
+    """
+
+    def __init__(self, search: Search) -> None:
+        self.search, self.journal = search, search.journal
+        self.base = base_work(search.base, search.recipe, search.home, search.token)
+        self.trusted = not search.journal.trials  # a new search has just tried its base
+        self.jobs: dict[Path, Job] = {}
+        self.suspects: dict[int, tuple[Job, str]] = {}
+        self.ended: list[int] = []
+        """Trials that ended a job since somebody looked."""
+
+    def in_training(self, flying: Collection[Work]) -> set[int]:
+        """Numbers of trials."""
+        return {self.jobs[work.config.output].trial for work in flying if work is not self.base}
+
+    def more(self, flying: Collection[Work]) -> Work | None:
+        """What to begin beside ``flying``."""
+        if any(work is self.base for work in flying):
+            return None
+        job = None
+        if len(self.suspects) < SUSPECTS:
+            busy = self.in_training(flying) | set(self.suspects)
+            job = self.journal.next_job(self.search.config.trials, busy, self.search.draw)
+        if not self.trusted if job else self.suspects:
+            return None if flying else self.base
+        if job is None:
+            return None
+        self.journal.begin(job)
+        work = self.search.work(job)
+        if work.done and not any((work.config.output / "checkpoints").glob("*")):
+            self.journal.trained_again(job.trial, work.done)
+        self.jobs[work.config.output] = job
+        return work
+
+    def take(self, work: Work, outcome: Outcome) -> None:
+        """What came of ``work``."""
+        if work is self.base:
+            check_base(work, outcome)
+            self.trusted = True
+            self._convict()
+            return
+        job = self.jobs[work.config.output]
+        if outcome.died:  # the job stays open, so that the rule gives it out again
+            deaths = self.journal.died(job)
+            if deaths >= DEATHS:
+                told = f"its worker was killed {deaths} times, out of memory perhaps ({outcome.died})"
+                self.suspects[job.trial] = job, told
+        elif outcome.bad_input:
+            self.suspects[job.trial] = job, outcome.reason
+        elif outcome.reason:
+            self._fail(job, outcome.reason, outcome.curve)
+        else:
+            self.journal.end(job, outcome.score, outcome.curve, outcome.seconds)
+            self._convict()
+            if job.rung == len(self.journal.ends) - 1:
+                self._drop_checkpoints(job.trial)
+            self.ended.append(job.trial)
+
+    def _convict(self) -> None:
+        for job, reason in self.suspects.values():
+            self._fail(job, reason, [])
+        self.suspects.clear()
+
+    def _fail(self, job: Job, reason: str, curve: list[float]) -> None:
+        self.journal.fail(job, reason, curve)
+        self._drop_checkpoints(job.trial)
+        self.ended.append(job.trial)
+
+    def _drop_checkpoints(self, trial: int) -> None:
+        """Of a trial that goes no further."""
+        if not self.search.config.keep_checkpoints:
+            shutil.rmtree(self.search.folder(trial) / "checkpoints", ignore_errors=True)
+
+
+def base_work(base: Config, recipe: str, home: Path, token: str) -> Work:
+    """A run of the base's settings that trains nothing: it fails by whatever no trial's settings can mend."""
+    return Work(dataclasses.replace(base, output=home / "trials" / "base"), recipe, 0, home, token)
+
+
+def check_base(work: Work, outcome: Outcome) -> None:
+    """Raise what is wrong with the base's settings, if anything is, after its run; else delete that run."""
+    if outcome.reason or outcome.died:
+        trace = work.config.output.with_suffix(".error.txt")
+        told = f"; see {trace}" if trace.is_file() and not outcome.bad_input else ""
+        raise UserError((outcome.reason or f"the worker came to an end: {outcome.died}") + told)
+    shutil.rmtree(work.config.output)

@@ -1,0 +1,82 @@
+"""A search in MLflow: a run for the search, and a child for each trial and each of the winner's seeds.
+
+The process that hands out the work brings them up to date from the run folders; workers need no store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from crossalign.config import to_dict
+from crossalign.runs.folder import flatten, read_json
+from crossalign.studies.search.drive import RESUMED, Search
+from crossalign.studies.search.jobs import watched
+from crossalign.training.tracking import RETRY_SECONDS, SEND_SECONDS, Status, log_results
+
+
+class Follower:
+    """Keeps MLflow up to date with ``search``; where there is no MLflow, does nothing."""
+
+    def __init__(self, search: Search) -> None:
+        self.search = search
+        tracking = search.config.tracking
+        store = tracking.mlflow_uri or f"sqlite:///{search.config.output.resolve().parent / 'mlflow.db'}"
+        self._tracking = dataclasses.replace(tracking, mlflow_uri=store)
+        self._parent = ""
+        self._away_until = self._next = 0.0
+
+    def trial(self, number: int, over: bool = False) -> None:
+        """Trial ``number`` has ended a job; ``over``: and gets no other."""
+        trial = self.search.journal.trials[number]
+        over = over or len(trial.scores) == len(self.search.journal.ends)
+        ended: Status = "FAILED" if trial.reason else "FINISHED" if over else "SCHEDULED"
+        parent = self._parent if time.monotonic() < self._next else self.parent()
+        self._send(self.search.folder(number), f"trial {number}", trial.settings, {"rung": len(trial.scores)}, ended, parent)
+
+    def parent(self, status: Status = "RUNNING") -> str:
+        """The run of the search, brought up to date."""
+        self._next = time.monotonic() + SEND_SECONDS
+        search, best = self.search, self.search.journal.best()
+        name, larger = watched(search.base)
+        values = {"epochs": float(search.journal.epochs()), "trials": float(len(search.journal.trials))}
+        values |= {f"best/{name}": best.scores[-1] * (1 if larger else -1)} if best else {}
+        lasting = {key: value for key, value in to_dict(search.config).items() if key not in RESUMED}
+        params = flatten(lasting) | {"recipe": search.recipe, "set": " ".join(search.config.set)}
+        self._parent = self._send(search.home, f"search {search.recipe}", params, values, status, "") or self._parent
+        return self._parent
+
+    def end(self, status: Status) -> None:
+        """The search has ended; trials that nobody promoted have too, and what was not sent in time is sent now."""
+        self._away_until = 0.0
+        parent = self.parent(status)
+        if status != "FINISHED":
+            return
+        self._next = math.inf  # the parent stays ended
+        for trial in self.search.journal.trials:
+            self.trial(trial.number, over=True)
+        for result in sorted(self.search.home.glob("winner/*/result.json")):
+            self._send_result(result.parent, parent)
+
+    def _send_result(self, folder: Path, parent: str) -> None:
+        result = read_json(folder / "result.json")
+        test = result.get("test") or {}
+        values = {f"test/{name}": value for name, value in test.items() if isinstance(value, float)}
+        for place, found in result.get("scores", {}).items():
+            values |= {f"{place}/{name}": value for name, value in found.items()}
+        name = f"{self.search.base.row}, seed {result['seed']}"
+        self._send(folder, name, {"seed": result["seed"]}, values, "FINISHED", parent)
+
+    def _send(
+        self, folder: Path, name: str, params: Mapping[str, Any], values: Mapping[str, float], status: Status, parent: str
+    ) -> str:
+        if time.monotonic() < self._away_until or not folder.is_dir():
+            return ""
+        sent = log_results(folder, self._tracking, name, params, values, status, parent)
+        if not sent:
+            self._away_until = time.monotonic() + RETRY_SECONDS
+        return sent

@@ -1,0 +1,300 @@
+"""The space of a search as data: which fields vary, over what, and when they matter.
+
+A file has a line a field. Choices are a list; numbers have ``low`` and ``high``, with ``log: true`` on a log scale and
+``int: true`` for whole ones; ``when`` says on which value of another field (``==``, or ``!=`` for all but one) it matters::
+
+    optim.lr: {low: 1.0e-5, high: 1.0e-3, log: true}
+    loop.batch_size: [16, 32, 64, 128]
+    tune.lora_rank: {choices: [4, 8, 16, 32], when: tune.method == lora}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, to_dict, update
+from crossalign.core.errors import UserError, unknown
+from crossalign.runs.folder import flatten
+
+Config = AdaptConfig | PretrainConfig | FinetuneConfig
+Value = float | int | str | bool | None
+DEFAULTS: dict[type, str] = {AdaptConfig: "cmda", PretrainConfig: "cmar-pretrain", FinetuneConfig: "cmar-finetune"}
+KEYS = ("choices", "low", "high", "log", "int", "when")
+FIXED = {
+    **dict.fromkeys(("output", "overwrite", "row", "score_test", "tracking"), "the search gives each trial its own"),
+    **dict.fromkeys(("seed", "data", "corpus", "prepared", "score", "pairs.split_file"), "trials must be scored alike"),
+    **dict.fromkeys(("block", "loop.evaluate_blocks", "model"), "losses would not be of the same tokens"),
+    **dict.fromkeys(("loop.epochs", "loop.steps", "loop.evaluate_every"), "the rungs count them"),
+    **dict.fromkeys(("loop.device", "loop.precision", "loop.compile"), "they are resolved once for all trials"),
+}
+"""Fields, and sections, that no search may vary, and why."""
+VARIABLE = ("data.augment",)
+"""What may vary of them all the same."""
+NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)e[-+]?\d+|inf|infinity|nan)", re.IGNORECASE)
+"""What a setting takes for a number and YAML 1.1 reads as text, such as 1e-5."""
+
+
+@dataclass(frozen=True)
+class When:
+    """On which value of another field, ``name``, a field matters: on ``value``, or on all but it."""
+
+    name: str
+    equal: bool
+    value: Value
+    text: str
+    """As a file has it."""
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether it holds for settings by field name; it does not where the other field is out itself."""
+        return self.name in values and (values[self.name] == self.value) == self.equal
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of the space: either ``choices``, or numbers from ``low`` to ``high``."""
+
+    name: str
+    choices: tuple[Value, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    integer: bool = False
+    when: When | None = None
+
+    def as_data(self) -> Any:
+        """The field as a file has it."""
+        told: dict[str, Any] = {"choices": list(self.choices)} if self.choices else {"low": self.low, "high": self.high}
+        told |= {"log": True} if self.log else {}
+        told |= {"int": True} if self.integer else {}
+        told |= {"when": self.when.text} if self.when else {}
+        return told
+
+    def matters(self, values: Mapping[str, Any]) -> bool:
+        """Whether the field matters beside settings by field name."""
+        return self.when is None or self.when.holds(values)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a trial may have ``value``."""
+        return value in self.choices if self.choices else isinstance(value, int | float) and self.low <= value <= self.high
+
+    @property
+    def examples(self) -> tuple[Value, ...]:
+        """Values that must be possible if all are."""
+        return self.choices or ((int(self.low), int(self.high)) if self.integer else (self.low, self.high))
+
+
+@dataclass(frozen=True)
+class Space:
+    """Fields in the order in which they are drawn; one that another's ``when`` names stands before it."""
+
+    fields: tuple[Field, ...]
+
+    def of(self, config: Config) -> Space:
+        """The part that can matter to ``config``: what hangs on a field that the space does not vary is decided now."""
+        given, kept = self._given(config), dict[str, Field]()
+        for field in self.fields:
+            if field.matters(given) or (field.when and field.when.name in kept):
+                kept[field.name] = field
+        return Space(tuple(kept.values()))
+
+    def inside(self, config: Config) -> Config:
+        """``config`` with values of the space where its own are none, so that what fails with it is no trial's fault."""
+        own = flatten(to_dict(config))
+        return update(config, nested({f.name: f.examples[0] for f in self.fields if not f.holds(own[f.name])}))
+
+    def _given(self, config: Config) -> dict[str, Any]:
+        """The settings of ``config`` that the space does not vary."""
+        varied = {field.name for field in self.fields}
+        return {name: value for name, value in flatten(to_dict(config)).items() if name not in varied}
+
+    def draw(self, config: Config, seed: int) -> dict[str, Value]:
+        """Settings drawn at random by Optuna's sampler, the same for the same ``seed``; a field that does not matter is out."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask()
+        values, drawn = self._given(config), {}
+        for field in self.fields:
+            if field.matters(values):
+                values[field.name] = drawn[field.name] = _suggest(trial, field)
+        return drawn
+
+    def distributions(self, drawn: Mapping[str, Value]) -> dict[str, Any]:
+        """Optuna's distribution of each field drawn, for its record."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        def of(field: Field) -> Any:
+            if field.choices:
+                return CategoricalDistribution(field.choices)
+            if field.integer:
+                return IntDistribution(int(field.low), int(field.high), log=field.log)
+            return FloatDistribution(field.low, field.high, log=field.log)
+
+        return {field.name: of(field) for field in self.fields if field.name in drawn}
+
+    def as_data(self) -> dict[str, Any]:
+        """The space as its file has it."""
+        return {field.name: field.as_data() for field in self.fields}
+
+    def text(self) -> str:
+        """The space as the text of a file."""
+        data = {f.name: list(f.choices) if f.choices and not f.when else f.as_data() for f in self.fields}
+        told = {name: yaml.safe_dump(d, default_flow_style=True, sort_keys=False, width=1000) for name, d in data.items()}
+        return "".join(f"{name}: {value.strip()}\n" for name, value in told.items())
+
+
+def open_space(ref: str, config: Config) -> Space:
+    """The space in the file or of the name ``ref``, or the usual one of the recipe's verb, checked against ``config``.
+
+    Raises:
+        UserError: no such file or name; a field that the configuration does not have (the nearest is named), that the search
+            itself needs, or whose values it cannot hold; a ``when`` that can never hold; nothing that matters to ``config``.
+    """
+    known = sorted(path.name.removesuffix(".yaml") for path in (files("crossalign.studies.search") / "spaces").iterdir())
+    place = f"--space {ref}" if ref else f"the space '{DEFAULTS[type(config)]}'"
+    if ref.endswith((".yaml", ".yml")):
+        try:
+            text = Path(ref).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{place} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{place} is no UTF-8 text (byte {error.start}): save it as UTF-8") from error
+    elif (name := ref or DEFAULTS[type(config)]) in known:
+        text = (files("crossalign.studies.search") / "spaces" / f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise unknown("space", ref, known, listed="or a file that ends in .yaml")
+    data, settings = _load(text, place), flatten(to_dict(config))
+    fields: dict[str, Field] = {}
+    for name, value in data.items():
+        _check_name(name, value, list(settings), place)
+        fields[name] = _read_field(name, value, place, config, [*data], fields)
+    whole = Space(tuple(fields.values()))
+    if not (space := whole.of(config)).fields and (when := whole.fields[0].when):
+        raise UserError(
+            f"{place} has no field that matters to this recipe: '{whole.fields[0].name}' needs {when.text}, and the recipe has "
+            f"{when.name} = {settings[when.name]}; change that with --set, or take another space"
+        )
+    return space
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by field name as nested sections, as ``update`` takes them."""
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        *sections, last = name.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return values
+
+
+def _suggest(trial: Any, field: Field) -> Value:
+    if field.choices:
+        return trial.suggest_categorical(field.name, field.choices)  # type: ignore[no-any-return]
+    if field.integer:
+        return trial.suggest_int(field.name, int(field.low), int(field.high), log=field.log)  # type: ignore[no-any-return]
+    return trial.suggest_float(field.name, field.low, field.high, log=field.log)  # type: ignore[no-any-return]
+
+
+def _load(text: str, place: str) -> dict[str, Any]:
+    """The fields of a space's text, by name; none twice."""
+    try:
+        data, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that cannot be
+        raise UserError(f"{place} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict) or not data or root is None:
+        raise UserError(f"{place} holds no fields: write a line a field, such as 'optim.lr: {{low: 1e-5, high: 1e-3}}'")
+    inner = [(f"{place}, field '{key.value}',", node) for key, node in root.value]
+    for where, node in [(place, root), *inner]:  # YAML keeps the last of two equal keys and says nothing
+        keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise UserError(f"{where} gives '{twice[0]}' twice: keep one")
+    return {str(name): value for name, value in data.items()}
+
+
+def _check_name(name: str, value: Any, known: list[str], place: str) -> None:
+    """No section, and nothing that a search cannot vary."""
+    under = [field for field in known if field.startswith(f"{name}.")]
+    held = value if isinstance(value, dict) else ()
+    field = next((f for f in under if f.removeprefix(f"{name}.").split(".")[0] in held), under[0]) if under else name
+    for start, why in FIXED.items():
+        if (field == start or field.startswith(f"{start}.")) and not field.startswith(VARIABLE):
+            raise UserError(f"{place} varies '{field}', which a search cannot: {why}")
+    if under:
+        raise UserError(f"{place}, field '{name}', is a section: write a line a field, such as '{field}: …'")
+
+
+def _read_field(name: str, value: Any, place: str, config: Config, names: list[str], before: Mapping[str, Field]) -> Field:
+    """A field, with values as ``config`` holds them; ``names``: all of the space, ``before``: the fields above this one."""
+    where = f"{place}, field '{name}'"
+    value = {"choices": value} if isinstance(value, list) else value
+    if not isinstance(value, dict):
+        raise UserError(f"{where}, holds {value!r}: give a list of choices, or low and high")
+    if odd := [key for key in value if key not in KEYS]:
+        raise unknown(f"key in {where}", str(odd[0]), KEYS)
+    when = _read_when(value["when"], name, place, config, names, before) if "when" in value else None
+    if "choices" in value:
+        choices = value["choices"]
+        if not isinstance(choices, list) or not choices:
+            raise UserError(f"{where}, has choices {choices!r}: give a list of plain values")
+        if beside := [f"{key}: {value[key]}" for key in ("low", "high", "log", "int") if key in value]:
+            raise UserError(f"{where}, has choices {choices!r} and {', '.join(beside)}: give either choices, or low and high")
+        held = (_as_held(config, name, _plain(choice, where), f"{place}: ") for choice in choices)
+        return Field(name, choices=tuple(dict.fromkeys(held)), when=when)
+    if odd := [key for key in ("log", "int") if not isinstance(value.get(key, False), bool)]:
+        raise UserError(f"{where}, has {odd[0]}: {value[odd[0]]!r}: write true or false")
+    low, high = (_plain(value.get(key), where) for key in ("low", "high"))
+    if not {type(low), type(high)} <= {int, float}:
+        raise UserError(f"{where}, needs choices, or low and high as numbers; it holds {value!r}")
+    log, integer = value.get("log", False), value.get("int", False)
+    if not low <= high or (log and low <= 0) or (integer and (int(low) != low or int(high) != high)):
+        rule = "low must not be above high, a log scale begins above 0, and whole numbers have whole ends"
+        raise UserError(f"{where}, goes from {low} to {high}: {rule}")
+    field = Field(name, low=float(low), high=float(high), log=log, integer=integer, when=when)
+    for end in field.examples:
+        _as_held(config, name, end, f"{place}{'' if integer else ', without int: true'}: ")
+    return field
+
+
+def _read_when(text: Any, name: str, place: str, config: Config, names: list[str], before: Mapping[str, Field]) -> When:
+    where = f"{place}, field '{name}', has when: {text!r}"
+    found = re.fullmatch(r"\s*(\S+)\s*(==|!=)\s*(\S+)\s*", text) if isinstance(text, str) else None
+    try:
+        value = yaml.safe_load(found[3]) if found else None
+    except (yaml.YAMLError, ValueError):
+        found = None
+    if found is None:
+        raise UserError(f"{where}: write FIELD == VALUE or FIELD != VALUE")
+    other = found[1]
+    value = _as_held(config, other, _plain(value, f"{place}, 'when' of '{name}'"), f"{place}, 'when' of '{name}': ")
+    if other in names and other not in before:
+        raise UserError(f"{where}: '{other}' must stand before what hangs on it, '{name}'")
+    there, equal = before.get(other), found[2] == "=="
+    single = there is None or there.choices or there.integer  # a real number is hardly ever drawn twice
+    if there and (not single or not there.holds(value) or (there.choices == (value,) and not equal)):
+        raise UserError(f"{where}: '{other}' is never that in this space; name one of its choices, or give it some")
+    return When(other, equal, value, text)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """``value`` if it is a plain one, and a finite one if it is a number."""
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        value = float(value)
+    if value is not None and not isinstance(value, int | float | str):
+        raise UserError(f"{where}, holds {value!r}: give plain values")
+    if isinstance(value, int | float) and not abs(value) < 1e300:  # the width of a range must be finite too
+        raise UserError(f"{where}, holds {value}: give a finite number, below 1e300")
+    return value
+
+
+def _as_held(config: Config, name: str, value: Value, place: str) -> Any:
+    """A value as the field of ``config`` holds it, told plainly."""
+    return flatten(to_dict(update(config, nested({name: value}), place)))[name]

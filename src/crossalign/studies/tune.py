@@ -1,0 +1,272 @@
+"""``tune``: search the settings of a recipe by ASHA, as CMDA §3.1.4 does.
+
+Configurations are drawn from a space; each is trained to the first rung, and of every rung the better half goes on from its
+checkpoint to the next. Validation alone chooses. The winner is trained again with other seeds, and those runs score the test
+set, once each. Several methods get a search of the same size each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import multiprocessing
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crossalign.config import AdaptConfig, FinetuneConfig, SearchConfig, to_dict, update
+from crossalign.core.errors import UserError, missing_extra
+from crossalign.core.files import atomic_path
+from crossalign.runs.folder import flatten, locked, write_config
+from crossalign.runs.promotion import resources
+from crossalign.studies.reproduce import configured, read_setting
+from crossalign.studies.search.drive import RESUMED, Pool, Search, base_work, check_base, drive, outcomes
+from crossalign.studies.search.follow import Follower
+from crossalign.studies.search.jobs import TOKEN, Config, watched
+from crossalign.studies.search.journal import Journal
+from crossalign.studies.search.record import seconds_so_far, write_record
+from crossalign.studies.search.space import Space, open_space
+from crossalign.studies.search.winner import train_winner
+from crossalign.training.stops import Interrupted
+
+STOP_SECONDS = 60.0  # for workers to save in
+OWN = ("output", "overwrite", "score_test")
+"""What a search says itself of each of its runs."""
+RECORD_SECONDS = 10.0  # between two writings of search.json
+
+
+def tune(config: SearchConfig) -> list[str]:
+    """Search and train the winners, into ``config.output``; returns what failed, a sentence each.
+
+    A second call with the same settings goes on where the first stopped; with more trials it goes further.
+
+    Raises:
+        UserError: bad input, before any trial. Interrupted: see ``training.stops``; what was trained is kept.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker, which runs the script that started it
+        raise UserError("a script that calls tune must do so under if __name__ == '__main__', since workers import it")
+    names = _names(config)
+    _check(config)
+    bases = {name: _base(config, name) for name in names}
+    spaces = {name: _space(config, base) for name, base in bases.items()}
+    bases = {name: spaces[name].inside(base) for name, base in bases.items()}
+    if config.show_space:
+        for name in names:
+            print(f"# the space of {name}\n{spaces[name].text()}" if len(names) > 1 else spaces[name].text(), end="")
+        return []
+    ends = {name: _ends(config, base) for name, base in bases.items()}
+    if len({tuple(end) for end in ends.values()}) > 1:
+        told = "; ".join(f"{name}: {', '.join(map(str, end))}" for name, end in ends.items())
+        raise UserError(f"--methods have different rungs ({told}): give them one length with --set, such as loop.epochs=50")
+    if importlib.util.find_spec("optuna") is None:
+        raise missing_extra("optuna", "search", "a search")
+    with locked(config.output, mark=TOKEN), _pool(config) as pool, ExitStack() as locks:
+        _token(config.output)
+        searches: list[Search] = []
+        for name in names:
+            home = (config.output / name if len(names) > 1 else config.output).resolve()
+            if len(names) > 1:
+                locks.enter_context(locked(home, mark=TOKEN))
+            like = searches[0].base if searches else None
+            searches.append(_open(config, name, bases[name], spaces[name], ends[name], home, pool, like))
+        return [sentence for search in searches for sentence in _run(search, pool)]
+
+
+def _names(config: SearchConfig) -> list[str]:
+    """The recipes to search over."""
+    methods = list(dict.fromkeys(name for text in config.methods for name in text.split(",") if name))
+    if methods and config.recipe:
+        raise UserError(f"both the recipe {config.recipe} and --methods {','.join(methods)}: give one or the other")
+    if not methods and not config.recipe:
+        raise UserError("no recipe: name one, such as crossalign tune small-lora, or several with --methods")
+    there = sorted(path.parent.name for path in config.output.glob("*/search.yaml"))
+    if len(methods) > 1 and (config.output / "search.yaml").is_file():
+        raise UserError(f"{config.output} holds the search of one recipe: choose another --output for --methods")
+    if len(methods) < 2 and there:
+        raise UserError(f"{config.output} holds searches of several recipes ({', '.join(there)}): choose another --output")
+    return methods or [config.recipe]
+
+
+def _space(config: SearchConfig, base: Config) -> Space:
+    """The space without the fields that --set fixes."""
+    space, fixed = open_space(config.space, base), set(_fixed(config))
+    both = [field.name for field in space.fields if field.name in fixed]
+    if both and config.space.endswith((".yaml", ".yml")):
+        raise UserError(f"--set fixes {', '.join(both)}, which --space {config.space} varies: take it out of one of them")
+    left = Space(tuple(field for field in space.fields if field.name not in fixed)).of(base)
+    if not left.fields:
+        raise UserError(f"--set fixes every field that the space varies ({', '.join(both)}): leave one of them to the search")
+    return left
+
+
+def _fixed(config: SearchConfig) -> dict[str, Any]:
+    """What --set gives, by the name of each field, sections taken apart."""
+    given = [read_setting(text) for text in config.set]
+    return {name: value for key, _, held in given for name, value in flatten({key: held}).items()}
+
+
+def _check(config: SearchConfig) -> None:
+    least_workers = 0 if config.cluster else 1
+    for key, least in (
+        ("trials", 1), ("workers", least_workers), ("threads", 0), ("rungs", 1), ("factor", 2), ("seed", 0), ("seeds", 0),
+    ):  # fmt: skip
+        if getattr(config, key) < least:
+            raise UserError(f"--{key} is {getattr(config, key)}; it must be at least {least}")
+    if config.resources and list(config.resources) != sorted(set(config.resources)):
+        raise UserError(f"--resources {' '.join(map(str, config.resources))} do not rise")
+    for name, value in _fixed(config).items():
+        if name in OWN:
+            raise UserError(
+                f"--set {name}={value}: a search says that itself; its --output tells where, and --seeds 0 scores no test"
+            )
+
+
+def _base(config: SearchConfig, recipe: str) -> Config:
+    """The configuration that the trials share, checked as far as it can be without opening anything."""
+    base: Config = configured(recipe, config.set)
+    if not isinstance(base, AdaptConfig):
+        from crossalign.training.term import row_name
+
+        base = dataclasses.replace(base, row=base.row or row_name(base))
+    if isinstance(base, FinetuneConfig) and not (base.model and base.data.source) and not config.show_space:
+        raise UserError(f"{recipe} names no model or no data: give --set model=FOLDER data.source=[tasks.jsonl]")
+    return dataclasses.replace(base, tracking=dataclasses.replace(base.tracking, mlflow=False))  # the search follows its trials
+
+
+def _ends(config: SearchConfig, base: Config) -> list[int]:
+    """Epochs, or evaluations of a text run, at the end of each rung."""
+    most = base.loop.epochs if isinstance(base, AdaptConfig) else base.loop.steps // max(1, base.loop.evaluate_every)
+    if not config.resources:
+        return resources(most, config.rungs, config.factor)
+    if config.resources[-1] != most or config.resources[0] < 1:
+        told = " ".join(map(str, config.resources))
+        raise UserError(f"--resources {told}: they must begin at 1 or later, and end at {most}, where training ends")
+    return list(config.resources)
+
+
+@contextmanager
+def _pool(config: SearchConfig) -> Iterator[Pool]:
+    """Processes here, or the workers of a cluster; they are told to save and end when the search stops before its end."""
+    if config.cluster:
+        from crossalign.studies.search.cluster import cluster_pool
+
+        with cluster_pool(config.cluster, config.workers, config.output) as pool:
+            yield pool
+        return
+    from crossalign.core.machine import usable_cores
+    from crossalign.studies.workers import Workers
+
+    workers = Workers(config.workers, config.threads or max(1, usable_cores() // config.workers))
+    try:
+        yield Pool(workers, lambda: config.workers)
+    except BaseException:
+        workers.stop(STOP_SECONDS)
+        raise
+    finally:
+        workers.shutdown(wait=False, cancel_futures=True)
+
+
+def _open(
+    config: SearchConfig, recipe: str, base: Config, space: Space, ends: list[int], home: Path, pool: Pool, like: Config | None
+) -> Search:
+    """The search in its folder, new or gone on with; its base resolved by a run that trains nothing.
+
+    ``like`` is another method's base, whose number format is taken where this one leaves it open: a comparison has one.
+    """
+    file, token = home / "search.yaml", _token(home)
+    shutil.rmtree(home / "trials" / "base", ignore_errors=True)  # of a call that was stopped there
+    asked = {key: value for key, value in to_dict(config).items() if key not in RESUMED}
+    asked |= {"recipe": recipe, "methods": [], "space": space.as_data(), "resources": ends, "base": to_dict(base)}
+    if file.is_file():
+        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+        resolved = saved.pop("resolved")
+        _check_same(home, saved, asked)
+    else:
+        alike = {"loop": {"precision": like.loop.precision}} if like and base.loop.precision == "auto" else {}
+        resolved = _resolve(update(base, alike), recipe, home, token, pool)
+        with atomic_path(file) as temporary:
+            temporary.write_text(yaml.safe_dump(asked | {"resolved": resolved}, sort_keys=False), encoding="utf-8")
+    journal = Journal(home / "journal.log", recipe, watched(base)[1], ends, config.factor)
+    return Search(config, recipe, update(base, {"loop": resolved}), space, journal, home, token)
+
+
+def _token(folder: Path) -> str:
+    """What tells this search's folder from another host's of the same name."""
+    file = folder / TOKEN
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(file) as temporary:
+            temporary.write_text(secrets.token_hex(8), encoding="utf-8")
+    return file.read_text(encoding="utf-8")
+
+
+def _check_same(home: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
+    there, here = flatten(saved), flatten(asked)
+    space = {key for key in {**there, **here} if key.startswith("space.")}  # a setting that is new in this version is no other
+    keys = [key for key in {**there, **here} if key in space or (key in there and key in here)]
+    unlike = [
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys if there.get(key) != here.get(key)
+    ]
+    if unlike:
+        told = "; ".join(unlike[:4])
+        raise UserError(f"{home} holds a search with other settings ({told}): choose another --output")
+
+
+def _resolve(base: Config, recipe: str, home: Path, token: str, pool: Pool) -> dict[str, Any]:
+    """Device, number format and compiling, which are to be the same for all trials; and whatever is wrong with the base.
+
+    After it images, corpus and features are in the cache.
+    """
+    waiting, loop = [base_work(base, recipe, home, token)], dict[str, Any]()
+    for work, outcome in outcomes(pool, lambda flying: waiting.pop() if waiting else None, lambda flying: None):
+        file = work.config.output / "config.yaml"
+        loop = yaml.safe_load(file.read_text(encoding="utf-8"))["loop"] if file.is_file() else {}
+        check_base(work, outcome)
+    return {key: loop[key] for key in ("device", "precision", "compile")}
+
+
+def _run(search: Search, pool: Pool) -> list[str]:
+    """One search to its end: the trials, the winner's seeds, the record. Returns what failed, a sentence each."""
+    started, before = time.monotonic(), seconds_so_far(search.home)
+    follower, journal = Follower(search), search.journal
+    written, known = started, list[tuple[int, int]]()
+
+    def record() -> None:
+        write_record(search, f"ASHA over {search.recipe}", before + time.monotonic() - started)
+
+    def follow(ended: list[int]) -> None:
+        nonlocal written, known
+        for trial in ended:
+            follower.trial(trial)
+        now = [(trial.begun, len(trial.scores)) for trial in journal.trials]
+        if now != known and time.monotonic() - written > RECORD_SECONDS:
+            record()
+            written, known = time.monotonic(), now
+
+    try:
+        record()
+        drive(search, pool, follow)
+        winner = journal.winner()
+        if winner is not None:
+            write_config(search.home, search.settled(winner.number), "winner.yaml", without=("output", "tracking"))
+            record()
+            failed = train_winner(search, winner.number, pool)
+        else:
+            told = f"all {len(journal.trials)} trials of {search.recipe} failed, the first: {journal.trials[0].reason}"
+            failed = [f"{told}; search another --space into another --output, or draw more --trials"]
+    except BaseException as error:
+        record()
+        follower.end("KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED")
+        raise
+    if not search.config.keep_checkpoints:
+        for trial in journal.trials:
+            shutil.rmtree(search.folder(trial.number) / "checkpoints", ignore_errors=True)
+    record()
+    follower.end("FINISHED" if winner else "FAILED")
+    return failed

@@ -1,0 +1,1 @@
+"""``adapt`` and ``predict``: a language model becomes an image classifier."""

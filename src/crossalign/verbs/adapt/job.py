@@ -1,0 +1,282 @@
+"""``adapt``: make a language model an image classifier, as CMDA §3 describes it.
+
+Open the images three ways, put an embedder and a head round the backbone, align the embeddings with text for some epochs
+where asked, train what the freeze plan lets train, keep the best validation epoch, and score the test set once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crossalign.config import AdaptConfig
+from crossalign.core.errors import UserError
+from crossalign.core.files import content_key, write_json
+from crossalign.core.machine import is_main_process
+from crossalign.data.batches import TrainBatches, eval_batches
+from crossalign.data.images.augment import augment
+from crossalign.data.images.load import ImageSet, ImageSplits, channel_statistics, open_images
+from crossalign.models.classifier.backbone import probe
+from crossalign.models.classifier.model import ImageClassifier
+from crossalign.models.classifier.targets import corpus_path
+from crossalign.runs.folder import (
+    device_name,
+    in_folder,
+    main_process_first,
+    opened_run,
+    read_json,
+    resolved,
+    seed_all,
+)
+from crossalign.training import checkpoint as ckpt
+from crossalign.training import precision
+from crossalign.training.loop import Batch, Run, Stage, StageResult, Step, fit
+from crossalign.verbs.adapt.alignment import align, find_divergence
+from crossalign.verbs.adapt.scoring import Scores, score
+
+MATCH_BATCH = 256  # training images on which the input scale is measured
+
+
+def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False, until: int | None = None) -> dict[str, Any]:
+    """Adapt a language model to images and return the result that result.json holds.
+
+    A finished run is returned as it stands; an unfinished one with the same configuration goes on where it stopped.
+
+    Raises:
+        UserError: bad input, before any training. Interrupted, Diverged, DiskFull, and Paused where ``until`` is an
+            epoch to pause after: see ``training.loop``.
+    """
+    return in_folder(config, lambda claimed: _adapt(claimed, recipe, quiet, until))
+
+
+def _adapt(config: AdaptConfig, recipe: str, quiet: bool, until: int | None) -> dict[str, Any]:
+    with main_process_first(config.loop.device):  # the others then find the decoded images in the cache
+        splits = open_images(config.data)
+    config = _resolve(config, splits.train)
+    model = build_model(config, splits.train)
+    _check_before_training(config, splits, model)
+    config = resolve_speed(config, model, splits.train, quiet)
+    if is_main_process() and not quiet:
+        print(f"{splits.source}\n{model.plan}")
+    identity = content_key(data=splits.fingerprint, backbone=model.language_model.fingerprint)
+    with opened_run(config, identity, f"images at '{config.data.source}' or weights of '{config.backbone.ref}'", until) as run:
+        model.to(run.accelerator.device)
+        alignment = _align(config, model, splits, run)
+        seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
+        trained = fit(training_stage(config, model, splits, run), run)
+        scores = evaluate_split(model, splits.test, config, run.accelerator) if config.score_test else None
+        result = _result(config, recipe, splits, model, trained, scores, alignment)
+        if run.accelerator.is_main_process:
+            _write(config, splits, model, scores, result)
+            run.log.summary({f"test/{name}": value for name, value in (scores.summary() if scores else {}).items()})
+    return result
+
+
+def build_model(config: AdaptConfig, train: ImageSet) -> ImageClassifier:
+    """The classifier for resolved settings, its input scale matched on training images where asked."""
+    shape = train.pixels.shape[1:]
+    model = ImageClassifier.from_backbone(
+        config.backbone.ref,
+        classes=train.classes,
+        input_shape=tuple(shape),
+        mean=config.data.mean,
+        std=config.data.std,
+        backbone=config.backbone,
+        embedder=config.embedder,
+        tune=config.tune,
+        head=config.head,
+        seed=config.seed,
+    )
+    if model.backbone.attention != "none":
+        probe(model.backbone)
+    if config.embedder.match_scale:
+        model.match_input_scale(torch.from_numpy(train.pixels[:MATCH_BATCH].copy()))
+    return model
+
+
+def _resolve(config: AdaptConfig, train: ImageSet) -> AdaptConfig:
+    """Put in what was left to the data and the machine."""
+    data = {}
+    if config.data.mean is None or config.data.std is None:
+        mean, std = channel_statistics(train)
+        data = {"mean": config.data.mean or mean, "std": config.data.std or std}
+    channels = train.pixels.shape[1]
+    for name in ("mean", "std"):
+        value = data.get(name) or getattr(config.data, name)
+        if len(value) != channels:
+            raise UserError(f"--data.{name} has {len(value)} values, but the images have {channels} channels")
+    return dataclasses.replace(resolved(config, data=data), row=config.row or _row_name(config))
+
+
+def _row_name(config: AdaptConfig) -> str:
+    method = {"fpt": "FPT", "lora": "LoRA", "full": "Full fine-tuning"}[config.tune.method]
+    weights = config.backbone.ref.split(":")[0]
+    if weights in ("none", "vit"):
+        return {"none": "No backbone", "vit": "ViT from scratch"}[weights]
+    control = f", {weights} weights" if weights in ("random", "shuffled") else ""
+    return method + control + ("" if config.align.metric == "none" else f" + alignment ({config.align.metric})")
+
+
+def _check_before_training(config: AdaptConfig, splits: ImageSplits, model: ImageClassifier) -> None:
+    """All that can be known to fail later fails here, before any long work."""
+    loop, align_config = config.loop, config.align
+    for key in ("epochs", "accumulation", "batch_size", "eval_batch_size", "log_every"):
+        if getattr(loop, key) < 1:
+            raise UserError(f"--loop.{key.replace('_', '-')} is {getattr(loop, key)}; it must be at least 1")
+    if config.optim.lr < 0 or config.tune.lora_rank < 1:
+        raise UserError("--optim.lr must not be negative, and --tune.lora-rank must be at least 1")
+    if loop.accumulation * int(os.environ.get("WORLD_SIZE", "1")) > loop.batch_size:
+        raise UserError(f"--loop.batch-size {loop.batch_size} has fewer images than processes x --loop.accumulation")
+    if loop.batch_size > len(splits.train):
+        raise UserError(f"--loop.batch-size {loop.batch_size} is larger than the {len(splits.train)} training images")
+    if align_config.metric != "none" and align_config.batch_size > len(splits.train):
+        raise UserError(f"--align.batch-size {align_config.batch_size} is larger than the {len(splits.train)} training images")
+    if align_config.metric != "none":
+        find_divergence(config)
+        if align_config.target == "corpus":
+            corpus_path(align_config)
+        model.backbone.text_embedding_table()
+    trained = sum(t.numel() * 4 for t in model.trained_state().values())
+    # Two checkpoints stand beside each other while one takes the other's place; each holds the weights and Adam's two
+    # moments. The best weights and the model folder come on top.
+    ckpt.check_room(config.output, 2 * 3 * trained + 2 * trained + 50_000_000)
+
+
+def resolve_speed(config: AdaptConfig, model: ImageClassifier, train: ImageSet, quiet: bool = False) -> AdaptConfig:
+    """Number format and compiling, where left open, as the hardware or a short measurement on it says is best."""
+    loop = config.loop
+    share = loop.batch_size // loop.accumulation // int(os.environ.get("WORLD_SIZE", "1"))  # of a step, in one pass
+    images = torch.from_numpy(train.pixels[:share].copy()).to(loop.device)
+    signature = f"2 {model.language_model.config.__class__.__name__} {model.plan} {tuple(images.shape)}"
+    steps = loop.epochs * loop.accumulation * math.ceil(len(train) / loop.batch_size)
+    return precision.resolve_speed(config, model.to(loop.device), lambda form: form(images), signature, steps, quiet)
+
+
+def _align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Run) -> dict[str, Any]:
+    """The alignment stage, or what it found if the run is past it."""
+    file = config.output / "alignment.json"
+    if config.align.metric == "none":
+        return {}
+    if run.resume is not None and run.resume.stage == "train":
+        return read_json(file)
+    found = align(config, model, splits, run)
+    if run.accelerator.is_main_process:
+        write_json(file, found)
+    return found
+
+
+def training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Run) -> Stage:
+    """Training proper (CMDA §3.1.3): cross-entropy on augmented images, validation after every epoch."""
+    device, settings = run.accelerator.device, config.data.augment
+    batches = TrainBatches(
+        splits.train,
+        batch_size=config.loop.batch_size,
+        seed=config.seed,
+        augment=settings,
+        accumulation=config.loop.accumulation,
+        rank=run.accelerator.process_index,
+        world=run.world,
+    )
+
+    def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        labels = batch["labels"].to(device, non_blocking=True)
+        images = augment(batch["images"].to(device, non_blocking=True), batch["draw"], settings)
+        logits = wrapped(images).float()
+        correct = (logits.argmax(-1) == labels).sum()
+        return F.cross_entropy(logits, labels, reduction="sum"), {"accuracy": correct}
+
+    def evaluate(wrapped: nn.Module) -> dict[str, float]:
+        return _score(wrapped, splits.validation, config, run.accelerator).summary()
+
+    return Stage(
+        name="train",
+        model=model,
+        loss=loss,
+        steps=lambda epoch, first: (Step(step.micro_batches, step.count) for step in batches.epoch(epoch, first)),
+        steps_per_epoch=len(batches),
+        epochs=config.loop.epochs,
+        optim=config.optim,
+        state=model.trained_state,
+        load=model.load_trained_state,
+        evaluate=evaluate,
+        select="accuracy",
+    )
+
+
+def _score(model: nn.Module, images: ImageSet, config: AdaptConfig, accelerator: Any) -> Scores:
+    batches = eval_batches(images, config.loop.eval_batch_size, accelerator.process_index, accelerator.num_processes)
+    return score(model, batches, images.labels, accelerator)
+
+
+def evaluate_split(model: ImageClassifier, images: ImageSet, config: AdaptConfig, accelerator: Any) -> Scores:
+    """Scores of ``model`` on ``images``, in the run's precision."""
+    model.eval()
+    with accelerator.autocast():
+        return _score(model, images, config, accelerator)
+
+
+def _result(
+    config: AdaptConfig,
+    recipe: str,
+    splits: ImageSplits,
+    model: ImageClassifier,
+    trained: StageResult,
+    scores: Scores | None,
+    alignment: dict[str, Any],
+) -> dict[str, Any]:
+    """result.json: the numbers of tables, with what is needed to compare them fairly."""
+    device, kind = config.loop.device, model.language_model.kind
+    return {
+        "verb": "adapt",
+        "recipe": recipe,
+        "row": config.row,
+        "method": config.tune.method if kind not in ("none", "vit") else kind,
+        "align": config.align.metric,
+        "backbone": config.backbone.ref,
+        "weights": kind,
+        "seed": config.seed,
+        "data": splits.source,
+        "data_fingerprint": splits.fingerprint,
+        "classes": list(splits.test.classes),
+        "best_epoch": trained.best_epoch,
+        "epochs": config.loop.epochs,
+        "validation": trained.best,
+        "test": _test_numbers(scores, len(splits.test.classes)),
+        "parameters": {"trainable": model.plan.trainable, "total": model.plan.total, "groups": model.plan.groups()},
+        "learning_rate": config.optim.lr,
+        "alignment": alignment,
+        "seconds": {"align": alignment.get("seconds", 0.0), "train": trained.seconds},
+        "images_per_second": trained.examples / max(trained.seconds, 1e-9),
+        "peak_memory_bytes": precision.peak_memory_bytes(device),
+        "precision": config.loop.precision,
+        "device": device_name(device),
+    }
+
+
+def _test_numbers(scores: Scores | None, classes: int) -> dict[str, Any] | None:
+    if scores is None:
+        return None
+    return scores.summary() | {"n": len(scores.labels), "confusion": scores.confusion(classes)}
+
+
+def _write(
+    config: AdaptConfig, splits: ImageSplits, model: ImageClassifier, scores: Scores | None, result: dict[str, Any]
+) -> None:
+    """The model, the answers on the test set, and last the result, whose presence says that the run is complete."""
+    from crossalign.verbs.adapt.predictions import write_predictions, write_samples
+
+    folder: Path = config.output
+    facts = {"data": splits.source, "validation accuracy": f"{result['validation']['accuracy']:.2%}", "seed": config.seed}
+    if scores is not None:
+        facts["test accuracy"] = f"{result['test']['accuracy']:.2%} on {result['test']['n']} images"
+        write_predictions(folder / "predictions.parquet", scores)
+        write_samples(folder / "samples.parquet", splits.test, scores, seed=config.data.split_seed)
+    model.save_pretrained(folder / "model", facts=facts)
+    write_json(folder / "result.json", result)

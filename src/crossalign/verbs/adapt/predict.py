@@ -1,0 +1,66 @@
+"""``predict``: classify image files with a trained model, one JSON line each."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from crossalign.core.errors import UserError
+from crossalign.models.classifier.model import ImageClassifier
+from crossalign.runs.folder import resolve_device
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+def predict_files(
+    model: str, images: list[Path], *, top_k: int = 1, batch_size: int = 64, backbone: str = "", device: str = "auto"
+) -> None:
+    """Print ``{"file", "label", "score"}`` (or a list of classes for ``top_k`` > 1) for each file, as a line of JSON.
+
+    A file that cannot be read costs its own line only: it is reported as ``{"file", "error"}``, and the rest goes on.
+
+    Raises:
+        UserError: a path that does not exist, a folder without images, no such model or device, or no image that could be read.
+    """
+    files = list(_files(images))
+    device = resolve_device(device)
+    classifier = ImageClassifier.from_pretrained(model, backbone=backbone or None).to(device)
+    failed = 0
+    for start in range(0, len(files), batch_size):
+        for file, answer in _answers(classifier, files[start : start + batch_size], top_k):
+            failed += "error" in answer
+            print(json.dumps({"file": str(file), **answer}, ensure_ascii=False))
+    if failed:
+        print(f"crossalign: {failed} of {len(files)} images could not be read", file=sys.stderr)
+    if failed == len(files):
+        raise UserError("none of the images could be read")
+
+
+def _answers(classifier: ImageClassifier, files: list[Path], top_k: int) -> Iterator[tuple[Path, dict[str, object]]]:
+    """The answers for one batch; if a file in it is bad, file by file."""
+    try:
+        predictions = classifier.predict(list(files), batch_size=len(files), top_k=top_k)
+    except UserError as error:
+        if len(files) == 1:
+            yield files[0], {"error": str(error)}
+            return
+        for file in files:
+            yield from _answers(classifier, [file], top_k)
+        return
+    for file, classes in zip(files, predictions, strict=True):
+        yield file, classes[0] if top_k == 1 else {"classes": classes}
+
+
+def _files(paths: list[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                raise UserError(f"no images in the folder {path} (looked for {', '.join(sorted(SUFFIXES))})")
+            yield from inside
+        elif path.is_file():
+            yield path
+        else:
+            raise UserError(f"no such file or folder: {path}")

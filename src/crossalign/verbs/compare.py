@@ -1,0 +1,113 @@
+"""``compare``: which rows differ, in what, by how much, and how sure that is.
+
+Runs that differ in their seed alone are one row. Every row is compared with one reference, in everything that both have a
+number of: accuracy on test images, losses on texts, held-out alignment, scores of tasks. Two kinds of chance are kept apart.
+Over seeds, the paired t-test speaks of the method. Over documents, with the trained models held fixed, the paired bootstrap
+and McNemar's exact test speak of these trained models. All p-values are corrected by Holm's method, and no difference is
+printed without its uncertainty.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+
+from crossalign.core.errors import UserError, unknown
+from crossalign.report.contrast_pages import Compared
+from crossalign.report.text import VERBS
+from crossalign.report.wording import counted
+from crossalign.results.contrasts import By, contrasts_of
+from crossalign.results.outcomes import Outcome, outcomes_of
+from crossalign.results.rows import Row, group_rows
+from crossalign.runs.records import Study, open_study
+
+
+def compare(
+    runs: list[Path],
+    by: By = "seed",
+    reference: str = "",
+    tasks: tuple[str, ...] = (),
+    resamples: int = 5000,
+) -> Compared:
+    """Compare ``runs``: run folders, or folders that hold some at any depth, all of one job.
+
+    Args:
+        by: what a star stands for: ``seed``, the t-test over seeds; ``sample``, the test over documents.
+        reference: name of the row that the others are compared with, or a folder that holds its runs; by default the row
+            of the first folder, or of several in it the one without alignment.
+        tasks: only these outcomes, by name; ``*`` stands for any letters.
+        resamples: of the bootstrap.
+
+    Raises:
+        UserError: fewer than two rows, no run in a path, damaged files, an unknown row or task, both jobs at once.
+    """
+    if resamples < 200:
+        raise UserError(f"{resamples} resamples are too few for an interval; take 200 or more, such as --resamples 5000")
+    study = open_study(runs)
+    rows, notes = group_rows(study, strict=True)
+    _check(study, rows)
+    first = _reference(rows, reference, runs)
+    rows = [first, *(row for row in rows if row is not first)]
+    outcomes = _chosen(outcomes_of(rows), tasks)
+    contrasts = contrasts_of(rows, first, outcomes, resamples)
+    notes += [f"{run.folder} is not finished and left out; the same command goes on with it." for run in study.incomplete]
+    notes += _no_answers(rows, outcomes)
+    notes += [note for one in contrasts for note in one.pairing.notes]
+    notes += [note for run in study.complete for note in run.notes]
+    return Compared(rows, outcomes, contrasts, by, resamples, list(dict.fromkeys(notes)))
+
+
+def _check(study: Study, rows: list[Row]) -> None:
+    if not study.runs:
+        raise UserError(f"nothing to compare: '{study.searches[0].folder}' holds a search without any run of its winner")
+    if not rows:
+        count, first = counted(len(study.incomplete), "run"), study.incomplete[0].folder
+        raise UserError(f"nothing to compare: {count} not finished, such as '{first}'; the same command goes on with it")
+    texts = {row.first.text("verb") in VERBS for row in rows}
+    if len(texts) > 1:
+        raise UserError("these runs are of image classifiers and of language models: compare each kind apart")
+    if len(rows) < 2:
+        seeds = ", ".join(map(str, rows[0].seeds))
+        raise UserError(f"'{rows[0].label}' (seeds {seeds}) is the only row here; name runs of another setting as well")
+
+
+def _reference(rows: list[Row], name: str, paths: list[Path]) -> Row:
+    """The row of that name or in that folder; unnamed, that of the first path, or the one there without alignment."""
+    if name:
+        named = [row for row in rows if row.label == name] or _within(rows, Path(name))
+        if not named:
+            raise unknown("row", name, [row.label for row in rows])
+        if len(named) > 1:
+            listed = ", ".join(f"'{row.label}'" for row in named)
+            raise UserError(f"'{name}' holds several rows ({listed}); name one of them, as in --reference '{named[0].label}'")
+        return named[0]
+    given = _within(rows, paths[0]) or rows
+    plain = [row for row in given if row.align == "none"]
+    trained = [row for row in plain if row.weights == "pretrained"]
+    return (sorted(trained, key=lambda row: row.method != "fpt") or plain or given)[0]
+
+
+def _within(rows: list[Row], folder: Path) -> list[Row]:
+    inside = folder.resolve()
+    return [row for row in rows if any(run.folder.resolve().is_relative_to(inside) for run in row.runs)]
+
+
+def _chosen(outcomes: list[Outcome], patterns: tuple[str, ...]) -> list[Outcome]:
+    if not outcomes:
+        raise UserError("these runs have no number to compare: no test accuracy, no loss on a text and no evaluated task")
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(one.name, pattern) for one in outcomes):
+            raise unknown("task", pattern, [one.name for one in outcomes])
+    chosen = [one for one in outcomes if not patterns or any(fnmatch.fnmatchcase(one.name, p) for p in patterns)]
+    if not any(one.tested for one in chosen):
+        bits = chosen[0].name.rpartition(".")[0] + ".bits_per_byte"
+        raise UserError(f"{chosen[0].name} is {bits} in other units, which is what is tested; name that one as well")
+    return chosen
+
+
+def _no_answers(rows: list[Row], outcomes: list[Outcome]) -> list[str]:
+    """Where only losses are known, what would give answers by document."""
+    if not any(one.family == "losses" for one in outcomes) or any(run.evaluation for row in rows for run in row.runs):
+        return []
+    told = f"crossalign evaluate {rows[0].first.folder} --tasks arc_easy"
+    return [f"Losses are known by run only; for answers by document, evaluate the runs on tasks, as with {told}"]

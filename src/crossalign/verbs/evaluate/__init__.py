@@ -1,0 +1,1 @@
+"""``evaluate``: a language model on benchmark tasks."""

@@ -1,0 +1,184 @@
+"""Whatever predicts the next token, opened to be scored: models as they are published, and those that were made here.
+
+A run of ``pretrain`` or ``finetune``, LoRA adapters merged; and a run of ``adapt``, whose backbone is put back under its own
+language head, to see what of its language is left (CMDA §4.1 warns of forgetting).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from crossalign.config import TuneConfig, update
+from crossalign.core.errors import UserError
+from crossalign.core.files import content_key, files_hash
+from crossalign.models.classifier.freezing import add_lora
+from crossalign.models.classifier.model import FORMAT, read_saved, read_weights
+from crossalign.models.language.model import LanguageModel, open_language_model, read_tokenizer
+from crossalign.models.language.source import Source
+
+ADAPTER = "adapter_model.safetensors"
+
+
+@dataclass
+class Scored:
+    """A causal model with its tokenizer, in fp32, eval mode and uncompiled."""
+
+    ref: str
+    """What was opened."""
+    model: Any
+    """The PreTrainedModel with its language head."""
+    tokenizer: Any
+    """Its tokenizer; it puts the BOS token in front of a text if and only if ``bos``."""
+    bos: bool
+    """Whether texts start with the BOS token."""
+    fingerprint: str
+    """A hash of the weights."""
+    run: Path | None = None
+    """The folder of the run that made it."""
+    before: str = ""
+    """Of a classifier: the language model that it was made from."""
+
+
+def open_scored(ref: str, bos: Literal["auto", "yes", "no"] = "auto") -> Scored:
+    """Open ``ref``: a run folder, its model/ folder, or any reference of :func:`open_language_model`.
+
+    Raises:
+        UserError: it is no causal model, its run is not finished, or its tokenizer has no token to start a text with.
+    """
+    folder, run = _folder_of(ref)
+    config = _json(folder / "config.json") if folder else {}
+    before = ""
+    if folder and config.get("format") == FORMAT:
+        opened, before = _unadapted(folder)
+    elif folder and (folder / "adapter_config.json").is_file():
+        opened = _merged(folder, run)
+    else:
+        opened = open_language_model(str(folder) if run else ref, head="causal")
+    tokenizer = read_tokenizer(Source(ref, folder)) if folder and (folder / "tokenizer.json").is_file() else opened.tokenizer
+    model: Any = opened.model
+    model.config.use_cache = False
+    began = _folder_of(before)[1] if before else run  # the language of a classifier starts as its backbone's did
+    starts = _start_with_bos(tokenizer, opened.family.bos, bos, ref, trained_so=_pretrained_here(began))
+    return Scored(ref, model, tokenizer, starts, opened.fingerprint, run, before)
+
+
+def _folder_of(ref: str) -> tuple[Path | None, Path | None]:
+    """The folder of a local model, and that of the run it belongs to."""
+    path = Path(ref).expanduser()
+    if not path.is_dir():
+        return None, None
+    if (path / "config.yaml").is_file():
+        if not (path / "model").is_dir():
+            raise UserError(f"'{path}' holds a run without a model/ folder: finish it by its own command first")
+        return path / "model", path
+    return path, path.parent if (path.parent / "config.yaml").is_file() and path.name == "model" else None
+
+
+def _pretrained_here(run: Path | None) -> bool:
+    """Whether a run pre-trained the model, or fine-tuned one that was pre-trained here: each document began with BOS then."""
+    if run is None:
+        return False
+    if _json(run / "result.json").get("verb") != "finetune":
+        return _json(run / "result.json").get("verb") == "pretrain"
+    return _pretrained_here(_folder_of(_model_of(run))[1])
+
+
+def _model_of(run: Path) -> str:
+    """What a run of ``finetune`` began with."""
+    import yaml
+
+    return str((yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}).get("model") or "")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # whoever opens the model says what is wrong
+    return told if isinstance(told, dict) else {}
+
+
+def _merged(folder: Path, run: Path | None) -> LanguageModel:
+    """A LoRA adapter in PEFT's format, folded into the model that it belongs to."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    if not (folder / ADAPTER).is_file():
+        raise UserError(f"'{folder}' has no {ADAPTER}: save the adapter as safetensors")
+    base = str(_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    if run is not None:  # what PEFT keeps is a folder, which for a .gguf file is not enough
+        base = _model_of(run) or base
+    elif base and ":" not in base and not Path(base).exists():
+        base = f"hf:{base}"
+    try:
+        opened = open_language_model(base, head="causal")
+    except UserError as error:
+        raise UserError(f"the model that the adapter '{folder}' belongs to cannot be opened: {error}") from error
+    state = read_weights(folder / ADAPTER)
+    peft = PeftModel.from_pretrained(opened.model, str(folder))
+    if set(get_peft_model_state_dict(peft)) != set(state):
+        raise UserError(f"'{folder / ADAPTER}' does not fit '{base}': its tensors have other names")
+    merged = LanguageModel(peft.merge_and_unload().eval(), opened.config, str(folder), opened.kind, opened.seed, opened.source)
+    files = [folder / ADAPTER, folder / "adapter_config.json"]
+    merged.fingerprint = content_key(base=opened.fingerprint, adapter=files_hash(files))
+    return merged
+
+
+def _unadapted(folder: Path) -> tuple[LanguageModel, str]:
+    """The language model inside a saved classifier, and the reference of the one that it was made from.
+
+    The backbone's trained tensors go back into the causal model; its token table and language head never trained.
+
+    Raises:
+        UserError: there was no pretrained causal model, so there is no language to forget; or its weights have changed.
+    """
+    saved = read_saved(folder)
+    ref = saved["backbone"]["ref"]
+    opened = open_language_model(ref, head="causal", seed=saved["seed"])
+    if opened.kind != "pretrained":
+        raise UserError(f"'{folder}' was made from '{ref}', a control without language: there is nothing to forget")
+    if opened.fingerprint != saved["fingerprint"]:
+        raise UserError(f"the backbone '{ref}' is not the one that '{folder}' was trained with: its weights differ")
+    tune = update(TuneConfig(), saved["tune"])
+    base = opened.model.base_model
+    peft = add_lora(base, tune) if tune.method == "lora" else None
+    places = {f"backbone.model.{name}": parameter for name, parameter in base.named_parameters()}
+    file = folder / "model.safetensors"
+    for name, tensor in read_weights(file).items():
+        if not name.startswith("backbone."):
+            continue  # the embedder and the head of the classifier
+        if name not in places or places[name].shape != tensor.shape:
+            raise UserError(f"'{file}' does not fit '{ref}': it holds {name} of shape {tuple(tensor.shape)}")
+        places[name].data.copy_(tensor)
+    if peft is not None:
+        peft.merge_and_unload()
+    given = content_key(before=opened.fingerprint, trained=files_hash([file]))
+    changed = LanguageModel(opened.model.eval(), opened.config, str(folder), opened.kind, opened.seed, opened.source)
+    changed.fingerprint = given
+    return changed, ref
+
+
+def _start_with_bos(tokenizer: Any, family: str, asked: str, ref: str, trained_so: bool) -> bool:
+    """Whether texts start with BOS, and the tokenizer made to do just that: many have the token and no rule that adds it.
+
+    Raises:
+        UserError: BOS is asked for and there is none; or there is neither BOS nor EOS, so that nothing predicts a first word.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    bos = tokenizer.bos_token_id
+    if bos is None and tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of '{ref}' has neither a BOS nor an EOS token, so that nothing stands before the first word: "
+            "name one of them in its tokenizer_config.json"
+        )
+    if asked == "yes" and bos is None:
+        raise UserError(f"the tokenizer of '{ref}' has no BOS token: leave --bos out, and texts start without one")
+    adds = tokenizer.encode("a")[:1] == [bos]
+    wanted = {"yes": True, "no": False}.get(asked, bos is not None and (trained_so or family == "yes" or (not family and adds)))
+    if wanted:
+        token = tokenizer.bos_token
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{token} $A", special_tokens=[(token, bos)])
+    return wanted

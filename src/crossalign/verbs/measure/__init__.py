@@ -1,0 +1,1 @@
+"""``measure``: how aligned language and vision models are."""

@@ -1,0 +1,273 @@
+"""``measure``: how aligned language models are with vision models, layer by layer, and whether that is more than chance.
+
+Each model sees the same pairs, once: language models the captions, vision models the images. Every layer of the one kind is
+scored against every layer of the other. What chance gives is told by permutations of the images, and the best of all layers
+is compared with the best of all layers under each permutation, as Gröger, Wen and Brbić 2026 ("Revisiting the Platonic
+Representation Hypothesis: an Aristotelian view") propose; intervals leave out groups of pairs in turn.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from crossalign.alignment import get_similarity, similarity_names
+from crossalign.alignment.resampling import (
+    FAST,
+    calibrate,
+    critical_value,
+    jackknife_error,
+    ordered_scores,
+    p_values,
+    random_groups,
+    random_orders,
+    scores_without,
+)
+from crossalign.config import MeasureConfig
+from crossalign.core.errors import UserError, missing_extra, unknown
+from crossalign.core.files import atomic_path, write_json
+from crossalign.core.machine import environment, free_memory
+from crossalign.core.progress import progress
+from crossalign.data.pairs.load import Pairs, open_pairs
+from crossalign.runs.folder import claim_folder, locked, resolve_device, write_config
+from crossalign.stats import student_t
+from crossalign.verbs.measure.models import Measured, look, name_models, read_language
+
+HAVE_NEIGHBOURS = ("mutual-knn", "soft-mutual-knn")
+ROOM = 2 * 2**30
+"""Bytes that language models are scored together in: together they are faster, since each order is looked up once."""
+MOST_REPEATED = 0.01
+"""Share of the pairs that may show the image of another pair."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One language model beside one vision model. Shapes: I and J layers, P permutations, G groups."""
+
+    language: Measured
+    vision: Measured
+    scores: Tensor
+    """(I, J)."""
+    null: Tensor
+    """(P, I, J): with the images in random orders."""
+    replicates: Tensor
+    """(G, I, J): without each group of pairs."""
+
+
+def measure(config: MeasureConfig) -> dict[str, Any]:
+    """Measure, write the folder ``config.output``, and return what its measure.json holds.
+
+    Raises:
+        UserError: bad input; as much as can be known is said before a model is opened.
+    """
+    _check(config)
+    with locked(config.output):
+        _check_folder(config)
+        return _measure(config, resolve_device(config.device, option="--device"))
+
+
+def _measure(config: MeasureConfig, device: str) -> dict[str, Any]:
+    language, vision = name_models(config)
+    pairs = open_pairs(config.pairs)
+    _check_pairs(config, pairs)
+    language = read_language(language, config, pairs, device)
+    vision = look(vision, config, pairs, device)
+    found = align(language, vision, config)
+    result = {
+        "verb": "measure",
+        "pairs": pairs.source,
+        "n": len(pairs),
+        "language": [model.told() for model in language],
+        "vision": [model.told() for model in vision],
+        "alignment": [_summary(one, config) for one in found],
+    }
+    claim_folder(config)  # another measurement is deleted only now that there is one to take its place
+    _write(config, result, found)
+    return result
+
+
+def align(language: Sequence[Measured], vision: Sequence[Measured], config: MeasureConfig) -> list[Alignment]:
+    """Every layer of every language model against every layer of every vision model.
+
+    All models share the permutations and the groups. A few language models are scored together, so that memory does not grow
+    with their number.
+
+    Raises:
+        UserError: features that the metric refuses, or more of them than fit into memory.
+    """
+    n, columns = len(_layers(vision)[0]), len(_layers(vision))
+    batches = _batches(language, n, columns, config.metric)
+    orders = torch.cat([torch.arange(n)[None], random_orders(n, config.permutations, config.seed)])
+    groups = random_groups(n, config.groups, config.seed)
+    total = len(batches) * (len(orders) + len(groups.unique()))
+    title = f"{config.metric} of {len(_layers(language))} × {columns} layers"
+    found: list[Alignment] = []
+    try:
+        with progress(total, title, unit="order", leave=False) as bar:
+            for batch in batches:
+                found += _align(batch, vision, config, orders, groups, lambda: bar.update(1))
+    except ValueError as error:
+        raise UserError(f"--metric {config.metric} cannot be computed of these features: {error}") from error
+    return found
+
+
+def _align(
+    language: Sequence[Measured],
+    vision: Sequence[Measured],
+    config: MeasureConfig,
+    orders: Tensor,
+    groups: Tensor,
+    tick: Callable[[], object],
+) -> list[Alignment]:
+    """:func:`align` of models whose layers are scored together; raises ValueError for scores that are no numbers."""
+    xs, ys, options = _layers(language), _layers(vision), _options(config)
+    scores = ordered_scores(xs, ys, config.metric, orders, tick, **options)
+    replicates = scores_without(xs, ys, config.metric, groups, tick, **options)
+    found, row = [], 0
+    for left in language:
+        column = 0
+        for right in vision:
+            part = (..., slice(row, row + len(left.layers)), slice(column, column + len(right.layers)))
+            if not (scores[part].isfinite().all() and replicates[part].isfinite().all()):
+                raise ValueError(f"some scores of '{left.name}' with '{right.name}' are no finite numbers")
+            found.append(Alignment(left, right, scores[0][part], scores[1:][part], replicates[part]))
+            column += len(right.layers)
+        row += len(left.layers)
+    return found
+
+
+def _layers(models: Sequence[Measured]) -> list[Tensor]:
+    return [layer for model in models for layer in model.layers.values()]
+
+
+def _batches(models: Sequence[Measured], n: int, columns: int, metric: str) -> list[list[Measured]]:
+    """The models in their order, those together that are scored together: as many as there is room for, or one alone."""
+
+    def needed(batch: Sequence[Measured]) -> int:
+        # A fast way holds two matrices of pairs × pairs a layer at its fullest, and some that do not depend on layers.
+        return 4 * n * n * (2 * (len(_layers(batch)) + columns) + 8) if metric in FAST else 0
+
+    there = free_memory() or math.inf
+    batches: list[list[Measured]] = []
+    for model in models:
+        if batches and needed([*batches[-1], model]) <= min(ROOM, there):
+            batches[-1].append(model)
+        else:
+            batches.append([model])
+    largest = max(batches, key=needed)
+    if needed(largest) > there:
+        raise UserError(
+            f"{n} pairs and {len(_layers(largest))} + {columns} layers need about {needed(largest) / 1e9:.1f} GB of memory, "
+            f"and {there / 1e9:.1f} are free: lower --pairs.limit, or choose layers"
+        )
+    return batches
+
+
+def _options(config: MeasureConfig) -> dict[str, Any]:
+    return {"k": config.neighbours} if config.metric in HAVE_NEIGHBOURS else {}
+
+
+def _summary(one: Alignment, config: MeasureConfig) -> dict[str, Any]:
+    """The best of all layers, beside the best of all layers under chance."""
+    best, null = one.scores.max(), one.null.amax((1, 2))
+    row, column = divmod(int(one.scores.argmax()), one.scores.shape[1])
+    critical = critical_value(best, null, config.level)
+    # Each replicate takes the best of its own layers, so that the choice among them is part of what is uncertain.
+    half = student_t(len(one.replicates) - 1) * jackknife_error(one.replicates.amax((1, 2)))
+    interval = torch.stack([best - half, best + half])
+    return {
+        "language": one.language.name,
+        "vision": one.vision.name,
+        "language_layer": list(one.language.layers)[row],
+        "vision_layer": list(one.vision.layers)[column],
+        "score": float(best),
+        "interval": interval.tolist(),
+        "null_mean": float(null.mean()),
+        "critical": float(critical),
+        "calibrated": float(calibrate(best, critical)),
+        "calibrated_interval": calibrate(interval, critical).tolist(),
+        "p": float(p_values(best, null)),
+    }
+
+
+def _write(config: MeasureConfig, result: dict[str, Any], found: list[Alignment]) -> None:
+    """config.yaml, environment.json, measure.json, scores.safetensors, figures/ and measure.md."""
+    from safetensors.torch import save_file
+
+    from crossalign.verbs.measure.page import write_page
+
+    folder = config.output
+    write_config(folder, config)
+    write_json(folder / "environment.json", environment())
+    tensors: dict[str, Tensor] = {}
+    for one in found:
+        place = f"{one.language.name} | {one.vision.name}"
+        tensors[f"{place} | score"] = one.scores
+        tensors[f"{place} | error"] = jackknife_error(one.replicates)
+        tensors[f"{place} | null mean"] = one.null.mean(0)
+        tensors[f"{place} | p"] = p_values(one.scores, one.null.amax((1, 2))[:, None, None])
+        tensors[f"{place} | null best"] = one.null.amax((1, 2))
+    with atomic_path(folder / "scores.safetensors") as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    write_json(folder / "measure.json", result)
+    write_page(folder, config, result, tensors)
+
+
+def _check(config: MeasureConfig) -> None:
+    """What can be known to be wrong before anything is opened."""
+    for package in ("matplotlib", "scipy"):  # not needed until all models have looked
+        if importlib.util.find_spec(package) is None:
+            raise missing_extra(package, "report", "crossalign measure")
+    for name in ("language", "vision"):
+        if not getattr(config, name):
+            raise UserError(f"--{name} names no model: give one or more")
+    if config.metric not in similarity_names():
+        raise unknown("metric", config.metric, similarity_names())
+    for name in ("neighbours", "max_length", "batch_size", "text_kilobytes", "block"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least 1")
+    if not 0 < config.level < 1:
+        raise UserError(f"--level is {config.level}; it must lie between 0 and 1, such as 0.05")
+    least = math.ceil(1 / config.level - 1e-9) - 1
+    if config.permutations < least:
+        raise UserError(
+            f"--permutations {config.permutations} cannot show anything at --level {config.level}: take {least} or more"
+        )
+    if config.groups < 2:
+        raise UserError(f"--groups is {config.groups}; the jackknife needs at least 2")
+
+
+def _check_folder(config: MeasureConfig) -> None:
+    """Raise UserError where another measurement lies there, unless it may be replaced, or a run that is none."""
+    file = config.output / "config.yaml"
+    if file.is_file() and not {"language", "vision"} <= (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).keys():
+        raise UserError(f"{config.output} holds a run that is no measurement: choose another --output")
+    if not config.overwrite:
+        claim_folder(config)
+
+
+def _check_pairs(config: MeasureConfig, pairs: Pairs) -> None:
+    """Whether the pairs stand for themselves, and the metric is defined for so many, and without a group of them."""
+    n = len(pairs)
+    if pairs.repeated > MOST_REPEATED * n:  # in another order they still have their like, and are their own neighbours
+        raise UserError(
+            f"{pairs.repeated} of {n} pairs repeat an image, and permutations and intervals need rows that stand alone: "
+            "give one row an image, with a list of its texts"
+        )
+    fewest = n - -(-n // config.groups)
+    try:
+        if fewest < 2:
+            raise ValueError(f"the jackknife leaves {fewest} pairs")
+        get_similarity(config.metric)(torch.randn(fewest, 1), torch.randn(fewest, 1), **_options(config))
+    except ValueError as error:
+        raise UserError(
+            f"{n} pairs are too few for --metric {config.metric} with --groups {config.groups} left out in turn ({error}): "
+            f"give more pairs, or list all that are to count with --pairs.split-file ({pairs.source})"
+        ) from error

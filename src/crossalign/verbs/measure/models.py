@@ -1,0 +1,217 @@
+"""The models that ``measure`` looks at: which ones a list of references means, and the features of their layers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from crossalign.config import MeasureConfig, TeacherConfig
+from crossalign.core.errors import UserError
+from crossalign.features.language import Reading, bits_per_byte, reading_key, write_text_features
+from crossalign.features.store import check_teacher, is_ours, load_features, pair_features, read_metadata, write_features
+from crossalign.models.language.source import CONTROLS
+from crossalign.results.rows import short_name
+from crossalign.runs.folder import read_json
+
+if TYPE_CHECKING:
+    from crossalign.data.pairs.load import Pairs
+
+OWN = "file:"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model with the features of its layers."""
+
+    ref: str
+    name: str
+    layers: dict[str, Tensor]
+    """By the layer's name: (n, width)."""
+    run: str = ""
+    """The training run that it was kept by: as much of the end of its folder's path as tells it from the others."""
+    step: int | None = None
+    """Optimiser steps of that run."""
+    bits_per_byte: float | None = None
+    key: str = ""
+    """Of a vision model: what its features are kept under."""
+
+    def told(self) -> dict[str, Any]:
+        """What measure.json says of it."""
+        told = {"name": self.name, "ref": self.ref, "layers": list(self.layers)}
+        return told | {
+            key: getattr(self, key) for key in ("run", "step", "bits_per_byte") if getattr(self, key) not in (None, "")
+        }
+
+
+def name_models(config: MeasureConfig) -> tuple[list[Measured], list[Measured]]:
+    """The language models and the vision models that are meant, without their features; what is not there is said now.
+
+    Raises:
+        UserError: a reference that names no model, a run that kept none, one that is named twice, or a layer or pooling that
+            a vision model does not have.
+    """
+    language = _named(_with_twins(_in_runs(config.language), config.twins))
+    vision = _named(_with_twins([Measured(ref, "", {}) for ref in config.vision], config.twins))
+    for model in language:
+        if not model.ref.startswith(OWN):
+            reading_key(model.ref, _reading(config))
+    return language, [replace(model, key=check_teacher(_teacher(config, model.ref))) for model in vision]
+
+
+def read_language(models: list[Measured], config: MeasureConfig, pairs: Pairs, device: str) -> list[Measured]:
+    """The models with the features of the pairs' texts, and their quality where ``config.text`` is given.
+
+    Raises:
+        UserError: a layer that a model does not have, or a text that is empty.
+    """
+    text, reading, found = _text(config), _reading(config), []
+    for model in models:
+        if model.ref.startswith(OWN):
+            found.append(replace(model, layers=_own(model.ref, pairs)))
+            continue
+        held = _layers(write_text_features(model.ref, reading, pairs, device=device), pairs)
+        quality = bits_per_byte(model.ref, text, block=config.block, seed=config.seed, device=device) if text else None
+        found.append(replace(model, layers=_checked(held, model.ref), bits_per_byte=quality))
+    return found
+
+
+def look(models: list[Measured], config: MeasureConfig, pairs: Pairs, device: str) -> list[Measured]:
+    """The models with the features of the pairs' images.
+
+    Raises:
+        UserError: see :func:`crossalign.features.store.features`.
+    """
+    found = []
+    for model in models:
+        if model.ref.startswith(OWN):
+            found.append(replace(model, layers=_own(model.ref, pairs)))
+        else:
+            held = _layers(write_features(_teacher(config, model.ref), pairs, device=device, key=model.key), pairs)
+            found.append(replace(model, layers=_checked(held, model.ref)))
+    return found
+
+
+def _reading(config: MeasureConfig) -> Reading:
+    layers: tuple[Any, ...] = config.language_layers
+    return Reading(layers, config.pool, config.captions, config.max_length, config.batch_size, config.seed)
+
+
+def _teacher(config: MeasureConfig, ref: str) -> TeacherConfig:
+    return TeacherConfig(
+        ref=ref, layers=config.vision_layers, pool=config.vision_pool, seed=config.seed, batch_size=config.batch_size
+    )
+
+
+def _in_runs(refs: tuple[str, ...]) -> list[Measured]:
+    """The references, with the models that it kept in place of a training run."""
+    runs = {ref: Path(ref).expanduser() for ref in refs if (Path(ref).expanduser() / "config.yaml").is_file()}
+    names = _run_names(folder.resolve() for folder in runs.values())
+    found = []
+    for ref in refs:
+        if ref in runs:
+            found += _kept(runs[ref], names[runs[ref].resolve()])
+        else:
+            found.append(Measured(ref, "", {}))
+    return found
+
+
+def _kept(folder: Path, run: str) -> list[Measured]:
+    """The models of a training run: those kept during training, and the last one."""
+    found = {path: re.fullmatch(r"step-(\d{7,})", path.name) for path in (folder / "snapshots").glob("step-*")}
+    kept = [Measured(str(path), "", {}, run, int(match[1])) for path, match in found.items() if match]
+    kept.sort(key=lambda model: model.step or 0)
+    last, result = folder / "model", folder / "result.json"
+    if not kept and not last.is_dir():
+        raise UserError(f"the run '{folder}' has no model yet: let it finish, or train with --loop.keep-every")
+    if not kept:
+        return [Measured(str(last), "", {}, run)]
+    done = int(read_json(result).get("steps", 0)) if result.is_file() else 0  # of which keep_every need be no divisor
+    if last.is_dir() and done > (kept[-1].step or 0):
+        kept.append(Measured(str(last), "", {}, run, done))
+    return kept
+
+
+def _run_names(folders: Iterable[Path]) -> dict[Path, str]:
+    """As much of the end of each folder's path as tells it from the others."""
+    ends = {folder: ["/".join(folder.parts[-count:]) for count in range(1, len(folder.parts) + 1)] for folder in folders}
+    return {
+        folder: next(end for end in own if sum(end in other for other in ends.values()) == 1) for folder, own in ends.items()
+    }
+
+
+def _with_twins(models: list[Measured], twins: bool) -> list[Measured]:
+    """The models, and after each pretrained one its twin with random weights, unless that is given already.
+
+    A training run has none: its own model before the first step is what its last one is compared with.
+    """
+    given, found = {model.ref for model in models}, []
+    for model in models:
+        found.append(model)
+        twin = f"random:{model.ref}"
+        if twins and not model.run and twin not in given and not model.ref.startswith((OWN, *(f"{c}:" for c in CONTROLS))):
+            found.append(Measured(twin, "", {}))
+    return found
+
+
+def _named(models: list[Measured]) -> list[Measured]:
+    """The models with names that tell them apart.
+
+    Raises:
+        UserError: the same model twice.
+    """
+    named: dict[str, Measured] = {}
+    taken = [_name(model) for model in models]
+    for model, name in zip(models, taken, strict=True):
+        name = name if taken.count(name) == 1 else model.ref
+        if name in named:
+            raise UserError(f"'{model.ref}' is named twice: once is enough")
+        named[name] = replace(model, name=name)
+    return list(named.values())
+
+
+def _name(model: Measured) -> str:
+    if model.run:
+        return model.run if model.step is None else f"{model.run}, step {model.step:,}"
+    control = model.ref.partition(":")[0]
+    name = short_name(model.ref).removesuffix(".gguf")
+    return f"{control} {name}" if control in CONTROLS else name
+
+
+def _layers(path: Path, pairs: Pairs) -> dict[str, Tensor]:
+    """The layers in a features file, apart."""
+    told = read_metadata(path)
+    parts = load_features(path, pairs).split(json.loads(told["widths"]), dim=1)
+    return dict(zip(json.loads(told["layers"]), parts, strict=True))
+
+
+def _own(ref: str, pairs: Pairs) -> dict[str, Tensor]:
+    """Features from the user's own file: one layer, unless ``crossalign features`` wrote several side by side."""
+    path = Path(ref.removeprefix(OWN)).expanduser()
+    if is_ours(path) and read_metadata(path).get("combine") != "sum":
+        return _checked(_layers(path, pairs), ref)
+    values, _ = pair_features(TeacherConfig(ref=ref), pairs)
+    return _checked({"features": values}, ref)
+
+
+def _checked(layers: dict[str, Tensor], ref: str) -> dict[str, Tensor]:
+    for name, values in layers.items():
+        if not (values - values[0]).abs().max() > 1e-6 * values.abs().max():
+            raise UserError(f"layer {name} of '{ref}' gives all {len(values)} pairs the same features: leave that layer out")
+    return layers
+
+
+def _text(config: MeasureConfig) -> str:
+    """The first kilobytes of the text on which language models are scored, up to the end of a line."""
+    if not config.text:
+        return ""
+    from crossalign.training.text import read_text
+
+    text = read_text(config.text)
+    start = text.encode()[: 1024 * config.text_kilobytes].decode(errors="ignore")
+    return start if len(start) == len(text) else start[: start.rfind("\n") + 1] or start
