@@ -45,9 +45,9 @@ from crossalign.core.machine import environment
 from crossalign.data.images.load import ImageSet, ImageSplits
 from crossalign.models.language.families import family_of
 from crossalign.models.language.source import locate
-from crossalign.runs.folder import make_accelerator
 from crossalign.training.loop import Run, fit
 from crossalign.training.precision import peak_memory_bytes
+from crossalign.training.session import make_accelerator
 from crossalign.training.tracking import RunLog
 from crossalign.verbs.adapt.job import build_model, resolve_speed, training_stage
 

@@ -51,9 +51,9 @@ from crossalign.features.regularizer import AlignmentRegularizer
 from crossalign.models.language.causal import new_gpt2
 from crossalign.models.taps import Taps
 from crossalign.models.vision.teacher import open_teacher
-from crossalign.runs.folder import make_accelerator
 from crossalign.training.loop import Run, fit
 from crossalign.training.optim import build_optimizer
+from crossalign.training.session import make_accelerator
 from crossalign.training.term import Term
 from crossalign.training.text import text_stage
 from crossalign.training.tracking import RunLog

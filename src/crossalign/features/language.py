@@ -154,7 +154,7 @@ def bits_per_byte(
     from crossalign.config import TextLoopConfig
     from crossalign.data.text.tokenizer import separator
     from crossalign.data.text.tokens import evaluation_blocks
-    from crossalign.runs.folder import make_accelerator
+    from crossalign.training.session import make_accelerator
     from crossalign.training.text import as_stream, stream_metrics
 
     if open_language_model(ref, weights=False).family.attention != "causal":

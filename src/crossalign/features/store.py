@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crossalign.config import PairsConfig, TeacherConfig
+from crossalign.core.device import resolve_device
 from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key, file_hash
-from crossalign.runs.folder import resolve_device
 
 if TYPE_CHECKING:
     from crossalign.data.pairs.load import Pairs

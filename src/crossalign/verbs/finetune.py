@@ -24,16 +24,10 @@ from crossalign.models.language.causal import choose_trained, save_causal
 from crossalign.models.language.inner import attend_without_mask, checkpoint_gradients
 from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.taps import resolve_layers
-from crossalign.runs.folder import (
-    device_name,
-    in_folder,
-    main_process_first,
-    opened_run,
-    seed_all,
-)
 from crossalign.training import precision
 from crossalign.training.likelihood import perplexity, total_nll
 from crossalign.training.loop import Run, Stage, StageResult, fit
+from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, seed_all
 from crossalign.training.term import HeldOut, Term, check_sources, open_held_out, open_term, row_name
 from crossalign.training.text import (
     as_stream,

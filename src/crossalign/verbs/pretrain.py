@@ -19,15 +19,9 @@ from crossalign.data.text.corpus import Corpus, cached_corpus, open_corpus
 from crossalign.data.text.tokens import TokenBatches
 from crossalign.models.language.causal import new_gpt2, save_causal
 from crossalign.models.taps import resolve_layers
-from crossalign.runs.folder import (
-    device_name,
-    in_folder,
-    main_process_first,
-    opened_run,
-    seed_all,
-)
 from crossalign.training import precision
 from crossalign.training.loop import Run, StageResult, fit
+from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, seed_all
 from crossalign.training.term import HeldOut, Term, check_sources, open_held_out, open_term, reads_captions, row_name
 from crossalign.training.text import (
     as_stream,

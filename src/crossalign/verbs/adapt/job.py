@@ -26,18 +26,11 @@ from crossalign.data.images.load import ImageSet, ImageSplits, channel_statistic
 from crossalign.models.classifier.backbone import probe
 from crossalign.models.classifier.model import ImageClassifier
 from crossalign.models.classifier.targets import corpus_path
-from crossalign.runs.folder import (
-    device_name,
-    in_folder,
-    main_process_first,
-    opened_run,
-    read_json,
-    resolved,
-    seed_all,
-)
+from crossalign.runs.folder import read_json, resolved
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
 from crossalign.training.loop import Batch, Run, Stage, StageResult, Step, fit
+from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, seed_all
 from crossalign.verbs.adapt.alignment import align, find_divergence
 from crossalign.verbs.adapt.scoring import Scores, score
 

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from crossalign.core.device import resolve_device
 from crossalign.core.errors import UserError
 from crossalign.models.classifier.model import ImageClassifier
-from crossalign.runs.folder import resolve_device
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 

@@ -37,7 +37,7 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
         UserError: bad input, before anything is scored.
     """
     names = _task_names(config)
-    from crossalign.runs.folder import resolve_device
+    from crossalign.core.device import resolve_device
     from crossalign.verbs.evaluate.harness import open_task
     from crossalign.verbs.evaluate.model import open_scored
 
@@ -98,7 +98,7 @@ def _score(
 def _score_locked(
     opened: Scored, tasks: list[EvalTask], config: EvaluateConfig, folder: Path, quiet: bool, before: dict[str, Any] | None
 ) -> dict[str, Any]:
-    from crossalign.runs.folder import device_name
+    from crossalign.training.session import device_name
     from crossalign.verbs.evaluate.harness import VERSION, check_requests, score_task
 
     scorer = _open_scorer(opened, config)
@@ -148,7 +148,7 @@ def _open_scorer(opened: Scored, config: EvaluateConfig) -> Scorer:
     """The harness's adapter of the opened model, on its device."""
     import torch
 
-    from crossalign.runs.folder import make_accelerator
+    from crossalign.training.session import make_accelerator
     from crossalign.verbs.evaluate.harness import quietly
     from crossalign.verbs.evaluate.scorer import Scorer
 

@@ -31,12 +31,13 @@ from crossalign.alignment.resampling import (
     scores_without,
 )
 from crossalign.config import MeasureConfig
+from crossalign.core.device import resolve_device
 from crossalign.core.errors import UserError, missing_extra, unknown
 from crossalign.core.files import atomic_path, write_json
 from crossalign.core.machine import environment, free_memory
 from crossalign.core.progress import progress
 from crossalign.data.pairs.load import Pairs, open_pairs
-from crossalign.runs.folder import claim_folder, locked, resolve_device, write_config
+from crossalign.runs.folder import claim_folder, locked, write_config
 from crossalign.stats import student_t
 from crossalign.verbs.measure.models import Measured, look, name_models, read_language
 

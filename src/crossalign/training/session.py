@@ -1,0 +1,113 @@
+"""A training session in a run folder: claimed, its checkpoint found, its log open, its random state as the seed says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from crossalign.config import LoopConfig, to_dict
+from crossalign.core.device import resolve_device
+from crossalign.core.errors import UserError
+from crossalign.core.files import write_json
+from crossalign.core.machine import environment, is_main_process
+from crossalign.runs.folder import claim_folder, flatten, locked, read_json, resolved, write_config
+
+if TYPE_CHECKING:
+    from crossalign.training.loop import Run
+
+C = TypeVar("C")
+
+
+def in_folder(config: C, train: Callable[[C], dict[str, Any]]) -> dict[str, Any]:
+    """What ``config.output`` holds if its run is finished, else what ``train`` returns for the settings to run with.
+
+    The folder is locked and claimed, and the device is resolved. An unfinished run with the same configuration goes on
+    where it stopped.
+
+    Raises:
+        UserError: the folder is another's, or the device is not here.
+    """
+    with locked(config.output):  # type: ignore[attr-defined]
+        config = claim_folder(config)
+        finished: Path = config.output / "result.json"  # type: ignore[attr-defined]
+        if finished.is_file():
+            return read_json(finished)
+        return train(resolved(config, loop={"device": resolve_device(config.loop.device)}))  # type: ignore[attr-defined]
+
+
+@contextmanager
+def opened_run(config: Any, identity: str, made_of: str, until: int | None = None) -> Iterator[Run]:
+    """A run with its settings resolved: facts written down, checkpoint found, log open, random state as the seed says.
+
+    Args:
+        config: resolved; its folder is claimed and locked.
+        identity: hash of the data and the weights that it begins with.
+        made_of: what ``identity`` hashes, in words, for the message.
+        until: pause the stage "train" after so many epochs.
+
+    Raises:
+        UserError: the checkpoint there was trained on something else.
+    """
+    import torch
+
+    from crossalign.training import checkpoint as ckpt
+    from crossalign.training.loop import Run
+    from crossalign.training.precision import reset_peak_memory
+    from crossalign.training.tracking import RunLog
+
+    if is_main_process():
+        write_config(config.output, config)
+        write_json(config.output / "environment.json", environment())
+    resume = ckpt.latest(config.output / "checkpoints", rank=int(os.environ.get("RANK", "0")))
+    if resume and resume.extra["identity"] != identity:
+        raise UserError(
+            f"the checkpoint in {config.output} was made from other {made_of} than lie there now: put them back, or choose "
+            "another --output"
+        )
+    rows = resume.extra["rows"] if resume else 0
+    torch.use_deterministic_algorithms(config.loop.deterministic)
+    reset_peak_memory(config.loop.device)
+    with RunLog(config.output, config.tracking, f"{config.row}, seed {config.seed}", flatten(to_dict(config)), rows) as log:
+        run = Run(config.output, make_accelerator(config.loop), config.loop, log, identity, resume, until)
+        seed_all(config.seed)
+        yield run
+        run.accelerator.wait_for_everyone()
+
+
+def seed_all(seed: int) -> None:
+    """Seed every generator that training may draw from."""
+    from accelerate.utils import set_seed
+
+    set_seed(seed)
+
+
+def main_process_first(device: str) -> AbstractContextManager[None]:
+    """Let the first process go ahead, so that the others find in the cache what it made."""
+    from accelerate import PartialState
+
+    waits = {"timeout": timedelta(days=1)} if int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}  # it may tokenise a corpus
+    return PartialState(cpu=device == "cpu", **waits).main_process_first()  # type: ignore[no-any-return]
+
+
+def device_name(device: str) -> str:
+    """What result.json calls the device that a run was computed on."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"cpu ({torch.get_num_threads()} threads)" if device == "cpu" else device
+
+
+def make_accelerator(loop: LoopConfig) -> Any:
+    """The accelerate ``Accelerator`` for resolved loop settings; one process or as many as the launcher started."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # The state is a process-wide singleton, which would keep the precision of an earlier run of the same process.
+    AcceleratorState._reset_state(reset_partial_state=loop.device == "cpu")
+    precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[loop.precision]
+    return Accelerator(mixed_precision=precision, cpu=loop.device == "cpu")
