@@ -43,8 +43,8 @@ from torch.nn import functional as F
 from crossalign import config as settings
 from crossalign.core.machine import environment
 from crossalign.data.images.load import ImageSet, ImageSplits
+from crossalign.data.model_files import locate
 from crossalign.models.language.families import family_of
-from crossalign.models.language.source import locate
 from crossalign.training.loop import Run, fit
 from crossalign.training.precision import peak_memory_bytes
 from crossalign.training.session import make_accelerator

@@ -188,7 +188,7 @@ def test_a_call_stopped_anywhere_is_finished_to_the_same_bytes(
 KILLED = """
 import os, signal, sys
 from crossalign.config import CorpusConfig
-from crossalign.data import documents, preparation
+from crossalign.data.text import documents, preparation
 from crossalign.data.text.corpus import prepare
 documents.PIECE, preparation.CHUNK = 700, 3000
 append, calls = preparation.Preparation._append, []

@@ -13,9 +13,10 @@ import yaml
 
 from crossalign.config import TuneConfig
 from crossalign.core.errors import UserError
+from crossalign.data.text.tokenizer import read_tokenizer
 from crossalign.models.classifier.model import ImageClassifier
 from crossalign.models.language.causal import choose_trained, save_causal
-from crossalign.models.language.model import open_language_model, read_tokenizer
+from crossalign.models.language.model import open_language_model
 from crossalign.verbs.evaluate.model import Scored, open_scored
 
 

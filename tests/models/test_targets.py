@@ -14,8 +14,9 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir
 from crossalign.models.classifier import targets as module
 from crossalign.models.classifier.backbone import Backbone
-from crossalign.models.classifier.targets import TextTargets, kmeans, masked_mean, text_targets
+from crossalign.models.classifier.targets import TextTargets, kmeans, text_targets
 from crossalign.models.language.model import LanguageModel, open_language_model
+from crossalign.models.taps import masked_mean
 
 
 def generator(seed: int = 0) -> torch.Generator:

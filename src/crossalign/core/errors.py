@@ -38,3 +38,8 @@ def unknown(kind: str, name: str, known: Iterable[str], listed: str = "") -> Use
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:
     """An error for an optional package that is not installed, with the line that installs it."""
     return UserError(f"{purpose} needs the package '{package}': pip install 'crossalign[{extra}]'")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that says anything."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -6,13 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir, content_key, write_json
+from crossalign.core.progress import followed
 from crossalign.features.store import FORMAT, Maker, write_made
 from crossalign.models.language.model import LanguageModel, open_language_model, reference_key
 from crossalign.models.taps import Layer, Pool, Taps, resolve_layers
@@ -151,11 +152,9 @@ def bits_per_byte(
     if path.is_file():
         kept: float | None = json.loads(path.read_text(encoding="utf-8"))["bits_per_byte"]
         return kept
-    from crossalign.config import TextLoopConfig
     from crossalign.data.text.tokenizer import separator
-    from crossalign.data.text.tokens import evaluation_blocks
-    from crossalign.training.session import make_accelerator
-    from crossalign.training.text import as_stream, stream_metrics
+    from crossalign.data.text.tokens import as_stream, evaluation_blocks
+    from crossalign.models.language.likelihood import total_nll
 
     if open_language_model(ref, weights=False).family.attention != "causal":
         write_json(path, {"model": ref, "bits_per_byte": None})
@@ -167,10 +166,8 @@ def bits_per_byte(
     lost = int((stream.tokens[1:-1] == unknown).sum()) if unknown is not None and unknown != stream.tokens[0] else 0
     if lost:
         raise UserError(f"the tokenizer of '{ref}' has no token for {lost} pieces of the text: give a text that it can spell")
-    accelerator: Any = make_accelerator(TextLoopConfig(device=device, precision="fp32"))  # type: ignore[arg-type]
-    model = opened.model.to(device)
-    found = stream_metrics(
-        model, evaluation_blocks(stream, min(block, longest), batch_size), accelerator, f"bits a byte of {ref}"
-    )
-    write_json(path, {"model": ref, "bits_per_byte": found["bits_per_byte"], "bytes": stream.bytes})
-    return found["bits_per_byte"]
+    blocks = evaluation_blocks(stream, min(block, longest), batch_size)
+    batches = followed(blocks, len(blocks), f"bits a byte of {ref}", "batch")
+    bits = blocks.metrics(total_nll(opened.model.to(device), batches, torch.device(device)))["bits_per_byte"]
+    write_json(path, {"model": ref, "bits_per_byte": bits, "bytes": stream.bytes})
+    return bits

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from crossalign.core.errors import UserError
 
@@ -59,22 +59,12 @@ def check_keys(ref: str, info: dict[str, Any], heads: re.Pattern[str]) -> None:
             raise UserError(f"the weights of '{ref}' {fault}: {some}")
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and load reports of transformers: what matters in them is checked here and raised."""
-    from transformers.utils import logging
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or UserError where it cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text that says anything."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the weights {file} cannot be read ({error}); copy the whole model/ folder again") from error

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.core.errors import UserError, unknown
-from crossalign.models.classifier.targets import masked_mean
 from crossalign.models.language.families import FAMILIES
 
 Pool = Literal["mean", "last"]
@@ -85,6 +84,12 @@ def pooled(h_BTD: Tensor, mask_BT: Tensor, pool: Pool) -> Tensor:
     places = torch.arange(mask_BT.shape[1], device=mask_BT.device)
     last = (mask_BT.bool() * places).amax(1)
     return h_BTD[torch.arange(len(h_BTD), device=h_BTD.device), last]
+
+
+def masked_mean(vectors: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the tokens that are not padding: vectors (n, L, D), mask (n, L) → (n, D)."""
+    weights = mask.to(vectors.dtype).unsqueeze(-1)
+    return (vectors * weights).sum(1) / weights.sum(1)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -31,8 +31,8 @@ from crossalign.data.pairs.load import Pairs, open_pairs
 from crossalign.data.pairs.sources import check_source
 from crossalign.features.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, find_metric, place
 from crossalign.features.store import check_teacher, pair_features
+from crossalign.models.language.likelihood import nll_sum
 from crossalign.models.taps import Taps, unwrapped
-from crossalign.training.likelihood import nll_sum
 
 PREFIX = "regularizer."
 HELD_OUT = 512

@@ -10,21 +10,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crossalign.config import FinetuneConfig, PretrainConfig, TextLoopConfig
 from crossalign.core.errors import UserError
 from crossalign.core.progress import followed
-from crossalign.data.text.tokenizer import ordinary_text
+from crossalign.data.text.documents import read_text
 from crossalign.data.text.tokens import EvaluationBlocks, TextStep, TokenFile, evaluation_blocks
 from crossalign.features.regularizer import WEIGHT_PENALTIES
 from crossalign.models.language.causal import load_trained_state, save_causal, trained_state
+from crossalign.models.language.likelihood import nll_sum, total_nll
 from crossalign.runs.folder import resolved
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
-from crossalign.training.likelihood import nll_sum, total_nll
 from crossalign.training.loop import Batch, Run, Stage, Step
 from crossalign.training.sharding import put, reshard, whole
 from crossalign.training.stops import DiskFull
@@ -143,7 +142,7 @@ def _gathered(state: dict[str, Tensor], run: Run) -> dict[str, Tensor]:
 
 def stream_metrics(model: nn.Module, blocks: EvaluationBlocks, accelerator: Any, title: str) -> dict[str, float]:
     """Loss a token, perplexity and bits a byte of a stream of text; ``title`` is that of a bar, "" for none."""
-    return blocks.metrics(total_nll(model, followed(blocks, len(blocks), title, "batch"), accelerator))
+    return blocks.metrics(total_nll(model, followed(blocks, len(blocks), title, "batch"), accelerator.device, accelerator))
 
 
 def score_streams(
@@ -181,28 +180,6 @@ def read_texts(paths: Sequence[str]) -> dict[str, str]:
             raise UserError(f"--score {path}: scores are kept by file name, and '{name}' is that of {whose}: rename the file")
         texts[name] = read_text(path)
     return texts
-
-
-def read_text(path: str) -> str:
-    """A text to score.
-
-    Raises:
-        UserError: it cannot be read, or holds no text.
-    """
-    try:
-        text = Path(path).expanduser().read_bytes().decode("utf-8-sig")  # as a corpus is read: line ends stay
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the text '{path}' to score ({error}): give a UTF-8 text file") from error
-    if not text.strip():
-        raise UserError(f"the text '{path}' to score is empty: give another, or leave it out")
-    return text
-
-
-def as_stream(text: str, tokenizer: Any, separator: int) -> TokenFile:
-    """A text as one document of tokens."""
-    with ordinary_text(tokenizer) as backend:
-        tokens = backend.encode(text, add_special_tokens=False).ids
-    return TokenFile(np.array([separator, *tokens, separator]), 1, len(text.encode()))
 
 
 def check_text_run(config: PretrainConfig | FinetuneConfig) -> None:

@@ -20,17 +20,17 @@ from crossalign.core.progress import followed
 from crossalign.data.text.examples import ExampleBatches, evaluation_examples
 from crossalign.data.text.instructions import Instructions, open_instructions
 from crossalign.data.text.tokenizer import separator
+from crossalign.data.text.tokens import as_stream
 from crossalign.models.language.causal import choose_trained, save_causal
 from crossalign.models.language.inner import attend_without_mask, checkpoint_gradients
+from crossalign.models.language.likelihood import perplexity, total_nll
 from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.taps import resolve_layers
 from crossalign.training import precision
-from crossalign.training.likelihood import perplexity, total_nll
 from crossalign.training.loop import Run, Stage, StageResult, fit
 from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, seed_all
 from crossalign.training.term import HeldOut, Term, check_sources, open_held_out, open_term, row_name
 from crossalign.training.text import (
-    as_stream,
     check_room,
     check_text_run,
     read_texts,
@@ -155,7 +155,7 @@ def _stage(
             data.validation, loop.eval_batch_size, config.data.padding, accelerator.process_index, run.world
         )
         rows = followed(rows, -(-len(data.validation) // max(loop.eval_batch_size, run.world)), "evaluating", "batch")
-        loss = total_nll(wrapped, rows, accelerator) / int(data.validation.targets.sum())
+        loss = total_nll(wrapped, rows, accelerator.device, accelerator) / int(data.validation.targets.sum())
         found = {"loss": loss, "perplexity": perplexity(loss)}
         return found | (held_out.measure(wrapped, accelerator) if held_out else {})
 

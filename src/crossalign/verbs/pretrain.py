@@ -16,7 +16,7 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, write_json
 from crossalign.core.machine import is_main_process
 from crossalign.data.text.corpus import Corpus, cached_corpus, open_corpus
-from crossalign.data.text.tokens import TokenBatches
+from crossalign.data.text.tokens import TokenBatches, as_stream
 from crossalign.models.language.causal import new_gpt2, save_causal
 from crossalign.models.taps import resolve_layers
 from crossalign.training import precision
@@ -24,7 +24,6 @@ from crossalign.training.loop import Run, StageResult, fit
 from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, seed_all
 from crossalign.training.term import HeldOut, Term, check_sources, open_held_out, open_term, reads_captions, row_name
 from crossalign.training.text import (
-    as_stream,
     blocks_of,
     check_room,
     check_text_run,

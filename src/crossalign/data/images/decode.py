@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key, write_json
-from crossalign.data.images.sources import Listing, Raw
+from crossalign.data.sources import Listing, Raw
 
 Channels: TypeAlias = Literal["rgb", "gray"]
 

@@ -15,9 +15,9 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key
 from crossalign.data.images.augment import check as check_augment
 from crossalign.data.images.decode import Decoded, decode_listing, sizes_differ, write_npy_header
-from crossalign.data.images.decode import to_pixels as to_pixels
-from crossalign.data.images.sources import Listing, Listings, list_source
+from crossalign.data.images.sources import list_source
 from crossalign.data.images.split import Pool, check_config, split_rows
+from crossalign.data.sources import Listing, Listings
 
 IN_MEMORY_BYTES = 1 << 30
 """A split that is a part of its file is copied to memory up to this size, beyond it to a file of its own."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from crossalign.core.errors import UserError
 from crossalign.data.hub import load_hub
-from crossalign.data.images.sources import Listing, Listings, Raw, file_identity, split_name
+from crossalign.data.sources import Listing, Listings, Raw, file_identity, split_name
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label", "class", "target")

@@ -21,8 +21,8 @@ from crossalign.config import PairsConfig
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import atomic_path, cache_dir, content_key, write_json
 from crossalign.data.images.decode import BLOCK, THREADS, picture
-from crossalign.data.images.sources import SPLITS, Raw
 from crossalign.data.pairs.sources import PairListing, list_pairs
+from crossalign.data.sources import SPLITS, Raw
 
 VERSION = 1  # of what the check of images keeps in the cache
 SHARES = {"train": 0.8, "validation": 0.9, "test": 1.0}

@@ -17,7 +17,6 @@ from typing import Any
 from crossalign.config import PairsConfig
 from crossalign.core.errors import UserError
 from crossalign.data.hub import load_hub
-from crossalign.data.images.sources import EXTENSIONS, Raw, file_identity
 from crossalign.data.images.tables import (
     IMAGE_COLUMNS,
     files_by_split,
@@ -28,6 +27,7 @@ from crossalign.data.images.tables import (
     unreadable,
 )
 from crossalign.data.pairs.openmoji import openmoji_file
+from crossalign.data.sources import EXTENSIONS, Raw, file_identity
 
 TEXT_COLUMNS = ("captions", "caption", "texts", "text", "sentences", "sentence", "alt_text")
 ID_COLUMNS = ("filename", "file_name", "image_id", "img_id", "id", "key", "__key__", "url")
@@ -173,7 +173,7 @@ class _RowGroups:
 
 
 def _hub_parts(name: str) -> Parts:
-    from crossalign.data.images.sources import split_name
+    from crossalign.data.sources import split_name
 
     loaded = load_hub(name)
     if len(loaded) == 1:

@@ -19,8 +19,8 @@ from typing import Any, TypeAlias
 from crossalign.core.errors import UserError
 from crossalign.core.files import file_hash, files_hash
 from crossalign.data.hub import train_split
-from crossalign.data.images.sources import without_other_splits
 from crossalign.data.images.tables import unreadable
+from crossalign.data.sources import without_other_splits
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".tokens", ".raw")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
@@ -104,6 +104,21 @@ def stream(files: Sequence[TextFile], start: Place = (0, 0, 0)) -> Iterator[Piec
         for text, digest, last, *after in files[number].read(row, offset):
             yield Piece(text, digest, last, (number, after[0], after[1]))
         row = offset = 0
+
+
+def read_text(path: str) -> str:
+    """A text to score.
+
+    Raises:
+        UserError: it cannot be read, or holds no text.
+    """
+    try:
+        text = Path(path).expanduser().read_bytes().decode("utf-8-sig")  # as a corpus is read: line ends stay
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the text '{path}' to score ({error}): give a UTF-8 text file") from error
+    if not text.strip():
+        raise UserError(f"the text '{path}' to score is empty: give another, or leave it out")
+    return text
 
 
 def whole(pieces: Iterator[Piece]) -> Iterator[Piece]:

@@ -20,8 +20,8 @@ from crossalign.config import InstructConfig
 from crossalign.core.errors import UserError
 from crossalign.core.progress import followed
 from crossalign.data.hub import train_split
-from crossalign.data.images.sources import without_other_splits
 from crossalign.data.images.tables import unreadable
+from crossalign.data.sources import without_other_splits
 from crossalign.data.text.documents import check_parquet, json_lines
 
 WITH_INPUT = (

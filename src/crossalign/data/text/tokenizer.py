@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossalign.core.errors import UserError
+from crossalign.core.errors import UserError, first_line
 from crossalign.core.files import write_json
+from crossalign.data.model_files import Source, hub_folder, locate, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,10 +44,6 @@ def open_tokenizer(ref: str) -> PreTrainedTokenizerBase:
 def _open_folder(ref: str) -> Any:
     from transformers import AutoTokenizer
 
-    from crossalign.models.language.model import read_tokenizer
-    from crossalign.models.language.source import Source, hub_folder, locate
-    from crossalign.models.loading import first_line
-
     path = Path(ref)
     if path.is_dir() and (path / "tokenizer_config.json").is_file() and not (path / "config.json").is_file():
         try:
@@ -55,16 +52,34 @@ def _open_folder(ref: str) -> Any:
             raise UserError(f"cannot open the tokenizer of '{ref}': {first_line(error)}") from error
     if ref.startswith("hf:"):  # of a published configuration only that is known, not the tokenizer
         return read_tokenizer(Source(ref, hub_folder(ref.removeprefix("hf:"), weights=False)))
-    source: Source = locate(ref, weights=False)
-    return read_tokenizer(source)
+    return read_tokenizer(locate(ref, weights=False))
+
+
+def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside a model's weights, or in their GGUF file.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    folder, gguf = source.folder, source.gguf
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+    if folder is None or not (gguf or any((folder / name).is_file() for name in files)):
+        raise UserError(f"'{source.ref}' has no tokenizer (tokenizer.json) beside its configuration")
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, **({"gguf_file": gguf} if gguf else {})
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"cannot open the tokenizer of '{source.ref}': {first_line(error)}") from error
 
 
 def _open_file(path: Path) -> Any:
     """A lone tokenizer.json: which of its tokens ends a text is not written there, so the usual names are tried."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
-
-    from crossalign.models.loading import first_line
 
     try:
         backend = Tokenizer.from_file(str(path))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from crossalign.core.errors import UserError
 from crossalign.data.batches import IGNORED
 from crossalign.data.order import Order
+from crossalign.data.text.tokenizer import ordinary_text
 
 
 class TextBatch(TypedDict):
@@ -73,6 +74,13 @@ def read_tokens(path: Path, dtype: str, expected: int) -> np.ndarray:
     if found != expected:
         raise UserError(f"'{path}' holds {found:,g} tokens, but its meta.json says {expected:,}: copy or prepare it again")
     return np.memmap(path, dtype=dtype, mode="r")
+
+
+def as_stream(text: str, tokenizer: Any, separator: int) -> TokenFile:
+    """A text as one document of tokens."""
+    with ordinary_text(tokenizer) as backend:
+        tokens = backend.encode(text, add_special_tokens=False).ids
+    return TokenFile(np.array([separator, *tokens, separator]), 1, len(text.encode()))
 
 
 class TokenBatches:

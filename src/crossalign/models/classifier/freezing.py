@@ -6,18 +6,13 @@ and its place (backbone, new part, LoRA layer) mean the same on all of them.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from crossalign.config import TuneConfig
-from crossalign.models.language.families import family_of, is_norm
-
-if TYPE_CHECKING:
-    from crossalign.models.classifier.model import ImageClassifier
+from crossalign.models.language.families import is_norm
 
 TRAINED = {
     "fpt": ("patch embedding", "positions", "head", "norms"),
@@ -62,9 +57,8 @@ class FreezePlan:
         return "\n".join([*lines, f"{'trainable':<28}{self.trainable:>14,}  of {self.total:,} ({share:.2%})"])
 
 
-def _grouped(model: ImageClassifier) -> Iterator[tuple[str, nn.Parameter]]:
+def _grouped(model: nn.Module, unused: Collection[str]) -> Iterator[tuple[str, nn.Parameter]]:
     """Each parameter once, with the name of its group."""
-    unused = set(model.backbone.unused_parameters())
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             full_name = f"{module_name}.{name}" if module_name else name
@@ -82,41 +76,27 @@ def _grouped(model: ImageClassifier) -> Iterator[tuple[str, nn.Parameter]]:
                 yield "blocks", parameter
 
 
-def apply_freeze_plan(model: ImageClassifier, config: TuneConfig) -> FreezePlan:
+def apply_freeze_plan(
+    model: nn.Module, config: TuneConfig, *, unused: Collection[str] = (), optional: Collection[str] = ()
+) -> FreezePlan:
     """Set ``requires_grad`` throughout ``model`` for ``config.method`` and return the plan.
 
+    Args:
+        model: with the parts ``embedding``, ``backbone`` and ``head``.
+        config: ``method`` is used.
+        unused: names, in the backbone, of parameters that no input meets.
+        optional: groups that the model need not have.
+
     Raises:
-        RuntimeError: a group that the method trains matches no parameter of a model that has a backbone.
+        RuntimeError: another group that the method trains matches no parameter.
     """
     counts: dict[str, int] = {}
     wanted = TRAINED[config.method]
-    for group, parameter in _grouped(model):
+    for group, parameter in _grouped(model, unused):
         parameter.requires_grad_(group in wanted)
         counts[group] = counts.get(group, 0) + parameter.numel()
-    optional = {"positions"} if model.embedding.positions is None else set()
-    if model.backbone.family.attention == "none":
-        optional |= {"norms", "lora", "blocks"}
     for group in wanted:
         if group not in counts and group not in optional:
             raise RuntimeError(f"method '{config.method}' trains the group '{group}', but no parameter is in it")
     order = ("patch embedding", "positions", "head", "lora", "norms", "blocks", "unused (never in the graph)")
     return FreezePlan(tuple(PlanRow(g, counts[g], g in wanted) for g in order if g in counts))
-
-
-def add_lora(model: nn.Module, config: TuneConfig) -> Any:
-    """Put LoRA layers (Hu et al. 2021) into a Hugging Face ``model``, in place, on attention q, k, v, o and MLP up, down.
-
-    Returns PEFT's wrapper, which merges and exports; ``model`` itself stays callable as before.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(family_of(model.config).lora_targets),
-        bias="none",
-    )
-    with warnings.catch_warnings():  # about a property of transformers that PEFT still reads, and about Conv1D's layout
-        warnings.simplefilter("ignore")
-        return get_peft_model(model, lora)

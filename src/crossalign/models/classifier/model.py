@@ -6,7 +6,6 @@ Shapes: B batch, C channels, H and W sides, T tokens, D backbone width, K classe
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,34 +19,11 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
 from crossalign.models.classifier.backbone import Backbone
 from crossalign.models.classifier.embedding import InputEmbedding
-from crossalign.models.classifier.freezing import FreezePlan, add_lora, apply_freeze_plan
+from crossalign.models.classifier.freezing import FreezePlan, apply_freeze_plan
+from crossalign.models.classifier.saved import FORMAT, InputSpec, ModelSettings, model_card, read_saved
+from crossalign.models.language.inner import add_lora
 from crossalign.models.language.model import LanguageModel, open_language_model
-
-FORMAT = "crossalign.ImageClassifier/1"
-
-
-@dataclasses.dataclass(frozen=True)
-class InputSpec:
-    """What goes in and what comes out: enough to prepare a stranger's image and to name the answer."""
-
-    shape: tuple[int, ...]
-    """Channels first: (C, H, W) for images, (C, S) for series."""
-    classes: tuple[str, ...]
-    """Class names, in the order of the scores."""
-    mean: tuple[float, ...]
-    """Channel means to subtract, on a scale of 0 to 1 for images."""
-    std: tuple[float, ...]
-    """Channel standard deviations to divide by."""
-
-
-@dataclasses.dataclass
-class ModelSettings:
-    """The sections of a run's configuration that shape the model."""
-
-    backbone: BackboneConfig
-    embedder: EmbedderConfig
-    tune: TuneConfig
-    head: HeadConfig
+from crossalign.models.loading import read_weights
 
 
 class ImageClassifier(nn.Module):
@@ -79,10 +55,16 @@ class ImageClassifier(nn.Module):
         self.register_buffer("mean", torch.tensor(spec.mean).reshape(channels), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).reshape(channels), persistent=False)
         self.peft = _Unregistered(add_lora(self.backbone.model, tune) if self._wants_lora(tune) else None)
-        self.plan: FreezePlan = apply_freeze_plan(self, tune)
+        self.plan = self._freeze(tune)
 
     def _wants_lora(self, tune: TuneConfig) -> bool:
         return tune.method == "lora" and self.backbone.family.attention != "none"
+
+    def _freeze(self, tune: TuneConfig) -> FreezePlan:
+        optional = {"positions"} if self.embedding.positions is None else set()
+        if self.backbone.family.attention == "none":
+            optional |= {"norms", "lora", "blocks"}
+        return apply_freeze_plan(self, tune, unused=self.backbone.unused_parameters(), optional=optional)
 
     @classmethod
     def from_backbone(
@@ -178,8 +160,6 @@ class ImageClassifier(nn.Module):
         """
         from safetensors.torch import save_file
 
-        from crossalign.models.classifier.card import model_card
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.contiguous().cpu() for name, tensor in self.trained_state().items()}
@@ -196,7 +176,9 @@ class ImageClassifier(nn.Module):
                 "seed": self.language_model.seed,
             },
         )
-        (folder / "README.md").write_text(model_card(self, facts or {}), encoding="utf-8")
+        (folder / "README.md").write_text(
+            model_card(self.spec, self.settings.tune, self.language_model, self.plan, facts or {}), encoding="utf-8"
+        )
         return folder
 
     @classmethod
@@ -241,7 +223,7 @@ class ImageClassifier(nn.Module):
         self.backbone.model = self.peft.value.merge_and_unload()
         self.peft = _Unregistered(None)
         self.settings.tune = dataclasses.replace(self.settings.tune, method="full")
-        self.plan = apply_freeze_plan(self, self.settings.tune)
+        self.plan = self._freeze(self.settings.tune)
         return self
 
     def export_lora(self, folder: str | Path) -> Path:
@@ -275,7 +257,7 @@ class ImageClassifier(nn.Module):
         Returns:
             For each image a list of ``{"label": str, "score": float}``, the ``top_k`` best classes; scores are probabilities.
         """
-        from crossalign.data.images.load import to_pixels
+        from crossalign.data.images.decode import to_pixels
 
         pixels = torch.from_numpy(np.ascontiguousarray(to_pixels(images, self.spec.shape)))
         was_training, device = self.training, self.head.weight.device
@@ -311,31 +293,3 @@ def _local_folder(path: str) -> Path:
         raise UserError(
             f"cannot fetch '{path}' from the hub ({type(error).__name__}): check the name and the network"
         ) from error
-
-
-def read_saved(folder: Path) -> dict[str, Any]:
-    """config.json of a saved classifier, or UserError where it is none."""
-    file = folder / "config.json"
-    if not file.is_file():
-        raise UserError(f"no saved classifier at '{folder}': it has no config.json; give the model/ folder of a finished run")
-    try:
-        saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: it is no JSON ({error})") from error
-    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
-        raise UserError(f"{file} is not a crossalign classifier of format {FORMAT!r}: give the model/ folder of a finished run")
-    missing = {"backbone", "embedder", "tune", "head", "input", "fingerprint", "seed"} - saved.keys()
-    if missing:
-        raise UserError(f"{file} is damaged: it lacks {', '.join(sorted(missing))}")
-    return saved
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or UserError where it cannot be read."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"the weights {file} cannot be read ({error}); copy the whole model/ folder again") from error

@@ -86,12 +86,6 @@ class TextTargets:
         )
 
 
-def masked_mean(vectors: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens that are not padding: vectors (n, L, D), mask (n, L) → (n, D)."""
-    weights = mask.to(vectors.dtype).unsqueeze(-1)
-    return (vectors * weights).sum(1) / weights.sum(1)
-
-
 def text_targets(
     language_model: LanguageModel, table: Tensor, config: AlignConfig, *, labels: bool = False, seed: int = 0
 ) -> TextTargets:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from crossalign.config import GPTConfig, TuneConfig
 from crossalign.core.errors import UserError
-from crossalign.models.classifier.freezing import add_lora
-from crossalign.models.language.inner import attend_without_mask, checkpoint_gradients
-from crossalign.models.loading import built, quiet
+from crossalign.data.model_files import quiet
+from crossalign.models.language.inner import add_lora, attend_without_mask, checkpoint_gradients
+from crossalign.models.loading import built
 
 
 def new_gpt2(config: GPTConfig, *, vocabulary: int, block: int, separator: int, seed: int, meta: bool = False) -> Any:

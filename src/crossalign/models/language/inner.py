@@ -1,11 +1,15 @@
-"""What is set inside a model of transformers, whatever its architecture: attention function, dropout, checkpointing."""
+"""What is set inside a model of transformers, whatever its architecture: attention, dropout, checkpointing, LoRA."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from crossalign.config import TuneConfig
+from crossalign.models.language.families import family_of
 
 UNMASKED = "crossalign_unmasked"
 
@@ -51,3 +55,22 @@ def set_dropout(model: nn.Module, probability: float) -> None:
                 setattr(module, name, 0.0)
             elif "dropout" in name and isinstance(value, float | int) and not isinstance(value, bool):
                 setattr(module, name, probability)
+
+
+def add_lora(model: nn.Module, config: TuneConfig) -> Any:
+    """Put LoRA layers (Hu et al. 2021) into a Hugging Face ``model``, in place, on attention q, k, v, o and MLP up, down.
+
+    Returns PEFT's wrapper, which merges and exports; ``model`` itself stays callable as before.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(family_of(model.config).lora_targets),
+        bias="none",
+    )
+    with warnings.catch_warnings():  # about a property of transformers that PEFT still reads, and about Conv1D's layout
+        warnings.simplefilter("ignore")
+        return get_peft_model(model, lora)

@@ -12,6 +12,7 @@ vit:REF               a transformer encoder from scratch of REF's depth, width, 
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from crossalign.core.errors import UserError
+from crossalign.core.errors import UserError, first_line
 from crossalign.core.files import content_key, files_hash
-from crossalign.models.language.families import Family, family_of
-from crossalign.models.language.source import CONTROLS, Source, check_config, locate, weight_files
-from crossalign.models.loading import built, check_keys, first_line, quiet, shuffle_weights
+from crossalign.data.model_files import CONTROLS, Source, locate, quiet, weight_files
+from crossalign.data.text.tokenizer import read_tokenizer
+from crossalign.models.language.families import Family, family_named, family_of
+from crossalign.models.loading import built, check_keys, shuffle_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -91,27 +93,6 @@ class LanguageModel:
         return read_tokenizer(self.source)
 
 
-def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside a model's weights, or in their GGUF file.
-
-    Raises:
-        UserError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    folder, gguf = source.folder, source.gguf
-    files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
-    if folder is None or not (gguf or any((folder / name).is_file() for name in files)):
-        raise UserError(f"'{source.ref}' has no tokenizer (tokenizer.json) beside its configuration")
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, **({"gguf_file": gguf} if gguf else {})
-            )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"cannot open the tokenizer of '{source.ref}': {first_line(error)}") from error
-
-
 def open_language_model(ref: str, head: Head = "none", weights: bool = True, seed: int = 0) -> LanguageModel:
     """Open a language model, or a control made from one.
 
@@ -153,7 +134,7 @@ def reference_key(ref: str, seed: int = 0) -> str:
     files = weight_files(source) if loads or source.gguf else []
     if source.folder is not None and not source.gguf:
         if not source.published:
-            check_config(source)
+            _check_config(source)
         # Configuration, vocabulary and merges; a chat template and the like may be among them, which costs a new key at most.
         files += sorted(
             path for path in source.folder.iterdir() if path.suffix in (".json", ".txt", ".model") and path.is_file()
@@ -181,7 +162,7 @@ def _read_config(source: Source) -> Any:
     if source.published:
         return AutoConfig.for_model(**source.published)
     if not source.gguf:
-        check_config(source)
+        _check_config(source)
     gguf = {"gguf_file": source.gguf} if source.gguf else {}
     try:
         with quiet():
@@ -191,6 +172,24 @@ def _read_config(source: Source) -> Any:
     if not source.gguf and getattr(config, "quantization_config", None):
         raise UserError(f"'{source.ref}' is quantized, so its weights cannot train: name the unquantized model")
     return config
+
+
+def _check_config(source: Source) -> None:
+    """Raise UserError unless the folder has a config.json of a supported architecture.
+
+    Before transformers reads it, whose own message for a model with code in its folder tells how to run that code.
+    """
+    assert source.folder is not None
+    path = source.folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"'{source.folder}' is not a Hugging Face model folder: it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"'{path}' is not valid JSON ({error}): copy the model again") from error
+    if not isinstance(config, dict) or not config.get("model_type"):
+        raise UserError(f"'{path}' names no model_type: it is not the configuration of a transformers model")
+    family_named(str(config["model_type"]))
 
 
 def _control_config(kind: Kind, config: Any) -> Any:

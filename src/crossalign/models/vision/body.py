@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from crossalign.core.errors import UserError
+from crossalign.core.errors import UserError, first_line
 from crossalign.core.files import content_key, files_hash
-from crossalign.models.loading import built, first_line, shuffle_weights
+from crossalign.models.loading import built, shuffle_weights
 
 Kind = Literal["pretrained", "random", "shuffled"]
 Pool = Literal["auto", "cls", "mean"]

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from crossalign.core.errors import UserError, unknown
-from crossalign.models.language.source import Source, weight_files
-from crossalign.models.loading import check_keys, first_line, quiet
+from crossalign.core.errors import UserError, first_line, unknown
+from crossalign.data.model_files import Source, quiet, weight_files
+from crossalign.models.loading import check_keys
 from crossalign.models.vision.body import Body, Pool, Request, finish, pool_places
 
 

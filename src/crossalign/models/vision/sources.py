@@ -18,9 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from crossalign.core.errors import UserError, missing_extra, unknown
-from crossalign.models.language.source import Source, hub_folder, weight_files
-from crossalign.models.loading import first_line
+from crossalign.core.errors import UserError, first_line, missing_extra, unknown
+from crossalign.data.model_files import Source, hub_folder, weight_files
 from crossalign.models.vision.body import Body, Pool, Request, finish, load_strictly, pool_places, read_state
 
 Files = Callable[[], list[Path]]

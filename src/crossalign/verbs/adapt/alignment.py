@@ -21,7 +21,8 @@ from crossalign.data.batches import TrainBatches
 from crossalign.data.images.augment import augment
 from crossalign.data.images.load import ImageSplits
 from crossalign.models.classifier.model import ImageClassifier
-from crossalign.models.classifier.targets import TextTargets, masked_mean, text_targets
+from crossalign.models.classifier.targets import TextTargets, text_targets
+from crossalign.models.taps import masked_mean
 from crossalign.training.loop import Batch, Run, Stage, Step, fit
 
 Objective = Callable[[Tensor, Tensor, torch.Generator], Tensor]

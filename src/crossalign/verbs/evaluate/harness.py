@@ -29,11 +29,11 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks._yaml_loader import load_yaml
 from pyarrow import ArrowException
 
-from crossalign.core.errors import UserError, unknown
+from crossalign.core.errors import UserError, first_line, unknown
 from crossalign.core.files import content_key
 from crossalign.core.progress import progress
+from crossalign.data.model_files import quiet
 from crossalign.data.text.evals import LocalRows, expected_file, local_rows
-from crossalign.models.loading import first_line, quiet
 from crossalign.verbs.evaluate.scorer import Scorer
 
 VERSION = metadata.version("lm_eval")

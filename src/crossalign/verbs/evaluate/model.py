@@ -14,10 +14,12 @@ from typing import Any, Literal
 from crossalign.config import TuneConfig, update
 from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, files_hash
-from crossalign.models.classifier.freezing import add_lora
-from crossalign.models.classifier.model import FORMAT, read_saved, read_weights
-from crossalign.models.language.model import LanguageModel, open_language_model, read_tokenizer
-from crossalign.models.language.source import Source
+from crossalign.data.model_files import Source
+from crossalign.data.text.tokenizer import read_tokenizer
+from crossalign.models.classifier.saved import FORMAT, read_saved
+from crossalign.models.language.inner import add_lora
+from crossalign.models.language.model import LanguageModel, open_language_model
+from crossalign.models.loading import read_weights
 
 ADAPTER = "adapter_model.safetensors"
 

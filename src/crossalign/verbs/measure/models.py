@@ -13,9 +13,9 @@ from torch import Tensor
 
 from crossalign.config import MeasureConfig, TeacherConfig
 from crossalign.core.errors import UserError
+from crossalign.data.model_files import CONTROLS
 from crossalign.features.language import Reading, bits_per_byte, reading_key, write_text_features
 from crossalign.features.store import check_teacher, is_ours, load_features, pair_features, read_metadata, write_features
-from crossalign.models.language.source import CONTROLS
 from crossalign.results.rows import short_name
 from crossalign.runs.folder import read_json
 
@@ -210,7 +210,7 @@ def _text(config: MeasureConfig) -> str:
     """The first kilobytes of the text on which language models are scored, up to the end of a line."""
     if not config.text:
         return ""
-    from crossalign.training.text import read_text
+    from crossalign.data.text.documents import read_text
 
     text = read_text(config.text)
     start = text.encode()[: 1024 * config.text_kilobytes].decode(errors="ignore")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crossalign.core.errors import UserError
-from crossalign.models.language import source
+from crossalign.data import model_files as source
 from crossalign.models.language.model import open_language_model
 
 Folder = Callable[[str], Path]

@@ -30,13 +30,13 @@ def nll_sum(model: Any, batch: Mapping[str, Any], device: torch.device) -> Tenso
 
 
 @torch.no_grad()
-def total_nll(model: nn.Module, batches: Iterable[Mapping[str, Any]], accelerator: Any) -> float:
-    """Sum of the negative log-likelihoods of all targets, in nats, over all processes."""
-    parts = [nll_sum(model, batch, accelerator.device) for batch in batches]
-    total = torch.stack(parts) if parts else torch.zeros(1, device=accelerator.device)
+def total_nll(model: nn.Module, batches: Iterable[Mapping[str, Any]], device: torch.device, accelerator: Any = None) -> float:
+    """Sum of the negative log-likelihoods of all targets, in nats, over all processes of accelerate's ``accelerator``."""
+    parts = [nll_sum(model, batch, device) for batch in batches]
+    total = torch.stack(parts) if parts else torch.zeros(1, device=device)
     if total.device.type != "mps":  # which has no float64
         total = total.double()
-    return float(accelerator.reduce(total.sum(), "sum"))
+    return float(total.sum() if accelerator is None else accelerator.reduce(total.sum(), "sum"))
 
 
 def perplexity(loss: float) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crossalign.core.errors import UserError, missing_extra, unknown
-from crossalign.models.language.families import family_named
 
 
 @dataclass(frozen=True)
@@ -153,24 +154,6 @@ def hub_folder(name: str, weights: bool) -> Path:
     return folder
 
 
-def check_config(source: Source) -> None:
-    """Raise UserError unless the folder has a config.json of a supported architecture.
-
-    Before transformers reads it, whose own message for a model with code in its folder tells how to run that code.
-    """
-    assert source.folder is not None
-    path = source.folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"'{source.folder}' is not a Hugging Face model folder: it has no config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"'{path}' is not valid JSON ({error}): copy the model again") from error
-    if not isinstance(config, dict) or not config.get("model_type"):
-        raise UserError(f"'{path}' names no model_type: it is not the configuration of a transformers model")
-    family_named(str(config["model_type"]))
-
-
 def weight_files(source: Source) -> list[Path]:
     """The files that hold a model's weights: safetensors, GGUF, or the pytorch_model .bin that older models ship.
 
@@ -209,3 +192,19 @@ def _shards(folder: Path, index: str) -> list[Path]:
         if not (folder / name).is_file():
             raise UserError(f"'{folder}' lacks '{name}', which its {index} lists: copy the model again")
     return [folder / name for name in names]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and load reports of transformers: what matters in them is checked here and raised."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
