@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from crossalign import cli
-from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, to_dict, update
+from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, flatten, to_dict, update
 from crossalign.core.errors import UserError, unknown
 from crossalign.models.vision.teacher import TABLE2
 from crossalign.recipes import all_recipes, get_recipe
 from crossalign.recipes.cmar import ABLATIONS, TERMS
-from crossalign.runs.folder import flatten
-from crossalign.studies.search.space import open_space
+from crossalign.recipes.space import open_space
 from crossalign.training.text import check_text_run
 
 

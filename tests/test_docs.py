@@ -15,12 +15,11 @@ import torch
 
 from crossalign import cli
 from crossalign.alignment.registry import divergences, similarities
-from crossalign.config import AdaptConfig, FinetuneConfig, PairsConfig, PretrainConfig, SearchConfig, to_dict
+from crossalign.config import AdaptConfig, FinetuneConfig, PairsConfig, PretrainConfig, SearchConfig, flatten, to_dict
 from crossalign.models.classifier.embedding import EMBEDDERS
 from crossalign.models.language.families import FAMILIES
 from crossalign.models.vision.sources import OPENERS
 from crossalign.recipes import RECIPES, Recipe, all_recipes, get_recipe
-from crossalign.runs.folder import flatten
 from crossalign.studies.reproduce import STUDIES, configured
 from crossalign.verbs import table as verbs
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 
 from crossalign import cli
-from crossalign.config import FinetuneConfig, PairsConfig, PretrainConfig, TeacherConfig, to_dict
+from crossalign.config import FinetuneConfig, PairsConfig, PretrainConfig, TeacherConfig, flatten, to_dict
 from crossalign.data.pairs.load import open_pairs
 from crossalign.models.vision.teacher import TABLE2, open_teacher
 from crossalign.recipes import Recipe, all_recipes, get_recipe
 from crossalign.recipes.cmar import ABLATIONS, DEGENERATE, DOUBTS, SMALL_PAIRS, TERMS
-from crossalign.runs.folder import flatten
 from crossalign.training.term import row_name
 
 TEXT = (PretrainConfig, FinetuneConfig)

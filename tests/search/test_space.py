@@ -8,7 +8,7 @@ import pytest
 
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, SearchConfig, update
 from crossalign.core.errors import UserError
-from crossalign.studies.search.space import Space, open_space
+from crossalign.recipes.space import Space, open_space
 from crossalign.studies.tune import tune
 
 METHODS = "tune.method: [fpt, lora]\n"

@@ -16,12 +16,12 @@ from searching import SPACE, record, settings
 from crossalign import adapt, cli
 from crossalign.config import AdaptConfig, SearchConfig, TrackingConfig, update
 from crossalign.core.errors import UserError
+from crossalign.recipes.space import open_space
 from crossalign.report import report
 from crossalign.studies.reproduce import configured
 from crossalign.studies.search import jobs as work
 from crossalign.studies.search.jobs import validations
 from crossalign.studies.search.journal import Journal
-from crossalign.studies.search.space import open_space
 from crossalign.studies.tune import _space, tune
 from crossalign.training import loop
 

@@ -1,6 +1,6 @@
 """Every setting of every verb, as plain dataclasses: the text under a field is its help on the command line."""
 
-from crossalign.config.common import BaseLoopConfig, OptimConfig, TrackingConfig, to_dict, update
+from crossalign.config.common import BaseLoopConfig, OptimConfig, TrackingConfig, flatten, to_dict, update
 from crossalign.config.evaluation import EvaluateConfig
 from crossalign.config.images import (
     AdaptConfig,
@@ -54,6 +54,7 @@ __all__ = [
     "TextLoopConfig",
     "TrackingConfig",
     "TuneConfig",
+    "flatten",
     "to_dict",
     "update",
 ]

@@ -87,6 +87,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))  # type: ignore[no-any-return]
 
 
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as ``section.key`` names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def update(config: T, values: dict[str, Any], place: str = "") -> T:
     """A copy of ``config`` with nested ``values`` put in.
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from crossalign.config import to_dict, update
+from crossalign.config import flatten, to_dict, update
 from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path
 from crossalign.core.machine import is_main_process
@@ -103,14 +103,6 @@ def locked(folder: Path, mark: str = "config.yaml") -> Iterator[None]:
         except BlockingIOError as error:
             raise InUse(f"another process is running in {folder}: wait for it, or choose another --output") from error
         yield
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as ``section.key`` names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -20,10 +20,11 @@ from typing import Any
 
 import yaml
 
-from crossalign.config import AdaptConfig, FinetuneConfig, SearchConfig, to_dict, update
+from crossalign.config import AdaptConfig, FinetuneConfig, SearchConfig, flatten, to_dict, update
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import atomic_path
-from crossalign.runs.folder import flatten, locked, write_config
+from crossalign.recipes.space import Space, open_space
+from crossalign.runs.folder import locked, write_config
 from crossalign.runs.promotion import resources
 from crossalign.studies.reproduce import configured, read_setting
 from crossalign.studies.search.drive import RESUMED, Pool, Search, base_work, check_base, drive, outcomes
@@ -31,7 +32,6 @@ from crossalign.studies.search.follow import Follower
 from crossalign.studies.search.jobs import TOKEN, Config, watched
 from crossalign.studies.search.journal import Journal
 from crossalign.studies.search.record import seconds_so_far, write_record
-from crossalign.studies.search.space import Space, open_space
 from crossalign.studies.search.winner import train_winner
 from crossalign.training.stops import Interrupted
 

@@ -9,12 +9,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from crossalign.config import LoopConfig, to_dict
+from crossalign.config import LoopConfig, flatten, to_dict
 from crossalign.core.device import resolve_device
 from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
 from crossalign.core.machine import environment, is_main_process
-from crossalign.runs.folder import claim_folder, flatten, locked, read_json, resolved, write_config
+from crossalign.runs.folder import claim_folder, locked, read_json, resolved, write_config
 
 if TYPE_CHECKING:
     from crossalign.training.loop import Run

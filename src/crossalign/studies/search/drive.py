@@ -11,11 +11,11 @@ from typing import Any
 
 from crossalign.config import SearchConfig, update
 from crossalign.core.errors import UserError
+from crossalign.recipes.space import Space, nested
 from crossalign.runs.promotion import Job
 from crossalign.studies.search.board import Board
 from crossalign.studies.search.jobs import Config, Outcome, Work, pack, train, unpack
 from crossalign.studies.search.journal import Journal
-from crossalign.studies.search.space import Space, nested
 from crossalign.training.signals import catch_signals
 from crossalign.training.stops import Interrupted
 

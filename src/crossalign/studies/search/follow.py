@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from crossalign.config import to_dict
-from crossalign.runs.folder import flatten, read_json
+from crossalign.config import flatten, to_dict
+from crossalign.runs.folder import read_json
 from crossalign.studies.search.drive import RESUMED, Search
 from crossalign.studies.search.jobs import watched
 from crossalign.training.tracking import RETRY_SECONDS, SEND_SECONDS, Status, log_results

@@ -12,7 +12,7 @@ from crossalign.config import AdaptConfig, DataConfig
 from crossalign.core.errors import unknown
 from crossalign.models.classifier.model import ImageClassifier
 from crossalign.recipes import RECIPES
-from crossalign.studies.search.space import open_space
+from crossalign.recipes.space import open_space
 
 
 @dataclass(frozen=True)

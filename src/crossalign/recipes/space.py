@@ -19,9 +19,8 @@ from typing import Any
 
 import yaml
 
-from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, to_dict, update
+from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, flatten, to_dict, update
 from crossalign.core.errors import UserError, unknown
-from crossalign.runs.folder import flatten
 
 Config = AdaptConfig | PretrainConfig | FinetuneConfig
 Value = float | int | str | bool | None
@@ -157,7 +156,7 @@ def open_space(ref: str, config: Config) -> Space:
         UserError: no such file or name; a field that the configuration does not have (the nearest is named), that the search
             itself needs, or whose values it cannot hold; a ``when`` that can never hold; nothing that matters to ``config``.
     """
-    known = sorted(path.name.removesuffix(".yaml") for path in (files("crossalign.studies.search") / "spaces").iterdir())
+    known = sorted(path.name.removesuffix(".yaml") for path in (files("crossalign.recipes") / "spaces").iterdir())
     place = f"--space {ref}" if ref else f"the space '{DEFAULTS[type(config)]}'"
     if ref.endswith((".yaml", ".yml")):
         try:
@@ -167,7 +166,7 @@ def open_space(ref: str, config: Config) -> Space:
         except UnicodeDecodeError as error:
             raise UserError(f"{place} is no UTF-8 text (byte {error.start}): save it as UTF-8") from error
     elif (name := ref or DEFAULTS[type(config)]) in known:
-        text = (files("crossalign.studies.search") / "spaces" / f"{name}.yaml").read_text(encoding="utf-8")
+        text = (files("crossalign.recipes") / "spaces" / f"{name}.yaml").read_text(encoding="utf-8")
     else:
         raise unknown("space", ref, known, listed="or a file that ends in .yaml")
     data, settings = _load(text, place), flatten(to_dict(config))
