@@ -20,8 +20,8 @@ from crossalign.models.classifier.embedding import EMBEDDERS
 from crossalign.models.language.families import FAMILIES
 from crossalign.models.vision.sources import OPENERS
 from crossalign.recipes import RECIPES, Recipe, all_recipes, get_recipe
+from crossalign.studies.commands import ReproduceArgs
 from crossalign.studies.reproduce import STUDIES, configured
-from crossalign.verbs import table as verbs
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -168,15 +168,15 @@ def test_commands_parse(page: Path) -> None:
         words = shlex.split(command, comments=True)
         start = next(i for i, word in enumerate(words) if word.rpartition("/")[2] in ("crossalign", "crossalign.cli"))
         name, rest = cli.find_verb(words[start + 1 :])
-        verb, recipe = verbs.VERBS[name], ""
-        if (verb.recipes or verb.names_recipe) and rest and not rest[0].startswith("-"):
+        verb, recipe = cli.load_verb(name), ""
+        if verb.takes_recipe and rest and not rest[0].startswith("-"):
             recipe, rest = rest[0], rest[1:]
         _, rest = cli._take(rest, "--config")  # a file that a run would have left
         rest = [word for word in rest if word not in ("--help", "--list")]
         if not rest and not recipe:
             continue
         args = cli._parse(verb, name, recipe, rest)
-        if isinstance(args, verbs.ReproduceArgs):
+        if isinstance(args, ReproduceArgs):
             table = STUDIES[args.study]
             assert set(args.rows) <= set(table.known_rows(args.scale)), command
             configured(table.recipe(table.rows[0], "small"), args.set)
@@ -194,7 +194,7 @@ def test_pages_show_commands() -> None:
 @each_page
 def test_options_fields_and_recipes_exist(page: Path) -> None:
     text, code = page.read_text(encoding="utf-8"), spans(page)
-    options = {key for verb in verbs.VERBS.values() for key in cli._keys(verb.args)} | {"help", "list", "config"}
+    options = {key for name in cli.VERBS for key in cli._keys(cli.load_verb(name).args)} | {"help", "list", "config"}
     named = {option for span in code for option in re.findall(r"(?<!\S)--([a-z][\w.-]*)", span)}
     assert named <= options
     sections = "|".join(sorted({key.split(".")[0] for key in FIELDS if "." in key}))

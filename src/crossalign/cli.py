@@ -9,12 +9,31 @@ import errno
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from crossalign.core.errors import UserError, unknown
 from crossalign.training.stops import DiskFull, Diverged, Interrupted
-from crossalign.verbs.table import VERBS, Verb
+from crossalign.verbs import Verb
+
+VERBS: dict[str, tuple[str, str]] = {
+    "quickstart": ("studies.commands:QUICKSTART", "both jobs in minutes on a CPU, without a model hub"),
+    "adapt": ("verbs.adapt:ADAPT", "make a language model an image classifier"),
+    "plan": ("verbs.plan:PLAN", "parameters, FLOPs, bytes and hours of a run, before it is paid for"),
+    "pretrain": ("verbs.language_model:PRETRAIN", "pre-train a language model, pulled towards a vision model or not"),
+    "finetune": ("verbs.language_model:FINETUNE", "fine-tune a language model, pulled towards a vision model or not"),
+    "data prepare": ("verbs.prepare:PREPARE", "token files from text, to train a language model on"),
+    "tune": ("studies.commands:TUNE", "search the settings of a recipe by ASHA, then train the winner"),
+    "evaluate": ("verbs.evaluate:EVALUATE", "score a language model on benchmark tasks, or what a classifier's forgot"),
+    "predict": ("verbs.adapt.predict:PREDICT", "classify images with a trained model"),
+    "features": ("verbs.features:FEATURES", "a vision model's features of images with texts, written once"),
+    "measure": ("verbs.measure:MEASURE", "how aligned language and vision models are, layer by layer, against chance"),
+    "report": ("verbs.report:REPORT", "tables, figures and one HTML page from runs"),
+    "compare": ("verbs.compare:COMPARE", "which rows differ, by how much and how surely"),
+    "reproduce": ("studies.commands:REPRODUCE", "run a whole table with seeds, a learning-rate sweep and controls"),
+}
+"""Each verb by the words that call it: where it stands in this package, and its line in the overview."""
 
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 """What the system says of a path that is read-only, another's, or a file where a folder is wanted."""
@@ -96,11 +115,11 @@ def _dispatch(args: list[str]) -> int | None:
         print(_overview(f"{args[0]} "))
         return 0
     name, rest = find_verb(args)
-    verb = VERBS[name]
+    verb = load_verb(name)
     recipe = ""
-    if (verb.recipes or verb.names_recipe) and rest and not rest[0].startswith("-"):
+    if verb.takes_recipe and rest and not rest[0].startswith("-"):
         recipe, rest = rest[0], rest[1:]
-    if "--list" in rest and (verb.recipes or verb.names_recipe):
+    if "--list" in rest and verb.takes_recipe:
         print(_recipe_list(tuple(verb.recipes) or None))
         return 0
     return verb.run(_parse(verb, name, recipe, rest), recipe)
@@ -121,6 +140,13 @@ def find_verb(args: list[str]) -> tuple[str, list[str]]:
     if name not in VERBS:
         raise unknown("verb", name, [f"{args[0]} {part}" for part in parts])
     return name, args[2:]
+
+
+def load_verb(name: str) -> Verb:
+    """The verb of that name, from the module that it stands in."""
+    module, _, attribute = VERBS[name][0].partition(":")
+    verb: Verb = getattr(import_module(f"crossalign.{module}"), attribute)
+    return verb
 
 
 def _parts_of(word: str) -> list[str]:
@@ -147,11 +173,11 @@ def _parse(verb: Verb, name: str, recipe: str, args: list[str]) -> Any:
         kind = verb.recipes[type(default)]
         default = kind(**{f.name: getattr(default, f.name) for f in dataclasses.fields(default)})
     _check_keys(kind, args)
-    description = f"{kind.__doc__}" + (f"\n\nRecipes: crossalign {name} --list" if verb.recipes or verb.names_recipe else "")
+    description = f"{kind.__doc__}" + (f"\n\nRecipes: crossalign {name} --list" if verb.takes_recipe else "")
     kwargs = {} if default is None else {"default": default}
     return tyro.cli(
         kind,
-        prog=f"crossalign {name}" + (" [RECIPE]" if verb.recipes or verb.names_recipe else ""),
+        prog=f"crossalign {name}" + (" [RECIPE]" if verb.takes_recipe else ""),
         description=description,
         args=args,
         config=(tyro.conf.PositionalRequiredArgs,),
@@ -201,7 +227,7 @@ def _keys(cls: Any, prefix: str = "") -> list[str]:
 
 
 def _overview(start: str = "") -> str:
-    lines = [f"  {name:<12} {verb.summary}" for name, verb in VERBS.items() if name.startswith(start)]
+    lines = [f"  {name:<12} {summary}" for name, (_, summary) in VERBS.items() if name.startswith(start)]
     return "\n".join(
         [
             "crossalign: move representations across modalities, and know whether it really helped.",

@@ -23,7 +23,7 @@ from crossalign.results.contrasts import Contrast
 from crossalign.results.outcomes import pair_outcome
 from crossalign.runs.evaluations import Answers
 from crossalign.stats import combine_mcnemar, holm, mcnemar, paired_bootstrap, seeds_needed
-from crossalign.verbs.compare import compare
+from crossalign.verbs.compare.job import compare
 
 DOCUMENTS = 120
 LABELS = {"arc": "ARC (Easy)", "copa": "COPA", "wiki": "WikiText"}

@@ -1,1 +1,29 @@
-"""The verbs of the command line."""
+"""The verbs: each stands in one file or package, with its arguments, what runs them and what is printed.
+
+The files that the command line imports to print a verb's help import nothing heavy; what runs it is imported when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb: the class that parses its arguments, and what runs them."""
+
+    args: type
+    run: Callable[[Any, str], int | None]
+    """Called with the arguments and the recipe's name, "" for none; returns the exit code, None for 0."""
+    recipes: Mapping[type, type] = field(default_factory=dict)
+    """Classes of configuration whose recipes it takes, each with the class that then parses the arguments; the first is
+    for a call without a recipe."""
+    names_recipe: bool = False
+    """Whether its first word is the name of a recipe of any verb, which leaves its options as they are."""
+
+    @property
+    def takes_recipe(self) -> bool:
+        """Whether its first word may be the name of a recipe."""
+        return bool(self.recipes) or self.names_recipe

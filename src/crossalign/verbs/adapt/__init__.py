@@ -1,1 +1,39 @@
-"""``adapt`` and ``predict``: a language model becomes an image classifier."""
+"""``adapt``: a language model becomes an image classifier; and ``predict``, which uses one."""
+
+from __future__ import annotations
+
+from crossalign.config import AdaptConfig
+from crossalign.recipes import get_recipe
+from crossalign.verbs import Verb
+
+
+def run(config: AdaptConfig, recipe: str) -> None:
+    """Train, and print the accuracy in a line."""
+    from crossalign.core.machine import is_main_process
+    from crossalign.verbs.adapt.job import adapt
+
+    preset = get_recipe(recipe).make() if recipe else config
+    if config.row == preset.row and row_name(config) != row_name(preset):
+        config.row = ""  # the recipe's name of the row no longer says what runs
+    result = adapt(config, recipe=recipe)
+    if not is_main_process():
+        return
+    validation, test = f"{result['validation']['accuracy']:.2%}", result["test"]
+    if test is None:
+        print(f"{result['row']}: validation accuracy {validation}; {config.output}")
+        return
+    accuracy = f"test accuracy {test['accuracy']:.2%} on {test['n']} images"
+    print(f"{result['row']}: {accuracy} (epoch {result['best_epoch']}, validation {validation}); {config.output}")
+
+
+def row_name(config: AdaptConfig) -> str:
+    """What a row of a table calls a run: "LoRA, random weights + alignment (mmd)"."""
+    method = {"fpt": "FPT", "lora": "LoRA", "full": "Full fine-tuning"}[config.tune.method]
+    weights = config.backbone.ref.split(":")[0]
+    if weights in ("none", "vit"):
+        return {"none": "No backbone", "vit": "ViT from scratch"}[weights]
+    control = f", {weights} weights" if weights in ("random", "shuffled") else ""
+    return method + control + ("" if config.align.metric == "none" else f" + alignment ({config.align.metric})")
+
+
+ADAPT = Verb(AdaptConfig, run, {AdaptConfig: AdaptConfig})

@@ -31,6 +31,7 @@ from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
 from crossalign.training.loop import Batch, Run, Stage, StageResult, Step, fit
 from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, seed_all
+from crossalign.verbs.adapt import row_name
 from crossalign.verbs.adapt.alignment import align, find_divergence
 from crossalign.verbs.adapt.scoring import Scores, score
 
@@ -105,16 +106,7 @@ def _resolve(config: AdaptConfig, train: ImageSet) -> AdaptConfig:
         value = data.get(name) or getattr(config.data, name)
         if len(value) != channels:
             raise UserError(f"--data.{name} has {len(value)} values, but the images have {channels} channels")
-    return dataclasses.replace(resolved(config, data=data), row=config.row or _row_name(config))
-
-
-def _row_name(config: AdaptConfig) -> str:
-    method = {"fpt": "FPT", "lora": "LoRA", "full": "Full fine-tuning"}[config.tune.method]
-    weights = config.backbone.ref.split(":")[0]
-    if weights in ("none", "vit"):
-        return {"none": "No backbone", "vit": "ViT from scratch"}[weights]
-    control = f", {weights} weights" if weights in ("random", "shuffled") else ""
-    return method + control + ("" if config.align.metric == "none" else f" + alignment ({config.align.metric})")
+    return dataclasses.replace(resolved(config, data=data), row=config.row or row_name(config))
 
 
 def _check_before_training(config: AdaptConfig, splits: ImageSplits, model: ImageClassifier) -> None:

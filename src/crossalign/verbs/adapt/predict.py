@@ -5,13 +5,47 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from crossalign.core.device import resolve_device
 from crossalign.core.errors import UserError
-from crossalign.models.classifier.model import ImageClassifier
+from crossalign.verbs import Verb
+
+if TYPE_CHECKING:
+    from crossalign.models.classifier.model import ImageClassifier
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+@dataclass
+class PredictArgs:
+    """Classify images with a trained model: one JSON line an image."""
+
+    model: str
+    """The model/ folder of a finished run, or hf:ORG/NAME."""
+    images: list[Path]
+    """Image files, or folders of them."""
+    top_k: int = 1
+    """Classes an image, best first."""
+    batch_size: int = 64
+    """Images a forward pass."""
+    backbone: str = ""
+    """Where the frozen backbone lies now, if it has moved."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+
+
+def run(args: PredictArgs, _: str) -> None:
+    """Print a line for each image."""
+    predict_files(
+        args.model,
+        args.images,
+        top_k=args.top_k,
+        batch_size=args.batch_size,
+        backbone=args.backbone,
+        device=args.device,
+    )
 
 
 def predict_files(
@@ -24,6 +58,9 @@ def predict_files(
     Raises:
         UserError: a path that does not exist, a folder without images, no such model or device, or no image that could be read.
     """
+    from crossalign.core.device import resolve_device
+    from crossalign.models.classifier.model import ImageClassifier
+
     files = list(_files(images))
     device = resolve_device(device)
     classifier = ImageClassifier.from_pretrained(model, backbone=backbone or None).to(device)
@@ -64,3 +101,6 @@ def _files(paths: list[Path]) -> Iterator[Path]:
             yield path
         else:
             raise UserError(f"no such file or folder: {path}")
+
+
+PREDICT = Verb(PredictArgs, run)

@@ -1,1 +1,23 @@
-"""``measure``: how aligned language and vision models are."""
+"""``measure``: how aligned language models are with vision models, layer by layer, against chance."""
+
+from __future__ import annotations
+
+from crossalign.config import MeasureConfig
+from crossalign.verbs import Verb
+
+
+def run(config: MeasureConfig, _: str) -> None:
+    """Measure, and print a line for each pair of models, and where the page is."""
+    from crossalign.verbs.measure.job import measure
+
+    for pair in measure(config)["alignment"]:
+        low, high = pair["interval"]
+        layers = f"layers {pair['language_layer']} × {pair['vision_layer']}"
+        print(
+            f"{pair['language']} × {pair['vision']}: {pair['score']:.3f} [{low:.3f}, {high:.3f}], "
+            f"calibrated {pair['calibrated']:.3f}, p = {pair['p']:.2g} ({layers})"
+        )
+    print(config.output / "measure.md")
+
+
+MEASURE = Verb(MeasureConfig, run)

@@ -1,0 +1,45 @@
+"""``compare``: which rows differ, by how much and how surely."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from crossalign.verbs import Verb
+
+
+@dataclass
+class CompareArgs:
+    """Which rows differ, by how much and how surely: tests over seeds and over documents, corrected for their number."""
+
+    runs: list[Path]
+    """Run folders, or folders that hold them; runs that differ in their seed alone are one row."""
+    by: Literal["seed", "sample"] = "seed"
+    """What a star stands for: the test over seeds, which speaks of the method, or over samples, of these trained models."""
+    reference: str = ""
+    """The row that the others are compared with, by name or folder; the first folder's, or the one without alignment in it."""
+    tasks: tuple[str, ...] = ()
+    """Only these outcomes, such as accuracy, loss.validation or arc_easy.acc; * stands for any letters."""
+    resamples: int = 5000
+    """Resamples of the bootstrap, 200 or more."""
+    markdown: Path | None = None
+    """Also write the comparison as Markdown."""
+    json: Path | None = None
+    """Also write every number as JSON."""
+
+
+def run(args: CompareArgs, _: str) -> None:
+    """Compare, print the page, and write the files asked for."""
+    from crossalign.report.contrast_pages import as_text_page, write_markdown, write_numbers
+    from crossalign.verbs.compare.job import compare
+
+    compared = compare(args.runs, args.by, args.reference, args.tasks, args.resamples)
+    print(as_text_page(compared))
+    if args.markdown is not None:
+        write_markdown(compared, args.markdown)
+    if args.json is not None:
+        write_numbers(compared, args.json)
+
+
+COMPARE = Verb(CompareArgs, run)
