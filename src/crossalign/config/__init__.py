@@ -1,5 +1,6 @@
 """Every setting of every verb, as plain dataclasses: the text under a field is its help on the command line."""
 
+from crossalign.config.bounds import validate
 from crossalign.config.common import BaseLoopConfig, OptimConfig, TrackingConfig, flatten, to_dict, update
 from crossalign.config.evaluation import EvaluateConfig
 from crossalign.config.images import (
@@ -57,4 +58,5 @@ __all__ = [
     "flatten",
     "to_dict",
     "update",
+    "validate",
 ]

@@ -7,8 +7,9 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from crossalign.config.bounds import Amount, Count, Probability, Share
 from crossalign.core.errors import UserError, unknown
 
 T = TypeVar("T")
@@ -20,21 +21,21 @@ class OptimConfig:
 
     optimizer: Literal["adam", "adamw"] = "adamw"
     """adam adds weight decay to the gradient; adamw decays the weights themselves."""
-    lr: float = 1e-3
+    lr: Amount = 1e-3
     """Peak learning rate."""
-    weight_decay: float = 1e-2
+    weight_decay: Amount = 1e-2
     """Decay of matrices; norms, biases and positions are spared unless decay_all."""
     decay_all: bool = False
     """Decay every parameter, as a plain torch optimiser does."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
     """Decay of Adam's two moments."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls over the stage."""
-    final_lr_fraction: float = 0.0
+    final_lr_fraction: Share = 0.0
     """Share of the peak that the learning rate falls to."""
-    warmup_fraction: float = 0.0
+    warmup_fraction: Share = 0.0
     """Share of the steps over which the learning rate rises from zero."""
-    clip: float = 1.0
+    clip: Amount = 1.0
     """Largest gradient norm; 0 turns clipping off."""
 
 
@@ -42,11 +43,11 @@ class OptimConfig:
 class BaseLoopConfig:
     """How long, on what, and how safely."""
 
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images, or sequences of tokens, an optimiser step, over all processes and micro-batches."""
-    accumulation: int = 1
+    accumulation: Count = 1
     """Micro-batches that a step is cut into, to save memory; but for the draws of dropout, results do not change."""
-    eval_batch_size: int = 256
+    eval_batch_size: Count = 256
     """Images, or sequences, a batch in evaluation, over all processes."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 (or fp16) on a GPU that has it; on a CPU, whichever a short probe finds faster."""
@@ -54,9 +55,9 @@ class BaseLoopConfig:
     """Where to compute."""
     compile: bool | None = None
     """Compile the model with torch.compile; None measures whether that saves time, in runs of a quarter of an hour or more."""
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: Amount = 5.0
     """Write a checkpoint at least this often, and at the end of every epoch."""
-    log_every: int = 20
+    log_every: Count = 20
     """Steps between two training rows in metrics.jsonl."""
     deterministic: bool = False
     """Ask torch for deterministic kernels; slower on a GPU, no cost on a CPU."""
@@ -125,7 +126,7 @@ def _typed(value: Any, hint: Any, place: str) -> Any:
         if value not in options:
             raise unknown(f"value for '{place}'", str(value), options)
         return value
-    if get_origin(hint) is UnionType:  # X | None
+    if get_origin(hint) in (Union, UnionType):  # X | None
         return None if value is None else _typed(value, next(o for o in options if o is not type(None)), place)
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
         return tuple(_typed(item, options[0], place) for item in value)

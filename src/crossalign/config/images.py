@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from crossalign.config.bounds import Amount, Count, Finite, Fraction, Limit, Positive, Probability, Seed, at_least, between
 from crossalign.config.common import BaseLoopConfig, OptimConfig, TrackingConfig
 
 Method = Literal["fpt", "lora", "full"]
@@ -15,13 +16,13 @@ Method = Literal["fpt", "lora", "full"]
 class AugmentConfig:
     """Random changes of training images, drawn for each image on its own."""
 
-    flip: float = 0.5
+    flip: Annotated[float, between(0, 1)] = 0.5
     """Probability of a horizontal flip; use 0 for digits and text."""
-    crop_padding: int = 4
+    crop_padding: Annotated[int, between(0, 4096)] = 4
     """Pixels of border added on each side before a random crop back to the image size."""
-    rotation_degrees: float = 20.0
+    rotation_degrees: Annotated[float, between(0, 180)] = 20.0
     """Largest rotation either way, in degrees."""
-    fill: int = 0
+    fill: Annotated[int, between(0, 255)] = 0
     """Pixel value, 0 to 255, of what a crop or rotation uncovers; 0 is black."""
 
 
@@ -33,29 +34,29 @@ class DataConfig:
     """sklearn:digits, a folder of class folders, a .parquet file or folder, CIFAR-10's binary folder, or hf:ORG/NAME."""
     test_source: str = ""
     """Where the test images lie, if apart from `source`; empty: the source's own test split, else a part of it."""
-    image_size: int | None = None
+    image_size: Limit = None
     """Side in pixels that images are resized to; None keeps the source's own size."""
     channels: Literal["rgb", "gray"] = "rgb"
     """Colour channels that the model sees."""
-    validation_fraction: float = 0.2
+    validation_fraction: Fraction = 0.2
     """Share of the training images held out for selection, stratified by class."""
-    test_fraction: float = 0.2
+    test_fraction: Fraction = 0.2
     """Share held out for testing where the source has no test split of its own."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Seed of the split, apart from the training seed, so that all seeds see one split."""
-    limit_train: int | None = None
+    limit_train: Limit = None
     """Train on a stratified subset of this many images."""
-    limit_validation: int | None = None
+    limit_validation: Limit = None
     """Validate on a stratified subset of this many images."""
-    limit_test: int | None = None
+    limit_test: Limit = None
     """Test on a stratified subset of this many images."""
     on_error: Literal["stop", "skip"] = "stop"
     """What to do with images that cannot be read: stop and name them, or go on without them and count."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes of training images."""
-    mean: tuple[float, ...] | None = None
+    mean: tuple[Finite, ...] | None = None
     """Channel means, on a scale of 0 to 1, to subtract; None measures them on the training images."""
-    std: tuple[float, ...] | None = None
+    std: tuple[Positive, ...] | None = None
     """Channel standard deviations to divide by; None measures them on the training images."""
 
 
@@ -69,7 +70,7 @@ class BackboneConfig:
     """Who sees whom; bidirectional, so that every token that is pooled has seen the image; auto keeps the backbone's own."""
     position: Literal["auto", "backbone", "new", "both", "none"] = "auto"
     """Whose positions are used; auto: new ones, beside rotary attention if the backbone has it, instead of a learned table."""
-    dropout: float = 0.0
+    dropout: Probability = 0.0
     """Dropout inside the backbone, whatever its own configuration says."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -81,7 +82,7 @@ class EmbedderConfig:
 
     kind: str = "linear"
     """linear: one projection of each patch (CMDA §3.1.2); conv: a convolutional stem (§4.2's deeper projection)."""
-    patch: int = 4
+    patch: Count = 4
     """Side of a square patch in pixels; it must divide the image size."""
     match_scale: bool = True
     """Start the new embeddings at the RMS of the backbone's text embeddings, positions as strong as patches."""
@@ -93,11 +94,11 @@ class TuneConfig:
 
     method: Method = "fpt"
     """fpt: norms and the new parts; lora: low-rank updates and the new parts; full: everything that is used."""
-    lora_rank: int = 16
+    lora_rank: Count = 16
     """Rank of each LoRA update."""
-    lora_alpha: int = 32
+    lora_alpha: Count = 32
     """LoRA's scale: updates are multiplied by alpha / rank."""
-    lora_dropout: float = 0.1
+    lora_dropout: Probability = 0.1
     """Dropout on the input of each LoRA update."""
 
 
@@ -107,7 +108,7 @@ class HeadConfig:
 
     pool: Literal["mean", "last", "cls"] = "mean"
     """mean of all tokens; last: the one token that sees the whole image under causal attention; cls: an added token."""
-    dropout: float = 0.1
+    dropout: Probability = 0.1
     """Dropout before the linear head."""
 
 
@@ -117,15 +118,15 @@ class AlignConfig:
 
     metric: str = "none"
     """none, or a divergence by name: mse, cosine, mmd, coral, sinkhorn, otdd, or one that you registered."""
-    epochs: int = 15
+    epochs: Count = 15
     """Passes over the training images in the alignment stage."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Images a step in the alignment stage, over all processes."""
-    lr: float = 1e-4
+    lr: Amount = 1e-4
     """Learning rate of the alignment stage."""
     schedule: Literal["cosine", "linear", "constant"] = "constant"
     """How the learning rate falls over the alignment stage."""
-    weight_decay: float = 0.0
+    weight_decay: Amount = 0.0
     """Decay of the embedder in the alignment stage; it pulls embeddings towards zero, away from the text's scale."""
     level: Literal["token", "sequence"] = "token"
     """Compare token vectors, or each sequence's mean over its tokens."""
@@ -133,15 +134,15 @@ class AlignConfig:
     """Random token sequences from the vocabulary (CMDA §3.1.5), or whole sentences of `corpus`."""
     corpus: str = ""
     """A text file, one sentence or paragraph a line, for target=corpus."""
-    sequences: int = 50_000
+    sequences: Count = 50_000
     """How many text sequences to draw targets from."""
-    sequence_length: int = 64
+    sequence_length: Count = 64
     """Tokens in a text sequence."""
     mmd_estimator: Literal["unbiased", "orca"] = "unbiased"
     """unbiased: the U-statistic; orca: V-statistic and bandwidths as in ORCA's published code, which CMDA adapts."""
-    max_tokens: int = 1024
+    max_tokens: Count = 1024
     """Token vectors drawn from each side in a step at token level, so that the cost of a step is bounded."""
-    otdd_classes: int = 10
+    otdd_classes: Annotated[int, at_least(2)] = 10
     """Clusters that label the text sequences for otdd."""
 
 
@@ -149,7 +150,7 @@ class AlignConfig:
 class LoopConfig(BaseLoopConfig):
     """How long, on what, and how safely."""
 
-    epochs: int = 10
+    epochs: Count = 10
     """Passes over the training images."""
 
 
@@ -159,7 +160,7 @@ class AdaptConfig:
 
     output: Path = Path("runs/adapt")
     """Run folder; a second call with the same configuration resumes it."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initial weights, batch order, augmentation and dropout."""
     row: str = ""
     """Name of the run's row in tables; empty: made from method and metric."""

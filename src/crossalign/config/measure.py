@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from crossalign.config.bounds import Count, Fraction, Seed, at_least
 from crossalign.config.text import PairsConfig
 
 
@@ -23,7 +24,7 @@ class MeasureConfig:
     whose own models before and after training stand side by side."""
     metric: str = "cka-linear-debiased"
     """A registered similarity, such as cka-linear-debiased, cka-rbf-debiased, mutual-knn or svcca."""
-    neighbours: int = 10
+    neighbours: Count = 10
     """k of mutual-knn and soft-mutual-knn."""
     language_layers: tuple[str, ...] = ("all",)
     """Layers of the language models: indices, penultimate, last, all (with 0, the embeddings), or names of modules."""
@@ -35,23 +36,23 @@ class MeasureConfig:
     """How the places of an image become one vector; auto: as the model's own classifier does."""
     captions: Literal["first", "mean", "all"] = "first"
     """Of an image with several texts: the first one, the mean of the features of all, or all joined into one text."""
-    max_length: int = 128
+    max_length: Count = 128
     """Tokens of a text; more are cut off."""
-    permutations: int = 200
+    permutations: Count = 200
     """Random orders of the images that tell what chance gives; the smallest p-value is 1 / (1 + permutations)."""
-    level: float = 0.05
+    level: Fraction = 0.05
     """Chance that a score of unrelated features counts as more than chance, over all layers of two models."""
-    groups: int = 20
+    groups: Annotated[int, at_least(2)] = 20
     """Groups of pairs that the jackknife leaves out in turn, for the intervals."""
     text: str = ""
     """A text file on which causal models are scored in bits a byte, for the plot of language quality against alignment."""
-    text_kilobytes: int = 64
+    text_kilobytes: Count = 64
     """How much of the text, from its start."""
-    block: int = 512
+    block: Count = 512
     """Tokens that a model sees at once in that text."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the orders, of the groups, and of the weights of random: and shuffled: models."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Texts, or images, a forward pass; it does not change the features."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where models compute; scores are computed on the CPU."""

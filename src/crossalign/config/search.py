@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+from crossalign.config.bounds import Count, Seed, Whole, at_least
 from crossalign.config.common import TrackingConfig
 
 
@@ -22,22 +24,22 @@ class SearchConfig:
     """A YAML file of fields and what they may be, or the name of one that comes along; empty: that of the recipe's verb."""
     show_space: bool = False
     """Print the space that applies to the recipe, in the form of such a file, and do nothing else."""
-    trials: int = 64
+    trials: Count = 64
     """Configurations to draw."""
-    workers: int = 1
+    workers: Whole = 1
     """Processes side by side; on a cluster 0 takes as many as are connected."""
-    threads: int = 0
+    threads: Whole = 0
     """Threads a worker computes with; 0 shares the cores out equally. On a cluster 0 leaves them as they are."""
-    rungs: int = 4
+    rungs: Count = 4
     """Places at which only the better ones go on; 1 trains every configuration in full, which is random search."""
-    factor: int = 2
+    factor: Annotated[int, at_least(2)] = 2
     """Of each rung one in this many goes on."""
-    resources: tuple[int, ...] = ()
+    resources: tuple[Count, ...] = ()
     """Epochs (evaluations, of a text run) at the end of each rung; empty: the last is the recipe's, each before it a
     `factor` less, rounded up."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the configurations drawn; each depends on it and its own number alone."""
-    seeds: int = 3
+    seeds: Whole = 3
     """Seeds that the winner is trained with again, apart from the search's own; only these score the test set. 0 for none."""
     set: tuple[str, ...] = ()
     """Settings of every trial, as key=value, such as data.source=FOLDER or loop.epochs=50."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from crossalign.config.bounds import Amount, Count, Finite, Fraction, Limit, Probability, Seed, Whole, at_least
 from crossalign.config.common import BaseLoopConfig, OptimConfig, TrackingConfig
 from crossalign.config.images import TuneConfig
 
@@ -25,7 +26,7 @@ class PairsConfig:
     """Column of the image; empty finds it."""
     text_column: str = ""
     """Column of the caption or captions; empty finds it."""
-    limit: int | None = None
+    limit: Limit = None
     """Use this many pairs of the split, drawn by a fixed seed; a smaller limit draws some of a larger one's."""
     on_error: Literal["stop", "skip"] = "stop"
     """What to do with missing or unreadable images and empty captions: stop and name them, or go on without them and count."""
@@ -41,13 +42,13 @@ class TeacherConfig:
     """Layers by index, name, penultimate (the input of the classifier) or all; several are joined by `combine`."""
     combine: Literal["concat", "sum"] = "concat"
     """concat: layers side by side (CMAR Eqs. 2, 3); sum: a fixed linear combination with `weights`."""
-    weights: tuple[float, ...] = ()
+    weights: tuple[Finite, ...] = ()
     """One weight a layer for combine=sum; empty takes the mean."""
     pool: Literal["auto", "cls", "mean"] = "auto"
     """cls: the class token; mean: the mean over places; auto: as the model's own classifier does."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the weights of a random: or shuffled: teacher."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Images a forward pass; it does not change the features. A CPU is fastest with few, a GPU with many."""
 
 
@@ -61,11 +62,11 @@ class CorpusConfig:
     """Column or key of the text in parquet and jsonl."""
     tokenizer: str = ""
     """Folder, tokenizer.json, package:NAME or hf:ORG/NAME of a tokenizer; empty trains one on the corpus."""
-    vocabulary: int = 4096
+    vocabulary: Count = 4096
     """Entries of a tokenizer that is trained here (byte-level BPE)."""
-    validation_fraction: float = 0.005
+    validation_fraction: Fraction = 0.005
     """Share of the documents held out; a lone document is cut at this share of its text."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Seed of the split by document."""
 
 
@@ -75,15 +76,15 @@ class InstructConfig:
 
     source: tuple[str, ...] = ()
     """.json, .jsonl or .parquet files, folders of them, or hf:ORG/NAME, with instruction/output or prompt/completion."""
-    block: int = 512
+    block: Count = 512
     """Tokens of an example at most; longer answers are cut, examples without room for an answer are dropped."""
     packing: bool = False
     """Put several examples into each block, apart from one another: less padding."""
     padding: Literal["right", "left"] = "right"
     """Side that shorter examples are filled up on."""
-    validation_fraction: float = 0.1
+    validation_fraction: Fraction = 0.1
     """Share of the examples held out, by prompt."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Seed of the split by prompt."""
 
 
@@ -94,9 +95,9 @@ class RegularizeConfig:
     metric: str = "none"
     """none; a similarity such as cka-rbf or cka-linear-debiased; a penalty (l1, l2, koleo, l1-weights, l2-weights);
     captions: the same captions as ordinary training text, without images."""
-    weight: float = 10.0
+    weight: Amount = 10.0
     """λ of CMAR Eq. 5; for captions, how much one of their tokens weighs beside one of the text."""
-    every: int = 20
+    every: Count = 20
     """Interval in steps; the first step has the term."""
     layers: tuple[str, ...] = ("penultimate",)
     """Layers of the language model: indices, penultimate, last, all, or names of modules; several stand side by side."""
@@ -104,17 +105,17 @@ class RegularizeConfig:
     """How the tokens of a caption become one vector: their mean, or the last one."""
     mode: Literal["paired", "unpaired", "mean"] = "paired"
     """Which features a caption is given: its image's, another image's, or the mean of all (CMAR §4.4.2)."""
-    batch_size: int = 256
+    batch_size: Annotated[int, at_least(2)] = 256
     """Pairs a term, over all processes."""
-    queue: int = 0
+    queue: Whole = 0
     """Rows of earlier batches, without gradient, that the score also sees."""
-    max_length: int = 64
+    max_length: Count = 64
     """Tokens of a caption; more are cut off."""
     on_degenerate: Literal["raise", "warn"] = "raise"
     """What cca, svcca, pwcca and linear-regression do with too few pairs for their widths, where they are always 1."""
-    log_every: int = 0
+    log_every: Whole = 0
     """Log the score every this many steps, also between those that have the term; 0 logs those alone."""
-    held_out: int | None = None
+    held_out: Annotated[int | None, at_least(0)] = None
     """Held-out pairs on which alignment is measured at each evaluation; None takes 512 where there is a term, else none."""
     held_out_file: str = ""
     """A file as `pairs.split_file` for the held-out pairs; empty takes the validation split."""
@@ -126,13 +127,13 @@ class RegularizeConfig:
 class GPTConfig:
     """The language model that is trained from scratch: GPT-2's architecture at any size."""
 
-    layers: int = 12
+    layers: Count = 12
     """Blocks."""
-    heads: int = 12
+    heads: Count = 12
     """Attention heads a block."""
-    width: int = 768
+    width: Count = 768
     """Width of the hidden states."""
-    dropout: float = 0.0
+    dropout: Probability = 0.0
     """Dropout of embeddings, attention and blocks."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -142,16 +143,16 @@ class GPTConfig:
 class TextLoopConfig(BaseLoopConfig):
     """How long, on what, and how safely."""
 
-    steps: int = 2000
+    steps: Count = 2000
     """Optimiser steps."""
     shard: bool = False
     """Share parameters, gradients and optimiser state out over the processes (FSDP2): for models too large for one device."""
-    evaluate_every: int = 250
+    evaluate_every: Count = 250
     """Steps between two evaluations; it must divide `steps`."""
-    evaluate_blocks: int | None = None
+    evaluate_blocks: Limit = None
     """Sequences of the validation text at most, from its start, in evaluations during training; the scores at the end are of
     all of it."""
-    keep_every: int = 0
+    keep_every: Whole = 0
     """Keep the whole model every this many steps, and the one before the first, for `crossalign measure`; 0 keeps none."""
 
 
@@ -161,7 +162,7 @@ class PretrainConfig:
 
     output: Path = Path("runs/pretrain")
     """Run folder; a second call with the same configuration resumes it."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initial weights, batch order, pairs and dropout."""
     row: str = ""
     """Name of the run's row in tables; empty: made from the alignment."""
@@ -169,7 +170,7 @@ class PretrainConfig:
     """Delete a run of another configuration that lies in `output`."""
     prepared: str = ""
     """Folder of `crossalign data prepare`; empty prepares `corpus` in the cache."""
-    block: int = 1024
+    block: Count = 1024
     """Tokens a sequence, and the longest that the model can see."""
     score: tuple[str, ...] = ()
     """Further text files whose perplexity is computed at the end."""
@@ -189,7 +190,7 @@ class FinetuneConfig:
 
     output: Path = Path("runs/finetune")
     """Run folder; a second call with the same configuration resumes it."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of batch order, pairs, LoRA's initial weights and dropout."""
     row: str = ""
     """Name of the run's row in tables; empty: made from method and alignment."""

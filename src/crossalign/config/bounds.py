@@ -1,0 +1,120 @@
+"""Bounds of settings: each stands in the type of its field, and one function holds a configuration against all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from crossalign.core.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The numbers that a setting may be; nan is none of them."""
+
+    words: str
+    """What follows "it must" in the error."""
+    low: float = -math.inf
+    high: float = math.inf
+    without_low: bool = False
+    """Whether ``low`` itself is outside."""
+    without_high: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether ``value`` lies inside."""
+        above = value > self.low if self.without_low else value >= self.low
+        below = value < self.high if self.without_high else value <= self.high
+        return above and below and math.isfinite(value)
+
+
+def at_least(low: int) -> Bound:
+    """Whole numbers from ``low`` up."""
+    return Bound(f"be at least {low}", low)
+
+
+def between(low: float, high: float) -> Bound:
+    """Numbers between two others, these included."""
+    return Bound(f"lie between {low:g} and {high:g}", low, high)
+
+
+Count = Annotated[int, at_least(1)]
+Limit = Annotated[int | None, at_least(1)]
+"""None sets none."""
+Whole = Annotated[int, at_least(0)]
+Seed = Annotated[int, Bound("be a whole number from 0 to 4294967295", 0, 2**32 - 1)]
+"""What every generator that training seeds can take."""
+Amount = Annotated[float, Bound("be a finite number, 0 or more", 0)]
+Share = Annotated[float, Bound("be a share from 0 to 1", 0, 1)]
+Fraction = Annotated[float, Bound("lie between 0 and 1", 0, 1, without_low=True, without_high=True)]
+"""A share that leaves something on both sides."""
+Probability = Annotated[float, Bound("be from 0 to below 1", 0, 1, without_high=True)]
+Finite = Annotated[float, Bound("be a finite number")]
+Positive = Annotated[float, Bound("be above 0", 0, without_low=True)]
+
+
+def validate(config: Any, place: str = "") -> None:
+    """Hold every field of a configuration, and of its sections, against its type and its bound.
+
+    Args:
+        config: an instance of a dataclass of settings.
+        place: what its options begin with, such as ``data.``; "" for a verb's own configuration.
+
+    Raises:
+        UserError: naming the option, its value, and what it must be.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{place}{field.name}"
+        if dataclasses.is_dataclass(value):
+            validate(value, f"{name}.")
+        else:
+            _check(value, hints[field.name], f"--{name.replace('_', '-')}", value, "it")
+
+
+def _check(value: Any, hint: Any, option: str, whole: Any, subject: str) -> None:
+    """``value`` as the field ``whole``, or an entry of it, against the field's type."""
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in options:
+            return
+        hint = next(option for option in options if option is not NoneType)
+        return _check(value, hint, option, whole, subject)
+    if origin is Annotated:
+        _check(value, options[0], option, whole, subject)
+        for bound in (entry for entry in options[1:] if isinstance(entry, Bound) and value is not None):
+            if not bound.holds(value):
+                raise UserError(f"{option} is {_text(whole)}; {subject} must {bound.words}")
+    elif origin is Literal:
+        if value not in options:
+            raise unknown(f"value for {option}", str(value), map(str, options))
+    elif origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise UserError(f"{option} is {value!r}; it must be a tuple")
+        if options[-1] is not Ellipsis and len(value) != len(options):
+            raise UserError(f"{option} has {len(value)} values; it must have {len(options)}")
+        for entry, kind in zip(value, _kinds(options, len(value)), strict=True):
+            _check(entry, kind, option, whole, "each")
+    elif not _is_a(value, hint):
+        raise UserError(f"{option} is {value!r}; {subject} must be {_WORDS.get(hint, hint.__name__)}")
+
+
+_WORDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "True or False", Path: "a pathlib.Path"}
+
+
+def _kinds(options: tuple[Any, ...], count: int) -> Iterator[Any]:
+    return iter([options[0]] * count if options[-1] is Ellipsis else options)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
