@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from crossalign.config import AugmentConfig
+from crossalign.config import AugmentConfig, validate
 from crossalign.core.errors import UserError
 from crossalign.data.images.augment import CIFAR10_MEAN, CIFAR10_STD, Draw, augment, draw, normalize
 
@@ -111,8 +111,8 @@ def test_rows_of_a_draw_are_a_share_of_the_batch() -> None:
     "settings", [{"flip": 1.5}, {"flip": -0.1}, {"crop_padding": -1}, {"rotation_degrees": -5}, {"fill": 256}]
 )
 def test_settings_without_a_meaning_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=f"data.augment.{next(iter(settings))}"):
-        draw(2, AugmentConfig(**settings), generator())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"--data.augment.{next(iter(settings)).replace('_', '-')} is"):
+        validate(AugmentConfig(**settings), "data.augment.")  # type: ignore[arg-type]
 
 
 def test_normalize_is_torchvisions_with_the_papers_numbers() -> None:

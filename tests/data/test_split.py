@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crossalign.config import DataConfig
+from crossalign.config import DataConfig, validate
 from crossalign.core.errors import UserError
-from crossalign.data.images.split import Pool, check_config, split_rows, stratified_order
+from crossalign.data.images.split import Pool, split_rows, stratified_order
 
 CLASSES = tuple("abcdefghij")
 
@@ -126,10 +126,10 @@ def test_splits_that_cannot_be_are_refused(labels: list[int], settings: dict[str
         ({"limit_train": 0}, "--data.limit-train is 0; it must be at least 1"),
         ({"image_size": -3}, "--data.image-size"),
         ({"split_seed": -1}, "--data.split-seed"),
-        ({"channels": "rgba"}, "--data.channels is 'rgba'; it is rgb or gray"),
+        ({"channels": "rgba"}, "unknown value for --data.channels 'rgba'; did you mean 'rgb'"),
         ({"on_error": "ignore"}, "--data.on-error"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        check_config(DataConfig(**settings))  # type: ignore[arg-type]
+        validate(DataConfig(**settings), "data.")  # type: ignore[arg-type]

@@ -183,7 +183,7 @@ def test_bad_options_are_told(tmp_path: Path, tiny: tuple[str, ...]) -> None:
         ({"resources": (4, 2)}, "do not rise"),
         ({"space": "cmdaa"}, "did you mean 'cmda'"),
         ({"space": "none.yaml"}, "cannot be read"),
-        ({"resources": (0, 4)}, "--resources 0 4: they must begin at 1"),
+        ({"resources": (0, 4)}, "--resources is 0 4; each must be at least 1"),
         ({"set": (*tiny, "score_test=false")}, "--set score_test=False: .*--seeds 0"),
         ({"set": (*tiny, "output=elsewhere")}, "--output tells where"),
         ({"set": ("optim={lr",)}, "--set optim={lr: the value is no YAML"),

@@ -24,17 +24,21 @@ class Bound:
     without_low: bool = False
     """Whether ``low`` itself is outside."""
     without_high: bool = False
+    too_large: str = ""
+    """What follows "it must" where a number is too large; empty for ``words``."""
 
-    def holds(self, value: float) -> bool:
-        """Whether ``value`` lies inside."""
+    def refuses(self, value: float) -> str:
+        """What ``value`` must be; empty where it lies inside."""
         above = value > self.low if self.without_low else value >= self.low
         below = value < self.high if self.without_high else value <= self.high
-        return above and below and math.isfinite(value)
+        if above and below and -math.inf < value < math.inf:
+            return ""
+        return self.too_large if self.too_large and value > self.high else self.words
 
 
 def at_least(low: int) -> Bound:
-    """Whole numbers from ``low`` up."""
-    return Bound(f"be at least {low}", low)
+    """Whole numbers from ``low`` to the largest that every part of a run can count to."""
+    return Bound(f"be at least {low}", low, 2**53, too_large="be at most 2^53")
 
 
 def between(low: float, high: float) -> Bound:
@@ -87,8 +91,8 @@ def _check(value: Any, hint: Any, option: str, whole: Any, subject: str) -> None
     if origin is Annotated:
         _check(value, options[0], option, whole, subject)
         for bound in (entry for entry in options[1:] if isinstance(entry, Bound) and value is not None):
-            if not bound.holds(value):
-                raise UserError(f"{option} is {_text(whole)}; {subject} must {bound.words}")
+            if words := bound.refuses(value):
+                raise UserError(f"{option} is {_text(whole)}; {subject} must {words}")
     elif origin is Literal:
         if value not in options:
             raise unknown(f"value for {option}", str(value), map(str, options))

@@ -18,7 +18,7 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
-from crossalign.config import PairsConfig, TeacherConfig
+from crossalign.config import PairsConfig, TeacherConfig, validate
 from crossalign.core.device import resolve_device
 from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key, file_hash
@@ -137,8 +137,7 @@ def write_made(open_maker: Callable[[bool], Maker], key: str, pairs: Pairs, outp
 
 def _check_output(teacher: TeacherConfig, output: Path | None, key: str) -> None:
     """Refuse what the pairs cannot change: a batch of none, a name that is none, another teacher's file."""
-    if teacher.batch_size < 1:
-        raise UserError(f"--teacher.batch-size is {teacher.batch_size}; it must be at least 1")
+    validate(teacher, "teacher.")
     if output is None:
         return
     if output.is_dir() or output.suffix != ".safetensors":

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from crossalign.config import AdaptConfig, FinetuneConfig, SearchConfig, flatten, to_dict, update
+from crossalign.config import AdaptConfig, FinetuneConfig, SearchConfig, flatten, to_dict, update, validate
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import atomic_path
 from crossalign.recipes.space import Space, open_space
@@ -112,12 +112,9 @@ def _fixed(config: SearchConfig) -> dict[str, Any]:
 
 
 def _check(config: SearchConfig) -> None:
-    least_workers = 0 if config.cluster else 1
-    for key, least in (
-        ("trials", 1), ("workers", least_workers), ("threads", 0), ("rungs", 1), ("factor", 2), ("seed", 0), ("seeds", 0),
-    ):  # fmt: skip
-        if getattr(config, key) < least:
-            raise UserError(f"--{key} is {getattr(config, key)}; it must be at least {least}")
+    validate(config)
+    if not config.cluster and config.workers < 1:
+        raise UserError(f"--workers is {config.workers}; it must be at least 1")
     if config.resources and list(config.resources) != sorted(set(config.resources)):
         raise UserError(f"--resources {' '.join(map(str, config.resources))} do not rise")
     for name, value in _fixed(config).items():

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from crossalign.config import LoopConfig, flatten, to_dict
+from crossalign.config import LoopConfig, flatten, to_dict, validate
 from crossalign.core.device import resolve_device
 from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
@@ -29,8 +29,9 @@ def in_folder(config: C, train: Callable[[C], dict[str, Any]]) -> dict[str, Any]
     where it stopped.
 
     Raises:
-        UserError: the folder is another's, or the device is not here.
+        UserError: a setting out of its bounds, a folder that is another's, or a device that is not here.
     """
+    validate(config)
     with locked(config.output):  # type: ignore[attr-defined]
         config = claim_folder(config)
         finished: Path = config.output / "result.json"  # type: ignore[attr-defined]

@@ -6,7 +6,6 @@ Shapes: N pairs, p student features, q teacher features.
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import re
 import sys
@@ -343,7 +342,7 @@ def check_align(align: RegularizeConfig) -> None:
     """What can be known to be wrong with the term without pairs, teacher or model.
 
     Raises:
-        UserError: no such metric, one that is no loss, or a number out of its range.
+        UserError: no such metric, one that is no loss, or settings that do not go together.
     """
     known = ["none", *similarity_names(), *penalty_names(), *WEIGHT_PENALTIES, "captions"]
     if align.metric not in known:
@@ -354,14 +353,9 @@ def check_align(align: RegularizeConfig) -> None:
         )
     if not align.layers:
         raise UserError("--align.layers names no layer: give one, such as penultimate")
-    for name, least in {"batch_size": 2, "max_length": 1, "queue": 0, "log_every": 0, "every": 1}.items():
-        if getattr(align, name) < least:
-            raise UserError(f"--align.{name.replace('_', '-')} is {getattr(align, name)}; it must be at least {least}")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if align.batch_size < world:
         raise UserError(f"--align.batch-size {align.batch_size} is smaller than the number of processes, {world}: raise it")
-    if not (align.weight >= 0 and math.isfinite(align.weight)):
-        raise UserError(f"--align.weight is {align.weight}; it must be a finite number, 0 or more")
     if align.metric in ("none", "captions"):
         return
     metric = find_metric(align.metric, align.mode)

@@ -97,8 +97,6 @@ def _check_model(config: PretrainConfig) -> None:
             "--corpus.source names no text: give text files, folders of them, hf:ORG/NAME, or python:topics, which needs no "
             "file; or a prepared corpus with --prepared"
         )
-    if config.block < 1:
-        raise UserError(f"--block is {config.block}; it must be at least 1")
     if reads_captions(config.align) and config.align.max_length > config.block:
         raise UserError(f"--align.max-length {config.align.max_length} is longer than --block {config.block}: lower it")
     model = new_gpt2(config.gpt, vocabulary=1, block=config.block, separator=0, seed=0, meta=True)

@@ -46,7 +46,6 @@ def draw(batch: int, config: AugmentConfig, generator: torch.Generator) -> Draw:
 
     Every kind is drawn whether it is in use or not, so that turning one off leaves the others as they were.
     """
-    check(config)
     flip = torch.rand(batch, generator=generator) < config.flip
     top, left = torch.randint(2 * config.crop_padding + 1, (2, batch), generator=generator)
     angle = torch.rand(batch, generator=generator, dtype=torch.float64).mul_(2).sub_(1).mul_(config.rotation_degrees)
@@ -112,16 +111,3 @@ def normalize(images_u8: Tensor, mean: Sequence[float], std: Sequence[float]) ->
     shift = torch.tensor([255.0 * m for m in mean], device=device).view(shape)
     scale = torch.tensor([1.0 / (255.0 * s) for s in std], device=device).view(shape)
     return images_u8.float().sub_(shift).mul_(scale)
-
-
-def check(config: AugmentConfig) -> None:
-    """Refuse settings without a meaning.
-
-    Raises:
-        UserError: a probability outside 0 to 1, a negative padding or angle, a fill outside 0 to 255.
-    """
-    bounds = {"flip": (0, 1), "crop_padding": (0, 4096), "rotation_degrees": (0, 180), "fill": (0, 255)}
-    for name, (low, high) in bounds.items():
-        value = getattr(config, name)
-        if not low <= value <= high:
-            raise UserError(f"data.augment.{name} is {value}; it must lie between {low} and {high}")

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from crossalign.config import DataConfig
+from crossalign.config import DataConfig, validate
 from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key
-from crossalign.data.images.augment import check as check_augment
 from crossalign.data.images.decode import Decoded, decode_listing, sizes_differ, write_npy_header
 from crossalign.data.images.sources import list_source
-from crossalign.data.images.split import Pool, check_config, split_rows
+from crossalign.data.images.split import Pool, split_rows
 from crossalign.data.sources import Listing, Listings
 
 IN_MEMORY_BYTES = 1 << 30
@@ -70,8 +69,7 @@ def open_images(config: DataConfig) -> ImageSplits:
     Raises:
         UserError: one sentence for whatever stands in the way; what needs no decoding is checked before any.
     """
-    check_config(config)
-    check_augment(config.augment)
+    validate(config, "data.")
     listings = _list(config)
     classes = listings["train"].classes
     whole = {split: np.arange(len(listing.labels)) for split, listing in listings.items()}

@@ -88,23 +88,3 @@ def _limited(split: str, rows: np.ndarray, config: DataConfig) -> np.ndarray:
     if limit > len(rows):
         raise UserError(f"--data.limit-{split} {limit} is larger than the {split} split of {len(rows)} images")
     return rows[:limit]
-
-
-def check_config(config: DataConfig) -> None:
-    """Refuse settings without a meaning before anything is read.
-
-    Raises:
-        UserError: a fraction outside 0 to 1, a limit or size below 1, a negative seed, an unknown choice.
-    """
-    for name in ("validation_fraction", "test_fraction"):
-        if not 0 < getattr(config, name) < 1:
-            raise UserError(f"--data.{name.replace('_', '-')} is {getattr(config, name)}; it must lie between 0 and 1")
-    for name in ("limit_train", "limit_validation", "limit_test", "image_size"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UserError(f"--data.{name.replace('_', '-')} is {value}; it must be at least 1")
-    if config.split_seed < 0:
-        raise UserError(f"--data.split-seed is {config.split_seed}; it must not be negative")
-    for name, known in {"channels": ("rgb", "gray"), "on_error": ("stop", "skip")}.items():
-        if getattr(config, name) not in known:
-            raise UserError(f"--data.{name.replace('_', '-')} is '{getattr(config, name)}'; it is {' or '.join(known)}")

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from crossalign.config import PairsConfig
-from crossalign.core.errors import UserError, unknown
+from crossalign.config import PairsConfig, validate
+from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key, write_json
 from crossalign.data.images.decode import BLOCK, THREADS, picture
 from crossalign.data.pairs.sources import PairListing, list_pairs
@@ -72,7 +72,7 @@ def open_pairs(config: PairsConfig) -> Pairs:
         UserError: no such source, split or column; images that cannot be read or captions that are empty, unless
             ``config.on_error`` is skip.
     """
-    _check_config(config)
+    validate(config, "pairs.")
     listing, is_split = list_pairs(config)
     if not len(listing.ids):
         raise UserError(f"'{config.source}' has no pairs")
@@ -96,14 +96,6 @@ def open_pairs(config: PairsConfig) -> Pairs:
     source = _describe(listing, config, list(good.values()), len(bad), is_split)
     repeated = len(kept) - len(np.unique(kept))
     return Pairs(ids, tuple(good.values()), fingerprint, source, tuple(bad), keep, listing.read, repeated)
-
-
-def _check_config(config: PairsConfig) -> None:
-    for name, known in {"split": ("train", "validation", "test"), "on_error": ("stop", "skip")}.items():
-        if getattr(config, name) not in known:
-            raise unknown(f"value for --pairs.{name.replace('_', '-')}", str(getattr(config, name)), known)
-    if config.limit is not None and config.limit < 1:
-        raise UserError(f"--pairs.limit is {config.limit}; it must be at least 1")
 
 
 def _split_rows(listing: PairListing, is_split: bool, config: PairsConfig) -> tuple[np.ndarray, list[str]]:

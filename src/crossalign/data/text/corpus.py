@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossalign.config import CorpusConfig
+from crossalign.config import CorpusConfig, validate
 from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir, content_key
 from crossalign.data.text import tokenizer as tok
@@ -143,10 +143,7 @@ def _prepare(
 
 
 def _check(config: CorpusConfig) -> None:
-    if not 0 < config.validation_fraction < 1:
-        raise UserError(f"validation_fraction is {config.validation_fraction}; it must lie between 0 and 1")
-    if config.split_seed < 0:
-        raise UserError(f"split_seed is {config.split_seed}; it must not be negative")
+    validate(config)
     if not config.tokenizer:
         tok.check_vocabulary(config.vocabulary)
         if config.vocabulary > 1 << 24:

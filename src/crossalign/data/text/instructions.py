@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from crossalign.config import InstructConfig
+from crossalign.config import InstructConfig, validate
 from crossalign.core.errors import UserError
 from crossalign.core.progress import followed
 from crossalign.data.hub import train_split
@@ -98,10 +98,7 @@ def open_instructions(config: InstructConfig, tokenizer: Any) -> Instructions:
     Raises:
         UserError: a source or setting that cannot be used, or a side without an example.
     """
-    if not 0 < config.validation_fraction < 1:
-        raise UserError(f"validation_fraction is {config.validation_fraction}; it must lie between 0 and 1")
-    if config.split_seed < 0:
-        raise UserError(f"split_seed is {config.split_seed}; it must not be negative")
+    validate(config, "data.")
     examples, empty = read_examples(config.source)
     keys = np.array([_key(example.prompt, config.split_seed) for example in examples])
     order = np.unique(keys)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crossalign.config import AlignConfig
+from crossalign.config import AlignConfig, validate
 from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key, file_hash
 from crossalign.models.language.model import LanguageModel
@@ -102,10 +102,7 @@ def text_targets(
     Raises:
         UserError: a missing, empty or malformed corpus, no tokenizer for it, or settings that give no sequence.
     """
-    if config.sequences < 1 or config.sequence_length < 1:
-        raise UserError(
-            f"--align.sequences {config.sequences} of {config.sequence_length} tokens give no text: take at least 1"
-        )
+    validate(config, "align.")
     corpus = corpus_path(config) if config.target == "corpus" else None
     key = content_key(
         version=1,
@@ -220,10 +217,8 @@ def kmeans(points: Tensor, clusters: int, generator: torch.Generator, iterations
     """Lloyd's algorithm from a k-means++ start: points (N, D) → labels (N,) int64, every cluster used.
 
     Raises:
-        UserError: fewer than two clusters, or fewer distinct points than clusters.
+        UserError: fewer distinct points than clusters.
     """
-    if clusters < 2:
-        raise UserError(f"--align.otdd-classes {clusters} leaves otdd no classes to compare: take at least 2")
     centres = points[torch.randint(len(points), (1,), generator=generator)]
     while len(centres) < clusters:
         far = torch.cdist(points, centres).amin(1).square()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossalign.config import GPTConfig, TuneConfig
+from crossalign.config import GPTConfig, TuneConfig, validate
 from crossalign.core.errors import UserError
 from crossalign.data.model_files import quiet
 from crossalign.models.language.inner import add_lora, attend_without_mask, checkpoint_gradients
@@ -29,15 +29,11 @@ def new_gpt2(config: GPTConfig, *, vocabulary: int, block: int, separator: int, 
         meta: build it without memory.
 
     Raises:
-        UserError: a width that the heads do not divide, a size below 1, or a dropout out of its range.
+        UserError: a setting out of its bounds, or a width that the heads do not divide.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    for name in ("layers", "heads", "width"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--gpt.{name} is {getattr(config, name)}; it must be at least 1")
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"--gpt.dropout is {config.dropout}; it must be from 0 to below 1")
+    validate(config, "gpt.")
     if config.width % config.heads:
         raise UserError(f"--gpt.width {config.width} is not a multiple of --gpt.heads {config.heads}")
     settings = GPT2Config(

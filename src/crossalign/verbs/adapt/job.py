@@ -112,11 +112,6 @@ def _resolve(config: AdaptConfig, train: ImageSet) -> AdaptConfig:
 def _check_before_training(config: AdaptConfig, splits: ImageSplits, model: ImageClassifier) -> None:
     """All that can be known to fail later fails here, before any long work."""
     loop, align_config = config.loop, config.align
-    for key in ("epochs", "accumulation", "batch_size", "eval_batch_size", "log_every"):
-        if getattr(loop, key) < 1:
-            raise UserError(f"--loop.{key.replace('_', '-')} is {getattr(loop, key)}; it must be at least 1")
-    if config.optim.lr < 0 or config.tune.lora_rank < 1:
-        raise UserError("--optim.lr must not be negative, and --tune.lora-rank must be at least 1")
     if loop.accumulation * int(os.environ.get("WORLD_SIZE", "1")) > loop.batch_size:
         raise UserError(f"--loop.batch-size {loop.batch_size} has fewer images than processes x --loop.accumulation")
     if loop.batch_size > len(splits.train):

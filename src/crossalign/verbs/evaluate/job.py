@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossalign.config import EvaluateConfig, LoopConfig
+from crossalign.config import EvaluateConfig, LoopConfig, validate
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import atomic_path, content_key, write_json
 from crossalign.core.machine import environment, is_main_process
@@ -59,10 +59,7 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
 
 def _task_names(config: EvaluateConfig) -> list[str]:
     """The tasks asked for, each once; what can be known to be wrong without the harness is told here."""
-    for key, least in (("few_shot", 0), ("batch_size", 0), ("limit", 1), ("max_length", 2)):
-        value = getattr(config, key)
-        if value is not None and value < least:
-            raise UserError(f"--{key.replace('_', '-')} is {value}; it must be at least {least}")
+    validate(config)
     names = list(dict.fromkeys(name.strip() for given in config.tasks for name in given.split(",") if name.strip()))
     if not names:
         raise UserError("--tasks names no task: give some, such as arc_easy,copa")

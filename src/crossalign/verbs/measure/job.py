@@ -30,7 +30,7 @@ from crossalign.alignment.resampling import (
     random_orders,
     scores_without,
 )
-from crossalign.config import MeasureConfig
+from crossalign.config import MeasureConfig, validate
 from crossalign.core.device import resolve_device
 from crossalign.core.errors import UserError, missing_extra, unknown
 from crossalign.core.files import atomic_path, write_json
@@ -223,6 +223,7 @@ def _write(config: MeasureConfig, result: dict[str, Any], found: list[Alignment]
 
 def _check(config: MeasureConfig) -> None:
     """What can be known to be wrong before anything is opened."""
+    validate(config)
     for package in ("matplotlib", "scipy"):  # not needed until all models have looked
         if importlib.util.find_spec(package) is None:
             raise missing_extra(package, "report", "crossalign measure")
@@ -231,18 +232,11 @@ def _check(config: MeasureConfig) -> None:
             raise UserError(f"--{name} names no model: give one or more")
     if config.metric not in similarity_names():
         raise unknown("metric", config.metric, similarity_names())
-    for name in ("neighbours", "max_length", "batch_size", "text_kilobytes", "block"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least 1")
-    if not 0 < config.level < 1:
-        raise UserError(f"--level is {config.level}; it must lie between 0 and 1, such as 0.05")
     least = math.ceil(1 / config.level - 1e-9) - 1
     if config.permutations < least:
         raise UserError(
             f"--permutations {config.permutations} cannot show anything at --level {config.level}: take {least} or more"
         )
-    if config.groups < 2:
-        raise UserError(f"--groups is {config.groups}; the jackknife needs at least 2")
 
 
 def _check_folder(config: MeasureConfig) -> None:

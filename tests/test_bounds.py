@@ -1,0 +1,119 @@
+"""Every setting has a type and, where it is a number, a bound; one function holds a configuration against them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import pytest
+
+from crossalign.config import (
+    AdaptConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    MeasureConfig,
+    PretrainConfig,
+    SearchConfig,
+    update,
+    validate,
+)
+from crossalign.config.bounds import Bound
+from crossalign.core.errors import UserError
+from crossalign.recipes import all_recipes
+
+CONFIGS = (AdaptConfig, EvaluateConfig, FinetuneConfig, MeasureConfig, PretrainConfig, SearchConfig)
+NAN, INF = math.nan, math.inf
+
+
+def make(kind: type) -> Any:
+    return kind(model="m") if kind is EvaluateConfig else kind()
+
+
+def numbers(kind: type, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Each numeric field with its type, sections opened."""
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            yield from numbers(hint, f"{place}{name}.")
+        elif {int, float} & set(leaves(hint)):
+            yield place + name, hint
+
+
+def leaves(hint: Any) -> Iterator[Any]:
+    if get_origin(hint) is Annotated:
+        yield from leaves(get_args(hint)[0])
+    elif get_origin(hint) in (Union, UnionType, tuple):
+        for option in get_args(hint):
+            yield from leaves(option)
+    else:
+        yield hint
+
+
+def has_bound(hint: Any) -> bool:
+    if get_origin(hint) is Annotated and any(isinstance(entry, Bound) for entry in get_args(hint)):
+        return True
+    return any(has_bound(option) for option in get_args(hint) if get_origin(hint) is not None)
+
+
+FIELDS = [(kind, name, hint) for kind in CONFIGS for name, hint in numbers(kind)]
+
+
+@pytest.mark.parametrize("kind,name,hint", FIELDS, ids=lambda value: getattr(value, "__name__", str(value))[:50])
+def test_no_number_is_without_a_bound(kind: type, name: str, hint: Any) -> None:
+    assert has_bound(hint)
+
+
+@pytest.mark.parametrize("kind,name,hint", FIELDS, ids=lambda value: getattr(value, "__name__", str(value))[:50])
+@pytest.mark.parametrize("value", [NAN, INF, -INF, -1, -0.5, "3", True, 10**30], ids=str)
+def test_what_is_no_number_for_a_field_is_refused_by_name(kind: type, name: str, hint: Any, value: Any) -> None:
+    config = make(kind)
+    *sections, last = name.split(".")
+    section = config
+    for part in sections:
+        section = getattr(section, part)
+    several = any(get_origin(option) is tuple for option in (hint, *get_args(hint)))
+    setattr(section, last, (value,) * max(1, len(getattr(section, last) or ())) if several else value)
+    any_number = last in ("mean", "weights") or (isinstance(value, int) and value > 1 and float in leaves(hint))
+    if any_number and not isinstance(value, str | bool) and math.isfinite(value):
+        return  # these may be any finite number, or as large as one likes
+    with pytest.raises(UserError) as refused:
+        validate(config)
+    assert str(refused.value).startswith(f"--{name.replace('_', '-')} is ") and " must be " in str(refused.value).replace(
+        "lie", "be"
+    )
+
+
+@pytest.mark.parametrize("name", all_recipes())
+def test_recipes_are_inside_their_bounds(name: str) -> None:
+    validate(all_recipes()[name].make())
+
+
+@pytest.mark.parametrize(
+    "values,message",
+    [
+        ({"optim": {"betas": [0.9, 2.0]}}, "--optim.betas is 0.9 2.0; each must be from 0 to below 1"),
+        ({"optim": {"betas": [0.9]}}, "--optim.betas has 1 values; it must have 2"),
+        ({"seed": 2**32}, "--seed is 4294967296; it must be a whole number from 0 to 4294967295"),
+        ({"data": {"std": [0.5, 0.0, 0.5]}}, "--data.std is 0.5 0.0 0.5; each must be above 0"),
+        ({"data": {"validation_fraction": 1.0}}, "--data.validation-fraction is 1.0; it must lie between 0 and 1"),
+        ({"data": {"augment": {"fill": 256}}}, "--data.augment.fill is 256; it must lie between 0 and 255"),
+    ],
+)
+def test_errors_name_the_option_its_value_and_what_it_must_be(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        validate(update(AdaptConfig(), values))
+    assert str(refused.value) == message
+
+
+def test_types_are_held_too() -> None:
+    for field, value, words in (("output", "runs/x", "pathlib.Path"), ("row", 3, "text"), ("score_test", 1, "True or False")):
+        with pytest.raises(UserError, match=re.escape(f"--{field.replace('_', '-')} is {value!r}; it must be ") + f".*{words}"):
+            validate(dataclasses.replace(AdaptConfig(), **{field: value}))
+    config = AdaptConfig(output=Path("x"))
+    config.data.channels = "bgr"  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"unknown value for --data\.channels 'bgr'"):
+        validate(config)
