@@ -12,26 +12,22 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from crossalign.config import (
-    AdaptConfig,
-    EvaluateConfig,
-    FinetuneConfig,
-    MeasureConfig,
-    PretrainConfig,
-    SearchConfig,
-    update,
-    validate,
-)
+from crossalign.cli import VERBS, load_verb
+from crossalign.config import AdaptConfig, update, validate
 from crossalign.config.bounds import Bound
 from crossalign.core.errors import UserError
 from crossalign.recipes import all_recipes
 
-CONFIGS = (AdaptConfig, EvaluateConfig, FinetuneConfig, MeasureConfig, PretrainConfig, SearchConfig)
+CONFIGS = tuple(kind for name in VERBS for kind in (load_verb(name).args, *load_verb(name).recipes.values()))
+CONFIGS = tuple(dict.fromkeys(CONFIGS))
 NAN, INF = math.nan, math.inf
 
 
 def make(kind: type) -> Any:
-    return kind(model="m") if kind is EvaluateConfig else kind()
+    """An instance, with something in the fields that have no default."""
+    empty = (dataclasses.MISSING, dataclasses.MISSING)
+    needed = [f.name for f in dataclasses.fields(kind) if (f.default, f.default_factory) == empty]
+    return kind(**{name: {"runs": [Path("r")], "images": [Path("i")]}.get(name, "m") for name in needed})
 
 
 def numbers(kind: type, place: str = "") -> Iterator[tuple[str, Any]]:

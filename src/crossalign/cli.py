@@ -122,7 +122,11 @@ def _dispatch(args: list[str]) -> int | None:
     if "--list" in rest and verb.takes_recipe:
         print(_recipe_list(tuple(verb.recipes) or None))
         return 0
-    return verb.run(_parse(verb, name, recipe, rest), recipe)
+    from crossalign.config import validate
+
+    asked = _parse(verb, name, recipe, rest)
+    validate(asked)
+    return verb.run(asked, recipe)
 
 
 def find_verb(args: list[str]) -> tuple[str, list[str]]:

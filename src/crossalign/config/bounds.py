@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -54,6 +53,7 @@ Seed = Annotated[int, Bound("be a whole number from 0 to 4294967295", 0, 2**32 -
 """What every generator that training seeds can take."""
 Amount = Annotated[float, Bound("be a finite number, 0 or more", 0)]
 Share = Annotated[float, Bound("be a share from 0 to 1", 0, 1)]
+PositiveShare = Annotated[float, Bound("be above 0, and at most 1", 0, 1, without_low=True)]
 Fraction = Annotated[float, Bound("lie between 0 and 1", 0, 1, without_low=True, without_high=True)]
 """A share that leaves something on both sides."""
 Probability = Annotated[float, Bound("be from 0 to below 1", 0, 1, without_high=True)]
@@ -96,22 +96,19 @@ def _check(value: Any, hint: Any, option: str, whole: Any, subject: str) -> None
     elif origin is Literal:
         if value not in options:
             raise unknown(f"value for {option}", str(value), map(str, options))
-    elif origin is tuple:
+    elif origin in (tuple, list):
         if not isinstance(value, tuple | list):
             raise UserError(f"{option} is {value!r}; it must be a tuple")
-        if options[-1] is not Ellipsis and len(value) != len(options):
+        several = origin is list or options[-1] is Ellipsis
+        if not several and len(value) != len(options):
             raise UserError(f"{option} has {len(value)} values; it must have {len(options)}")
-        for entry, kind in zip(value, _kinds(options, len(value)), strict=True):
+        for entry, kind in zip(value, [options[0]] * len(value) if several else options, strict=True):
             _check(entry, kind, option, whole, "each")
     elif not _is_a(value, hint):
         raise UserError(f"{option} is {value!r}; {subject} must be {_WORDS.get(hint, hint.__name__)}")
 
 
 _WORDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "True or False", Path: "a pathlib.Path"}
-
-
-def _kinds(options: tuple[Any, ...], count: int) -> Iterator[Any]:
-    return iter([options[0]] * count if options[-1] is Ellipsis else options)
 
 
 def _is_a(value: Any, kind: Any) -> bool:

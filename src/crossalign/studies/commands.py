@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from crossalign.config import SearchConfig
+from crossalign.config.bounds import Count, Limit, Positive, Whole
 from crossalign.training.stops import Interrupted
 from crossalign.verbs import Verb
 
@@ -23,13 +24,13 @@ class ReproduceArgs:
     scale: Literal["small", "paper"] = "small"
     """Start from the small-* recipes, or from those with the papers' settings; cmar-pretrain then has the rows of CMAR
     Table 3, the baseline and seven teachers."""
-    seeds: int | None = None
+    seeds: Limit = None
     """Seeds a row; None takes 3, or 5 for cmar-pretrain at the paper's scale, as Table 3 has."""
-    lrs: tuple[float, ...] = ()
+    lrs: tuple[Positive, ...] = ()
     """Learning rates to sweep on validation; empty keeps the recipe's."""
-    sweep_epochs: int = 0
+    sweep_epochs: Whole = 0
     """Epochs of a sweep run; 0 takes the recipe's."""
-    workers: int = 1
+    workers: Count = 1
     """Processes side by side, each with an equal share of the cores."""
     set: tuple[str, ...] = ()
     """Settings for every row, as key=value, such as data.source=FOLDER or loop.epochs=5."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig
+from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, validate
+from crossalign.config.bounds import Count, PositiveShare
 from crossalign.core.errors import unknown
 from crossalign.recipes import all_recipes
 from crossalign.verbs import Verb
@@ -32,7 +33,7 @@ class DeviceArgs:
 
     hardware: str = DEVICE
     """Device to estimate hours for."""
-    utilization: float = UTILIZATION
+    utilization: PositiveShare = UTILIZATION
     """Share of the device's peak that training is assumed to reach."""
 
 
@@ -40,9 +41,9 @@ class DeviceArgs:
 class PlanArgs(DeviceArgs, AdaptConfig):
     """What a run will cost, from a model without memory: parameters by group, FLOPs, bytes, steps and hours."""
 
-    train_images: int = TRAIN_IMAGES
+    train_images: Count = TRAIN_IMAGES
     """Training images before the validation split, where the data are not at hand."""
-    classes: int = CLASSES
+    classes: Count = CLASSES
     """Classes, where the data are not at hand."""
 
 
@@ -126,8 +127,9 @@ def plan(
         train_images, classes: of an image run, whose data are not looked at; images are counted before the validation split.
 
     Raises:
-        UserError: unknown hardware, or a model or tokenizer whose configuration is not at hand.
+        UserError: a setting out of its bounds, unknown hardware, or a model or tokenizer whose configuration is not at hand.
     """
+    validate(config)
     if hardware not in HARDWARE:
         raise unknown("--hardware", hardware, HARDWARE)
     device = HARDWARE[hardware]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from crossalign.config.bounds import Count
 from crossalign.core.errors import UserError
 from crossalign.verbs import Verb
 
@@ -26,9 +27,9 @@ class PredictArgs:
     """The model/ folder of a finished run, or hf:ORG/NAME."""
     images: list[Path]
     """Image files, or folders of them."""
-    top_k: int = 1
+    top_k: Count = 1
     """Classes an image, best first."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images a forward pass."""
     backbone: str = ""
     """Where the frozen backbone lies now, if it has moved."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from crossalign.config.bounds import at_least
 from crossalign.verbs import Verb
 
 
@@ -21,7 +22,7 @@ class CompareArgs:
     """The row that the others are compared with, by name or folder; the first folder's, or the one without alignment in it."""
     tasks: tuple[str, ...] = ()
     """Only these outcomes, such as accuracy, loss.validation or arc_easy.acc; * stands for any letters."""
-    resamples: int = 5000
+    resamples: Annotated[int, at_least(200)] = 5000
     """Resamples of the bootstrap, 200 or more."""
     markdown: Path | None = None
     """Also write the comparison as Markdown."""
