@@ -45,8 +45,9 @@ from crossalign.config import (
     TrackingConfig,
 )
 from crossalign.core.machine import environment
+from crossalign.data.batches import Batches
 from crossalign.data.pairs.batches import PairBatches
-from crossalign.data.text.tokens import TokenBatches
+from crossalign.data.text.tokens import TokenRows
 from crossalign.features.regularizer import AlignmentRegularizer
 from crossalign.models.language.causal import new_gpt2
 from crossalign.models.taps import Taps
@@ -144,7 +145,7 @@ def run_stage(model: Any, tokens: np.ndarray, clock: Clock, precision: str, fold
     """The stage of ``pretrain`` with a clock round its steps."""
     loop = TextLoopConfig(steps=STEPS, evaluate_every=STEPS, batch_size=BATCH, device="cpu", precision=precision)  # type: ignore[arg-type]
     config = PretrainConfig(block=BLOCK, gpt=SIZE, align=RegularizeConfig(), loop=loop, tracking=TrackingConfig(mlflow=False))
-    batches = TokenBatches(tokens, BLOCK, batch_size=BATCH, seed=0)
+    batches = Batches(TokenRows(tokens, BLOCK), batch_size=BATCH, seed=0)
     term = Term(regularizer, 0) if regularizer else None
     with RunLog(folder / "run", config.tracking, "benchmark", {}) as log:
         run = Run(folder / "run", make_accelerator(loop), loop, log, identity="")

@@ -8,8 +8,9 @@ import torch
 
 from crossalign.config import AugmentConfig
 from crossalign.core.errors import UserError
-from crossalign.data.batches import IGNORED, MicroBatch, TrainBatches, eval_batches
+from crossalign.data.batches import IGNORED, Batches
 from crossalign.data.images.augment import augment
+from crossalign.data.images.batches import ImageRows, MicroBatch, eval_batches
 from crossalign.data.images.load import ImageSet
 
 AUGMENT = AugmentConfig(crop_padding=2)
@@ -37,7 +38,7 @@ def seen(batch: MicroBatch) -> dict[int, torch.Tensor]:
 
 @pytest.mark.parametrize("count,batch_size", [(100, 10), (103, 10), (64, 64), (7, 2)])
 def test_an_epoch_holds_each_image_once_with_its_label(count: int, batch_size: int) -> None:
-    batches = TrainBatches(numbered(count), batch_size=batch_size, seed=0)
+    batches = Batches(ImageRows(numbered(count)), batch_size=batch_size, seed=0)
     steps = list(batches.epoch(0))
     assert len(steps) == len(batches) == -(-count // batch_size)
     assert [step.count for step in steps] == [batch_size] * (count // batch_size) + [count % batch_size] * (
@@ -55,14 +56,14 @@ def test_order_and_draws_change_with_epoch_and_seed_and_repeat() -> None:
     images = numbered(60)
 
     def order(seed: int, epoch: int) -> list[int]:
-        batches = TrainBatches(images, batch_size=16, seed=seed, augment=AUGMENT)
+        batches = Batches(ImageRows(images, AUGMENT), batch_size=16, seed=seed)
         return [place for step in batches.epoch(epoch) for micro in step.micro_batches for place in places(micro)]
 
     assert order(0, 0) == order(0, 0) != sorted(order(0, 0))
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
 
     def angles(seed: int, epoch: int, step: int) -> tuple[float, ...]:
-        batches = TrainBatches(images, batch_size=16, seed=seed, augment=AUGMENT)
+        batches = Batches(ImageRows(images, AUGMENT), batch_size=16, seed=seed)
         drawn = next(batches.epoch(epoch, step)).micro_batches[0]["draw"]
         assert drawn is not None and len(drawn.angle.unique()) == len(drawn.angle) == (16 if step < 3 else 12)
         return tuple(drawn.angle.tolist())
@@ -80,16 +81,9 @@ def test_any_number_of_processes_and_micro_batches_sees_the_same_images(
     """Bit for bit, augmentation included; 49 = 4 x 12 + 1 leaves a last batch smaller than the number of processes."""
     images = numbered(count)
 
-    def make(accumulation: int, rank: int, world: int) -> TrainBatches:
-        return TrainBatches(
-            images,
-            batch_size=batch_size,
-            seed=3,
-            augment=AUGMENT,
-            accumulation=accumulation,
-            rank=rank,
-            world=world,
-        )
+    def make(accumulation: int, rank: int, world: int) -> Batches[MicroBatch]:
+        rows = ImageRows(images, AUGMENT)
+        return Batches(rows, batch_size=batch_size, seed=3, accumulation=accumulation, rank=rank, world=world)
 
     alone = list(make(1, 0, 1).epoch(2))
     shares = [list(make(accumulation, rank, world).epoch(2)) for rank in range(world)]
@@ -106,13 +100,13 @@ def test_any_number_of_processes_and_micro_batches_sees_the_same_images(
 
 
 def test_rows_are_dealt_out_in_turn() -> None:
-    whole = next(TrainBatches(numbered(40), batch_size=10, seed=0).epoch(0)).micro_batches[0]
-    share = next(TrainBatches(numbered(40), batch_size=10, seed=0, rank=1, world=3).epoch(0)).micro_batches[0]
+    whole = next(Batches(ImageRows(numbered(40)), batch_size=10, seed=0).epoch(0)).micro_batches[0]
+    share = next(Batches(ImageRows(numbered(40)), batch_size=10, seed=0, rank=1, world=3).epoch(0)).micro_batches[0]
     assert places(share) == places(whole)[1::3]
 
 
 def test_a_process_without_an_image_gets_one_that_counts_nothing() -> None:
-    step = list(TrainBatches(numbered(9), batch_size=4, seed=0, augment=AUGMENT, rank=3, world=4).epoch(0))[-1]
+    step = list(Batches(ImageRows(numbered(9), AUGMENT), batch_size=4, seed=0, rank=3, world=4).epoch(0))[-1]
     (micro,) = step.micro_batches
     assert step.count == 1 and micro["labels"].tolist() == [IGNORED] and len(micro["images"]) == 1
     logits = torch.randn(1, 7, requires_grad=True)
@@ -122,8 +116,8 @@ def test_a_process_without_an_image_gets_one_that_counts_nothing() -> None:
 
 
 def test_any_step_is_made_without_those_before_it() -> None:
-    def make() -> TrainBatches:
-        return TrainBatches(numbered(47), batch_size=8, seed=1, augment=AUGMENT, accumulation=2)
+    def make() -> Batches[MicroBatch]:
+        return Batches(ImageRows(numbered(47), AUGMENT), batch_size=8, seed=1, accumulation=2)
 
     through = list(make().epoch(5))
     for first in range(len(through) + 1):
@@ -148,7 +142,7 @@ def test_any_step_is_made_without_those_before_it() -> None:
 )
 def test_batches_that_cannot_be_are_refused(settings: dict[str, int], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        TrainBatches(numbered(10), **({"seed": 0} | settings))  # type: ignore[arg-type]
+        Batches(ImageRows(numbered(10)), **({"seed": 0} | settings))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("count,batch_size,world", [(20, 6, 1), (20, 6, 2), (25, 6, 4), (25, 8, 3), (3, 100, 1), (9, 1, 2)])

@@ -14,11 +14,11 @@ import torch
 
 from crossalign.config import InstructConfig
 from crossalign.core.errors import UserError
-from crossalign.data.batches import IGNORED
-from crossalign.data.text.examples import ExampleBatches, block_diagonal_mask, collate, evaluation_examples, pack
+from crossalign.data.batches import IGNORED, Batches, Step
+from crossalign.data.text.examples import ExampleRows, collate, evaluation_examples, pack
 from crossalign.data.text.instructions import Encoded, Example, encode_examples, open_instructions, read_examples
 from crossalign.data.text.tokenizer import train_tokenizer
-from crossalign.data.text.tokens import TextBatch, TextStep
+from crossalign.data.text.tokens import TextBatch, block_diagonal_mask
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_no_example_is_left_without_a_target(tokenizer: Any, block: int, kept: i
         encode_examples(examples[:1], tokenizer, 5)
 
 
-def answers(steps: list[TextStep]) -> list[int]:
+def answers(steps: list[Step[TextBatch]]) -> list[int]:
     return [t for s in steps for b in s.micro_batches for t in b["targets"].flatten().tolist() if t != IGNORED]
 
 
@@ -128,7 +128,7 @@ def test_an_epoch_holds_each_answer_once_and_counts_its_tokens(block: int) -> No
     expected = sorted(
         int(t) for i in range(53) for t in examples.tokens[examples.bounds[i] + examples.prompts[i] : examples.bounds[i + 1]]
     )
-    batches = ExampleBatches(examples, batch_size=8, seed=0, block=block)
+    batches = Batches(ExampleRows(examples, block), batch_size=8, seed=0)
     orders = set()
     for epoch in (0, 1, 7):
         steps = list(batches.epoch(epoch))
@@ -148,8 +148,8 @@ def test_an_epoch_holds_each_answer_once_and_counts_its_tokens(block: int) -> No
 def test_any_number_of_processes_sees_the_same_answers(block: int, world: int, accumulation: int) -> None:
     examples = many(49)
 
-    def epoch(rank: int, world: int, accumulation: int) -> list[TextStep]:
-        made = ExampleBatches(examples, batch_size=6, seed=1, block=block, rank=rank, world=world, accumulation=accumulation)
+    def epoch(rank: int, world: int, accumulation: int) -> list[Step[TextBatch]]:
+        made = Batches(ExampleRows(examples, block), batch_size=6, seed=1, rank=rank, world=world, accumulation=accumulation)
         return list(made.epoch(1))
 
     shared = [epoch(rank, world, accumulation) for rank in range(world)]
@@ -266,4 +266,4 @@ def test_settings_without_a_meaning_are_refused(tmp_path: Path, tokenizer: Any) 
     with pytest.raises(UserError, match="must lie between 0 and 1"):
         open_instructions(InstructConfig(validation_fraction=0), tokenizer)
     with pytest.raises(UserError, match="larger than the set of 3 training examples"):
-        ExampleBatches(encoded((1, 1), (1, 1), (1, 1)), batch_size=4, seed=0)
+        Batches(ExampleRows(encoded((1, 1), (1, 1), (1, 1))), batch_size=4, seed=0)

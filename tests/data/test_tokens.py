@@ -9,22 +9,22 @@ import pytest
 import torch
 
 from crossalign.core.errors import UserError
-from crossalign.data.batches import IGNORED
-from crossalign.data.text.tokens import TextStep, TokenBatches, TokenFile, evaluation_blocks
+from crossalign.data.batches import IGNORED, Batches, Step
+from crossalign.data.text.tokens import TextBatch, TokenFile, TokenRows, evaluation_blocks
 
 
 def numbered(count: int) -> np.ndarray:
     return np.arange(count, dtype=np.uint16)
 
 
-def flat(steps: list[TextStep], name: str = "targets") -> list[int]:
+def flat(steps: list[Step[TextBatch]], name: str = "targets") -> list[int]:
     return [t for step in steps for micro in step.micro_batches for t in micro[name].flatten().tolist()]  # type: ignore[literal-required]
 
 
 @pytest.mark.parametrize("count,block,batch_size", [(1000, 16, 8), (1001, 7, 10), (65, 64, 1), (640, 64, 3)])
 def test_an_epoch_predicts_each_token_once(count: int, block: int, batch_size: int) -> None:
     """Sampling with replacement, as nanoGPT does, would leave out 37 % of the tokens of an epoch."""
-    batches = TokenBatches(numbered(count), block, batch_size=batch_size, seed=0)
+    batches = Batches(TokenRows(numbered(count), block), batch_size=batch_size, seed=0)
     for epoch in (0, 1, 5):
         steps = list(batches.epoch(epoch))
         assert len(steps) == len(batches) == -(-(count // block) // batch_size)
@@ -38,7 +38,7 @@ def test_an_epoch_predicts_each_token_once(count: int, block: int, batch_size: i
 
 def test_order_and_cuts_change_with_epoch_and_seed_and_repeat() -> None:
     def order(seed: int, epoch: int) -> tuple[int, ...]:
-        return tuple(flat(list(TokenBatches(numbered(500), 8, batch_size=4, seed=seed).epoch(epoch)), "input_ids"))
+        return tuple(flat(list(Batches(TokenRows(numbered(500), 8), batch_size=4, seed=seed).epoch(epoch)), "input_ids"))
 
     cases = [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert len({order(*case) for case in cases}) == len(cases)
@@ -50,8 +50,8 @@ def test_order_and_cuts_change_with_epoch_and_seed_and_repeat() -> None:
 @pytest.mark.parametrize("count", [500, 500 - 8 * 5])
 @pytest.mark.parametrize("world,accumulation", [(2, 1), (2, 2), (3, 1)])
 def test_any_number_of_processes_sees_the_same_tokens(count: int, world: int, accumulation: int) -> None:
-    def batches(rank: int, world: int, accumulation: int) -> list[TextStep]:
-        made = TokenBatches(numbered(count), 8, batch_size=6, seed=3, rank=rank, world=world, accumulation=accumulation)
+    def batches(rank: int, world: int, accumulation: int) -> list[Step[TextBatch]]:
+        made = Batches(TokenRows(numbered(count), 8), batch_size=6, seed=3, rank=rank, world=world, accumulation=accumulation)
         return list(made.epoch(2))
 
     alone, shared = batches(0, 1, 1), [batches(rank, world, accumulation) for rank in range(world)]
@@ -64,7 +64,7 @@ def test_any_number_of_processes_sees_the_same_tokens(count: int, world: int, ac
 
 
 def test_any_step_is_made_from_its_number() -> None:
-    batches = TokenBatches(numbered(1000), 8, batch_size=6, seed=1, accumulation=2)
+    batches = Batches(TokenRows(numbered(1000), 8), batch_size=6, seed=1, accumulation=2)
     whole = [flat([step]) for epoch in range(3) for step in batches.epoch(epoch)]
     for first in (0, 7, len(batches), len(batches) + 5, 2 * len(batches) - 1):
         again = batches.steps(first)
@@ -74,11 +74,11 @@ def test_any_step_is_made_from_its_number() -> None:
 
 def test_a_corpus_smaller_than_a_block_is_refused() -> None:
     with pytest.raises(UserError, match="has 64 tokens, fewer than a block of 64 and the one after it"):
-        TokenBatches(numbered(64), 64, batch_size=1, seed=0)
+        Batches(TokenRows(numbered(64), 64), batch_size=1, seed=0)
     with pytest.raises(UserError, match="larger than the set of 15 blocks"):
-        TokenBatches(numbered(1000), 64, batch_size=16, seed=0)
+        Batches(TokenRows(numbered(1000), 64), batch_size=16, seed=0)
     with pytest.raises(UserError, match="cannot be cut into 3 micro-batches for 2 processes"):
-        TokenBatches(numbered(1000), 64, batch_size=5, seed=0, accumulation=3, world=2)
+        Batches(TokenRows(numbered(1000), 64), batch_size=5, seed=0, accumulation=3, world=2)
     with pytest.raises(UserError, match="none can be predicted"):
         evaluation_blocks(TokenFile(numbered(1), 1, 1), 8, 1)
 

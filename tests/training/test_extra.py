@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from crossalign.cli import leave_group
 from crossalign.config import LoopConfig, OptimConfig, TrackingConfig
+from crossalign.data.batches import Step
 from crossalign.training import checkpoint as ckpt
-from crossalign.training.loop import Interrupted, Run, Stage, Step, fit
+from crossalign.training.loop import Interrupted, Run, Stage, fit
 from crossalign.training.session import make_accelerator
 from crossalign.training.tracking import RunLog
 

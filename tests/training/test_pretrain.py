@@ -28,10 +28,11 @@ from crossalign.alignment import cka
 from crossalign.config import GPTConfig, PairsConfig, PretrainConfig, update
 from crossalign.core import progress
 from crossalign.core.errors import UserError
+from crossalign.data.batches import Batches
 from crossalign.data.pairs.batches import PairBatches
 from crossalign.data.pairs.load import open_pairs
 from crossalign.data.text.corpus import open_corpus
-from crossalign.data.text.tokens import TokenBatches
+from crossalign.data.text.tokens import TokenRows
 from crossalign.models.language.causal import new_gpt2
 from crossalign.models.language.model import open_language_model
 from crossalign.models.taps import Taps
@@ -178,7 +179,7 @@ def test_the_first_step_is_the_mean_loss_and_one_term(make: Make) -> None:
 
     corpus = open_corpus(max(cache_dir("corpora").iterdir(), key=lambda p: p.stat().st_mtime))
     model = new_gpt2(config.gpt, vocabulary=corpus.vocabulary, block=24, separator=corpus.separator, seed=0)
-    step = next(iter(TokenBatches(corpus.train.tokens, 24, batch_size=6, seed=0).steps()))
+    step = next(iter(Batches(TokenRows(corpus.train.tokens, 24), batch_size=6, seed=0).steps()))
     (batch,) = step.micro_batches
     logits = model(input_ids=batch["input_ids"]).logits
     loss = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())

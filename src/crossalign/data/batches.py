@@ -1,88 +1,116 @@
-"""Batches of images for training, the same whatever the number of processes, and in order for evaluation.
+"""Which items make up which step on which process, from numbers alone, and the steps as tensors.
 
-No worker processes: pixels lie decoded in memory or in a memory map, and gathering a batch costs less than handing it
-over from another process.
+The order of an epoch depends on (seed, epoch) alone, so that any step can be made without those before it, and its items are
+the same for any number of processes and micro-batches. No worker processes: what is gathered lies in memory or in a memory
+map, and gathering a batch costs less than handing it over from another process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from functools import lru_cache
+from itertools import count
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from crossalign.config import AugmentConfig
-from crossalign.data.images.augment import Draw, draw
-from crossalign.data.images.load import ImageSet
-from crossalign.data.order import Order
+from crossalign.core.errors import UserError
 
 IGNORED = -100
 """A label that torch's cross-entropy passes over: no loss, no gradient, and never a correct answer."""
 
-
-class MicroBatch(TypedDict):
-    """b images that go through the model together."""
-
-    images: Tensor
-    """uint8 (b, C, H, W)"""
-    labels: Tensor
-    """int64 (b,); ``IGNORED`` where the image only fills a place."""
-    draw: Draw | None
-    """The augmentation of these rows, drawn but not applied."""
+B = TypeVar("B")
+"""A batch: a dictionary of tensors."""
+B_co = TypeVar("B_co", covariant=True)
 
 
-class EvalBatch(TypedDict):
-    """Images with their places in the set, to put gathered results back in order."""
+class Order:
+    """Which of numbered items are in which step, epoch after epoch without replacement."""
 
-    index: Tensor
-    """int64 (b,)"""
-    images: Tensor
-    """uint8 (b, C, H, W)"""
-    labels: Tensor
-    """int64 (b,)"""
+    def __init__(self, items: int, batch_size: int, shuffle: Callable[[int], np.ndarray], *, whole: bool = False) -> None:
+        """
+        Args:
+            items: how many there are.
+            batch_size: items a step.
+            shuffle: gives the order of an epoch, int64 (items,), from its number alone.
+            whole: leave out of an epoch what is too little for a step; else its last step holds what is left.
+        """
+        self.items, self.batch_size, self.whole = items, batch_size, whole
+        self._shuffled = lru_cache(maxsize=2)(shuffle)
+
+    def __len__(self) -> int:
+        """Steps an epoch."""
+        return self.items // self.batch_size if self.whole else -(-self.items // self.batch_size)
+
+    def rows(self, number: int) -> np.ndarray:
+        """int64 (b,): the items of a step, counted over all epochs."""
+        epoch, step = divmod(number, len(self))
+        return self._shuffled(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
 
 
 @dataclass(frozen=True)
-class TrainStep:
+class Turn:
+    """The items of one step, and this process's share."""
+
+    seed: int
+    epoch: int
+    step: int
+    """Place in the epoch, from 0."""
+    rows: np.ndarray
+    """int64 (b,): items of the whole step."""
+    micro_batches: tuple[np.ndarray, ...]
+    """Places in ``rows`` of this process's share, by micro-batch."""
+
+    def sequence(self, *place: int) -> np.random.SeedSequence:
+        """What seeds random choices of the epoch at ``place``."""
+        return np.random.SeedSequence(self.seed, spawn_key=(self.epoch, *place))
+
+
+@dataclass(frozen=True)
+class Step(Generic[B]):
     """One optimiser step, as one process sees it."""
 
-    micro_batches: tuple[MicroBatch, ...]
+    micro_batches: Sequence[B]
     """This process's rows."""
     count: int
-    """Images of the step over all processes."""
-    step: int
+    """What the sum of losses is divided by: images, or tokens to predict, in the whole step over all processes."""
+    step: int = 0
     """Place in the epoch, from 0."""
 
 
-class TrainBatches:
-    """Epochs over an image set, sampled without replacement.
+class Rows(Protocol[B_co]):
+    """Numbered items of one kind, and how they become tensors."""
 
-    The order of an epoch depends on (seed, epoch) alone and the augmentation of a step on (seed, epoch, step), both for
-    the global batch, of which a process takes the rows ``rank::world``. So any step can be made without those before
-    it, and its images are the same for any number of processes and micro-batches. The last batch of an epoch holds
-    what is left.
+    @property
+    def title(self) -> tuple[str, str]:
+        """The items and one of them, in words."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def tensors(self, turn: Turn) -> tuple[tuple[B_co, ...], int]:
+        """The micro-batches of a turn, and the count of the whole step."""
+        ...
+
+
+class Batches(Generic[B]):
+    """Epochs over ``rows`` without replacement, in steps of ``batch_size`` that any number of processes share.
+
+    A process takes ``rank::world`` of a step; the last step of an epoch holds what is left. Every process gets the same
+    number of micro-batches, so that their collective calls match; the last step may have fewer than the others. Where it has
+    fewer items than there are processes, those without one get the first item with its labels ``IGNORED``, since many models
+    cannot take a batch of none.
     """
 
     def __init__(
-        self,
-        images: ImageSet,
-        *,
-        batch_size: int,
-        seed: int,
-        augment: AugmentConfig | None = None,
-        accumulation: int = 1,
-        rank: int = 0,
-        world: int = 1,
+        self, rows: Rows[B], *, batch_size: int, seed: int, accumulation: int = 1, rank: int = 0, world: int = 1
     ) -> None:
         """
         Args:
-            images: what to go through.
-            batch_size: images a step, over all processes and micro-batches.
+            rows: what to go through.
+            batch_size: items a step, over all processes and micro-batches.
             seed: not negative.
-            augment: settings to draw augmentation for; None draws nothing.
             accumulation: micro-batches a step.
             rank: this process.
             world: number of processes.
@@ -90,57 +118,63 @@ class TrainBatches:
         Raises:
             UserError: a batch larger than the set, or too small to be shared out; a negative seed.
         """
-        self.images, self.augment = images, augment
-        self.order = Order(
-            len(images),
-            batch_size=batch_size,
-            seed=seed,
-            accumulation=accumulation,
-            rank=rank,
-            world=world,
-            what="training images",
-            each="an image",
-        )
+        items, each = rows.title
+        if batch_size > len(rows):
+            raise UserError(f"a batch of {batch_size} is larger than the set of {len(rows):,} {items}; lower it")
+        if not 1 <= accumulation * world <= batch_size:
+            raise UserError(
+                f"a batch of {batch_size} cannot be cut into {accumulation} micro-batches for {world} processes; each needs "
+                f"{each}"
+            )
+        if seed < 0:
+            raise UserError(f"seed is {seed}; it must not be negative")
+        self.rows, self.seed = rows, seed
+        self.accumulation, self.rank, self.world = accumulation, rank, world
+        self.order = Order(len(rows), batch_size, self._shuffle)
 
     def __len__(self) -> int:
         """Steps an epoch."""
         return len(self.order)
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[TrainStep]:
-        """The steps of ``epoch`` from step ``first`` on.
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Step[B]]:
+        """The steps of ``epoch`` from step ``first`` on."""
+        return map(self.step, range(epoch * len(self) + first, (epoch + 1) * len(self)))
 
-        Where the last one has fewer images than there are processes, those without one get the first image with the label
-        ``IGNORED``, since many models cannot take a batch of none.
-        """
-        for turn in self.order.epoch(epoch, first):
-            drawn = None
-            if self.augment is not None:
-                state = int(self.order.sequence(epoch, turn.step).generate_state(1, np.uint64)[0])
-                drawn = draw(len(turn.rows), self.augment, torch.Generator().manual_seed(state >> 1))
-            micro = tuple(self._gather(turn.rows, part, drawn) for part in turn.micro_batches)
-            if turn.filler:
-                micro[0]["labels"].fill_(IGNORED)
-            yield TrainStep(micro, len(turn.rows), turn.step)
+    def steps(self, first: int = 0) -> Iterator[Step[B]]:
+        """Steps without end from the ``first`` of all on, epoch after epoch, for a run counted in steps."""
+        return map(self.step, count(first))
 
-    def _gather(self, rows: np.ndarray, part: np.ndarray, drawn: Draw | None) -> MicroBatch:
-        images, labels = _take(self.images, rows[part])
-        return {"images": images, "labels": labels, "draw": drawn.rows(torch.from_numpy(part)) if drawn else None}
+    def step(self, number: int) -> Step[B]:
+        """One step, counted over all epochs."""
+        rows = self.order.rows(number)
+        share = np.arange(self.rank, len(rows), self.world)
+        parts = min(self.accumulation, max(1, len(rows) // self.world))
+        places = tuple(np.array_split(share, parts)) if len(share) else (np.zeros(1, dtype=np.int64),)
+        epoch, step = divmod(number, len(self))
+        micro_batches, counted = self.rows.tensors(Turn(self.seed, epoch, step, rows, places))
+        if not len(share):
+            ignore(micro_batches[0])
+        return Step(micro_batches, counted, step)
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(epoch,))
+        return np.random.Generator(np.random.PCG64(sequence)).permutation(len(self.rows))
 
 
-def eval_batches(images: ImageSet, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[EvalBatch]:
-    """Each image exactly once over all processes, in order; ``batch_size`` is over all processes.
+def ignore(batch: Any) -> None:
+    """Make a batch one that only fills a place: nothing in it is to be learned or counted."""
+    for name in ("labels", "targets"):
+        if name in batch:
+            batch[name].fill_(IGNORED)
 
-    Every process gets the same number of batches, so that collective calls in a model match; a last batch too small to
-    be shared out is joined to the one before it.
+
+def in_order(items: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[tuple[np.ndarray, bool]]:
+    """This process's rows of each batch: every item exactly once over all processes, in order.
+
+    Every process gets the same number of batches; where it has no row left it gets the batch's first one, and True, for
+    :func:`ignore`. ``batch_size`` is over all processes.
     """
     batch_size = max(batch_size, world)
-    steps = max(1, (len(images) + batch_size - world) // batch_size)
-    for step in range(steps):
-        stop = len(images) if step == steps - 1 else (step + 1) * batch_size
-        rows = np.arange(step * batch_size + rank, stop, world)
-        pixels, labels = _take(images, rows)
-        yield {"index": torch.from_numpy(rows), "images": pixels, "labels": labels}
-
-
-def _take(images: ImageSet, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(images.pixels[rows]), images.labels[torch.from_numpy(rows)]
+    for first in range(0, items, batch_size):
+        rows = np.arange(first + rank, min(first + batch_size, items), world)
+        yield (rows, False) if len(rows) else (np.array([first]), True)

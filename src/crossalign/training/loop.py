@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from crossalign.config import LoopConfig, OptimConfig
 from crossalign.core.files import atomic_path
 from crossalign.core.progress import progress
+from crossalign.data.batches import Step
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import meters
 from crossalign.training.optim import build_optimizer, lr_factor
@@ -31,14 +32,6 @@ from crossalign.training.stops import DiskFull, Diverged, Interrupted, Paused
 from crossalign.training.tracking import RunLog
 
 Batch = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimiser step: this process's micro-batches, and the examples of the whole step over all processes."""
-
-    micro_batches: Sequence[Batch]
-    count: int
 
 
 @dataclass

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from crossalign.config import FinetuneConfig, PretrainConfig, TextLoopConfig
 from crossalign.core.errors import UserError
 from crossalign.core.progress import followed
+from crossalign.data.batches import Batches, Step
 from crossalign.data.text.documents import read_text
-from crossalign.data.text.tokens import EvaluationBlocks, TextStep, TokenFile, evaluation_blocks
+from crossalign.data.text.tokens import EvaluationBlocks, TextBatch, TokenFile, evaluation_blocks
 from crossalign.features.regularizer import WEIGHT_PENALTIES
 from crossalign.models.language.causal import load_trained_state, save_causal, trained_state
 from crossalign.models.language.likelihood import nll_sum, total_nll
 from crossalign.runs.folder import resolved
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
-from crossalign.training.loop import Batch, Run, Stage, Step
+from crossalign.training.loop import Batch, Run, Stage
 from crossalign.training.sharding import put, reshard, whole
 from crossalign.training.stops import DiskFull
 from crossalign.training.term import Term, check_align
@@ -35,16 +36,10 @@ OWN_SCORES = ("validation", "answers")
 """Names under which a run keeps the scores of its own held-out text."""
 
 
-class Batches(Protocol):
-    """What gives a run its steps: by number, so that a resumed run goes on where it was."""
-
-    def steps(self, first: int = 0) -> Iterator[TextStep]: ...
-
-
 def text_stage(
     config: PretrainConfig | FinetuneConfig,
     model: nn.Module,
-    batches: Batches,
+    batches: Batches[TextBatch],
     evaluate: Callable[[nn.Module], dict[str, float]],
     term: Term | None,
     run: Run,
@@ -58,8 +53,7 @@ def text_stage(
     every, device = config.loop.evaluate_every, run.accelerator.device
 
     def steps(interval: int, first: int) -> Iterable[Step]:
-        found = islice(batches.steps(interval * every + first), every - first)
-        return (Step(step.micro_batches, step.count) for step in found)
+        return islice(batches.steps(interval * every + first), every - first)
 
     def state() -> dict[str, Tensor]:
         return _gathered(trained_state(model), run) | (term.state() if term else {})

@@ -17,10 +17,11 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, write_json
 from crossalign.core.machine import is_main_process
 from crossalign.core.progress import followed
-from crossalign.data.text.examples import ExampleBatches, evaluation_examples
+from crossalign.data.batches import Batches
+from crossalign.data.text.examples import ExampleRows, evaluation_examples
 from crossalign.data.text.instructions import Instructions, open_instructions
 from crossalign.data.text.tokenizer import separator
-from crossalign.data.text.tokens import as_stream
+from crossalign.data.text.tokens import TextBatch, as_stream
 from crossalign.models.language.causal import choose_trained, save_causal
 from crossalign.models.language.inner import attend_without_mask, checkpoint_gradients
 from crossalign.models.language.likelihood import perplexity, total_nll
@@ -125,13 +126,11 @@ def _describe(data: Instructions, model: nn.Module) -> str:
     return f"{len(data.train):,} examples to train on{told}; {trains:,} of {total:,} parameters train"
 
 
-def _batches(config: FinetuneConfig, data: Instructions, rank: int = 0, world: int = 1) -> ExampleBatches:
-    return ExampleBatches(
-        data.train,
+def _batches(config: FinetuneConfig, data: Instructions, rank: int = 0, world: int = 1) -> Batches[TextBatch]:
+    return Batches(
+        ExampleRows(data.train, config.data.block if config.data.packing else 0, config.data.padding),
         batch_size=config.loop.batch_size,
         seed=config.seed,
-        block=config.data.block if config.data.packing else 0,
-        padding=config.data.padding,
         accumulation=config.loop.accumulation,
         rank=rank,
         world=world,

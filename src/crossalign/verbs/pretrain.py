@@ -15,8 +15,9 @@ from crossalign.config import PretrainConfig
 from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, write_json
 from crossalign.core.machine import is_main_process
+from crossalign.data.batches import Batches
 from crossalign.data.text.corpus import Corpus, cached_corpus, open_corpus
-from crossalign.data.text.tokens import TokenBatches, as_stream
+from crossalign.data.text.tokens import TextBatch, TokenRows, as_stream
 from crossalign.models.language.causal import new_gpt2, save_causal
 from crossalign.models.taps import resolve_layers
 from crossalign.training import precision
@@ -117,10 +118,9 @@ def _blocks(config: PretrainConfig, corpus: Corpus, run: Run, limit: int | None 
     return blocks_of(corpus.validation, config.block, config.loop.eval_batch_size, run, limit)
 
 
-def _batches(config: PretrainConfig, corpus: Corpus, rank: int = 0, world: int = 1) -> TokenBatches:
-    return TokenBatches(
-        corpus.train.tokens,
-        config.block,
+def _batches(config: PretrainConfig, corpus: Corpus, rank: int = 0, world: int = 1) -> Batches[TextBatch]:
+    return Batches(
+        TokenRows(corpus.train.tokens, config.block),
         batch_size=config.loop.batch_size,
         seed=config.seed,
         accumulation=config.loop.accumulation,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.progress import followed
+from crossalign.data.batches import Order
 
 Mode = Literal["paired", "unpaired", "mean"]
 MODES = ("paired", "unpaired", "mean")
@@ -81,11 +82,12 @@ class PairBatches:
         self.tokens = _tokenise(texts, tokenizer, max_length)
         pad = tokenizer.pad_token_id
         self.padding = int(pad if pad is not None else tokenizer.eos_token_id or 0)
-        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
+        self._drawn = lru_cache(maxsize=2)(self._draw)
+        self.order = Order(len(texts), batch_size, lambda epoch: self._drawn(epoch)[0].numpy(), whole=True)
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return len(self.tokens) // self.batch_size
+        return len(self.order)
 
     def batch(self, number: int, *, mode: Mode = "paired", rank: int = 0, world: int = 1) -> PairBatch:
         """Batch ``number``, counted over all epochs; of ``world`` processes, the rows of process ``rank``.
@@ -95,7 +97,7 @@ class PairBatches:
         ``mode`` is a set-up of CMAR §4.4.2: "paired"; "unpaired", where each text is given the features of another image,
         always the same one; or "mean", where all are given the mean over all images.
         """
-        _, drawn = self._epoch(number // len(self))
+        _, drawn = self._drawn(number // len(self))
         rows = self.rows(number)[rank * self.batch_size // world : (rank + 1) * self.batch_size // world]
         texts = [self.tokens[i][int(drawn[i] * len(self.tokens[i]))] for i in rows.tolist()]
         length = max(map(len, texts))
@@ -105,8 +107,7 @@ class PairBatches:
 
     def rows(self, number: int) -> Tensor:
         """Which pairs are in batch ``number``: indices (B,), in its order."""
-        epoch, place = divmod(number, len(self))
-        return self._epoch(epoch)[0][place * self.batch_size : (place + 1) * self.batch_size]
+        return torch.from_numpy(self.order.rows(number))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -140,7 +141,7 @@ class PairBatches:
         partners[circle] = circle.roll(1)
         return partners
 
-    def _draw_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
+    def _draw(self, epoch: int) -> tuple[Tensor, Tensor]:
         """The order of the pairs (N,), and for each a number in [0, 1) that picks its text."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch + 1)
         count = len(self.tokens)

@@ -8,91 +8,52 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from crossalign.core.errors import UserError
-from crossalign.data.batches import IGNORED
-from crossalign.data.order import Order
+from crossalign.data.batches import IGNORED, Turn, ignore, in_order
 from crossalign.data.text.instructions import Encoded
-from crossalign.data.text.tokens import TextBatch, TextStep
+from crossalign.data.text.tokens import TextBatch
 
 Side = Literal["right", "left"]
 
 
-class ExampleBatches:
-    """Epochs over examples, sampled without replacement, by the conventions of ``TrainBatches``.
+class ExampleRows:
+    """Examples as batches of training; a step's ``count`` is the answer tokens of all its rows.
 
-    The order depends on (seed, epoch) alone. A step's ``count`` is the answer tokens of all its rows, so that each token
-    weighs the same whatever the micro-batches and processes. Packed rows are put together once and shuffled every epoch, so
-    an epoch always has as many steps; which examples share a row is not learned from, since they do not see one another.
+    So each token weighs the same whatever the micro-batches and processes. Packed rows are put together once and shuffled
+    every epoch, so an epoch always has as many steps; which examples share a row is not learned from, since they do not see
+    one another.
     """
 
-    def __init__(
-        self,
-        examples: Encoded,
-        *,
-        batch_size: int,
-        seed: int,
-        block: int = 0,
-        padding: Side = "right",
-        accumulation: int = 1,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
+    def __init__(self, examples: Encoded, block: int = 0, padding: Side = "right") -> None:
         """
         Args:
             examples: what to go through.
-            batch_size: rows a step, over all processes and micro-batches.
-            seed: not negative.
             block: pack examples into rows of this many positions; 0 gives each example a row, as long as the longest
                 of its micro-batch.
             padding: side to fill rows up on.
-            accumulation: micro-batches a step.
-            rank: this process.
-            world: number of processes.
 
         Raises:
-            UserError: a batch larger than the set, or too small to be shared out; a negative seed; a block shorter than
-                an example.
+            UserError: a block shorter than an example.
         """
         self.examples, self.block, self.padding = examples, block, padding
         self.rows = pack(examples.lengths, block) if block else [np.array([i]) for i in range(len(examples))]
+        self.title = ("packed blocks" if block else "training examples", "a sequence")
         self._targets = np.array([int(examples.targets[row].sum()) for row in self.rows])
-        self.order = Order(
-            len(self.rows),
-            batch_size=batch_size,
-            seed=seed,
-            accumulation=accumulation,
-            rank=rank,
-            world=world,
-            what="packed blocks" if block else "training examples",
-            each="a sequence",
-        )
 
     def __len__(self) -> int:
-        """Steps an epoch."""
-        return len(self.order)
+        return len(self.rows)
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[TextStep]:
-        """The steps of ``epoch`` from step ``first`` on; the last may hold fewer rows."""
-        for turn in self.order.epoch(epoch, first):
-            micro = tuple(
-                collate(self.examples, [self.rows[row] for row in turn.rows[places]], self.block, self.padding)
-                for places in turn.micro_batches
-            )
-            if turn.filler:
-                micro[0]["targets"].fill_(IGNORED)
-            if not self.block:  # one example a row: nothing to keep apart
-                for batch in micro:
-                    del batch["segment_ids"]
-            yield TextStep(micro, int(self._targets[turn.rows].sum()), turn.step)
-
-    def steps(self, first: int = 0) -> Iterator[TextStep]:
-        """Steps without end from the ``first`` of all on, epoch after epoch, for a run counted in steps."""
-        epoch, step = divmod(first, len(self))
-        while True:
-            yield from self.epoch(epoch, step)
-            epoch, step = epoch + 1, 0
+    def tensors(self, turn: Turn) -> tuple[tuple[TextBatch, ...], int]:
+        """The rows of a turn, filled up."""
+        micro_batches = tuple(
+            collate(self.examples, [self.rows[row] for row in turn.rows[places]], self.block, self.padding)
+            for places in turn.micro_batches
+        )
+        if not self.block:  # one example a row: nothing to keep apart
+            for batch in micro_batches:
+                del batch["segment_ids"]
+        return micro_batches, int(self._targets[turn.rows].sum())
 
 
 def evaluation_examples(
@@ -102,13 +63,11 @@ def evaluation_examples(
 
     Every process gets the same number of batches; where it has no row left it gets one without targets.
     """
-    batch_size = max(batch_size, world)
-    for first in range(0, len(examples), batch_size):
-        mine = range(first + rank, min(first + batch_size, len(examples)), world)
-        batch = collate(examples, [np.array([row]) for row in mine or [first]], 0, padding)
+    for rows, filler in in_order(len(examples), batch_size, rank, world):
+        batch = collate(examples, list(rows[:, None]), 0, padding)
         del batch["segment_ids"]
-        if not mine:
-            batch["targets"].fill_(IGNORED)
+        if filler:
+            ignore(batch)
         yield batch
 
 
@@ -172,17 +131,3 @@ def collate(examples: Encoded, rows: Sequence[np.ndarray], width: int = 0, paddi
         "position_ids": positions,
         "segment_ids": segments,
     }
-
-
-def block_diagonal_mask(segments: Tensor) -> Tensor:
-    """Who may see whom in packed rows: each token itself and those before it in its own example.
-
-    Args:
-        segments: int (b, t), as ``segment_ids``.
-
-    Returns:
-        bool (b, 1, t, t), True where the row's token sees the column's: what transformers' sdpa and eager attention take as
-        ``attention_mask``. Padding sees padding, so that no row is empty, which would be NaN.
-    """
-    same = segments[:, :, None] == segments[:, None, :]
-    return (same & torch.ones_like(same).tril())[:, None]

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from crossalign.core.errors import UserError
-from crossalign.data.batches import IGNORED
-from crossalign.data.order import Order
+from crossalign.data.batches import IGNORED, Turn, ignore, in_order
 from crossalign.data.text.tokenizer import ordinary_text
 
 
@@ -36,16 +35,18 @@ class TextBatch(TypedDict):
     """int64 (b, t): which sequence of the row a token is of, from 1; 0 is padding."""
 
 
-@dataclass(frozen=True)
-class TextStep:
-    """One optimiser step, as one process sees it."""
+def block_diagonal_mask(segments: Tensor) -> Tensor:
+    """Who may see whom in packed rows: each token itself and those before it in its own example.
 
-    micro_batches: tuple[TextBatch, ...]
-    """This process's rows."""
-    count: int
-    """Tokens to predict in the whole step, over all processes and micro-batches: what the sum of losses is divided by."""
-    step: int
-    """Place in the epoch, from 0."""
+    Args:
+        segments: int (b, t), as ``segment_ids``.
+
+    Returns:
+        bool (b, 1, t, t), True where the row's token sees the column's: what transformers' sdpa and eager attention take as
+        ``attention_mask``. Padding sees padding, so that no row is empty, which would be NaN.
+    """
+    same = segments[:, :, None] == segments[:, None, :]
+    return (same & torch.ones_like(same).tril())[:, None]
 
 
 @dataclass(frozen=True)
@@ -83,74 +84,39 @@ def as_stream(text: str, tokenizer: Any, separator: int) -> TokenFile:
     return TokenFile(np.array([separator, *tokens, separator]), 1, len(text.encode()))
 
 
-class TokenBatches:
-    """Epochs over a token stream, sampled without replacement.
+class TokenRows:
+    """Blocks of a token stream as batches of training; a step's ``count`` is its tokens.
 
     The stream is taken as a ring and cut into n // block windows from an offset that changes with the epoch; window i gives
     the inputs [i · block, (i + 1) · block) after the offset and, one token later, their targets. So in an epoch no token is
-    an input twice or a target twice, fewer than a block are left out, and every epoch has the same number of steps. Offset
-    and order depend on (seed, epoch) alone: any step can be made from its number, on any number of processes.
+    an input twice or a target twice, fewer than a block are left out, and every epoch has the same number of steps. The
+    offset depends on (seed, epoch) alone.
 
     The order is one permutation an epoch, the simplest that is uniform: 8 bytes a block, so the 9 billion tokens of
     OpenWebText in blocks of 1,024 take 70 MB and under a second. A cipher would save memory only beyond 10^12 tokens.
     """
 
-    def __init__(
-        self,
-        tokens: np.ndarray,
-        block: int,
-        *,
-        batch_size: int,
-        seed: int,
-        accumulation: int = 1,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
+    def __init__(self, tokens: np.ndarray, block: int) -> None:
         """
         Args:
             tokens: (n,), as ``TokenFile.tokens``.
             block: tokens a sequence.
-            batch_size: sequences a step, over all processes and micro-batches.
-            seed: not negative.
-            accumulation: micro-batches a step.
-            rank: this process.
-            world: number of processes.
 
         Raises:
-            UserError: a corpus smaller than a block, a batch larger than it or too small to be shared out, a negative seed.
+            UserError: a corpus smaller than a block.
         """
         check_block(tokens, block)
         self.tokens, self.block = tokens, block
-        self.order = Order(
-            len(tokens) // block,
-            batch_size=batch_size,
-            seed=seed,
-            accumulation=accumulation,
-            rank=rank,
-            world=world,
-            what=f"blocks of {block} training tokens",
-            each="a sequence",
-        )
+        self.title = (f"blocks of {block} training tokens", "a sequence")
 
     def __len__(self) -> int:
-        """Steps an epoch."""
-        return len(self.order)
+        return len(self.tokens) // self.block
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[TextStep]:
-        """The steps of ``epoch`` from step ``first`` on; the last may hold fewer blocks, as in ``TrainBatches``."""
-        offset = int(self.order.random(epoch, 0).integers(len(self.tokens)))
-        for turn in self.order.epoch(epoch, first):
-            micro = tuple(self._gather(turn.rows[places], offset) for places in turn.micro_batches)
-            if turn.filler:
-                micro[0]["targets"].fill_(IGNORED)
-            yield TextStep(micro, len(turn.rows) * self.block, turn.step)
-
-    def steps(self, first: int = 0) -> Iterator[TextStep]:
-        """Steps without end from the ``first`` of all on, epoch after epoch, for a run counted in steps."""
-        epoch, step = divmod(first, len(self))
-        while True:
-            yield from self.epoch(epoch, step)
-            epoch, step = epoch + 1, 0
+    def tensors(self, turn: Turn) -> tuple[tuple[TextBatch, ...], int]:
+        """The windows of a turn, with their targets."""
+        offset = int(np.random.Generator(np.random.PCG64(turn.sequence(0))).integers(len(self.tokens)))
+        micro_batches = tuple(self._gather(turn.rows[places], offset) for places in turn.micro_batches)
+        return micro_batches, len(turn.rows) * self.block
 
     def _gather(self, rows: np.ndarray, offset: int) -> TextBatch:
         windows = np.stack([self._window((offset + int(row) * self.block) % len(self.tokens)) for row in rows])
@@ -159,9 +125,9 @@ class TokenBatches:
 
     def _window(self, start: int) -> np.ndarray:
         """block + 1 tokens from ``start`` on; behind the last token, which is a separator, comes the first."""
-        found = self.tokens[start : start + self.block + 1]
-        short = self.block + 1 - len(found)
-        return np.concatenate([found, self.tokens[:short]]) if short else found
+        window = self.tokens[start : start + self.block + 1]
+        short = self.block + 1 - len(window)
+        return np.concatenate([window, self.tokens[:short]]) if short else window
 
 
 def check_block(tokens: np.ndarray, block: int) -> None:
@@ -195,11 +161,10 @@ class EvaluationBlocks:
         return -(-self._blocks // self.batch_size)
 
     def __iter__(self) -> Iterator[TextBatch]:
-        for first in range(0, self._blocks, self.batch_size):
-            rows = np.arange(first + self.rank, min(first + self.batch_size, self._blocks), self.world)
-            batch = self._gather(rows if len(rows) else np.array([first]))
-            if not len(rows):  # many models cannot take a batch of none
-                batch["targets"].fill_(IGNORED)
+        for rows, filler in in_order(self._blocks, self.batch_size, self.rank, self.world):
+            batch = self._gather(rows)
+            if filler:
+                ignore(batch)
             yield batch
 
     def metrics(self, nats: float) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossalign.data.batches import IGNORED
-from crossalign.data.text.examples import block_diagonal_mask
+from crossalign.data.text.tokens import block_diagonal_mask
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 

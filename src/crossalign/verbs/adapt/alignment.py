@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from crossalign.alignment import collapse_warning, get_divergence, health
 from crossalign.config import AdaptConfig, OptimConfig
 from crossalign.core.errors import UserError
-from crossalign.data.batches import TrainBatches
+from crossalign.data.batches import Batches, Step
 from crossalign.data.images.augment import augment
+from crossalign.data.images.batches import ImageRows
 from crossalign.data.images.load import ImageSplits
 from crossalign.models.classifier.model import ImageClassifier
 from crossalign.models.classifier.targets import TextTargets, text_targets
 from crossalign.models.taps import masked_mean
-from crossalign.training.loop import Batch, Run, Stage, Step, fit
+from crossalign.training.loop import Batch, Run, Stage, fit
 
 Objective = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 HELD_OUT = 512  # validation images, and text sequences, on which health is measured
@@ -115,7 +116,7 @@ def _stage(
     measure: Callable[[nn.Module], dict[str, float]],
 ) -> Stage:
     device, settings = run.accelerator.device, config.data.augment
-    batches = TrainBatches(splits.train, batch_size=config.align.batch_size, seed=config.seed + 1_000_003, augment=settings)
+    batches = Batches(ImageRows(splits.train, settings), batch_size=config.align.batch_size, seed=config.seed + 1_000_003)
 
     def generator(epoch: int, step: int) -> torch.Generator:
         """Draws of one step, a function of its place, so that a resumed stage draws the same."""

@@ -20,8 +20,9 @@ from crossalign.config import AdaptConfig
 from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, write_json
 from crossalign.core.machine import is_main_process
-from crossalign.data.batches import TrainBatches, eval_batches
+from crossalign.data.batches import Batches
 from crossalign.data.images.augment import augment
+from crossalign.data.images.batches import ImageRows, eval_batches
 from crossalign.data.images.load import ImageSet, ImageSplits, channel_statistics, open_images
 from crossalign.models.classifier.backbone import probe
 from crossalign.models.classifier.model import ImageClassifier
@@ -29,7 +30,7 @@ from crossalign.models.classifier.targets import corpus_path
 from crossalign.runs.folder import read_json, resolved
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
-from crossalign.training.loop import Batch, Run, Stage, StageResult, Step, fit
+from crossalign.training.loop import Batch, Run, Stage, StageResult, fit
 from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, seed_all
 from crossalign.verbs.adapt import row_name
 from crossalign.verbs.adapt.alignment import align, find_divergence
@@ -155,11 +156,10 @@ def _align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run
 def training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Run) -> Stage:
     """Training proper (CMDA §3.1.3): cross-entropy on augmented images, validation after every epoch."""
     device, settings = run.accelerator.device, config.data.augment
-    batches = TrainBatches(
-        splits.train,
+    batches = Batches(
+        ImageRows(splits.train, settings),
         batch_size=config.loop.batch_size,
         seed=config.seed,
-        augment=settings,
         accumulation=config.loop.accumulation,
         rank=run.accelerator.process_index,
         world=run.world,
@@ -179,7 +179,7 @@ def training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSpl
         name="train",
         model=model,
         loss=loss,
-        steps=lambda epoch, first: (Step(step.micro_batches, step.count) for step in batches.epoch(epoch, first)),
+        steps=batches.epoch,
         steps_per_epoch=len(batches),
         epochs=config.loop.epochs,
         optim=config.optim,
