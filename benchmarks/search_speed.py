@@ -29,7 +29,8 @@ import yaml
 
 from crossalign.config import AdaptConfig, update
 from crossalign.core.machine import environment
-from crossalign.studies.search.jobs import TOKEN, Work, train
+from crossalign.runs.names import SearchFolder
+from crossalign.studies.search.jobs import Work, train
 from crossalign.studies.workers import Workers
 
 
@@ -53,7 +54,7 @@ def seconds_of_a_job(workers: int, folder: Path) -> float:
             AdaptConfig(), yaml.safe_load((folder / "trials" / f"{trial['number']:04d}" / "config.yaml").read_text())
         )
         config = dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, mlflow=False))
-        works.append(Work(config, "small-fpt", len(trial["curve"]), folder, (folder / TOKEN).read_text()))
+        works.append(Work(config, "small-fpt", len(trial["curve"]), folder, SearchFolder(folder).token.read_text()))
     pool, taken = Workers(workers, 1), list[float]()
     try:
         for round_of in (works[:workers], works):  # the first warms them up

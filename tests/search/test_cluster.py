@@ -21,11 +21,12 @@ import torch
 
 from crossalign.core.files import cache_dir
 from crossalign.runs.folder import InUse, locked
+from crossalign.runs.names import SearchFolder
 from crossalign.studies.reproduce import configured
 from crossalign.studies.search import cluster
 from crossalign.studies.search import jobs as work
 from crossalign.studies.search.cluster import cluster_pool, halt
-from crossalign.studies.search.jobs import TOKEN, Outcome, Work, pack, train, unpack, validations
+from crossalign.studies.search.jobs import Outcome, Work, pack, train, unpack, validations
 from crossalign.training.stops import Interrupted
 
 distributed = pytest.importorskip("distributed")
@@ -54,7 +55,7 @@ def long(tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.1)
     home = tmp_path / "search"
     home.mkdir()
-    (home / TOKEN).write_text("token")
+    SearchFolder(home).token.write_text("token")
     config = configured("small-fpt", (*tiny, "loop.epochs=5000", "tracking.mlflow=false"))
     return Work(dataclasses.replace(config, output=home / "trials" / "0000"), "small-fpt", None, home, "token")
 
@@ -110,7 +111,7 @@ def test_copies_are_deleted_at_the_end_of_a_search(scheduler: Any, long: Work) -
     ours.mkdir(parents=True)
     other.mkdir()
     (long.home / "method").mkdir()
-    (long.home / "method" / TOKEN).write_text("")  # it must not name the whole folder
+    SearchFolder(long.home / "method").token.write_text("")  # it must not name the whole folder
     with pytest.raises(RuntimeError), cluster_pool(scheduler.scheduler_address, 0, long.home):
         raise RuntimeError
     assert ours.is_dir()

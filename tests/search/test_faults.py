@@ -24,6 +24,7 @@ from searching import record, settings
 
 from crossalign.config import AdaptConfig, SearchConfig
 from crossalign.core.errors import UserError
+from crossalign.runs.names import SearchFolder
 from crossalign.studies.search import jobs as work
 from crossalign.studies.search.drive import Pool
 from crossalign.studies.tune import tune
@@ -182,7 +183,7 @@ def test_gpu_memory_of_a_job_is_given_back_once_nothing_holds_it(tmp_path: Path,
     monkeypatch.setattr(work, "run_verb", out_of_memory)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(kept[0]() is not None))
-    (tmp_path / work.TOKEN).write_text("mine")
+    SearchFolder(tmp_path).token.write_text("mine")
     job = work.Work(AdaptConfig(output=tmp_path / "run"), "small-fpt", 1, tmp_path, "mine")
     assert work.train(job).reason == "out of memory: CUDA out of memory"
     assert alive == [False]
@@ -200,7 +201,7 @@ def on_a_failing_gpu(job: work.Work) -> work.Outcome:
 
 
 def test_a_worker_whose_gpu_failed_tells_why_and_does_no_other_job(tmp_path: Path) -> None:
-    (tmp_path / work.TOKEN).write_text("mine")
+    SearchFolder(tmp_path).token.write_text("mine")
     job = work.Work(AdaptConfig(output=tmp_path / "run"), "small-fpt", 1, tmp_path, "mine")
     workers = Workers(1, 1)
     try:

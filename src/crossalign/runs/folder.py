@@ -17,11 +17,9 @@ from crossalign.config import flatten, to_dict, update
 from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path
 from crossalign.core.machine import is_main_process
+from crossalign.runs.names import RunFolder
 
 C = TypeVar("C")
-OURS = ("environment.json", "metrics.jsonl", "result.json", "alignment.json", "predictions.parquet",
-        "samples.parquet", "mlflow_run.txt", "report.html", "checkpoints", "snapshots", "model", "evaluation",
-        "measure.json", "measure.md", "scores.safetensors", "figures", "config.yaml")  # fmt: skip
 NOT_COMPARED = ("output", "overwrite", "tracking")
 MEASURED = ("row", "data.mean", "data.std", "loop.device", "loop.precision", "loop.compile")  # left open, a run fills them in
 
@@ -40,12 +38,12 @@ def claim_folder(config: C) -> C:
         UserError: the folder holds another configuration; the differing settings are named.
     """
     folder: Path = config.output  # type: ignore[attr-defined]
-    file = folder / "config.yaml"
+    file = RunFolder(folder).config
     if file.is_file():
         saved = yaml.safe_load(file.read_text(encoding="utf-8"))
         differing = [f"{key} is {old!r} there and {new!r} here" for key, old, new in differences(config, saved)]
         if differing and config.overwrite:  # type: ignore[attr-defined]
-            for name in OURS if is_main_process() else ():
+            for name in RunFolder.names() if is_main_process() else ():
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             return config
@@ -58,7 +56,7 @@ def claim_folder(config: C) -> C:
     return config
 
 
-def write_config(folder: Path, config: Any, name: str = "config.yaml", without: tuple[str, ...] = ()) -> None:
+def write_config(folder: Path, config: Any, name: str = RunFolder.config.name, without: tuple[str, ...] = ()) -> None:
     """Write the resolved configuration as config.yaml, ``without`` some of its keys."""
     with atomic_path(folder / name) as temporary:
         left_out = {"overwrite", *without}  # the first is no property of the run
@@ -82,7 +80,7 @@ def read_config(config: C, file: Path) -> C:
 
 
 @contextmanager
-def locked(folder: Path, mark: str = "config.yaml") -> Iterator[None]:
+def locked(folder: Path, mark: str = RunFolder.config.name) -> Iterator[None]:
     """Make a run folder if need be and keep a second process out; a distributed run holds the lock through rank 0.
 
     ``mark`` is the file by which a folder that is not empty is known to be ours.

@@ -9,6 +9,7 @@ from typing import Literal
 
 from crossalign.config import SearchConfig
 from crossalign.config.bounds import Count, Limit, Positive, Whole
+from crossalign.runs.names import SearchFolder
 from crossalign.training.stops import Interrupted
 from crossalign.verbs import Verb
 
@@ -79,7 +80,7 @@ def run_tune(config: SearchConfig, recipe: str) -> int:
     try:
         failed = tune(config)
     except (Interrupted, KeyboardInterrupt) as error:
-        if list(config.output.glob("search.json")) or list(config.output.glob("*/search.json")):
+        if any(file for start in ("", "*/") for file in config.output.glob(f"{start}{SearchFolder.record.name}")):
             print(summary_table([config.output]))
         raise (error if isinstance(error, Interrupted) else Interrupted("stopped by a signal")) from None
     if config.show_space:

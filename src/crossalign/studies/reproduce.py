@@ -25,6 +25,7 @@ from crossalign.recipes import all_recipes, get_recipe
 from crossalign.recipes.cmar import TEACHERS
 from crossalign.recipes.cmda import CONTROLS, METHODS, METRICS
 from crossalign.runs.folder import differences
+from crossalign.runs.names import RunFolder, StudyFolder
 from crossalign.studies.workers import orphaned, run_verb, start_worker
 from crossalign.training.stops import Interrupted
 
@@ -294,7 +295,7 @@ def _choose(
     What that file says of rows that are not in this call stays.
     """
     best: dict[str, float] = {}
-    file, titles = output / "sweep.json", {base[row].row for row in rows}
+    file, titles = StudyFolder(output).sweep, {base[row].row for row in rows}
     table = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     table = [entry for entry in table if entry["row"] not in titles]
     for row in rows:
@@ -354,7 +355,7 @@ def _run_job(job: Job) -> dict[str, Any]:
 
 def _write_study(output: Path, title: str, titles: list[str], settings: tuple[str, ...]) -> None:
     """study.json; rows and commands of earlier calls stay in it."""
-    file = output / "study.json"
+    file = StudyFolder(output).study
     old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"rows": [], "commands": []}
     rows = titles + [row for row in old["rows"] if row not in titles]
     commands = [*old["commands"], *({command_line()} - set(old["commands"]))]
@@ -364,7 +365,7 @@ def _write_study(output: Path, title: str, titles: list[str], settings: tuple[st
 
 def _differs_in_rate_alone(config: AdaptConfig) -> bool:
     """Whether a run at another learning rate lies there: a wider sweep that finds a better one replaces it."""
-    file = config.output / "config.yaml"
+    file = RunFolder(config.output).config
     if not file.is_file():
         return False
     saved = yaml.safe_load(file.read_text(encoding="utf-8"))

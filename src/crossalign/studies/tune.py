@@ -25,11 +25,12 @@ from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import atomic_path
 from crossalign.recipes.space import Space, open_space
 from crossalign.runs.folder import locked, write_config
+from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.runs.promotion import resources
 from crossalign.studies.reproduce import configured, read_setting
 from crossalign.studies.search.drive import RESUMED, Pool, Search, base_work, check_base, drive, outcomes
 from crossalign.studies.search.follow import Follower
-from crossalign.studies.search.jobs import TOKEN, Config, watched
+from crossalign.studies.search.jobs import Config, watched
 from crossalign.studies.search.journal import Journal
 from crossalign.studies.search.record import seconds_so_far, write_record
 from crossalign.studies.search.winner import train_winner
@@ -66,13 +67,13 @@ def tune(config: SearchConfig) -> list[str]:
         raise UserError(f"--methods have different rungs ({told}): give them one length with --set, such as loop.epochs=50")
     if importlib.util.find_spec("optuna") is None:
         raise missing_extra("optuna", "search", "a search")
-    with locked(config.output, mark=TOKEN), _pool(config) as pool, ExitStack() as locks:
+    with locked(config.output, mark=SearchFolder.token.name), _pool(config) as pool, ExitStack() as locks:
         _token(config.output)
         searches: list[Search] = []
         for name in names:
             home = (config.output / name if len(names) > 1 else config.output).resolve()
             if len(names) > 1:
-                locks.enter_context(locked(home, mark=TOKEN))
+                locks.enter_context(locked(home, mark=SearchFolder.token.name))
             like = searches[0].base if searches else None
             searches.append(_open(config, name, bases[name], spaces[name], ends[name], home, pool, like))
         return [sentence for search in searches for sentence in _run(search, pool)]
@@ -85,8 +86,8 @@ def _names(config: SearchConfig) -> list[str]:
         raise UserError(f"both the recipe {config.recipe} and --methods {','.join(methods)}: give one or the other")
     if not methods and not config.recipe:
         raise UserError("no recipe: name one, such as crossalign tune small-lora, or several with --methods")
-    there = sorted(path.parent.name for path in config.output.glob("*/search.yaml"))
-    if len(methods) > 1 and (config.output / "search.yaml").is_file():
+    there = sorted(path.parent.name for path in config.output.glob(f"*/{SearchFolder.settings.name}"))
+    if len(methods) > 1 and SearchFolder(config.output).settings.is_file():
         raise UserError(f"{config.output} holds the search of one recipe: choose another --output for --methods")
     if len(methods) < 2 and there:
         raise UserError(f"{config.output} holds searches of several recipes ({', '.join(there)}): choose another --output")
@@ -176,8 +177,8 @@ def _open(
 
     ``like`` is another method's base, whose number format is taken where this one leaves it open: a comparison has one.
     """
-    file, token = home / "search.yaml", _token(home)
-    shutil.rmtree(home / "trials" / "base", ignore_errors=True)  # of a call that was stopped there
+    file, token = SearchFolder(home).settings, _token(home)
+    shutil.rmtree(SearchFolder(home).trials / "base", ignore_errors=True)  # of a call that was stopped there
     asked = {key: value for key, value in to_dict(config).items() if key not in RESUMED}
     asked |= {"recipe": recipe, "methods": [], "space": space.as_data(), "resources": ends, "base": to_dict(base)}
     if file.is_file():
@@ -189,13 +190,13 @@ def _open(
         resolved = _resolve(update(base, alike), recipe, home, token, pool)
         with atomic_path(file) as temporary:
             temporary.write_text(yaml.safe_dump(asked | {"resolved": resolved}, sort_keys=False), encoding="utf-8")
-    journal = Journal(home / "journal.log", recipe, watched(base)[1], ends, config.factor)
+    journal = Journal(SearchFolder(home).journal, recipe, watched(base)[1], ends, config.factor)
     return Search(config, recipe, update(base, {"loop": resolved}), space, journal, home, token)
 
 
 def _token(folder: Path) -> str:
     """What tells this search's folder from another host's of the same name."""
-    file = folder / TOKEN
+    file = SearchFolder(folder).token
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(file) as temporary:
@@ -222,7 +223,7 @@ def _resolve(base: Config, recipe: str, home: Path, token: str, pool: Pool) -> d
     """
     waiting, loop = [base_work(base, recipe, home, token)], dict[str, Any]()
     for work, outcome in outcomes(pool, lambda flying: waiting.pop() if waiting else None, lambda flying: None):
-        file = work.config.output / "config.yaml"
+        file = RunFolder(work.config.output).config
         loop = yaml.safe_load(file.read_text(encoding="utf-8"))["loop"] if file.is_file() else {}
         check_base(work, outcome)
     return {key: loop[key] for key in ("device", "precision", "compile")}
@@ -251,7 +252,9 @@ def _run(search: Search, pool: Pool) -> list[str]:
         drive(search, pool, follow)
         winner = journal.winner()
         if winner is not None:
-            write_config(search.home, search.settled(winner.number), "winner.yaml", without=("output", "tracking"))
+            write_config(
+                search.home, search.settled(winner.number), SearchFolder.winner_config.name, without=("output", "tracking")
+            )
             record()
             failed = train_winner(search, winner.number, pool)
         else:
@@ -263,7 +266,7 @@ def _run(search: Search, pool: Pool) -> list[str]:
         raise
     if not search.config.keep_checkpoints:
         for trial in journal.trials:
-            shutil.rmtree(search.folder(trial.number) / "checkpoints", ignore_errors=True)
+            shutil.rmtree(RunFolder(search.folder(trial.number)).checkpoints, ignore_errors=True)
     record()
     follower.end("FINISHED" if winner else "FAILED")
     return failed

@@ -23,6 +23,7 @@ from crossalign.config import LoopConfig, OptimConfig
 from crossalign.core.files import atomic_path
 from crossalign.core.progress import progress
 from crossalign.data.batches import Step
+from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import meters
 from crossalign.training.optim import build_optimizer, lr_factor
@@ -135,7 +136,7 @@ class _Fit:
         self.interval_sums: dict[str, Tensor] = {}
         self.extra_rows: list[tuple[int, dict[str, Tensor]]] = []
         self.history: list[dict[str, float]] = []
-        self.best_file = run.folder / "checkpoints" / f"best-{stage.name}.safetensors"
+        self.best_file = RunFolder(run.folder).checkpoints / f"best-{stage.name}.safetensors"
         if run.resume is not None and run.resume.stage == stage.name:
             self._restore(run.resume)
         accelerator = run.accelerator
@@ -361,7 +362,7 @@ class _Fit:
         state = {name: tensor.detach() for name, tensor in self.stage.state().items()}
         optimizer = optimizer_state(self.stage.model, self.optimizer)
         now = ckpt.Checkpoint(self.stage.name, self.epoch, self.step, state, optimizer, ckpt.rng_state(), extra)
-        ckpt.save(self.run.folder / "checkpoints", now, rank=self.run.accelerator.process_index)
+        ckpt.save(RunFolder(self.run.folder).checkpoints, now, rank=self.run.accelerator.process_index)
         self.run.log.flush()
         self.run.accelerator.wait_for_everyone()
 

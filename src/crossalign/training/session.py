@@ -15,6 +15,7 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
 from crossalign.core.machine import environment, is_main_process
 from crossalign.runs.folder import claim_folder, locked, read_json, resolved, write_config
+from crossalign.runs.names import RunFolder
 
 if TYPE_CHECKING:
     from crossalign.training.loop import Run
@@ -34,7 +35,7 @@ def in_folder(config: C, train: Callable[[C], dict[str, Any]]) -> dict[str, Any]
     validate(config)
     with locked(config.output):  # type: ignore[attr-defined]
         config = claim_folder(config)
-        finished: Path = config.output / "result.json"  # type: ignore[attr-defined]
+        finished: Path = RunFolder(config.output).result  # type: ignore[attr-defined]
         if finished.is_file():
             return read_json(finished)
         return train(resolved(config, loop={"device": resolve_device(config.loop.device)}))  # type: ignore[attr-defined]
@@ -62,8 +63,8 @@ def opened_run(config: Any, identity: str, made_of: str, until: int | None = Non
 
     if is_main_process():
         write_config(config.output, config)
-        write_json(config.output / "environment.json", environment())
-    resume = ckpt.latest(config.output / "checkpoints", rank=int(os.environ.get("RANK", "0")))
+        write_json(RunFolder(config.output).environment, environment())
+    resume = ckpt.latest(RunFolder(config.output).checkpoints, rank=int(os.environ.get("RANK", "0")))
     if resume and resume.extra["identity"] != identity:
         raise UserError(
             f"the checkpoint in {config.output} was made from other {made_of} than lie there now: put them back, or choose "

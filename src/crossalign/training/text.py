@@ -22,6 +22,7 @@ from crossalign.features.regularizer import WEIGHT_PENALTIES
 from crossalign.models.language.causal import load_trained_state, save_causal, trained_state
 from crossalign.models.language.likelihood import nll_sum, total_nll
 from crossalign.runs.folder import resolved
+from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
 from crossalign.training.loop import Batch, Run, Stage
@@ -30,8 +31,6 @@ from crossalign.training.stops import DiskFull
 from crossalign.training.term import Term, check_align
 
 C = TypeVar("C")
-SNAPSHOTS = "snapshots"
-"""Folder in a run of the models that ``loop.keep_every`` keeps, named step-0000100 and so on."""
 OWN_SCORES = ("validation", "answers")
 """Names under which a run keeps the scores of its own held-out text."""
 
@@ -67,7 +66,7 @@ def text_stage(
 
     def keep(done: int) -> None:
         if config.loop.keep_every and done % config.loop.keep_every == 0:
-            keep_snapshot(run.folder / SNAPSHOTS / f"step-{done:07d}", model, tokenizer, run)
+            keep_snapshot(RunFolder(run.folder).snapshots / f"step-{done:07d}", model, tokenizer, run)
 
     return Stage(
         name="train",

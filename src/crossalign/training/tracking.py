@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from crossalign.config import TrackingConfig
 from crossalign.core.machine import command_line, git_state, is_main_process
 from crossalign.runs.metrics import Row, keep_rows, now, plain, rows_after
+from crossalign.runs.names import RunFolder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Status = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 
-METRICS_FILE = "metrics.jsonl"
-RUN_ID_FILE = "mlflow_run.txt"
+METRICS_FILE = RunFolder.metrics.name
 
 # MLflow takes 1000 metrics, parameters and tags in a call; the last place is for the tag that counts the rows it has.
 METRICS_PER_CALL = 999
@@ -81,7 +81,7 @@ class RunLog:
         if not is_main_process():
             return
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / METRICS_FILE
+        path = RunFolder(folder).metrics
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self.rows = keep_rows(path, rows)
         if self.rows < rows:
@@ -194,7 +194,7 @@ class _Mirror:
     def __init__(self, folder: Path, config: TrackingConfig, run_name: str, params: Mapping[str, Any], parent: str) -> None:
         self.run_id = ""
         self._connect = functools.partial(_open_run, folder, config, run_name, dict(params), parent)
-        self._metrics_file = folder / METRICS_FILE
+        self._metrics_file = RunFolder(folder).metrics
         self._client: MlflowClient | None = None
         self._sent = 0
         self._waiting: list[tuple[int, int, Row]] = []  # row number, milliseconds since 1970, row
@@ -275,7 +275,7 @@ def _open_run(
     """Client, run id and number of rows that the run has: the folder's own run if it has one, else a new one."""
     store = config.mlflow_uri or f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
     client, experiment = _open_experiment(store, config.experiment)
-    id_file = folder / RUN_ID_FILE
+    id_file = RunFolder(folder).mlflow_run
     if id_file.exists():
         run_id = id_file.read_text(encoding="utf-8").strip()
         run = _find_run(client, run_id)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import cache_dir
+from crossalign.runs.names import SearchFolder
 from crossalign.training.signals import stopped_by
 from crossalign.training.stops import Interrupted
 
@@ -90,9 +91,8 @@ def cluster_pool(address: str, most: int, home: Path) -> Iterator[Pool]:
 
 def _tokens(home: Path) -> set[str]:
     """The tokens of the search in the folder ``home``, and of those of its methods below it."""
-    from crossalign.studies.search.jobs import TOKEN
-
-    return {file.read_text(encoding="utf-8") for file in (*home.glob(TOKEN), *home.glob(f"*/{TOKEN}"))} - {""}
+    token = SearchFolder.token.name
+    return {file.read_text(encoding="utf-8") for file in (*home.glob(token), *home.glob(f"*/{token}"))} - {""}
 
 
 def _stop_workers(client: Any, tokens: set[str]) -> None:

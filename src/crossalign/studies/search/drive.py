@@ -12,6 +12,7 @@ from typing import Any
 from crossalign.config import SearchConfig, update
 from crossalign.core.errors import UserError
 from crossalign.recipes.space import Space, nested
+from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.runs.promotion import Job
 from crossalign.studies.search.board import Board
 from crossalign.studies.search.jobs import Config, Outcome, Work, pack, train, unpack
@@ -58,7 +59,7 @@ class Search:
 
     def folder(self, trial: int) -> Path:
         """The run folder of a trial."""
-        return self.home / "trials" / f"{trial:04d}"
+        return SearchFolder(self.home).trials / f"{trial:04d}"
 
     def settled(self, trial: int) -> Config:
         """The configuration of a trial."""
@@ -175,7 +176,7 @@ class _Drive:
             return None
         self.journal.begin(job)
         work = self.search.work(job)
-        if work.done and not any((work.config.output / "checkpoints").glob("*")):
+        if work.done and not any(RunFolder(work.config.output).checkpoints.glob("*")):
             self.journal.trained_again(job.trial, work.done)
         self.jobs[work.config.output] = job
         return work
@@ -217,12 +218,12 @@ class _Drive:
     def _drop_checkpoints(self, trial: int) -> None:
         """Of a trial that goes no further."""
         if not self.search.config.keep_checkpoints:
-            shutil.rmtree(self.search.folder(trial) / "checkpoints", ignore_errors=True)
+            shutil.rmtree(RunFolder(self.search.folder(trial)).checkpoints, ignore_errors=True)
 
 
 def base_work(base: Config, recipe: str, home: Path, token: str) -> Work:
     """A run of the base's settings that trains nothing: it fails by whatever no trial's settings can mend."""
-    return Work(dataclasses.replace(base, output=home / "trials" / "base"), recipe, 0, home, token)
+    return Work(dataclasses.replace(base, output=SearchFolder(home).trials / "base"), recipe, 0, home, token)
 
 
 def check_base(work: Work, outcome: Outcome) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from crossalign.config import flatten, to_dict
 from crossalign.runs.folder import read_json
+from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.studies.search.drive import RESUMED, Search
 from crossalign.studies.search.jobs import watched
 from crossalign.training.tracking import RETRY_SECONDS, SEND_SECONDS, Status, log_results
@@ -59,11 +60,11 @@ class Follower:
         self._next = math.inf  # the parent stays ended
         for trial in self.search.journal.trials:
             self.trial(trial.number, over=True)
-        for result in sorted(self.search.home.glob("winner/*/result.json")):
+        for result in sorted(SearchFolder(self.search.home).winner.glob(f"*/{RunFolder.result.name}")):
             self._send_result(result.parent, parent)
 
     def _send_result(self, folder: Path, parent: str) -> None:
-        result = read_json(folder / "result.json")
+        result = read_json(RunFolder(folder).result)
         test = result.get("test") or {}
         values = {f"test/{name}": value for name, value in test.items() if isinstance(value, float)}
         for place, found in result.get("scores", {}).items():

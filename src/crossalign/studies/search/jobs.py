@@ -28,13 +28,12 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir
 from crossalign.core.progress import silence
 from crossalign.runs.folder import InUse, locked
+from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.studies.search.cluster import stoppable
 from crossalign.studies.workers import ORPHAN_SECONDS, orphaned, run_verb
 from crossalign.training.stops import DiskFull, Diverged, Interrupted, NoRoom, Paused
-from crossalign.training.tracking import METRICS_FILE
 
 Config = AdaptConfig | PretrainConfig | FinetuneConfig
-TOKEN = "search.id"
 NOT_SHIPPED = (".lock", "mlflow.db", "mlartifacts")
 END = 1024  # zeros at the end of an archive
 TELL_SECONDS = 60.0
@@ -187,7 +186,7 @@ def unpack(files: bytes, folder: Path) -> None:
 def _shares(work: Work) -> bool:
     """Whether this process sees the very folder of the search, not another host's of the same name."""
     try:
-        return (work.home / TOKEN).read_text(encoding="utf-8") == work.token
+        return SearchFolder(work.home).token.read_text(encoding="utf-8") == work.token
     except OSError:
         return False
 
@@ -265,7 +264,7 @@ def _curve(folder: Path, name: str) -> list[float]:
 def validations(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl that hold the validation of its training stage, one an epoch."""
     found: dict[int, dict[str, Any]] = {}
-    with contextlib.suppress(FileNotFoundError), (folder / METRICS_FILE).open(encoding="utf-8") as lines:
+    with contextlib.suppress(FileNotFoundError), RunFolder(folder).metrics.open(encoding="utf-8") as lines:
         for line in lines:
             if line.endswith("\n") and (row := json.loads(line))["stage"] == "train" and row["split"] == "validation":
                 found[row["epoch"]] = row

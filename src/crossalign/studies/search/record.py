@@ -9,6 +9,7 @@ from typing import Any
 from crossalign.config import AdaptConfig
 from crossalign.core.files import write_json
 from crossalign.runs.metrics import plain
+from crossalign.runs.names import SearchFolder
 from crossalign.studies.search.drive import Search
 from crossalign.studies.search.jobs import watched
 from crossalign.studies.search.journal import Trial
@@ -56,7 +57,7 @@ def write_record(search: Search, title: str, seconds: float) -> dict[str, Any]:
         "alignment_epochs": _alignment_epochs(search),
         "seconds": round(seconds, 1),
     }
-    write_json(search.home / "search.json", record)
+    write_json(SearchFolder(search.home).record, record)
     return record
 
 
@@ -68,5 +69,5 @@ def _alignment_epochs(search: Search) -> int:
 
 def seconds_so_far(home: Path) -> float:
     """Wall clock of earlier calls."""
-    file = home / "search.json"
+    file = SearchFolder(home).record
     return float(json.loads(file.read_text(encoding="utf-8"))["seconds"]) if file.is_file() else 0.0

@@ -13,6 +13,7 @@ import yaml
 from crossalign.config import AdaptConfig
 from crossalign.core.progress import progress
 from crossalign.runs.folder import differences
+from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.studies.search.drive import DEATHS, Pool, Search, outcomes
 from crossalign.studies.search.jobs import Config, Work
 
@@ -27,7 +28,7 @@ def train_winner(search: Search, trial: int, pool: Pool) -> list[str]:
     """
     _drop_overtaken(search, trial)
     configs = [seeded(search, trial, seed) for seed in range(1, search.config.seeds + 1)]
-    waiting = [_work(search, config) for config in configs if not (config.output / "result.json").is_file()]
+    waiting = [_work(search, config) for config in configs if not RunFolder(config.output).result.is_file()]
     if configs:
         search.journal.mark_scored(trial)
     failed, deaths = [], Counter[Path]()
@@ -51,13 +52,13 @@ def seeded(search: Search, trial: int, seed: int) -> Config:
     """A trial's settings for one of the final runs; ``seed`` counts from 1, as the base's own is the one that chose."""
     config = search.settled(trial)
     seed += config.seed
-    config = dataclasses.replace(config, seed=seed, output=search.home / "winner" / f"seed-{seed}")
+    config = dataclasses.replace(config, seed=seed, output=SearchFolder(search.home).winner / f"seed-{seed}")
     return dataclasses.replace(config, score_test=True) if isinstance(config, AdaptConfig) else config
 
 
 def _drop_overtaken(search: Search, trial: int) -> None:
-    for folder in sorted((search.home / "winner").glob("seed-*")):
-        file, seed = folder / "config.yaml", int(folder.name.removeprefix("seed-")) - search.config.seed
+    for folder in sorted(SearchFolder(search.home).winner.glob("seed-*")):
+        file, seed = RunFolder(folder).config, int(folder.name.removeprefix("seed-")) - search.config.seed
         if not file.is_file() or differences(seeded(search, trial, seed), yaml.safe_load(file.read_text(encoding="utf-8"))):
             shutil.rmtree(folder)
 

@@ -28,6 +28,7 @@ from crossalign.models.classifier.backbone import probe
 from crossalign.models.classifier.model import ImageClassifier
 from crossalign.models.classifier.targets import corpus_path
 from crossalign.runs.folder import read_json, resolved
+from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
 from crossalign.training.loop import Batch, Run, Stage, StageResult, fit
@@ -142,7 +143,7 @@ def resolve_speed(config: AdaptConfig, model: ImageClassifier, train: ImageSet, 
 
 def _align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Run) -> dict[str, Any]:
     """The alignment stage, or what it found if the run is past it."""
-    file = config.output / "alignment.json"
+    file = RunFolder(config.output).alignment
     if config.align.metric == "none":
         return {}
     if run.resume is not None and run.resume.stage == "train":
@@ -256,7 +257,7 @@ def _write(
     facts = {"data": splits.source, "validation accuracy": f"{result['validation']['accuracy']:.2%}", "seed": config.seed}
     if scores is not None:
         facts["test accuracy"] = f"{result['test']['accuracy']:.2%} on {result['test']['n']} images"
-        write_predictions(folder / "predictions.parquet", scores)
-        write_samples(folder / "samples.parquet", splits.test, scores, seed=config.data.split_seed)
-    model.save_pretrained(folder / "model", facts=facts)
-    write_json(folder / "result.json", result)
+        write_predictions(RunFolder(folder).predictions, scores)
+        write_samples(RunFolder(folder).samples, splits.test, scores, seed=config.data.split_seed)
+    model.save_pretrained(RunFolder(folder).model, facts=facts)
+    write_json(RunFolder(folder).result, result)

@@ -18,13 +18,13 @@ from crossalign.config import EvaluateConfig, LoopConfig, validate
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import atomic_path, content_key, write_json
 from crossalign.core.machine import environment, is_main_process
+from crossalign.runs.names import EvaluationFolder, RunFolder
 
 if TYPE_CHECKING:
     from crossalign.verbs.evaluate.harness import EvalTask
     from crossalign.verbs.evaluate.model import Scored
     from crossalign.verbs.evaluate.scorer import Scorer
 
-RESULTS = "results.json"
 ASKED = ("prompt", "answers", "loglikelihoods", "said", "target")  # columns of outputs/, all others are scores
 
 
@@ -47,10 +47,12 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     if len({task.name for task in tasks}) < len(tasks):
         raise UserError("--tasks names two task files of one task: results are kept by task, so give them in two calls")
     opened = open_scored(config.model, config.bos)
-    folder = config.output or (opened.run / "evaluation" if opened.run else Path("runs") / f"evaluation-{_plain(config.model)}")
+    folder = config.output or (
+        RunFolder(opened.run).evaluation if opened.run else Path("runs") / f"evaluation-{_plain(config.model)}"
+    )
     before = None
     if opened.before and config.before:
-        before = _score(open_scored(opened.before, config.bos), tasks, config, folder / "before", quiet)
+        before = _score(open_scored(opened.before, config.bos), tasks, config, EvaluationFolder(folder).before, quiet)
     results = _score(opened, tasks, config, folder, quiet, before)
     if is_main_process():
         _track(results, folder, opened, config)
@@ -130,13 +132,13 @@ def _score_locked(
                 "model_fingerprint": opened.fingerprint,
                 "key": keys[task.name],
             }
-            write_json(folder / RESULTS, {"tasks": kept, **told})
+            write_json(EvaluationFolder(folder).results, {"tasks": kept, **told})
         if is_main_process() and not quiet:
             print(describe(kept[task.name]), flush=True)
     results = {"tasks": kept, **told} | ({"forgetting": _forgetting(before, kept)} if before else {})
     if is_main_process():
-        write_json(folder / RESULTS, results)
-        write_json(folder / "environment.json", environment())
+        write_json(EvaluationFolder(folder).results, results)
+        write_json(RunFolder(folder).environment, environment())
     scorer.barrier()
     return results
 
@@ -175,8 +177,9 @@ def _done(folder: Path, opened: Scored, keys: dict[str, str]) -> dict[str, Any]:
     """
     from crossalign.runs.folder import read_json
 
+    file = EvaluationFolder(folder).results
     try:
-        told = read_json(folder / RESULTS)["tasks"] if (folder / RESULTS).is_file() else {}
+        told = read_json(file)["tasks"] if file.is_file() else {}
         return {
             name: entry
             for name, entry in told.items()
@@ -186,7 +189,7 @@ def _done(folder: Path, opened: Scored, keys: dict[str, str]) -> dict[str, Any]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"'{folder / RESULTS}' is damaged or not of crossalign evaluate: take it away, or choose another --output"
+            f"'{file}' is damaged or not of crossalign evaluate: take it away, or choose another --output"
         ) from error
 
 

@@ -20,6 +20,7 @@ from crossalign.models.classifier.saved import FORMAT, read_saved
 from crossalign.models.language.inner import add_lora
 from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.loading import read_weights
+from crossalign.runs.names import RunFolder
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -72,19 +73,19 @@ def _folder_of(ref: str) -> tuple[Path | None, Path | None]:
     path = Path(ref).expanduser()
     if not path.is_dir():
         return None, None
-    if (path / "config.yaml").is_file():
-        if not (path / "model").is_dir():
+    if RunFolder(path).config.is_file():
+        if not RunFolder(path).model.is_dir():
             raise UserError(f"'{path}' holds a run without a model/ folder: finish it by its own command first")
-        return path / "model", path
-    return path, path.parent if (path.parent / "config.yaml").is_file() and path.name == "model" else None
+        return RunFolder(path).model, path
+    return path, path.parent if RunFolder(path.parent).config.is_file() and path.name == "model" else None
 
 
 def _pretrained_here(run: Path | None) -> bool:
     """Whether a run pre-trained the model, or fine-tuned one that was pre-trained here: each document began with BOS then."""
     if run is None:
         return False
-    if _json(run / "result.json").get("verb") != "finetune":
-        return _json(run / "result.json").get("verb") == "pretrain"
+    if _json(RunFolder(run).result).get("verb") != "finetune":
+        return _json(RunFolder(run).result).get("verb") == "pretrain"
     return _pretrained_here(_folder_of(_model_of(run))[1])
 
 
@@ -92,7 +93,7 @@ def _model_of(run: Path) -> str:
     """What a run of ``finetune`` began with."""
     import yaml
 
-    return str((yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}).get("model") or "")
+    return str((yaml.safe_load(RunFolder(run).config.read_text(encoding="utf-8")) or {}).get("model") or "")
 
 
 def _json(file: Path) -> dict[str, Any]:

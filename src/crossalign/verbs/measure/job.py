@@ -38,6 +38,7 @@ from crossalign.core.machine import environment, free_memory
 from crossalign.core.progress import progress
 from crossalign.data.pairs.load import Pairs, open_pairs
 from crossalign.runs.folder import claim_folder, locked, write_config
+from crossalign.runs.names import RunFolder
 from crossalign.stats import student_t
 from crossalign.verbs.measure.models import Measured, look, name_models, read_language
 
@@ -206,7 +207,7 @@ def _write(config: MeasureConfig, result: dict[str, Any], found: list[Alignment]
 
     folder = config.output
     write_config(folder, config)
-    write_json(folder / "environment.json", environment())
+    write_json(RunFolder(folder).environment, environment())
     tensors: dict[str, Tensor] = {}
     for one in found:
         place = f"{one.language.name} | {one.vision.name}"
@@ -215,9 +216,9 @@ def _write(config: MeasureConfig, result: dict[str, Any], found: list[Alignment]
         tensors[f"{place} | null mean"] = one.null.mean(0)
         tensors[f"{place} | p"] = p_values(one.scores, one.null.amax((1, 2))[:, None, None])
         tensors[f"{place} | null best"] = one.null.amax((1, 2))
-    with atomic_path(folder / "scores.safetensors") as temporary:
+    with atomic_path(RunFolder(folder).scores) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    write_json(folder / "measure.json", result)
+    write_json(RunFolder(folder).measurement, result)
     write_page(folder, config, result, tensors)
 
 
@@ -241,7 +242,7 @@ def _check(config: MeasureConfig) -> None:
 
 def _check_folder(config: MeasureConfig) -> None:
     """Raise UserError where another measurement lies there, unless it may be replaced, or a run that is none."""
-    file = config.output / "config.yaml"
+    file = RunFolder(config.output).config
     if file.is_file() and not {"language", "vision"} <= (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).keys():
         raise UserError(f"{config.output} holds a run that is no measurement: choose another --output")
     if not config.overwrite:

@@ -18,6 +18,7 @@ from crossalign.features.language import Reading, bits_per_byte, reading_key, wr
 from crossalign.features.store import check_teacher, is_ours, load_features, pair_features, read_metadata, write_features
 from crossalign.results.rows import short_name
 from crossalign.runs.folder import read_json
+from crossalign.runs.names import RunFolder
 
 if TYPE_CHECKING:
     from crossalign.data.pairs.load import Pairs
@@ -110,7 +111,7 @@ def _teacher(config: MeasureConfig, ref: str) -> TeacherConfig:
 
 def _in_runs(refs: tuple[str, ...]) -> list[Measured]:
     """The references, with the models that it kept in place of a training run."""
-    runs = {ref: Path(ref).expanduser() for ref in refs if (Path(ref).expanduser() / "config.yaml").is_file()}
+    runs = {ref: Path(ref).expanduser() for ref in refs if RunFolder(Path(ref).expanduser()).config.is_file()}
     names = _run_names(folder.resolve() for folder in runs.values())
     found = []
     for ref in refs:
@@ -123,10 +124,10 @@ def _in_runs(refs: tuple[str, ...]) -> list[Measured]:
 
 def _kept(folder: Path, run: str) -> list[Measured]:
     """The models of a training run: those kept during training, and the last one."""
-    found = {path: re.fullmatch(r"step-(\d{7,})", path.name) for path in (folder / "snapshots").glob("step-*")}
+    found = {path: re.fullmatch(r"step-(\d{7,})", path.name) for path in RunFolder(folder).snapshots.glob("step-*")}
     kept = [Measured(str(path), "", {}, run, int(match[1])) for path, match in found.items() if match]
     kept.sort(key=lambda model: model.step or 0)
-    last, result = folder / "model", folder / "result.json"
+    last, result = RunFolder(folder).model, RunFolder(folder).result
     if not kept and not last.is_dir():
         raise UserError(f"the run '{folder}' has no model yet: let it finish, or train with --loop.keep-every")
     if not kept:
