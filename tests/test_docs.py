@@ -52,7 +52,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty current folder; what the code registers is gone afterwards."""
     monkeypatch.chdir(tmp_path)
     all_recipes()
-    registries: list[dict[str, Any]] = [divergences._functions, similarities._functions, EMBEDDERS, FAMILIES, OPENERS, RECIPES]
+    registries: list[dict[str, Any]] = [divergences._entries, similarities._entries, EMBEDDERS, FAMILIES, OPENERS, RECIPES]
     before = [dict(registry) for registry in registries]
     yield tmp_path
     for registry, kept in zip(registries, before, strict=True):

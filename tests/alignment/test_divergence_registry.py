@@ -24,7 +24,7 @@ def test_unknown_name_gives_the_nearest() -> None:
 
 
 def test_ones_own_divergence_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(divergences, "_functions", dict(divergences._functions))
+    monkeypatch.setattr(divergences, "_entries", dict(divergences._entries))
 
     @register_divergence("mean-distance")
     def mean_distance(x: Tensor, y: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def test_koleo_is_computed_in_float32_and_spreads_what_it_is_minimised_on() -> N
 
 
 def test_penalties_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(penalties, "_functions", dict(penalties._functions))
+    monkeypatch.setattr(penalties, "_entries", dict(penalties._entries))
     assert penalty_names() == ("koleo", "l1", "l2") and get_penalty("koleo") is koleo
     with pytest.raises(ValueError, match="unknown penalty 'kaleo'; did you mean 'koleo'"):
         get_penalty("kaleo")

@@ -328,7 +328,7 @@ def test_names_and_what_they_may_be_used_for() -> None:
 
 
 def test_ones_own_similarity_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(similarities, "_functions", dict(similarities._functions))
+    monkeypatch.setattr(similarities, "_entries", dict(similarities._entries))
 
     @register_similarity("mean-cosine", comparable_across_batch_sizes=True)
     def mean_cosine(x: Tensor, y: Tensor) -> Tensor:

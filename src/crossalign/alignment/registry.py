@@ -2,52 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from crossalign.core.registry import Registry
+
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Registry(Generic[F]):
-    """Functions of one kind by name.
-
-    `kind` is the word for error messages, such as "divergence".
-    """
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self._functions: dict[str, F] = {}
-
-    def register(self, name: str, function: F) -> None:
-        """Add a function. Raises ValueError where another function holds the name.
-
-        The same function may come again, as it does when its notebook cell is run twice.
-        """
-        held = self._functions.get(name)
-        if held is not None and _identity(held) != _identity(function):
-            raise ValueError(f"the {self.kind} '{name}' is registered already; give yours another name")
-        self._functions[name] = function
-
-    def get(self, name: str) -> F:
-        """The function of that name. Raises ValueError with the nearest name where there is none."""
-        try:
-            return self._functions[name]
-        except KeyError:
-            begun = sorted((known for known in self.names() if name and known.startswith(name)), key=len)[:2]
-            near = begun or difflib.get_close_matches(name, self.names(), n=1, cutoff=0.5)
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise ValueError(f"unknown {self.kind} '{name}'{hint} (known: {', '.join(self.names())})") from None
-
-    def names(self) -> tuple[str, ...]:
-        """All names, sorted."""
-        return tuple(sorted(self._functions))
-
-
-def _identity(function: Callable[..., Any]) -> tuple[Any, Any]:
-    return getattr(function, "__module__", None), getattr(function, "__qualname__", function)
+GROUP = "crossalign.metrics"
+"""Entry points of plug-ins that register measures."""
 
 
 class Divergence(Protocol):
@@ -58,7 +22,7 @@ class Divergence(Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
 
 
-divergences: Registry[Divergence] = Registry("divergence")
+divergences: Registry[Divergence] = Registry("divergence", group=GROUP)
 
 
 def register_divergence(name: str, *, needs_labels: bool = False) -> Callable[[F], F]:
@@ -71,19 +35,12 @@ def register_divergence(name: str, *, needs_labels: bool = False) -> Callable[[F
     ... def mean_distance(x, y):
     ...     return (x.mean(0) - y.mean(0)).norm()
     """
-
-    def add(function: F) -> F:
-        entry = cast(Divergence, function)
-        entry.needs_labels = needs_labels
-        divergences.register(name, entry)
-        return function
-
-    return add
+    return divergences.register(name, needs_labels=needs_labels)
 
 
 def get_divergence(name: str) -> Divergence:
     """The divergence of that name. Raises ValueError, with the nearest name, where there is none."""
-    return divergences.get(name)
+    return divergences[name]
 
 
 def divergence_names() -> tuple[str, ...]:
@@ -102,7 +59,7 @@ class Similarity(Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
 
 
-similarities: Registry[Similarity] = Registry("similarity")
+similarities: Registry[Similarity] = Registry("similarity", group=GROUP)
 
 
 def register_similarity(
@@ -124,22 +81,18 @@ def register_similarity(
     ... def mean_cosine(x, y):
     ...     return torch.cosine_similarity(x, y).mean()
     """
-
-    def add(function: F) -> F:
-        entry = cast(Similarity, function)
-        entry.differentiable = differentiable
-        entry.centred = centred
-        entry.ranks_rows = ranks_rows
-        entry.comparable_across_batch_sizes = comparable_across_batch_sizes
-        similarities.register(name, entry)
-        return function
-
-    return add
+    return similarities.register(
+        name,
+        differentiable=differentiable,
+        centred=centred,
+        ranks_rows=ranks_rows,
+        comparable_across_batch_sizes=comparable_across_batch_sizes,
+    )
 
 
 def get_similarity(name: str) -> Similarity:
     """The similarity of that name. Raises ValueError, with the nearest name, where there is none."""
-    return similarities.get(name)
+    return similarities[name]
 
 
 def similarity_names() -> tuple[str, ...]:
@@ -147,22 +100,17 @@ def similarity_names() -> tuple[str, ...]:
     return similarities.names()
 
 
-penalties: Registry[Callable[..., Tensor]] = Registry("penalty")
+penalties: Registry[Callable[..., Tensor]] = Registry("penalty", group=GROUP)
 
 
 def register_penalty(name: str) -> Callable[[F], F]:
     """Decorator: make a function of features (n, p), which returns a scalar tensor to make small, usable by `name`."""
-
-    def add(function: F) -> F:
-        penalties.register(name, function)
-        return function
-
-    return add
+    return penalties.register(name)
 
 
 def get_penalty(name: str) -> Callable[..., Tensor]:
     """The penalty of that name. Raises ValueError, with the nearest name, where there is none."""
-    return penalties.get(name)
+    return penalties[name]
 
 
 def penalty_names() -> tuple[str, ...]:

@@ -13,14 +13,18 @@ class UserError(Exception):
     """Bad input. The command line prints the sentence alone and exits with 2; a library caller catches it."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str], listed: str = "") -> UserError:
+class UnknownName(UserError, ValueError):
+    """A name that nothing has: also the ValueError of any function that is given a value out of its range."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], listed: str = "") -> UnknownName:
     """An error for a name that no registry holds: it gives the nearest one and the whole list.
 
     ``listed``: the command that lists a registry too long for a sentence, of which the three nearest names are given.
 
     >>> raise unknown("metric", "mdd", ["mmd", "mse"])
     Traceback (most recent call last):
-    crossalign.core.errors.UserError: unknown metric 'mdd'; did you mean 'mmd'? (known: mmd, mse)
+    crossalign.core.errors.UnknownName: unknown metric 'mdd'; did you mean 'mmd'? (known: mmd, mse)
     """
     names = sorted(known)
     # "cka" is the beginning of "cka-rbf", though more like "cca".
@@ -29,10 +33,10 @@ def unknown(kind: str, name: str, known: Iterable[str], listed: str = "") -> Use
     guess = begun or near[:1]
     hint = f"; did you mean {' or '.join(map(repr, guess))}?" if guess else ""
     if not listed or len(names) <= SHORT:
-        return UserError(f"unknown {kind} '{name}'{hint} (known: {', '.join(names)})")
+        return UnknownName(f"unknown {kind} '{name}'{hint} (known: {', '.join(names)})")
     more = [other for other in near if other not in guess]
     others = f"also near: {', '.join(more)}; " if more else ""
-    return UserError(f"unknown {kind} '{name}'{hint} ({others}all {len(names)}: {listed})")
+    return UnknownName(f"unknown {kind} '{name}'{hint} ({others}all {len(names)}: {listed})")
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:

@@ -115,6 +115,8 @@ class Term:
             self.regularizer.due(0)
             with warnings.catch_warnings(record=True) as warned:
                 value = self.regularizer.try_out(model.eval())
+        except UserError:
+            raise
         except (ValueError, RuntimeError) as error:
             raise UserError(f"the alignment term cannot be computed: {error}") from error
         finally:
