@@ -211,9 +211,9 @@ def test_hub_sets_are_read_from_a_local_folder(tmp_path: Path, write_folder: Cal
     ("name", "path", "configuration", "revision"),
     [
         ("hf:Skylion007/openwebtext@refs/convert/parquet", "Skylion007/openwebtext", None, "refs/convert/parquet"),
-        ("minhuh/prh@wit_1024", "minhuh/prh", None, "wit_1024"),
-        ("some/set:plain@v1.0", "some/set", "plain", "v1.0"),
-        ("some/set:plain", "some/set", "plain", None),
+        ("hf:minhuh/prh@wit_1024", "minhuh/prh", None, "wit_1024"),
+        ("hf:some/set:plain@v1.0", "some/set", "plain", "v1.0"),
+        ("hf:some/set:plain", "some/set", "plain", None),
     ],
 )
 def test_a_hub_name_holds_configuration_and_revision(

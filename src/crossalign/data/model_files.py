@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crossalign.core.errors import UserError, missing_extra, unknown
+from crossalign.core.refs import CONTROLS, Ref
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,14 @@ def locate(ref: str, weights: bool) -> Source:
     Raises:
         UserError: nothing lies there, or a package is missing.
     """
-    kind, _, name = ref.partition(":")
-    if kind == "package":
-        return Source(ref, _package_folder(name))
-    if kind == "hf":
-        published = PUBLISHED_CONFIGS.get(name.partition("@")[0])
+    parts = Ref(ref, ())
+    if parts.kind == "package":
+        return Source(ref, _package_folder(parts.name))
+    if parts.kind == "hf":
+        published = PUBLISHED_CONFIGS.get(parts.name)
         if not weights and published:
             return Source(ref, None, published=published)
-        return Source(ref, hub_folder(name, weights))
+        return Source(ref, hub_folder(ref, weights))
     path = Path(ref).expanduser()
     if path.is_dir():
         return Source(ref, path)
@@ -109,14 +110,10 @@ def locate(ref: str, weights: bool) -> Source:
         return Source(ref, path.parent)
     if path.is_file():
         raise UserError(f"cannot open '{path}' as a language model: give a Hugging Face folder or a .gguf file")
-    if name and not path.exists():
-        raise unknown("kind of model reference", f"{kind}:", [f"{k}:" for k in ("package", "hf", *CONTROLS)])
+    if parts.kind != "path" and parts.name and not path.exists():
+        raise unknown("kind of model reference", f"{parts.kind}:", [f"{k}:" for k in ("package", "hf", *CONTROLS)])
     hint = f", or 'hf:{ref}' for the hub" if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref) else ""
     raise UserError(f"no model folder at '{path}': give a folder, a .gguf file, package:NAME{hint}")
-
-
-CONTROLS = ("random", "shuffled", "none", "vit")
-"""Prefixes that make a control out of any other reference."""
 
 
 def _package_folder(name: str) -> Path:
@@ -129,26 +126,28 @@ def _package_folder(name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / package.folder
 
 
-def hub_folder(name: str, weights: bool) -> Path:
+def hub_folder(ref: str, weights: bool) -> Path:
     """The model's folder in the hub's cache, fetched if need be; safetensors where it has them, else its .bin."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    repo, _, revision = name.partition("@")
+    page = Ref(ref)
 
     def fetch(patterns: list[str]) -> Path:
         # Subfolders hold other formats (onnx, openvino), which are large and not ours.
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        return Path(
+            snapshot_download(page.name, revision=page.revision or None, allow_patterns=patterns, ignore_patterns=["*/*"])
+        )
 
     try:
         folder = fetch(_HUB_SMALL_FILES + (["model*.safetensors"] if weights else []))
         if weights and not any(folder.glob("model*.safetensors")):
             folder = fetch([*_HUB_SMALL_FILES, "pytorch_model*.bin"])
     except HFValidationError as error:
-        raise UserError(f"'hf:{name}' is not a hub model's name: write hf:ORG/NAME") from error
+        raise UserError(f"'{page.base}' is not a hub model's name: write hf:ORG/NAME") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise UserError(
-            f"'hf:{name}' is not in the local Hugging Face cache and could not be fetched ({type(error).__name__}): "
+            f"'{page.base}' is not in the local Hugging Face cache and could not be fetched ({type(error).__name__}): "
             "check the name and the network, or give a local folder"
         ) from error
     return folder

@@ -14,6 +14,7 @@ from torch import Tensor
 from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir, content_key, write_json
 from crossalign.core.progress import followed
+from crossalign.core.refs import Ref
 from crossalign.features.store import FORMAT, Maker, write_made
 from crossalign.models.language.model import LanguageModel, open_language_model, reference_key
 from crossalign.models.taps import Layer, Pool, Taps, resolve_layers
@@ -76,7 +77,7 @@ def reading_key(ref: str, reading: Reading) -> str:
     Raises:
         UserError: nothing lies at ``ref``, or a model that reads no text.
     """
-    if ref.partition(":")[0] in ("none", "vit"):
+    if Ref(ref).control in ("none", "vit"):
         raise UserError(f"'{ref}' reads no text: name a language model, or random:REF as a control")
     return content_key(
         model=reference_key(ref, reading.seed),

@@ -22,6 +22,7 @@ from crossalign.config import PairsConfig, TeacherConfig, validate
 from crossalign.core.device import resolve_device
 from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key, file_hash
+from crossalign.core.refs import Ref
 
 if TYPE_CHECKING:
     from crossalign.data.pairs.load import Pairs
@@ -61,7 +62,7 @@ def features(teacher: TeacherConfig, pairs: PairsConfig, output: Path | None = N
     """
     from crossalign.data.pairs.load import open_pairs
 
-    if teacher.ref.startswith("file:"):
+    if Ref(teacher.ref).file:
         raise UserError(f"'{teacher.ref}' holds features already: name it where they are used, as --teacher.ref")
     resolve_device(device)
     key = teacher_key(teacher)  # what is wrong with teacher or output is said before every image is checked
@@ -75,10 +76,10 @@ def check_teacher(teacher: TeacherConfig) -> str:
     Raises:
         UserError: the teacher, its layers or its file of features is not there.
     """
-    if teacher.ref.startswith("file:"):
+    if own := Ref(teacher.ref).file:
         from crossalign.features.own_files import check_file
 
-        check_file(Path(teacher.ref.removeprefix("file:")).expanduser())
+        check_file(own)
         return ""
     key = teacher_key(teacher)
     _check_output(teacher, None, key)
@@ -222,10 +223,9 @@ def pair_features(teacher: TeacherConfig, pairs: Pairs, *, device: str = "auto")
     Raises:
         UserError: see :func:`features`, and :func:`crossalign.features.own_files.read_features_file` for ``file:``.
     """
-    if teacher.ref.startswith("file:"):
+    if own := Ref(teacher.ref).file:
         from crossalign.features.own_files import read_features_file
 
-        own = Path(teacher.ref.removeprefix("file:")).expanduser()
         if is_ours(own):  # it knows its pairs
             return load_features(own, pairs), read_metadata(own)["teacher_key"]
         return read_features_file(own, pairs.ids), file_hash(own)[:20]

@@ -25,6 +25,7 @@ from crossalign.config import (
     TuneConfig,
     to_dict,
 )
+from crossalign.core.refs import Ref
 from crossalign.recipes import RECIPES, Recipe
 
 TEACHERS = {
@@ -327,7 +328,7 @@ def _add_pretraining() -> None:
 def _add_finetuning() -> None:
     few = "8 pairs, where unrelated features score up to .99"
     for size, model in {"1b": "hf:meta-llama/Llama-3.2-1B", "8b": "hf:meta-llama/Llama-3.1-8B"}.items():
-        name, note = f"cmar-finetune-{size}", f"{model.removeprefix('hf:')} on Alpaca-52k"
+        name, note = f"cmar-finetune-{size}", f"{Ref(model).name} on Alpaca-52k"
         add = partial(_add, assumed=ASSUMED_FINETUNE, usual=finetuning(model, {}))
         why = {"align.batch_size": f"not given; as many pairs as sequences of text: {few}, see -cka-rbf-debiased"}
         make = partial(finetuning, model)

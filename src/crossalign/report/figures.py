@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossalign.core.refs import Ref
 from crossalign.report.drawing import (
     BLUE,
     GREEN,
@@ -25,7 +26,7 @@ from crossalign.report.drawing import (
 )
 from crossalign.report.wording import image_error
 from crossalign.results.comparisons import Comparison
-from crossalign.results.rows import ALIGNMENTS, Row, best, blocks, short_name
+from crossalign.results.rows import ALIGNMENTS, Row, best, blocks
 from crossalign.runs.records import Run, Study
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def draw(study: Study, rows: list[Row], comparisons: list[Comparison]) -> list[P
         parts = blocks(rows)
         for place, block in enumerate(parts):
             suffix = "" if len(parts) == 1 else f"-{place + 1}"
-            where = "" if len(parts) == 1 else f", {short_name(block[0].backbone)}"
+            where = "" if len(parts) == 1 else f", {Ref(block[0].backbone).short_name}"
             made += [curve_figure(block, suffix, where), align_figure(block, suffix, where)]
         made += [confusion_figure(top), reliability_figure(rows), *sweep_figures(study)]
     return [picture for picture in made if picture is not None]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from crossalign.core.refs import Ref
 from crossalign.report.tables import Table, plus_minus
 from crossalign.report.wording import LEVEL, p_text, percent, points
 from crossalign.results.comparisons import Comparison, pair
-from crossalign.results.rows import Row, short_name
+from crossalign.results.rows import Row
 from crossalign.stats import detectable_difference, holm
 
 TABLE1 = {
@@ -76,7 +77,7 @@ def _table(backbone: str, held: dict[str, Row]) -> Table | None:
         p_values = f"{p_text(one.t.p_value)} ({p_text(p)})"
         cells.append([finding.text, points(finding.published), f"{sign}{here}", p_values, verdict(finding, one, p)])
     return Table(
-        f"The paper's findings, with {short_name(backbone)}",
+        f"The paper's findings, with {Ref(backbone).short_name}",
         ["Finding of CMDA", "Paper", "Here", "p, seeds (Holm)", "Here it"],
         cells,
         [

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossalign.core.refs import Ref
 from crossalign.report.wording import UNKNOWN, duration, image_error, number, p_text, percent, points, size, verdict
 from crossalign.results.comparisons import QUESTIONS, Comparison, pair
-from crossalign.results.rows import Row, baseline, best, blocks, differing, flat, settings, short_name
+from crossalign.results.rows import Row, baseline, best, blocks, differing, flat, settings
 from crossalign.runs.records import Run, Study
 from crossalign.stats import PairedT
 
@@ -55,7 +56,7 @@ def results_table(rows: list[Row]) -> Table:
             ", ".join(sorted(rates)),
             str(len(row.runs)),
         ]
-        shown.append(cells[:1] + [short_name(row.model) or UNKNOWN] * many + cells[1:])
+        shown.append(cells[:1] + [Ref(row.model).short_name or UNKNOWN] * many + cells[1:])
     head = ["Method", "Test accuracy (%)", "Δ from FPT baseline", "Test loss", "ECE (%)", "Validation accuracy (%)"]
     columns = head[:1] + ["Backbone"] * many + head[1:] + ["Learning rate", "Seeds"]
     strong = frozenset(rows.index(best(block)) for block in blocks(rows)) if len(rows) > 1 else frozenset()

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from crossalign.core.errors import UserError
+from crossalign.core.refs import Ref
 from crossalign.report import tables, wording
 from crossalign.report.content import Content
 from crossalign.report.drawing import PALETTE, Picture, blank, clean, name_rows, styled
 from crossalign.report.wording import LEVEL, UNKNOWN, duration, number, p_equals, p_text
-from crossalign.results.rows import Row, short_name
+from crossalign.results.rows import Row
 from crossalign.runs.records import Run, Study
 from crossalign.stats import PairedT, detectable_difference, holm, paired_t, seeds_needed
 
@@ -166,7 +167,7 @@ def groups(rows: list[Row]) -> dict[str, list[Row]]:
     for row in rows:
         verb = {"pretrain": "pre-training", "finetune": "fine-tuning"}.get(row.first.text("verb"), "training")
         verb = "LoRA " + verb if row.method == "lora" else verb
-        found.setdefault(f"{short_name(row.backbone)}, {verb} on {row.data}", []).append(row)
+        found.setdefault(f"{Ref(row.backbone).short_name}, {verb} on {row.data}", []).append(row)
     return found
 
 
@@ -234,7 +235,7 @@ def _compared(question: Question, row: Row, reference: Row) -> bool:
 def _is_control(row: Row) -> bool:
     """Whether the term has no images, other ones, or a teacher that was never trained."""
     teacher, mode = row.first.text("teacher"), row.first.text("mode") or "paired"
-    return row.align in NO_IMAGES or mode != "paired" or teacher.startswith(("random:", "shuffled:"))
+    return row.align in NO_IMAGES or mode != "paired" or bool(Ref(teacher).control)
 
 
 def _paired(reference: Row, other: Row, keys: tuple[str, ...]) -> Iterator[tuple[float, float]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from crossalign.core.refs import Ref
 from crossalign.results.comparisons import QUESTIONS, Comparison, Question
-from crossalign.results.rows import Row, short_name
+from crossalign.results.rows import Row
 from crossalign.runs.records import Run
 from crossalign.stats import wilson
 
@@ -171,7 +172,7 @@ def headline(rows: list[Row], top: Row) -> str:
     if top.mean("test", "accuracy").n == 0:
         return unscored(top)
     accuracy = top.mean("test", "accuracy")
-    where = f" with {short_name(top.model)}" if top.model else ""
+    where = f" with {Ref(top.model).short_name}" if top.model else ""
     error, over = accuracy.error, ""
     if error is None and image_error(top.first) == image_error(top.first):
         error, over = image_error(top.first), ", ± over test images"
@@ -196,7 +197,7 @@ def single_run(row: Row) -> str:
     accuracy, n = run.number("test", "accuracy"), run.number("test", "n")
     if math.isnan(accuracy):
         return unscored(row)
-    where = f" with {short_name(row.model)}" if row.model else ""
+    where = f" with {Ref(row.model).short_name}" if row.model else ""
     told = f"“{run.name}”{where} classified {percent(accuracy)} % of the test images correctly"
     if not n > 0:
         return f"{told} (seed {run.seed})."

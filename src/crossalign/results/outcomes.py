@@ -11,11 +11,12 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
+from crossalign.core.refs import Ref
 from crossalign.report.text import HELD_OUT
 from crossalign.results.comparisons import same_test
 from crossalign.results.rows import Row
 from crossalign.runs.evaluations import BITS_PER_BYTE, Answers, is_likelihood
-from crossalign.runs.records import REFERENCE_KINDS, Run
+from crossalign.runs.records import Run
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,7 @@ def _measured_with(run: Run) -> str:
     """The vision model of held-out alignment: a teacher that was never trained is measured by its trained original."""
     align = run.config.get("align")
     named = str(align.get("held_out_teacher") or "") if isinstance(align, dict) else ""
-    teacher = named or run.text("teacher")
-    while not named and teacher.startswith(REFERENCE_KINDS):
-        teacher = teacher.split(":", 1)[1]
-    return teacher
+    return named or Ref(run.text("teacher")).base
 
 
 @dataclass(frozen=True)

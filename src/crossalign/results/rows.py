@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from crossalign.core.refs import Ref
 from crossalign.runs.records import Run, Study
 from crossalign.stats import Mean, mean_and_error
 
@@ -114,7 +115,7 @@ def _label(row: Row, rows: list[Row]) -> str:
     twins = [other for other in rows if other.first.name == row.first.name and other is not row]
     parts = [row.first.name]
     if any(twin.backbone != row.backbone for twin in twins):
-        parts.append(short_name(row.backbone) or "no backbone")
+        parts.append(Ref(row.backbone).short_name or "no backbone")
     if any(twin.data != row.data for twin in twins):
         parts.append(row.data)
     for key in ("method", "weights", "align"):
@@ -124,11 +125,6 @@ def _label(row: Row, rows: list[Row]) -> str:
     mine = settings(row.first)
     parts += [f"{key} {mine.get(key)}" for key in differing([row.first, *alike])]
     return ", ".join(parts)
-
-
-def short_name(reference: str) -> str:
-    """The last part of a model reference: ``../models/stories260K`` is ``stories260K``."""
-    return reference.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
 
 
 def blocks(rows: list[Row]) -> list[list[Row]]:

@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossalign.core.errors import UserError
+from crossalign.core.refs import Ref
 from crossalign.runs.evaluations import Evaluation, read_evaluation
 from crossalign.runs.search import Search, read_search
 
 SKIPPED = {"checkpoints", "model", "mlruns", "mlartifacts", "sweep", "__pycache__"}
 """Folders that are not searched for runs: parts of a run, and a study's sweep, which sweep.json stands for."""
-
-REFERENCE_KINDS = ("random:", "shuffled:", "none:", "vit:")
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,7 @@ class Run:
     @property
     def backbone(self) -> str:
         """The backbone's reference without the prefix of a control, so that controls meet their original."""
-        text = self.text("backbone")
-        while text.startswith(REFERENCE_KINDS):
-            text = text.split(":", 1)[1]
-        return text
+        return Ref(self.text("backbone")).base
 
     @property
     def classes(self) -> list[str]:

@@ -21,6 +21,7 @@ from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, updat
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import write_json
 from crossalign.core.machine import command_line, usable_cores
+from crossalign.core.refs import Ref
 from crossalign.recipes import all_recipes, get_recipe
 from crossalign.recipes.cmar import TEACHERS
 from crossalign.recipes.cmda import CONTROLS, METHODS, METRICS
@@ -235,14 +236,11 @@ def configured(recipe: str, settings: tuple[str, ...]) -> Any:
     for setting in settings:
         key, text, _ = read_setting(setting)
         if key == "backbone.ref":  # a control keeps its kind of weights: random:REF and so on
-            kind = config.backbone.ref.split(":")[0]
-            if text.split(":")[0] in ("random", "shuffled", "none", "vit"):
-                raise UserError(
-                    f"--set {setting}: name the pretrained model; the control rows put '{text.split(':')[0]}:' to it"
-                )
-            text = f"{kind}:{text}" if kind in ("random", "shuffled", "none", "vit") else text
-        if key == "teacher.ref" and config.teacher.ref.startswith(("random:", "shuffled:")):
-            text = f"{config.teacher.ref.partition(':')[0]}:{text.removeprefix('random:').removeprefix('shuffled:')}"
+            if wrong := Ref(text).control:
+                raise UserError(f"--set {setting}: name the pretrained model; the control rows put '{wrong}:' to it")
+            text = Ref(config.backbone.ref).like(text)
+        if key == "teacher.ref":
+            text = Ref(config.teacher.ref).like(text)
         if key == "align.metric" and isinstance(config, PretrainConfig | FinetuneConfig) and not _is_usual(config):
             continue  # the baseline and the controls keep their own
         value: Any = yaml.safe_load(text)

@@ -24,6 +24,7 @@ from crossalign.alignment.health import participation_ratio
 from crossalign.config import FinetuneConfig, PairsConfig, PretrainConfig, RegularizeConfig, TeacherConfig
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.machine import is_main_process
+from crossalign.core.refs import UNTRAINED, Ref
 from crossalign.data.batches import IGNORED
 from crossalign.data.pairs.batches import PairBatch, PairBatches
 from crossalign.data.pairs.load import Pairs, open_pairs
@@ -209,8 +210,7 @@ def _held_out_count(align: RegularizeConfig) -> int:
 
 def _held_out_teacher(align: RegularizeConfig, teacher: TeacherConfig) -> TeacherConfig:
     """A control's teacher is for training: all rows of a table are measured with the same one."""
-    real = re.sub(r"^(random|shuffled):", "", teacher.ref)
-    return replace(teacher, ref=align.held_out_teacher or real)
+    return replace(teacher, ref=align.held_out_teacher or Ref(teacher.ref, UNTRAINED).base)
 
 
 def open_term(
@@ -290,7 +290,7 @@ def open_held_out(
     try:
         features, _ = pair_features(teacher, held_out, device=device)
     except UserError as error:
-        if not teacher.ref.startswith("file:"):
+        if not Ref(teacher.ref).file:
             raise
         raise UserError(
             f"'{teacher.ref}' does not hold the features of the held-out pairs, on which alignment is measured too "
@@ -329,9 +329,9 @@ def row_name(config: PretrainConfig | FinetuneConfig) -> str:
         return title
     looks = align.metric in similarity_names()
     notes: list[str] = [align.mode] if looks and align.mode != "paired" else []
-    notes += [f"{kind} teacher" for kind in ("random", "shuffled") if teacher.ref.startswith(f"{kind}:")]
-    usual, real = RegularizeConfig(), re.sub(r"^(random|shuffled):", "", teacher.ref)
-    notes += [re.split(r"[:/]", real)[-1]] if looks and real != TeacherConfig().ref else []
+    usual, ref = RegularizeConfig(), Ref(teacher.ref)
+    notes += [f"{ref.control} teacher"] if ref.control else []
+    notes += [ref.short_name] if looks and ref.base != TeacherConfig().ref else []
     notes += [f"teacher layers {' '.join(teacher.layers)}"] if looks and teacher.layers != TeacherConfig().layers else []
     notes += [f"λ = {align.weight:g}"] if align.weight != (1.0 if align.metric == "captions" else usual.weight) else []
     notes += [f"every {align.every}"] if align.every != usual.every else []

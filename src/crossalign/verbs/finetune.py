@@ -17,6 +17,7 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, write_json
 from crossalign.core.machine import is_main_process
 from crossalign.core.progress import followed
+from crossalign.core.refs import Ref
 from crossalign.data.batches import Batches
 from crossalign.data.text.examples import ExampleRows, evaluation_examples
 from crossalign.data.text.instructions import Instructions, open_instructions
@@ -179,7 +180,7 @@ def _result(
         "mode": config.align.mode,
         "teacher": config.teacher.ref,
         "backbone": config.model,
-        "weights": "random" if config.model.startswith("random:") else "pretrained",
+        "weights": "random" if Ref(config.model).control == "random" else "pretrained",
         "data": f"{', '.join(Path(name).name for name in config.data.source[:3])} ({len(data.train):,} training examples)",
         "test": None,
         "seed": config.seed,

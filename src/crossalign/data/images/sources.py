@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from crossalign.core.errors import UserError, missing_extra, unknown
+from crossalign.core.refs import Ref
 from crossalign.data.images import tables
 from crossalign.data.sources import EXTENSIONS, SPLITS, Listing, Listings, Raw, file_identity
 
@@ -23,10 +24,11 @@ def list_source(source: str, alone: bool = False) -> Listings:
     Raises:
         UserError: no such source, nothing in it that can be read, or labels that are no labels.
     """
-    if source.startswith("sklearn:"):
-        return {"train": _sklearn(source.removeprefix("sklearn:"))}
-    if source.startswith("hf:"):
-        return tables.list_hub(source.removeprefix("hf:"))
+    ref = Ref(source, ())
+    if ref.kind == "sklearn":
+        return {"train": _sklearn(ref.rest)}
+    if ref.kind == "hf":
+        return tables.list_hub(source)
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix != ".parquet":

@@ -16,6 +16,7 @@ from typing import Any
 
 from crossalign.config import PairsConfig
 from crossalign.core.errors import UserError
+from crossalign.core.refs import Ref
 from crossalign.data.hub import load_hub
 from crossalign.data.images.tables import (
     IMAGE_COLUMNS,
@@ -81,8 +82,8 @@ def check_source(source: str) -> None:
 def _reader(source: str) -> tuple[Parts, Callable[[list[Any], PairsConfig], PairListing]]:
     if source == "openmoji":
         return {"": [openmoji_file()]}, _parquet
-    if source.startswith("hf:"):
-        return _hub_parts(source.removeprefix("hf:")), _hub
+    if Ref(source, ()).kind == "hf":
+        return _hub_parts(source), _hub
     path = Path(source).expanduser()
     for suffix, make in READERS.items():
         files = _files(path, suffix) if source else []
@@ -172,10 +173,10 @@ class _RowGroups:
         return raw_cell(self.kept[group][row - self.starts[group]], file.parent)
 
 
-def _hub_parts(name: str) -> Parts:
+def _hub_parts(ref: str) -> Parts:
     from crossalign.data.sources import split_name
 
-    loaded = load_hub(name)
+    loaded = load_hub(ref)
     if len(loaded) == 1:
         return {split_name(str(split)) or "": [rows] for split, rows in loaded.items()}
     parts: Parts = {}

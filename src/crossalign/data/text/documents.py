@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 from crossalign.core.errors import UserError
 from crossalign.core.files import file_hash, files_hash
+from crossalign.core.refs import Ref
 from crossalign.data.hub import train_split
 from crossalign.data.images.tables import unreadable
 from crossalign.data.sources import without_other_splits
@@ -75,7 +76,7 @@ def list_files(source: Sequence[str], column: str) -> tuple[list[TextFile], list
     files: list[TextFile] = []
     left_out: list[str] = []
     for name in source:
-        if name == TOPICS or name.startswith("hf:"):
+        if name == TOPICS or Ref(name, ()).kind == "hf":
             files.append(_topics() if name == TOPICS else _hub_file(name, column))
             continue
         path = Path(name).expanduser()

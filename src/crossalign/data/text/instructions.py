@@ -19,6 +19,7 @@ import numpy as np
 from crossalign.config import InstructConfig, validate
 from crossalign.core.errors import UserError
 from crossalign.core.progress import followed
+from crossalign.core.refs import Ref
 from crossalign.data.hub import train_split
 from crossalign.data.images.tables import unreadable
 from crossalign.data.sources import without_other_splits
@@ -179,7 +180,7 @@ def _without_end(text: str) -> str:
 
 def _records(name: str) -> Iterator[tuple[Any, str]]:
     """Rows with their place in words."""
-    if name.startswith("hf:"):
+    if Ref(name, ()).kind == "hf":
         yield from ((row, f"{name} row {number}") for number, row in enumerate(train_split(name)))
         return
     path = Path(name).expanduser()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossalign.core.errors import UserError, first_line
 from crossalign.core.files import write_json
+from crossalign.core.refs import Ref
 from crossalign.data.model_files import Source, hub_folder, locate, quiet
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def _open_folder(ref: str) -> Any:
             return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(f"cannot open the tokenizer of '{ref}': {first_line(error)}") from error
-    if ref.startswith("hf:"):  # of a published configuration only that is known, not the tokenizer
-        return read_tokenizer(Source(ref, hub_folder(ref.removeprefix("hf:"), weights=False)))
+    if Ref(ref, ()).kind == "hf":  # of a published configuration only that is known, not the tokenizer
+        return read_tokenizer(Source(ref, hub_folder(ref, weights=False)))
     return read_tokenizer(locate(ref, weights=False))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from crossalign.config import BackboneConfig, EmbedderConfig, HeadConfig, TuneConfig, update
 from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
+from crossalign.core.refs import Ref
 from crossalign.models.classifier.backbone import Backbone
 from crossalign.models.classifier.embedding import InputEmbedding
 from crossalign.models.classifier.freezing import FreezePlan, apply_freeze_plan
@@ -282,13 +283,15 @@ class _Unregistered:
 
 
 def _local_folder(path: str) -> Path:
-    if not path.startswith("hf:"):
+    page = Ref(path, ())
+    if page.kind != "hf":
         return Path(path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path.removeprefix("hf:"), allow_patterns=["*.json", "*.safetensors", "README.md"]))
+        patterns = ["*.json", "*.safetensors", "README.md"]
+        return Path(snapshot_download(page.name, revision=page.revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
             f"cannot fetch '{path}' from the hub ({type(error).__name__}): check the name and the network"

@@ -23,7 +23,8 @@ import torch
 
 from crossalign.core.errors import UserError, first_line
 from crossalign.core.files import content_key, files_hash
-from crossalign.data.model_files import CONTROLS, Source, locate, quiet, weight_files
+from crossalign.core.refs import Ref
+from crossalign.data.model_files import Source, locate, quiet, weight_files
 from crossalign.data.text.tokenizer import read_tokenizer
 from crossalign.models.language.families import Family, family_named, family_of
 from crossalign.models.loading import built, check_keys, shuffle_weights
@@ -144,14 +145,10 @@ def reference_key(ref: str, seed: int = 0) -> str:
 
 def _kind_and_base(ref: str) -> tuple[Kind, str]:
     """Which control a reference asks for, and of what."""
-    prefix, _, rest = ref.partition(":")
-    kind: Kind = prefix if prefix in CONTROLS else "pretrained"  # type: ignore[assignment]
-    base = rest if prefix in CONTROLS else ref
-    if base.partition(":")[0] in CONTROLS:
-        raise UserError(f"'{ref}' makes a control of a control: name a pretrained model after '{prefix}:'")
-    if not base:
+    parts = Ref(ref).of_one_control()
+    if not parts.base:
         raise UserError(f"'{ref}' names no model: give a folder, a .gguf file, package:NAME or hf:ORG/NAME")
-    return kind, base
+    return parts.control or "pretrained", parts.base  # type: ignore[return-value]
 
 
 def _read_config(source: Source) -> Any:

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from crossalign.core.errors import UserError, first_line, missing_extra, unknown
+from crossalign.core.refs import UNTRAINED, Ref
 from crossalign.data.model_files import Source, hub_folder, weight_files
 from crossalign.models.vision.body import Body, Pool, Request, finish, load_strictly, pool_places, read_state
 
@@ -63,7 +64,7 @@ def open_timm(name: str, request: Request) -> Body:
         if config is None or not config.hf_hub_id:
             raise UserError(f"timm's '{name}' lies on no hub page: give a local folder in timm's format")
         hub = config.hf_hub_id if config.hf_hub_id.count("/") == 1 and config.hf_hub_id[-1] != "/" else f"timm/{name}"
-        return weight_files(Source(request.ref, hub_folder(hub, weights=True)))
+        return weight_files(Source(request.ref, hub_folder(f"hf:{hub}", weights=True)))
 
     return _timm_body(request, lambda: timm.create_model(name, pretrained=False), files, name)
 
@@ -247,9 +248,9 @@ def open_hub(name: str, request: Request) -> Body:
     """``hf:ORG/NAME[@REVISION]``: a hub page in the format of transformers or of timm."""
 
     def files() -> list[Path]:  # fetched when they are asked for: for the weights, or for their hash
-        return weight_files(Source(request.ref, hub_folder(name, weights=True)))
+        return weight_files(Source(request.ref, hub_folder(f"hf:{name}", weights=True)))
 
-    return _open_folder(hub_folder(name, weights=request.loads), request, files)
+    return _open_folder(hub_folder(f"hf:{name}", weights=request.loads), request, files)
 
 
 def open_local(name: str, request: Request) -> Body:
@@ -261,11 +262,9 @@ def open_local(name: str, request: Request) -> Body:
     path = Path(name).expanduser()
     if path.is_dir():
         return _open_folder(path, request)
-    prefix = name.partition(":")[0]
-    if ":" in name and not path.exists():
-        raise unknown(
-            "kind of teacher reference", f"{prefix}:", [f"{kind}:" for kind in (*OPENERS, "random", "shuffled", "file")]
-        )
+    kind = Ref(name, ()).kind
+    if kind != "path" and not path.exists():
+        raise unknown("kind of teacher reference", f"{kind}:", [f"{known}:" for known in (*OPENERS, *UNTRAINED, "file")])
     raise UserError(f"no model folder at '{path}': give a folder, timm:NAME, hf:ORG/NAME or package:{'|'.join(PACKAGES)}")
 
 

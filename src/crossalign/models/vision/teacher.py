@@ -30,7 +30,8 @@ from torch.func import functional_call
 from crossalign.config import TeacherConfig
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import content_key
-from crossalign.models.vision.body import Body, Kind, Request, pool_places
+from crossalign.core.refs import UNTRAINED, Ref
+from crossalign.models.vision.body import Body, Request, pool_places
 from crossalign.models.vision.sources import OPENERS, open_local
 
 VERSION = 1  # of what the features of a teacher are; count up when they would come out otherwise
@@ -85,20 +86,13 @@ def open_teacher(ref: str, *, settings: TeacherConfig | None = None, seed: int =
         UserError: nothing lies at ``ref``, a package is missing, weights do not fit or are pickles with more than
             tensors in them, or a layer, pooling or combination that the model does not have.
     """
-    prefix, colon, rest = ref.partition(":")
-    kind: Kind = "pretrained"
-    base = ref
-    if colon and prefix in ("random", "shuffled"):
-        kind, base = prefix, rest  # type: ignore[assignment]
-        if rest.partition(":")[0] in ("random", "shuffled"):
-            raise UserError(f"'{ref}' makes a control of a control: name a pretrained model after '{prefix}:'")
-    if prefix == "file":
+    parts = Ref(ref, UNTRAINED).of_one_control()
+    if parts.file:
         raise UserError(f"'{ref}' holds features, not a model: give it to `crossalign features` or to the regulariser")
-    if not base:
+    if not parts.base:
         raise UserError(f"'{ref}' names no teacher: give a folder, timm:NAME, hf:ORG/NAME or package:NAME")
-    name = base.partition(":")[2]
-    request = Request(ref, kind, seed, weights)
-    body = OPENERS[base.partition(":")[0]](name, request) if base.partition(":")[0] in OPENERS else open_local(base, request)
+    request = Request(ref, parts.control or "pretrained", seed, weights)  # type: ignore[arg-type]
+    body = OPENERS[parts.kind](parts.rest, request) if parts.kind in OPENERS else open_local(parts.base, request)
     return Teacher(body, settings or TeacherConfig(), ref)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from crossalign.config import AdaptConfig
+from crossalign.core.refs import Ref
 from crossalign.recipes import get_recipe
 from crossalign.verbs import Verb
 
@@ -29,10 +30,10 @@ def run(config: AdaptConfig, recipe: str) -> None:
 def row_name(config: AdaptConfig) -> str:
     """What a row of a table calls a run: "LoRA, random weights + alignment (mmd)"."""
     method = {"fpt": "FPT", "lora": "LoRA", "full": "Full fine-tuning"}[config.tune.method]
-    weights = config.backbone.ref.split(":")[0]
+    weights = Ref(config.backbone.ref).control
     if weights in ("none", "vit"):
         return {"none": "No backbone", "vit": "ViT from scratch"}[weights]
-    control = f", {weights} weights" if weights in ("random", "shuffled") else ""
+    control = f", {weights} weights" if weights else ""
     return method + control + ("" if config.align.metric == "none" else f" + alignment ({config.align.metric})")
 
 

@@ -13,17 +13,14 @@ from torch import Tensor
 
 from crossalign.config import MeasureConfig, TeacherConfig
 from crossalign.core.errors import UserError
-from crossalign.data.model_files import CONTROLS
+from crossalign.core.refs import Ref
 from crossalign.features.language import Reading, bits_per_byte, reading_key, write_text_features
 from crossalign.features.store import check_teacher, is_ours, load_features, pair_features, read_metadata, write_features
-from crossalign.results.rows import short_name
 from crossalign.runs.folder import read_json
 from crossalign.runs.names import RunFolder
 
 if TYPE_CHECKING:
     from crossalign.data.pairs.load import Pairs
-
-OWN = "file:"
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def name_models(config: MeasureConfig) -> tuple[list[Measured], list[Measured]]:
     language = _named(_with_twins(_in_runs(config.language), config.twins))
     vision = _named(_with_twins([Measured(ref, "", {}) for ref in config.vision], config.twins))
     for model in language:
-        if not model.ref.startswith(OWN):
+        if not Ref(model.ref).file:
             reading_key(model.ref, _reading(config))
     return language, [replace(model, key=check_teacher(_teacher(config, model.ref))) for model in vision]
 
@@ -73,7 +70,7 @@ def read_language(models: list[Measured], config: MeasureConfig, pairs: Pairs, d
     """
     text, reading, found = _text(config), _reading(config), []
     for model in models:
-        if model.ref.startswith(OWN):
+        if Ref(model.ref).file:
             found.append(replace(model, layers=_own(model.ref, pairs)))
             continue
         held = _layers(write_text_features(model.ref, reading, pairs, device=device), pairs)
@@ -90,7 +87,7 @@ def look(models: list[Measured], config: MeasureConfig, pairs: Pairs, device: st
     """
     found = []
     for model in models:
-        if model.ref.startswith(OWN):
+        if Ref(model.ref).file:
             found.append(replace(model, layers=_own(model.ref, pairs)))
         else:
             held = _layers(write_features(_teacher(config, model.ref), pairs, device=device, key=model.key), pairs)
@@ -154,8 +151,8 @@ def _with_twins(models: list[Measured], twins: bool) -> list[Measured]:
     given, found = {model.ref for model in models}, []
     for model in models:
         found.append(model)
-        twin = f"random:{model.ref}"
-        if twins and not model.run and twin not in given and not model.ref.startswith((OWN, *(f"{c}:" for c in CONTROLS))):
+        twin, ref = f"random:{model.ref}", Ref(model.ref)
+        if twins and not model.run and twin not in given and not (ref.control or ref.file):
             found.append(Measured(twin, "", {}))
     return found
 
@@ -179,9 +176,8 @@ def _named(models: list[Measured]) -> list[Measured]:
 def _name(model: Measured) -> str:
     if model.run:
         return model.run if model.step is None else f"{model.run}, step {model.step:,}"
-    control = model.ref.partition(":")[0]
-    name = short_name(model.ref).removesuffix(".gguf")
-    return f"{control} {name}" if control in CONTROLS else name
+    ref = Ref(model.ref)
+    return f"{ref.control} {ref.short_name}".strip().removesuffix(".gguf")
 
 
 def _layers(path: Path, pairs: Pairs) -> dict[str, Tensor]:
@@ -193,8 +189,8 @@ def _layers(path: Path, pairs: Pairs) -> dict[str, Tensor]:
 
 def _own(ref: str, pairs: Pairs) -> dict[str, Tensor]:
     """Features from the user's own file: one layer, unless ``crossalign features`` wrote several side by side."""
-    path = Path(ref.removeprefix(OWN)).expanduser()
-    if is_ours(path) and read_metadata(path).get("combine") != "sum":
+    path = Ref(ref).file
+    if path and is_ours(path) and read_metadata(path).get("combine") != "sum":
         return _checked(_layers(path, pairs), ref)
     values, _ = pair_features(TeacherConfig(ref=ref), pairs)
     return _checked({"features": values}, ref)

@@ -10,6 +10,7 @@ import numpy as np
 
 from crossalign.config import MeasureConfig
 from crossalign.core.files import atomic_path
+from crossalign.core.refs import Ref
 from crossalign.report.drawing import BLUE, INK, MUTED, ORANGE, PALETTE, Picture, blank, clean, name_rows, png, styled
 from crossalign.report.markdown import as_markdown, escape
 from crossalign.report.tables import Table
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 MOST_PANELS = 8
 """Language models that a figure of heat maps holds; of more, as training leaves them, the last ones are shown."""
-CONTROLS = ("random:", "shuffled:")
 
 
 def write_page(folder: Path, config: MeasureConfig, result: dict[str, Any], tensors: Tensors) -> None:
@@ -130,13 +130,13 @@ def _share(config: MeasureConfig) -> str:
 
 
 def _is_control(model: dict[str, Any]) -> bool:
-    return str(model["ref"]).startswith(CONTROLS)
+    return bool(Ref(model["ref"]).control)
 
 
 def _shown(result: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """The language models that a figure has room for, each with its controls, and a sentence where others are left out."""
     models = result["language"]
-    bases = [model["ref"].partition(":")[2] if _is_control(model) else model["ref"] for model in models]
+    bases = [Ref(model["ref"]).base for model in models]
     taken: set[str] = set()
     for base in reversed(dict.fromkeys(bases)):
         if sum(one in taken or one == base for one in bases) > MOST_PANELS:
