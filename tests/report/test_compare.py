@@ -17,10 +17,9 @@ from scipy import stats
 
 from crossalign import cli
 from crossalign.core.errors import UserError
-from crossalign.report.contrast_pages import Compared, as_json, as_text_page, write_markdown
-from crossalign.report.text import HELD_OUT
-from crossalign.results.contrasts import Contrast
-from crossalign.results.outcomes import pair_outcome
+from crossalign.report.compared import Compared, as_json, as_text_page, write_markdown
+from crossalign.results.contrasts import Pair, pair_up
+from crossalign.results.outcomes import HELD_OUT
 from crossalign.runs.evaluations import Answers
 from crossalign.stats import combine_mcnemar, holm, mcnemar, paired_bootstrap, seeds_needed
 from crossalign.verbs.compare.job import compare
@@ -87,14 +86,14 @@ def column(folder: Path, task: str, name: str) -> np.ndarray:
     return np.asarray(table.column(name))[np.argsort(np.asarray(table.column("doc_id")))]
 
 
-def one_of(found: Compared, row: str, outcome: str) -> Contrast:
-    return next(one for one in found.contrasts if one.other.label == row and one.outcome.name == outcome)
+def one_of(found: Compared, row: str, outcome: str) -> Any:
+    return next(one for one in found.contrasts.itertuples() if (one.other, one.outcome) == (row, outcome))
 
 
 def test_over_seeds_it_is_scipys_paired_t_test_with_holm_over_tasks_and_rows(evaluated: Path) -> None:
     found = compare([evaluated], resamples=200)
-    tasks = [one for one in found.contrasts if one.outcome.family == "tasks"]
-    assert [(one.outcome.name, one.other.label) for one in tasks] == [
+    tasks = [one for one in found.contrasts.itertuples() if one.family == "tasks"]
+    assert [(one.outcome, one.other) for one in tasks] == [
         (task, row) for task in ("arc.acc", "copa.acc", "wiki.bits_per_byte") for row in ("CLIP", "DINO")
     ]
     p_values = []
@@ -102,22 +101,22 @@ def test_over_seeds_it_is_scipys_paired_t_test_with_holm_over_tasks_and_rows(eva
         values = {
             row: [
                 json.loads((evaluated / row / f"seed-{seed}" / "evaluation" / "results.json").read_text())["tasks"][
-                    one.outcome.name.split(".")[0]
-                ]["metrics"][one.outcome.name.split(".")[1]]
+                    one.outcome.split(".")[0]
+                ]["metrics"][one.outcome.split(".")[1]]
                 for seed in range(4)
             ]
-            for row in ("Baseline", one.other.label)
+            for row in ("Baseline", one.other)
         }
-        expected = stats.ttest_rel(values[one.other.label], values["Baseline"])
+        expected = stats.ttest_rel(values[one.other], values["Baseline"])
         assert one.t is not None
-        assert one.p_seeds.raw == pytest.approx(expected.pvalue)
+        assert one.p_seeds == pytest.approx(expected.pvalue)
         assert one.t.interval == pytest.approx(tuple(expected.confidence_interval()))
         assert one.needed == seeds_needed(one.t.difference, one.t.sd)
         assert one.needed_corrected == seeds_needed(one.t.difference, one.t.sd, alpha=0.05 / 6)
         p_values.append(expected.pvalue)
-    assert [one.p_seeds.holm for one in tasks] == pytest.approx(holm(p_values))
-    losses = [one for one in found.contrasts if one.outcome.family == "losses"]
-    assert [one.p_seeds.holm for one in losses] == pytest.approx(holm([one.p_seeds.raw for one in losses]))
+    assert [one.p_seeds_holm for one in tasks] == pytest.approx(holm(p_values))
+    losses = [one for one in found.contrasts.itertuples() if one.family == "losses"]
+    assert [one.p_seeds_holm for one in losses] == pytest.approx(holm([one.p_seeds for one in losses]))
 
 
 def test_over_documents_they_are_paired_by_id_whatever_their_order(evaluated: Path) -> None:
@@ -126,7 +125,7 @@ def test_over_documents_they_are_paired_by_id_whatever_their_order(evaluated: Pa
     right = {row: [column(evaluated / row / f"seed-{s}", "arc", "acc") for s in range(4)] for row in ("Baseline", "CLIP")}
     tests = [mcnemar(a == 1, b == 1) for a, b in zip(right["Baseline"], right["CLIP"], strict=True)]
     assert one.mcnemar == tuple(tests)
-    assert one.p_mcnemar.raw == pytest.approx(combine_mcnemar(tests))
+    assert one.p_mcnemar == pytest.approx(combine_mcnemar(tests))
     difference = np.mean(right["CLIP"], axis=0) - np.mean(right["Baseline"], axis=0)
     assert one.bootstrap == paired_bootstrap(difference, resamples=300)
 
@@ -140,7 +139,7 @@ def test_bits_per_byte_resample_documents_with_their_bytes(evaluated: Path) -> N
     size = column(evaluated / "DINO" / "seed-0", "wiki", "bytes")
     expected = paired_bootstrap(bits["DINO"] - bits["Baseline"], size, resamples=300)
     assert one.bootstrap is not None and one.bootstrap.interval == pytest.approx(expected.interval)
-    assert one.bootstrap.p_value == expected.p_value and one.mcnemar == ()
+    assert one.bootstrap.p_value == expected.p_value and one.mcnemar is None
     assert one.t is not None and one.t.difference == pytest.approx(one.bootstrap.difference)
 
 
@@ -151,10 +150,10 @@ def test_table_3_has_means_errors_and_stars_after_correction_only(evaluated: Pat
     assert [row[0] for row in means.rows] == ["Baseline", "CLIP", "DINO"]
     accuracy = [column(evaluated / "Baseline" / f"seed-{s}", "arc", "acc").mean() for s in range(4)]
     assert means.rows[0][1] == f"{100 * np.mean(accuracy):.2f} ± {100 * stats.sem(accuracy):.2f}"
-    assert not any(one.outcome.name == "wiki.word_perplexity" for one in found.contrasts)
+    assert "wiki.word_perplexity" not in set(found.contrasts.outcome)
     assert "in other units" in means.notes[1]
     for row in means.rows[1:]:
-        p = one_of(found, row[0], "arc.acc").p_seeds.holm
+        p = one_of(found, row[0], "arc.acc").p_seeds_holm
         assert p is not None
         assert row[1].count("*") == sum(p <= level for level in (0.05, 0.01, 0.001))
     assert "***" in means.rows[1][1] or "**" in means.rows[1][1]
@@ -169,7 +168,7 @@ def test_no_star_without_the_correction(tmp_path: Path) -> None:
             text_run(tmp_path / row / f"seed-{seed}", row, seed, loss)
     found = compare([tmp_path], tasks=("loss.*",))
     one = one_of(found, "A", "loss.validation")
-    assert one.p_seeds.raw is not None and one.p_seeds.holm is not None and one.p_seeds.raw < 0.05 < one.p_seeds.holm
+    assert one.p_seeds is not None and one.p_seeds_holm is not None and one.p_seeds < 0.05 < one.p_seeds_holm
     assert "*" not in str(found.tables[0].rows)
     assert "a hint at a difference, lost on correction" in found.sentences[0]
     alone = compare([tmp_path / "Baseline", tmp_path / "A"], tasks=("loss.*",))
@@ -220,10 +219,10 @@ def test_documents_that_one_run_lacks_are_left_out_and_told(tmp_path: Path) -> N
             folder = text_run(tmp_path / row / f"{seed}", row, seed)
             evaluate(folder, gain, seed, kept=kept)
     found = compare([tmp_path], tasks=("arc.acc",), resamples=200)
-    one = found.contrasts[0]
+    one = next(found.contrasts.itertuples())
     assert one.bootstrap is not None and one.bootstrap.n == 100
     firsts = [column_first(tmp_path / "Baseline" / str(seed), 100) for seed in range(3)]
-    assert one.pairing.reference == pytest.approx([values.mean() for values in firsts])  # the t-test too is on these
+    assert one.reference_values == pytest.approx([values.mean() for values in firsts])  # the t-test too is on these
     assert any("20 of 120 documents are not in all" in note for note in found.notes)
 
 
@@ -244,19 +243,19 @@ def test_other_documents_other_seeds_and_other_data_are_not_paired(tmp_path: Pat
     rewrite(b, "arc", lambda t: t | {"doc_id": [f"other {i}" for i in t["doc_id"]]})
     rewrite(b, "wiki", lambda t: t | {"bytes": t["bytes"][::-1]})
     found = compare([a, b, c], resamples=200)
-    assert one_of(found, "CLIP", "arc.acc").pairing.reason == "no document in common"
-    assert one_of(found, "CLIP", "wiki.bits_per_byte").pairing.reason == "different documents under the same ids"
-    assert one_of(found, "DINO", "arc.acc").pairing.reason == "different seeds: 7 here, 0 there"
+    assert one_of(found, "CLIP", "arc.acc").reason == "no document in common"
+    assert one_of(found, "CLIP", "wiki.bits_per_byte").reason == "different documents under the same ids"
+    assert one_of(found, "DINO", "arc.acc").reason == "different seeds: 7 here, 0 there"
     assert "not compared, no document in common" in "".join(found.sentences)
     result = json.loads((b / "result.json").read_text())
     (b / "result.json").write_text(json.dumps(result | {"data_fingerprint": "g"}))
-    assert "different data" in one_of(compare([a, b]), "CLIP", "loss.validation").pairing.reason
+    assert "different data" in one_of(compare([a, b]), "CLIP", "loss.validation").reason
     (b / "result.json").write_text(json.dumps(result | {"teacher": "package:other"}))
-    assert "another vision model" in one_of(compare([a, b]), "CLIP", "alignment").pairing.reason
+    assert "another vision model" in one_of(compare([a, b]), "CLIP", "alignment").reason
     (b / "result.json").write_text(json.dumps(result | {"teacher": "random:package:eyes"}))
-    assert one_of(compare([a, b]), "CLIP", "alignment").pairing.reason == ""  # measured by the trained original
+    assert one_of(compare([a, b]), "CLIP", "alignment").reason == ""  # measured by the trained original
     new_run(tmp_path / "x"), new_run(tmp_path / "y", "LoRA", images=400)
-    assert compare([tmp_path / "x", tmp_path / "y"]).contrasts[0].pairing.reason == "different test images"
+    assert compare([tmp_path / "x", tmp_path / "y"]).contrasts.reason[0] == "different test images"
 
 
 def test_rows_are_apart_by_every_setting_but_the_seed(tmp_path: Path, new_run: NewRun) -> None:
@@ -264,15 +263,15 @@ def test_rows_are_apart_by_every_setting_but_the_seed(tmp_path: Path, new_run: N
         new_run(tmp_path / f"a{seed}", seed=seed)
         new_run(tmp_path / f"b{seed}", seed=seed, config={"optim": {"lr": 0.01}})
     found = compare([tmp_path / "b0", tmp_path / "b1", tmp_path / "a0", tmp_path / "a1"], resamples=200)
-    assert [row.label for row in found.rows] == ["FPT, optim.lr 0.01", "FPT, optim.lr 0.001"]  # the first given first
-    assert [row.seeds for row in found.rows] == [(0, 1), (0, 1)]
+    assert found.rows == ["FPT, optim.lr 0.01", "FPT, optim.lr 0.001"]  # the first given first
+    assert [found.results.row[label].seeds for label in found.rows] == [(0, 1), (0, 1)]
 
 
 def test_the_reference_can_be_named_or_pointed_at(evaluated: Path) -> None:
-    assert compare([evaluated], resamples=200).rows[0].label == "Baseline"
-    assert compare([evaluated], reference="DINO", resamples=200).rows[0].label == "DINO"
-    assert compare([evaluated], reference=str(evaluated / "CLIP" / "seed-1"), resamples=200).rows[0].label == "CLIP"
-    assert compare([evaluated / "DINO", evaluated], resamples=200).rows[0].label == "DINO"
+    assert compare([evaluated], resamples=200).rows[0] == "Baseline"
+    assert compare([evaluated], reference="DINO", resamples=200).rows[0] == "DINO"
+    assert compare([evaluated], reference=str(evaluated / "CLIP" / "seed-1"), resamples=200).rows[0] == "CLIP"
+    assert compare([evaluated / "DINO", evaluated], resamples=200).rows[0] == "DINO"
     with pytest.raises(UserError, match="unknown row 'DIMO'; did you mean 'DINO'"):
         compare([evaluated], reference="DIMO")
     with pytest.raises(UserError, match="several rows"):
@@ -281,9 +280,11 @@ def test_the_reference_can_be_named_or_pointed_at(evaluated: Path) -> None:
 
 def test_stars_by_sample_are_of_the_tests_over_documents(evaluated: Path) -> None:
     found = compare([evaluated], by="sample", tasks=("arc.acc", "wiki.bits_per_byte"), resamples=2000)
-    one = one_of(found, "CLIP", "wiki.bits_per_byte")
-    assert one.decides("sample") == (one.p_bootstrap, True) and one.decides("seed") == (one.p_seeds, False)
-    assert one_of(found, "CLIP", "arc.acc").decides("sample")[0] is one_of(found, "CLIP", "arc.acc").p_mcnemar
+    over_seeds = compare([evaluated], tasks=("arc.acc", "wiki.bits_per_byte"), resamples=2000)
+    one, seeds = (one_of(each, "CLIP", "wiki.bits_per_byte") for each in (found, over_seeds))
+    assert (one.over, one.p, one.p_holm) == ("items", one.p_bootstrap, one.p_bootstrap_holm)
+    assert (seeds.over, seeds.p, seeds.p_holm) == ("seeds", one.p_seeds, one.p_seeds_holm)
+    assert one_of(found, "CLIP", "arc.acc").p == one_of(found, "CLIP", "arc.acc").p_mcnemar
     assert "4 seeds, over 120 documents" in found.sentences[2] and "over documents." in found.tables[0].notes[-1]
 
 
@@ -324,11 +325,11 @@ def test_runs_without_samples_or_evaluation_say_what_to_run(evaluated: Path) -> 
     run = evaluated / "CLIP" / "seed-2"
     (run / "evaluation" / "samples" / "arc.parquet").unlink()
     found = compare([evaluated], resamples=200)
-    assert one_of(found, "CLIP", "arc.acc").bootstrap is None and one_of(found, "CLIP", "arc.acc").p_seeds.raw is not None
+    assert one_of(found, "CLIP", "arc.acc").bootstrap is None and one_of(found, "CLIP", "arc.acc").p_seeds is not None
     assert any(f"crossalign evaluate {run}" in note for note in found.notes)
     (run / "evaluation" / "results.json").unlink()
     found = compare([evaluated], resamples=200)
-    assert one_of(found, "CLIP", "copa.acc").pairing.seeds == (0, 1, 3)
+    assert one_of(found, "CLIP", "copa.acc").seeds == (0, 1, 3)
     assert any("seed 2 of “CLIP” is left out" in note and "crossalign evaluate" in note for note in found.notes)
 
 
@@ -343,7 +344,7 @@ def test_documents_that_do_not_come_to_the_score_are_not_compared(evaluated: Pat
         ("CLIP", "copa.acc", "copa.parquet does not come to the acc of results.json"),
         ("DINO", "arc.acc", "arc.parquet has no column 'acc' to pair documents by (columns: doc_id)"),
     ):
-        assert one_of(found, row, outcome).bootstrap is None and one_of(found, row, outcome).p_seeds.raw is not None
+        assert one_of(found, row, outcome).bootstrap is None and one_of(found, row, outcome).p_seeds is not None
         assert any(says in note for note in found.notes)
 
 
@@ -356,11 +357,11 @@ def test_tasks_that_were_not_asked_alike_are_not_paired(evaluated: Path) -> None
             told["tasks"]["wiki"] |= {"max_length": 64} if row == "DINO" else {"bos": True}
             path.write_text(json.dumps(told))
     found = compare([evaluated], resamples=200)
-    assert one_of(found, "CLIP", "arc.acc").pairing.reason == "different few-shot: 5 here, None there"
-    assert "ARC (Easy), dev here, ARC (Easy) there" in one_of(found, "DINO", "arc.acc").pairing.reason
-    assert "pieces of 64 tokens" in one_of(found, "DINO", "wiki.bits_per_byte").pairing.reason
-    assert one_of(found, "CLIP", "wiki.bits_per_byte").pairing.reason == "different bos: True here, None there"
-    assert one_of(found, "DINO", "copa.acc").pairing.reason == ""
+    assert one_of(found, "CLIP", "arc.acc").reason == "different few-shot: 5 here, None there"
+    assert "ARC (Easy), dev here, ARC (Easy) there" in one_of(found, "DINO", "arc.acc").reason
+    assert "pieces of 64 tokens" in one_of(found, "DINO", "wiki.bits_per_byte").reason
+    assert one_of(found, "CLIP", "wiki.bits_per_byte").reason == "different bos: True here, None there"
+    assert one_of(found, "DINO", "copa.acc").reason == ""
 
 
 def test_results_say_which_way_is_better(evaluated: Path) -> None:
@@ -402,6 +403,46 @@ def test_pairing_takes_the_documents_of_all_seeds(evaluated: Path) -> None:
     told["tasks"]["copa"]["metrics"]["acc"] = column(run, "copa", "acc").mean()
     (run / "evaluation" / "results.json").write_text(json.dumps(told))
     found = compare([evaluated], resamples=200)
-    outcome = next(one for one in found.outcomes if one.name == "copa.acc")
-    pairing = pair_outcome(outcome, found.rows[0], next(row for row in found.rows if row.label == "DINO"))
+    pairing = pair_up(found.results, Pair("beside", "copa.acc", found.rows[0], "DINO", "tasks"))
     assert {len(a.ids) for a, _ in pairing.answers} == {70} and all(np.array_equal(a.ids, b.ids) for a, b in pairing.answers)
+
+
+def test_outcomes_that_a_run_states_are_taken_as_they_stand(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for row in ("Baseline", "CLIP"):
+        for seed in range(3):
+            folder = text_run(tmp_path / row / f"{seed}", row, seed)
+            amount = draw.random(50) + (row == "CLIP")
+            pq.write_table(pa.table({"id": [f"{i}" for i in range(50)], "amount": amount}), folder / "auroc.parquet")
+            stated = {
+                "name": "auroc",
+                "label": "AUROC",
+                "family": "areas",
+                "value": amount.mean(),
+                "digits": 3,
+                "items": "lesions",
+            }
+            stated |= {"fingerprint": [["other lesions: {here} here, {there} there", "a"]], "answers": "auroc.parquet"}
+            result = json.loads((folder / "result.json").read_text())
+            (folder / "result.json").write_text(json.dumps(result | {"outcomes": [stated, {"name": "bare", "value": 1.0}]}))
+    found = compare([tmp_path], resamples=200)
+    assert found.results.outcomes.outcome.tolist() == ["auroc", "bare"]  # not the losses that are there as well
+    one = one_of(found, "CLIP", "auroc")
+    assert one.t.n == 3 and one.bootstrap.n == 50 and one.verdict == "gain" and "Over lesions" in found.tables[2].title
+    path = tmp_path / "CLIP" / "0" / "result.json"
+    path.write_text(path.read_text().replace('"a"', '"b"'))
+    assert "left out: other lesions: b here, a there" in " ".join(compare([tmp_path], resamples=200).notes)
+    path.write_text(path.read_text().replace('"name": "bare"', '"label": "bare"'))
+    with pytest.raises(UserError, match=r"damaged outcome \('name'\)"):
+        compare([tmp_path], resamples=200)
+
+
+def test_frames_are_tidy(evaluated: Path) -> None:
+    results = compare([evaluated], resamples=200).results
+    values = results.values
+    assert len(values) == 12 * (4 + 2) and set(values.columns) == {"run", "row", "seed", "outcome", "value", "fingerprint"}
+    arc = values[(values.row == "CLIP") & (values.outcome == "arc.acc")]
+    assert arc.seed.tolist() == [0, 1, 2, 3] and results.mean("CLIP", "arc.acc").mean == pytest.approx(arc.value.mean())
+    assert results.rows.row.tolist() == list(results.row) and results.rows.verb.unique().tolist() == ["pretrain"]
+    assert results.outcomes.set_index("outcome").lower_is_better.to_dict()["wiki.bits_per_byte"]
+    assert results.curves.empty

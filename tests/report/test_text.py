@@ -14,7 +14,9 @@ from scipy import stats
 
 from crossalign.core.errors import UserError
 from crossalign.report import report, summary_table
-from crossalign.report.text import ALIGNS, CONTROLS, HELD_OUT, NO_IMAGES, PREDICTS, TextContent, content_of
+from crossalign.report.text import ALIGNS, CONTROLS, PREDICTS, TextContent, content_of
+from crossalign.results.outcomes import HELD_OUT
+from crossalign.results.rows import NO_IMAGES
 from crossalign.runs.records import open_study
 from crossalign.stats import holm
 

@@ -54,7 +54,7 @@ def _lines(row: Row) -> Iterator[list[str]]:
 def _over_documents(evaluation: Evaluation, task: str, metric: str) -> float | None:
     """Standard error of the difference over documents, each scored before and after; None where they were not kept."""
     after, before = evaluation.answers(task, metric), evaluation.before.answers(task, metric) if evaluation.before else None
-    if after is None or before is None or set(after.ids) != set(before.ids):
+    if isinstance(after, str) or before is None or isinstance(before, str) or set(after.ids) != set(before.ids):
         return None
     error = Answers(after.ids, after.amount - before.only(after.ids).amount, after.size).error
     return None if math.isnan(error) else error

@@ -21,14 +21,11 @@ from crossalign.report import tables, wording
 from crossalign.report.content import Content
 from crossalign.report.drawing import PALETTE, Picture, blank, clean, name_rows, styled
 from crossalign.report.wording import LEVEL, UNKNOWN, duration, number, p_equals, p_text
-from crossalign.results.rows import Row
+from crossalign.results.outcomes import HELD_OUT
+from crossalign.results.rows import NO_IMAGES, TEXT_VERBS, Row
 from crossalign.runs.records import Run, Study
 from crossalign.stats import PairedT, detectable_difference, holm, paired_t, seeds_needed
 
-VERBS = ("pretrain", "finetune")
-HELD_OUT = "held_out_cka-linear-debiased"
-NO_IMAGES = ("captions", "l1", "l2", "koleo", "l1-weights", "l2-weights")
-"""Terms that look at no image: controls of those that do."""
 Series = dict[float, float]
 
 
@@ -45,7 +42,7 @@ def content_of(study: Study) -> Content:
 
 
 def _is_text(run: Run) -> bool:
-    return run.text("verb") in VERBS or (run.result is None and ("gpt" in run.config or "model" in run.config))
+    return run.text("verb") in TEXT_VERBS or (run.result is None and ("gpt" in run.config or "model" in run.config))
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def same_test(a: Run, b: Run) -> bool:
     if a.text("data_fingerprint") != b.text("data_fingerprint"):
         return False
     if a.predictions is not None and b.predictions is not None:
-        return a.predictions.same_images(b.predictions)
+        return a.predictions.images == b.predictions.images
     return a.number("test", "n") == b.number("test", "n")
 
 

@@ -1,33 +1,41 @@
-"""What rows are compared in: accuracy on test images, losses on texts, held-out alignment, scores of tasks."""
+"""What runs are compared in: accuracy on test images, losses on texts, held-out alignment, scores of tasks.
+
+This is the one place where a run's record becomes outcomes. A result.json that states its ``outcomes`` itself is taken as it
+stands; one from before that has a field for each kind.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
-from crossalign.report.text import HELD_OUT
-from crossalign.results.comparisons import same_test
-from crossalign.results.rows import Row
-from crossalign.runs.evaluations import BITS_PER_BYTE, Answers, is_likelihood
-from crossalign.runs.records import Run
+from crossalign.runs.evaluations import BITS_PER_BYTE, Answers, Evaluation, is_likelihood
+from crossalign.runs.records import Run, read_columns
+
+HELD_OUT = "held_out_cka-linear-debiased"
+BEFORE = "before"
+"""Prefix, and family, of a task's score before the language model became a classifier; only forgetting asks for it."""
+FAMILIES = ("tasks", "test accuracy", "losses", "held-out alignment")
+"""The order in which outcomes are listed; those of other families follow."""
 
 
 @dataclass(frozen=True)
-class Outcome(ABC):
-    """A number of each finished run, with what the run did on each document where that was kept."""
+class Outcome:
+    """What a number of a run is of, and how it is shown."""
 
     name: str
     """As the command line names it."""
     label: str
     family: str
-    """Holm's correction is made within it."""
+    """What Holm's correction is made within, where rows are compared with one reference."""
     unit: str = ""
     """Of a difference."""
     share: bool = False
@@ -37,63 +45,99 @@ class Outcome(ABC):
     tested: bool = True
     items: str = "documents"
     """What answers are about."""
+    remedy: str = ""
+    """The command that makes the number, where a run lacks it; ``{run}`` stands for the run's folder."""
 
-    @abstractmethod
-    def value(self, run: Run) -> float:
-        """The run's number; NaN where it has none."""
-
-    def answers(self, run: Run) -> Answers | None:
-        """What the run did on each document; None where that was not kept."""
-        return None
-
-    def unlike(self, a: Run, b: Run) -> str:
-        """Why the numbers of two runs cannot be compared; empty where they can."""
-        return ""
-
-    def unscored(self, run: Run) -> str:
+    def lacking(self, run: str) -> str:
         """What to say of a run that has no number."""
-        return f"no {self.label}"
-
-    def lacking(self, run: Run) -> str:
-        """What to say of a run whose answers by document are not there; empty where there never are any."""
-        return ""
+        return f"no {self.name} in {run}; {self.remedy.format(run=run)} makes it" if self.remedy else f"no {self.label}"
 
 
-@dataclass(frozen=True)
-class ImageAccuracy(Outcome):
-    """Share of test images that are classified correctly."""
-
-    def value(self, run: Run) -> float:
-        return run.number("test", "accuracy")
-
-    def answers(self, run: Run) -> Answers | None:
-        held = run.predictions
-        return None if held is None else Answers(held.index, held.correct.astype(np.float64), np.ones(len(held.index)))
-
-    def unlike(self, a: Run, b: Run) -> str:
-        if a.text("data") != b.text("data"):
-            return "different data"
-        return "" if same_test(a, b) else "different test images"
-
-    def lacking(self, run: Run) -> str:
-        return f"no predictions.parquet in {run.folder} to pair images by; only running it again makes it"
+Fingerprint = tuple[tuple[str, Any], ...]
+"""What must be equal for two runs to be compared, each behind the sentence that tells it is not; None: not known."""
 
 
 @dataclass(frozen=True)
-class Reported(Outcome):
-    """A number in result.json, such as a text's loss."""
+class Score:
+    """A run's number in one outcome; NaN where the record has the outcome without a number."""
 
-    keys: tuple[str, ...] = ()
+    outcome: Outcome
+    value: float
+    fingerprint: Fingerprint
+    answers: Callable[[], Answers | str]
+    """Reads what the run did on each item, or a sentence on why that is not known; empty where it never is."""
 
-    def value(self, run: Run) -> float:
-        return run.number(*self.keys)
 
-    def unlike(self, a: Run, b: Run) -> str:
-        if a.text("data_fingerprint") != b.text("data_fingerprint"):
-            return "different data or another tokenizer"
-        if self.keys[0] == "held_out" and _measured_with(a) != _measured_with(b):
-            return "alignment with another vision model"
-        return ""
+def unlike(reference: Fingerprint, other: Fingerprint) -> str:
+    """Why the numbers of two runs cannot be compared; empty where they can."""
+    for (sentence, there), (_, here) in zip(reference, other, strict=False):
+        if here is not None and there is not None and here != there:
+            return sentence.replace("{here}", str(here)).replace("{there}", str(there))
+    return ""
+
+
+def scores_of(run: Run) -> Iterator[Score]:
+    """Every number of a finished run that it can be compared in.
+
+    Raises:
+        UserError: an outcome in result.json that lacks its name or has an unknown key.
+    """
+    if run.evaluation is not None:
+        yield from _tasks(run, run.evaluation)
+    stated = (run.result or {}).get("outcomes")
+    found = [_stated(run, entry) for entry in stated] if stated is not None else [*_classifier(run), *_language_model(run)]
+    yield from (score for score in found if not math.isnan(score.value))
+
+
+def _stated(run: Run, entry: dict[str, Any]) -> Score:
+    """An outcome that a run states: fields of ``Outcome``, its value, and what answers and comparisons need.
+
+    ``fingerprint`` is a list of (sentence, value), ``answers`` a parquet file in the run folder with the columns id and amount,
+    and size where it isn't 1.
+    """
+    facts = {key: value for key, value in entry.items() if key not in ("value", "fingerprint", "answers")}
+    try:
+        outcome = Outcome(**{"label": facts["name"], "family": facts["name"], **facts})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{run.folder}/result.json has a damaged outcome ({error}); run it again") from error
+    value, file = entry.get("value"), str(entry.get("answers") or "")
+
+    def answers() -> Answers | str:
+        columns = read_columns(run.folder / file, ["id", "amount"], ["size"], run.notes) if file else None
+        if columns is None:
+            return f"no {file} in {run.folder} to pair {outcome.items} by; only running it again makes it" if file else ""
+        amount = np.asarray(columns["amount"], np.float64)
+        return Answers(np.asarray(columns["id"]), amount, np.asarray(columns.get("size", np.ones(len(amount))), np.float64))
+
+    fingerprint = tuple((str(sentence), part) for sentence, part in entry.get("fingerprint") or [])
+    return Score(outcome, float(value) if isinstance(value, int | float) else math.nan, fingerprint, answers)
+
+
+def _classifier(run: Run) -> Iterator[Score]:
+    accuracy = run.number("test", "accuracy")
+    if math.isnan(accuracy):
+        return
+    outcome = Outcome("accuracy", "test accuracy", "test accuracy", "points", share=True, digits=2, items="images")
+    read = run.predictions
+    other, count = "different test images", run.number("test", "n") if read is None else len(read.index)
+    fingerprint = (("different data", run.text("data")), (other, run.text("data_fingerprint")), (other, count))
+
+    def answers() -> Answers | str:
+        if read is None:
+            return f"no predictions.parquet in {run.folder} to pair images by; only running it again makes it"
+        return Answers(read.index, read.correct.astype(np.float64), np.ones(len(read.index)))
+
+    yield Score(outcome, accuracy, (*fingerprint, (other, None if read is None else read.images)), answers)
+
+
+def _language_model(run: Run) -> Iterator[Score]:
+    data = ("different data or another tokenizer", run.text("data_fingerprint"))
+    for text in (run.result or {}).get("scores") or {}:
+        loss = Outcome(f"loss.{text}", f"loss on {text}", "losses", "nats a token", lower_is_better=True)
+        yield Score(loss, run.number("scores", text, "loss"), (data,), str)
+    aligned = Outcome("alignment", "held-out alignment", "held-out alignment")
+    model = ("alignment with another vision model", _measured_with(run))
+    yield Score(aligned, run.number("held_out", HELD_OUT), (data, model), str)
 
 
 def _measured_with(run: Run) -> str:
@@ -103,148 +147,43 @@ def _measured_with(run: Run) -> str:
     return named or Ref(run.text("teacher")).base
 
 
-@dataclass(frozen=True)
-class TaskScore(Outcome):
-    """A metric of an evaluated task."""
-
-    task: str = ""
-    metric: str = ""
-
-    def value(self, run: Run) -> float:
-        return math.nan if run.evaluation is None else run.evaluation.score(self.task, self.metric)
-
-    def answers(self, run: Run) -> Answers | None:
-        return None if run.evaluation is None else run.evaluation.answers(self.task, self.metric)
-
-    def unlike(self, a: Run, b: Run) -> str:
-        one, other = a.evaluation, b.evaluation
-        if one is None or other is None:
-            return ""
-        here, there = other.tasks[self.task], one.tasks[self.task]
-        for key in ("label", "few_shot", "bos", "precision"):
-            if here.get(key) != there.get(key):
-                return f"different {key.replace('_', '-')}: {here.get(key)} here, {there.get(key)} there"
-        if is_likelihood(self.metric) and here.get("max_length") != there.get("max_length"):
-            return f"text in pieces of {here.get('max_length')} tokens here, of {there.get('max_length')} there"
-        return ""
-
-    def unscored(self, run: Run) -> str:
-        return f"no {self.name} in {run.folder}; crossalign evaluate {run.folder} --tasks {self.task} makes it"
-
-    def lacking(self, run: Run) -> str:
-        if run.evaluation is None:
-            return self.unscored(run)
-        path, columns = run.evaluation.samples(self.task), run.evaluation.columns(self.task)
-        if columns is None:
-            return f"no {path} to pair documents by; crossalign evaluate {run.folder} --tasks {self.task} makes it"
-        if self.metric not in columns and self.metric != BITS_PER_BYTE:
-            return f"{path} has no column '{self.metric}' to pair documents by (columns: {', '.join(columns)})"
-        return f"{path} does not come to the {self.metric} of results.json, so its documents are not compared"
-
-
-def outcomes_of(rows: list[Row]) -> list[Outcome]:
-    """Everything that one row at least has a number of: tasks first, then test accuracy, losses and alignment."""
-    runs = [run for row in rows for run in row.runs]
-    found: list[Outcome] = _tasks(runs)
-    accuracy = ImageAccuracy("accuracy", "test accuracy", "test accuracy", "points", share=True, digits=2, items="images")
-    texts = dict.fromkeys(name for run in runs for name in (run.result or {}).get("scores") or {})
-    losses = [
-        Reported(f"loss.{t}", f"loss on {t}", "losses", "nats a token", lower_is_better=True, keys=("scores", t, "loss"))
-        for t in texts
-    ]
-    aligned = Reported("alignment", "held-out alignment", "held-out alignment", keys=("held_out", HELD_OUT))
-    possible: list[Outcome] = [accuracy, *losses, aligned]
-    return found + [one for one in possible if any(not math.isnan(one.value(run)) for run in runs)]
-
-
-def _tasks(runs: Iterable[Run]) -> list[Outcome]:
-    found: dict[str, Outcome] = {}
-    for evaluation in (run.evaluation for run in runs if run.evaluation is not None):
-        for task, told in evaluation.tasks.items():
-            for metric in evaluation.metrics(task):
-                name, label = f"{task}.{metric}", f"{told.get('label') or task} {metric}"
-                bits, likelihood = metric == BITS_PER_BYTE, is_likelihood(metric)
-                # On the same documents a perplexity is the same likelihood in other units: it is shown, not tested again.
-                again = likelihood and not bits and BITS_PER_BYTE in evaluation.metrics(task)
-                found[name] = TaskScore(
-                    name,
-                    label,
-                    "tasks",
-                    unit="bits a byte" if bits else "" if likelihood else "points",
-                    share=not likelihood,
-                    lower_is_better=not evaluation.higher_is_better(task, metric),
-                    digits=4 if bits else 2,
-                    tested=not again,
-                    task=task,
-                    metric=metric,
+def _tasks(run: Run, evaluation: Evaluation) -> Iterator[Score]:
+    """Every metric of every task, and what it was before the language model became a classifier."""
+    for task, facts in evaluation.tasks.items():
+        for metric in evaluation.metrics(task):
+            outcome = _task_outcome(evaluation, task, metric)
+            alike = [
+                (f"different {key.replace('_', '-')}: {{here}} here, {{there}} there", str(facts.get(key)))
+                for key in ("label", "few_shot", "bos", "precision")
+            ]
+            if is_likelihood(metric):
+                pieces = "text in pieces of {here} tokens here, of {there} there"
+                alike.append((pieces, str(facts.get("max_length"))))
+            value = evaluation.score(task, metric)
+            yield Score(outcome, value, tuple(alike), partial(evaluation.answers, task, metric))
+            forgot = evaluation.forgetting.get(task, {}).get(metric)
+            if forgot is not None:
+                name, before = f"{BEFORE}.{outcome.name}", evaluation.before
+                yield Score(
+                    dataclasses.replace(outcome, name=name, family=BEFORE, tested=False),
+                    float(forgot[BEFORE]),
+                    tuple(alike),
+                    partial(before.answers, task, metric) if before else str,
                 )
-    return list(found.values())
 
 
-@dataclass(frozen=True)
-class Pairing:
-    """One outcome of two rows, seed by seed, and document by document where both kept them."""
-
-    seeds: tuple[int, ...] = ()
-    reference: tuple[float, ...] = ()
-    other: tuple[float, ...] = ()
-    answers: tuple[tuple[Answers, Answers], ...] = ()
-    """Of each seed, the same documents in the same order; empty unless every seed has them."""
-    reason: str = ""
-    """Why nothing could be paired, where nothing could."""
-    notes: tuple[str, ...] = ()
-
-
-def pair_outcome(outcome: Outcome, reference: Row, other: Row) -> Pairing:
-    """The seeds that both rows have, on the documents that both were scored on."""
-    mine, theirs = ({run.seed: run for run in row.runs} for row in (reference, other))
-    common = [seed for seed in mine if seed in theirs]
-    if not common:
-        listed = (", ".join(map(str, seeds)) for seeds in (theirs, mine))
-        return Pairing(reason="different seeds: {} here, {} there".format(*listed))
-    runs = {seed: (mine[seed], theirs[seed]) for seed in common}
-    reasons = {seed: _unpaired(outcome, *pair) for seed, pair in runs.items()}
-    seeds = [seed for seed in common if not reasons[seed]]
-    if not seeds:
-        return Pairing(reason="; ".join(dict.fromkeys(reasons.values())))
-    notes = [f"seed {seed} of “{other.label}” is left out: {reasons[seed]}" for seed in common if reasons[seed]]
-    alone = sorted(set(mine) ^ set(theirs))
-    if alone:
-        which = f"seed{'s' if len(alone) > 1 else ''} {', '.join(map(str, alone))}"
-        notes.append(f"“{other.label}” and “{reference.label}” do not share {which}, left out of their comparison")
-    held = [tuple(outcome.answers(run) for run in runs[seed]) for seed in seeds]
-    answers = [(a, b) for a, b in held if a is not None and b is not None]
-    if len(answers) < len(seeds):
-        lacking = [run for seed in seeds for run in runs[seed] if outcome.answers(run) is None]
-        notes += [text for run in lacking if (text := outcome.lacking(run))]
-        values = [tuple(outcome.value(run) for run in runs[seed]) for seed in seeds]
-        return Pairing(tuple(seeds), *_columns(values), notes=tuple(notes))
-    ids = reduce(np.intersect1d, [one.ids for pair in answers for one in pair])
-    most = max(len(one.ids) for pair in answers for one in pair)
-    if len(ids) < most:
-        notes.append(
-            f"{outcome.label}, “{other.label}” and “{reference.label}”: {most - len(ids):,} of {most:,} documents are not in "
-            f"all of their runs; paired on the other {len(ids):,}"
-        )
-    aligned = [(a.only(ids), b.only(ids)) for a, b in answers]
-    return Pairing(tuple(seeds), *_columns([(a.score, b.score) for a, b in aligned]), tuple(aligned), "", tuple(notes))
-
-
-def _unpaired(outcome: Outcome, a: Run, b: Run) -> str:
-    """Why two runs of one seed cannot be compared; empty where they can."""
-    unscored = [run for run in (a, b) if math.isnan(outcome.value(run))]
-    if unscored:
-        return outcome.unscored(unscored[0])
-    left, right = outcome.answers(a), outcome.answers(b)
-    reason = outcome.unlike(a, b)
-    if reason or left is None or right is None:
-        return reason
-    shared: NDArray[np.str_] = np.intersect1d(left.ids, right.ids)
-    if not len(shared):
-        return "no document in common"
-    same = np.array_equal(left.only(shared).size, right.only(shared).size)
-    return "" if same else "different documents under the same ids"
-
-
-def _columns(values: list[tuple[float, ...]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return tuple(a for a, _ in values), tuple(b for _, b in values)
+def _task_outcome(evaluation: Evaluation, task: str, metric: str) -> Outcome:
+    bits, likelihood = metric == BITS_PER_BYTE, is_likelihood(metric)
+    # On the same documents a perplexity is the same likelihood in other units: it is shown, not tested again.
+    again = likelihood and not bits and BITS_PER_BYTE in evaluation.metrics(task)
+    return Outcome(
+        f"{task}.{metric}",
+        f"{evaluation.tasks[task].get('label') or task} {metric}",
+        "tasks",
+        unit="bits a byte" if bits else "" if likelihood else "points",
+        share=not likelihood,
+        lower_is_better=not evaluation.higher_is_better(task, metric),
+        digits=4 if bits else 2,
+        tested=not again,
+        remedy=f"crossalign evaluate {{run}} --tasks {task}",
+    )

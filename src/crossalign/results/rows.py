@@ -6,13 +6,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from crossalign.core.refs import Ref
+from crossalign.core.refs import UNTRAINED, Ref
 from crossalign.runs.records import Run, Study
 from crossalign.stats import Mean, mean_and_error
 
 METHODS = ("fpt", "lora", "full", "none", "vit")
 WEIGHTS = ("pretrained", "shuffled", "random", "none")
 ALIGNMENTS = ("none", "mse", "cosine", "mmd", "coral", "sinkhorn", "otdd")
+
+TEXT_VERBS = ("pretrain", "finetune")
+NO_IMAGES = ("captions", "l1", "l2", "koleo", "l1-weights", "l2-weights")
+"""Terms that look at no image: controls of those that do."""
 
 NOT_SETTINGS = ("output", "seed", "row", "overwrite", "tracking", "loop.checkpoint_minutes", "loop.log_every")
 """Configuration keys that do not change what a run computes, or that differ between seeds by design."""
@@ -53,6 +57,33 @@ class Row:
     @property
     def data(self) -> str:
         return self.first.text("data")
+
+    @property
+    def verb(self) -> str:
+        return self.first.text("verb")
+
+    @property
+    def mode(self) -> str:
+        """What the term pairs texts with: the images of its own captions, or others."""
+        return self.first.text("mode") or "paired"
+
+    @property
+    def teacher(self) -> str:
+        return self.first.text("teacher")
+
+    @property
+    def control(self) -> bool:
+        """Whether it shows what comes of it without images, or without pretrained weights."""
+        if self.verb not in TEXT_VERBS:
+            return self.weights != "pretrained"
+        return self.align in NO_IMAGES or self.mode != "paired" or Ref(self.teacher).control in UNTRAINED
+
+    @property
+    def block(self) -> str:
+        """The rows that it can be compared with: of one data set and backbone; of texts, also of one kind of training."""
+        training = {"pretrain": "pre-training", "finetune": "fine-tuning"}.get(self.verb, "training")
+        training = f"LoRA {training}" if self.method == "lora" and self.verb in TEXT_VERBS else training
+        return f"{Ref(self.backbone).short_name}, {training} on {self.data}"
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -231,7 +262,7 @@ def _uneven_test_sets(block: list[Row]) -> list[str]:
     held = [(run, run.predictions) for run in runs]
     whole = [(run, predictions) for run, predictions in held if predictions is not None]
     sizes = {run.number("test", "n") for run in runs}
-    if len({n for n in sizes if n == n}) < 2 and all(p.same_images(whole[0][1]) for _, p in whole[1:]):
+    if len({n for n in sizes if n == n}) < 2 and len({p.images for _, p in whole}) < 2:
         return []
     return [
         f"Runs on “{block[0].data}” were not all scored on the same test images; runs of different test images are not paired."

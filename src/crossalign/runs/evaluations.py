@@ -83,17 +83,22 @@ class Evaluation:
     def samples(self, task: str) -> Path:
         return self.folder / "samples" / f"{task}.parquet"
 
-    def answers(self, task: str, metric: str) -> Answers | None:
-        """What the model did on each document; None where that was not kept, or does not come to the metric.
+    def answers(self, task: str, metric: str) -> Answers | str:
+        """What the model did on each document, or why that is not known or does not come to the metric.
 
         Raises:
             UserError: a samples file that cannot be read, lacks a number or its column of ids, or holds a document twice.
         """
-        columns = self.columns(task)
-        if columns is None or (metric not in columns and metric != BITS_PER_BYTE):
-            return None
-        found = self._answers(columns, task, metric)
-        return found if math.isclose(found.score, self.score(task, metric), rel_tol=1e-3, abs_tol=1e-4) else None
+        columns, path = self.columns(task), self.samples(task)
+        if columns is None:
+            run = self.folder.parent
+            return f"no {path} to pair documents by; crossalign evaluate {run} --tasks {task} makes it"
+        if metric not in columns and metric != BITS_PER_BYTE:
+            return f"{path} has no column '{metric}' to pair documents by (columns: {', '.join(columns)})"
+        read = self._answers(columns, task, metric)
+        if math.isclose(read.score, self.score(task, metric), rel_tol=1e-3, abs_tol=1e-4):
+            return read
+        return f"{path} does not come to the {metric} of results.json, so its documents are not compared"
 
     def _answers(self, columns: dict[str, NDArray[Any]], task: str, metric: str) -> Answers:
         ids = self._column(columns, task, "doc_id").astype(str)

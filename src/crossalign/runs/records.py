@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -36,9 +37,10 @@ class Predictions:
     def correct(self) -> NDArray[np.bool_]:
         return np.asarray(self.label == self.predicted)
 
-    def same_images(self, other: Predictions) -> bool:
-        """Whether both hold the same test set: the same indices with the same labels."""
-        return np.array_equal(self.index, other.index) and np.array_equal(self.label, other.label)
+    @cached_property
+    def images(self) -> str:
+        """A hash of the test set: the same where the indices and their labels are."""
+        return hashlib.sha256(self.index.tobytes() + self.label.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Run:
     @cached_property
     def predictions(self) -> Predictions | None:
         """The test set's predictions in the order of their index; None where absent, None and a note where damaged."""
-        columns = self._read_parquet("predictions.parquet", ["index", "label", "predicted"], ["confidence"])
+        columns = read_columns(self.folder / "predictions.parquet", ["index", "label", "predicted"], ["confidence"], self.notes)
         if columns is None:
             return None
         index, label, predicted = (np.asarray(columns[key], np.int64) for key in ("index", "label", "predicted"))
@@ -111,8 +113,8 @@ class Run:
     @cached_property
     def samples(self) -> list[Sample]:
         """A few test images as PNG; what is no PNG is left out."""
-        columns = self._read_parquet("samples.parquet", ["png", "label", "predicted", "confidence"]) or {}
-        rows = zip(*columns.values(), strict=True)
+        columns = read_columns(self.folder / "samples.parquet", ["png", "label", "predicted", "confidence"], [], self.notes)
+        rows = zip(*(columns or {}).values(), strict=True)
         return [
             Sample(png, str(label), str(predicted), float(confidence))
             for png, label, predicted, confidence in rows
@@ -123,20 +125,6 @@ class Run:
     def evaluation(self) -> Evaluation | None:
         """Scores of tasks and answers by document; None where the run was not evaluated."""
         return read_evaluation(self.folder)
-
-    def _read_parquet(self, name: str, columns: list[str], optional: Iterable[str] = ()) -> dict[str, list[Any]] | None:
-        import pyarrow.parquet
-
-        path = self.folder / name
-        if not path.is_file():
-            return None
-        try:
-            table = pyarrow.parquet.read_table(path)
-            wanted = [*columns, *(name for name in optional if name in table.column_names)]
-            return {column: table.column(column).to_pylist() for column in wanted}
-        except (OSError, KeyError, pyarrow.ArrowException) as error:
-            self.notes.append(f"{path} cannot be read ({type(error).__name__}) and is left out")
-            return None
 
     def series(self, stage: str, split: str, key: str) -> dict[float, float]:
         """A curve: the mean of ``key`` over each epoch's rows; alignment's health starts at epoch 0, before it began."""
@@ -258,6 +246,21 @@ def read_run(folder: Path) -> Run:
     run.environment = _read_environment(folder / "environment.json", run.notes)
     run.metrics = _read_metrics(folder / "metrics.jsonl", run.notes)
     return run
+
+
+def read_columns(path: Path, columns: list[str], optional: list[str], notes: list[str]) -> dict[str, list[Any]] | None:
+    """Columns of a parquet file, ``optional`` ones where there are; None where it is absent, or damaged, with a note."""
+    import pyarrow.parquet
+
+    if not path.is_file():
+        return None
+    try:
+        table = pyarrow.parquet.read_table(path)
+        wanted = [*columns, *(name for name in optional if name in table.column_names)]
+        return {column: table.column(column).to_pylist() for column in wanted}
+    except (OSError, KeyError, pyarrow.ArrowException) as error:
+        notes.append(f"{path} cannot be read ({type(error).__name__}) and is left out")
+        return None
 
 
 def _read_json(path: Path, kind: type) -> Any:

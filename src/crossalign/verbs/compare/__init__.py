@@ -32,7 +32,7 @@ class CompareArgs:
 
 def run(args: CompareArgs, _: str) -> None:
     """Compare, print the page, and write the files asked for."""
-    from crossalign.report.contrast_pages import as_text_page, write_markdown, write_numbers
+    from crossalign.report.compared import as_text_page, write_markdown, write_numbers
     from crossalign.verbs.compare.job import compare
 
     compared = compare(args.runs, args.by, args.reference, args.tasks, args.resamples)

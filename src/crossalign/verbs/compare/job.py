@@ -13,12 +13,13 @@ import fnmatch
 from pathlib import Path
 
 from crossalign.core.errors import UserError, unknown
-from crossalign.report.contrast_pages import Compared
-from crossalign.report.text import VERBS
+from crossalign.report.compared import Compared
 from crossalign.report.wording import counted
-from crossalign.results.contrasts import By, contrasts_of
-from crossalign.results.outcomes import Outcome, outcomes_of
-from crossalign.results.rows import Row, group_rows
+from crossalign.results.contrasts import By, contrasts
+from crossalign.results.frame import Results
+from crossalign.results.outcomes import BEFORE, Outcome
+from crossalign.results.questions import beside
+from crossalign.results.rows import TEXT_VERBS, Row
 from crossalign.runs.records import Study, open_study
 
 
@@ -44,17 +45,18 @@ def compare(
     if resamples < 200:
         raise UserError(f"{resamples} resamples are too few for an interval; take 200 or more, such as --resamples 5000")
     study = open_study(runs)
-    rows, notes = group_rows(study, strict=True)
+    results = Results(study, strict=True)
+    rows = list(results.row.values())
     _check(study, rows)
-    first = _reference(rows, reference, runs)
-    rows = [first, *(row for row in rows if row is not first)]
-    outcomes = _chosen(outcomes_of(rows), tasks)
-    contrasts = contrasts_of(rows, first, outcomes, resamples)
-    notes += [f"{run.folder} is not finished and left out; the same command goes on with it." for run in study.incomplete]
-    notes += _no_answers(rows, outcomes)
-    notes += [note for one in contrasts for note in one.pairing.notes]
+    first = _reference(rows, reference, runs).label
+    outcomes = _chosen(list(results.outcome.values()), tasks)
+    tests = contrasts(results, beside(results, first, outcomes), resamples, by)
+    stopped = [f"{run.folder} is not finished and left out; the same command goes on with it." for run in study.incomplete]
+    notes = results.notes + stopped + _no_answers(results, first, outcomes)
+    notes += [note for line in tests.notes for note in line]
     notes += [note for run in study.complete for note in run.notes]
-    return Compared(rows, outcomes, contrasts, by, resamples, list(dict.fromkeys(notes)))
+    labels = [first, *(label for label in results.row if label != first)]
+    return Compared(results, labels, outcomes, tests, by, resamples, list(dict.fromkeys(notes)))
 
 
 def _check(study: Study, rows: list[Row]) -> None:
@@ -63,7 +65,7 @@ def _check(study: Study, rows: list[Row]) -> None:
     if not rows:
         count, first = counted(len(study.incomplete), "run"), study.incomplete[0].folder
         raise UserError(f"nothing to compare: {count} not finished, such as '{first}'; the same command goes on with it")
-    texts = {row.first.text("verb") in VERBS for row in rows}
+    texts = {row.verb in TEXT_VERBS for row in rows}
     if len(texts) > 1:
         raise UserError("these runs are of image classifiers and of language models: compare each kind apart")
     if len(rows) < 2:
@@ -93,6 +95,7 @@ def _within(rows: list[Row], folder: Path) -> list[Row]:
 
 
 def _chosen(outcomes: list[Outcome], patterns: tuple[str, ...]) -> list[Outcome]:
+    outcomes = [one for one in outcomes if one.family != BEFORE]
     if not outcomes:
         raise UserError("these runs have no number to compare: no test accuracy, no loss on a text and no evaluated task")
     for pattern in patterns:
@@ -105,9 +108,9 @@ def _chosen(outcomes: list[Outcome], patterns: tuple[str, ...]) -> list[Outcome]
     return chosen
 
 
-def _no_answers(rows: list[Row], outcomes: list[Outcome]) -> list[str]:
+def _no_answers(results: Results, reference: str, outcomes: list[Outcome]) -> list[str]:
     """Where only losses are known, what would give answers by document."""
-    if not any(one.family == "losses" for one in outcomes) or any(run.evaluation for row in rows for run in row.runs):
+    if not any(one.family == "losses" for one in outcomes) or any(run.evaluation for run in results.study.complete):
         return []
-    told = f"crossalign evaluate {rows[0].first.folder} --tasks arc_easy"
+    told = f"crossalign evaluate {results.row[reference].first.folder} --tasks arc_easy"
     return [f"Losses are known by run only; for answers by document, evaluate the runs on tasks, as with {told}"]
