@@ -9,7 +9,6 @@ import re
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from enum import Enum
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -74,12 +73,12 @@ def test_recipes_and_their_settings_are_those_of_the_list(
     lists: dict[str, Flat] = {}
     for verb in verbs_of(run()):
         for name in recipe_names(run(*verb.split(), "--list")):
-            told = lists.setdefault(name, {"verbs": verb})
-            told["verbs"] = ", ".join(sorted({*told["verbs"].split(", "), verb}))
-    for name, told in lists.items():
+            recipe = lists.setdefault(name, {"verbs": verb})
+            recipe["verbs"] = ", ".join(sorted({*recipe["verbs"].split(", "), verb}))
+    for name, recipe in lists.items():
         config = crossalign.get_recipe(name).make()
         usual = flatten(type(config)())
-        told |= {key: value for key, value in flatten(config).items() if value != usual[key]}
+        recipe |= {key: value for key, value in flatten(config).items() if value != usual[key]}
     compare("recipes.json", lists, golden, request)
 
 
@@ -137,32 +136,33 @@ def verbs_of(called: tuple[int, str, str]) -> list[str]:
 
 
 def options_of(called: tuple[int, str, str]) -> Flat:
-    """Each option of a verb's help, as written on the command line, to what it takes and its default; arguments by place."""
+    """Each option of a verb's help, as written on the command line, to what it takes and its default; arguments by position."""
     code, output, _ = called
     assert code == 0
-    blocks: list[list[str]] = []
-    places: list[list[str]] = []
+    options: list[list[str]] = []
+    arguments: list[list[str]] = []
+    current = options
     for line in output.splitlines():
         inside = re.fullmatch(r"│ (.*) │", line)
         if line.startswith("╭─ "):
-            current = places if "positional" in line else blocks
-        elif inside and re.match(r"[^\s─]", inside[1]) and (current is places or inside[1].startswith("-")):
+            current = arguments if "positional" in line else options
+        elif inside and re.match(r"[^\s─]", inside[1]) and (current is arguments or inside[1].startswith("-")):
             current.append(re.split(r"\s{2,}", inside[1].strip(), maxsplit=1))
         elif inside and inside[1].startswith(" "):
             current[-1].append(inside[1].strip())
-    found: Flat = {}
-    for number, (head, *told) in enumerate(places, 1):
-        found[f"argument {number}"] = head + default_of(told)
-    for head, *told in blocks:
+    listed: Flat = {}
+    for number, (head, *text) in enumerate(arguments, 1):
+        listed[f"argument {number}"] = head + default_of(text)
+    for head, *text in options:
         names, takes = re.fullmatch(r"(-[\w.-]+(?:, -[\w.-]+)*) ?(.*)", head).groups()  # type: ignore[union-attr]
         if names != "-h, --help":
-            found[names] = (takes or "no value") + default_of(told)
-    return found
+            listed[names] = (takes or "no value") + default_of(text)
+    return listed
 
 
-def default_of(told: list[str]) -> str:
+def default_of(lines: list[str]) -> str:
     """The default, as the end of an option's help has it."""
-    text = " ".join(told)
+    text = " ".join(lines)
     if text.endswith("(required)"):
         return ", required"
     at = text.rfind("(default: ")
@@ -219,13 +219,12 @@ def methods_of(kind: type) -> Flat:
     """How a class and its public methods are called, those of PyTorch's modules left out that it leaves alone."""
     names = [n for n in dir(kind) if not n.startswith("_") and getattr(kind, n) is not getattr(nn.Module, n, None)]
     names = [n for n in names if not hasattr(Exception, n)]
-    made = {"call": signature(kind)} if not issubclass(kind, Exception) else {}
-    return made | {n: signature(getattr(kind, n)) if callable(getattr(kind, n)) else "value" for n in names}
+    call = {"call": signature(kind)} if not issubclass(kind, Exception) else {}
+    return call | {n: signature(getattr(kind, n)) if callable(getattr(kind, n)) else "value" for n in names}
 
 
 def signature(value: Callable[..., Any]) -> str:
     """Names, kinds and defaults of parameters; annotations are left out, since a call does not see them."""
-    found = inspect.signature(value)
-    plain = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
-    plain = [p.replace(default=p.default.value) if isinstance(p.default, Enum) else p for p in plain]
-    return str(found.replace(parameters=plain, return_annotation=inspect.Signature.empty))
+    full = inspect.signature(value)
+    plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in full.parameters.values()]
+    return str(full.replace(parameters=plain, return_annotation=inspect.Signature.empty))
