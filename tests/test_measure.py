@@ -32,8 +32,8 @@ from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.taps import Taps
 from crossalign.models.vision import teacher as vision_module
 from crossalign.runs.records import open_study
+from crossalign.verbs.language_model.job import pretrain
 from crossalign.verbs.measure.models import Measured
-from crossalign.verbs.pretrain import pretrain
 
 pytest.importorskip("matplotlib", reason="needs matplotlib")
 timm = pytest.importorskip("timm", reason="needs timm")

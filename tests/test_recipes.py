@@ -10,7 +10,7 @@ from crossalign.data.pairs.load import open_pairs
 from crossalign.models.vision.teacher import TABLE2, open_teacher
 from crossalign.recipes import Recipe, all_recipes, get_recipe
 from crossalign.recipes.cmar import ABLATIONS, DEGENERATE, DOUBTS, SMALL_PAIRS, TERMS
-from crossalign.training.term import row_name
+from crossalign.verbs.language_model import row_name
 
 TEXT = (PretrainConfig, FinetuneConfig)
 

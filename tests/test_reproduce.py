@@ -19,7 +19,7 @@ from crossalign import cli
 from crossalign.models.vision.teacher import TABLE2
 from crossalign.recipes import get_recipe
 from crossalign.studies.reproduce import QUICKSTART, STUDIES, Job, configured
-from crossalign.training.term import row_name
+from crossalign.verbs.language_model import row_name
 
 
 @pytest.fixture(scope="module")

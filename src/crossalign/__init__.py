@@ -49,9 +49,8 @@ if TYPE_CHECKING:
     from crossalign.studies.tune import tune
     from crossalign.verbs.adapt.job import adapt
     from crossalign.verbs.evaluate.job import evaluate
-    from crossalign.verbs.finetune import finetune
+    from crossalign.verbs.language_model.job import finetune, pretrain
     from crossalign.verbs.measure.job import measure
-    from crossalign.verbs.pretrain import pretrain
 
 _WHERE = {
     "adapt": "verbs.adapt.job",
@@ -70,9 +69,9 @@ _WHERE = {
         ("AdaptConfig", "EvaluateConfig", "FinetuneConfig", "MeasureConfig", "PretrainConfig", "SearchConfig"), "config"
     ),
     "evaluate": "verbs.evaluate.job",
-    "finetune": "verbs.finetune",
+    "finetune": "verbs.language_model.job",
     "measure": "verbs.measure.job",
-    "pretrain": "verbs.pretrain",
+    "pretrain": "verbs.language_model.job",
     "UserError": "core.errors",
     "ImageClassifier": "models.classifier.model",
     "open_language_model": "models.language.model",

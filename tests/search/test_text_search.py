@@ -17,7 +17,7 @@ from crossalign.config import PretrainConfig, SearchConfig, TrackingConfig, upda
 from crossalign.report import report
 from crossalign.studies.search.jobs import validations
 from crossalign.studies.tune import tune
-from crossalign.verbs.pretrain import pretrain
+from crossalign.verbs.language_model.job import pretrain
 
 WORDS = "the cat sat on a mat while two red dogs ran over wet grass and birds sang in old trees"
 PAIRS = 100

@@ -26,7 +26,7 @@ from crossalign.core import progress
 from crossalign.core.errors import UserError
 from crossalign.data.text.instructions import open_instructions
 from crossalign.data.text.tokenizer import open_tokenizer, save_tokenizer, train_tokenizer
-from crossalign.verbs.finetune import finetune
+from crossalign.verbs.language_model.job import finetune
 
 Make = Callable[..., FinetuneConfig]
 WIDTH = 6

@@ -40,7 +40,7 @@ from crossalign.runs.folder import write_config
 from crossalign.training import loop
 from crossalign.training.loop import Interrupted
 from crossalign.training.term import Term
-from crossalign.verbs.pretrain import pretrain
+from crossalign.verbs.language_model.job import pretrain
 
 PAIRS, WIDTH = 80, 12
 TEXT = "the cat sat on a mat while two red dogs ran over wet grass and birds sang in old trees"
@@ -230,7 +230,7 @@ THREE_RUNS = """
 import sys
 from pathlib import Path
 from crossalign.config import PretrainConfig
-from crossalign.verbs.pretrain import pretrain
+from crossalign.verbs.language_model.job import pretrain
 from crossalign.training import loop
 from crossalign.runs.folder import read_config
 

@@ -154,7 +154,7 @@ def reproduce(
     """
     if study not in STUDIES:
         raise unknown("study", study, STUDIES)
-    from crossalign.training.term import row_name
+    from crossalign.verbs.language_model import row_name
 
     table = STUDIES[study]
     known = table.known_rows(scale)

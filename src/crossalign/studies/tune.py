@@ -129,7 +129,7 @@ def _base(config: SearchConfig, recipe: str) -> Config:
     """The configuration that the trials share, checked as far as it can be without opening anything."""
     base: Config = configured(recipe, config.set)
     if not isinstance(base, AdaptConfig):
-        from crossalign.training.term import row_name
+        from crossalign.verbs.language_model import row_name
 
         base = dataclasses.replace(base, row=base.row or row_name(base))
     if isinstance(base, FinetuneConfig) and not (base.model and base.data.source) and not config.show_space:

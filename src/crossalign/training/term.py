@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from crossalign.alignment import get_similarity, penalty_names, similarity_names
 from crossalign.alignment.health import participation_ratio
-from crossalign.config import FinetuneConfig, PairsConfig, PretrainConfig, RegularizeConfig, TeacherConfig
+from crossalign.config import PairsConfig, RegularizeConfig, TeacherConfig
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.machine import is_main_process
 from crossalign.core.refs import UNTRAINED, Ref
@@ -317,27 +317,6 @@ def _note(sentence: str) -> None:
 def names_of(pairs: Pairs) -> Iterator[str]:
     """Ids without the mark of an image's further captions."""
     return (re.sub(r"#\d+$", "", name) for name in pairs.ids)
-
-
-def row_name(config: PretrainConfig | FinetuneConfig) -> str:
-    """What a row of a table calls a run: "Pre-training + cka-rbf (unpaired)"."""
-    align, teacher = config.align, config.teacher
-    title = "Pre-training"
-    if isinstance(config, FinetuneConfig):
-        title = "LoRA fine-tuning" if config.tune.method == "lora" else "Fine-tuning"
-    if align.metric == "none" or not align.weight:
-        return title
-    looks = align.metric in similarity_names()
-    notes: list[str] = [align.mode] if looks and align.mode != "paired" else []
-    usual, ref = RegularizeConfig(), Ref(teacher.ref)
-    notes += [f"{ref.control} teacher"] if ref.control else []
-    notes += [ref.short_name] if looks and ref.base != TeacherConfig().ref else []
-    notes += [f"teacher layers {' '.join(teacher.layers)}"] if looks and teacher.layers != TeacherConfig().layers else []
-    notes += [f"λ = {align.weight:g}"] if align.weight != (1.0 if align.metric == "captions" else usual.weight) else []
-    notes += [f"every {align.every}"] if align.every != usual.every else []
-    notes += [f"layers {' '.join(align.layers)}"] if align.layers != usual.layers else []
-    notes += [f"queue {align.queue}"] if align.queue else []
-    return f"{title} + {align.metric}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def check_align(align: RegularizeConfig) -> None:

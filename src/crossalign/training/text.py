@@ -191,6 +191,8 @@ def check_text_run(config: PretrainConfig | FinetuneConfig) -> None:
     if loop.shard and config.align.metric in WEIGHT_PENALTIES:
         raise UserError(f"--align.metric {config.align.metric} looks at whole weights: leave --loop.shard out")
     check_align(config.align)
+    if loop.evaluate_blocks is not None and isinstance(config, FinetuneConfig):
+        raise UserError("--loop.evaluate-blocks is for pre-training; here hold out less with --data.validation-fraction")
 
 
 def check_room(folder: Path, model: nn.Module, loop: TextLoopConfig) -> None:

@@ -233,7 +233,7 @@ def _of_text(config: PretrainConfig | FinetuneConfig) -> Cost:
     each has a backward pass of its own. Similarities ask for no logits.
     """
     from crossalign.features.regularizer import WEIGHT_PENALTIES
-    from crossalign.training.term import row_name
+    from crossalign.verbs.language_model import row_name
 
     model, block = _language_model(config), config.block if isinstance(config, PretrainConfig) else config.data.block
     hf, loop, align = model.config, config.loop, config.align

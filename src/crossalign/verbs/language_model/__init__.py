@@ -5,20 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from crossalign.config import FinetuneConfig, PretrainConfig
+from crossalign.config import FinetuneConfig, PretrainConfig, RegularizeConfig, TeacherConfig
+from crossalign.core.refs import Ref
 from crossalign.verbs import Verb
 
 
 def run_pretrain(config: PretrainConfig, recipe: str) -> None:
     """Train, and print the scores in a line."""
-    from crossalign.verbs.pretrain import pretrain
+    from crossalign.verbs.language_model.job import pretrain
 
     _print_scores(pretrain(config, recipe=recipe), config.output)
 
 
 def run_finetune(config: FinetuneConfig, recipe: str) -> None:
     """Train, and print the scores in a line."""
-    from crossalign.verbs.finetune import finetune
+    from crossalign.verbs.language_model.job import finetune
 
     _print_scores(finetune(config, recipe=recipe), config.output)
 
@@ -32,6 +33,29 @@ def _print_scores(result: dict[str, Any], output: Path) -> None:
     aligned = result["held_out"].get("held_out_cka-linear-debiased")
     parts += [] if aligned is None else [f"alignment of held-out pairs {aligned:.3f}"]
     print(f"{result['row']}: {', '.join(parts)}; {output}")
+
+
+def row_name(config: PretrainConfig | FinetuneConfig) -> str:
+    """What a row of a table calls a run: "Pre-training + cka-rbf (unpaired)"."""
+    from crossalign.alignment import similarity_names
+
+    align, teacher = config.align, config.teacher
+    title = "Pre-training"
+    if isinstance(config, FinetuneConfig):
+        title = "LoRA fine-tuning" if config.tune.method == "lora" else "Fine-tuning"
+    if align.metric == "none" or not align.weight:
+        return title
+    looks = align.metric in similarity_names()
+    notes: list[str] = [align.mode] if looks and align.mode != "paired" else []
+    usual, ref = RegularizeConfig(), Ref(teacher.ref)
+    notes += [f"{ref.control} teacher"] if ref.control else []
+    notes += [ref.short_name] if looks and ref.base != TeacherConfig().ref else []
+    notes += [f"teacher layers {' '.join(teacher.layers)}"] if looks and teacher.layers != TeacherConfig().layers else []
+    notes += [f"λ = {align.weight:g}"] if align.weight != (1.0 if align.metric == "captions" else usual.weight) else []
+    notes += [f"every {align.every}"] if align.every != usual.every else []
+    notes += [f"layers {' '.join(align.layers)}"] if align.layers != usual.layers else []
+    notes += [f"queue {align.queue}"] if align.queue else []
+    return f"{title} + {align.metric}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 PRETRAIN = Verb(PretrainConfig, run_pretrain, {PretrainConfig: PretrainConfig})

@@ -1,0 +1,307 @@
+"""``pretrain`` and ``finetune``: a language model learns text, pulled towards a vision model or not (CMAR §3, §4.2, §4.3).
+
+Next-token prediction, from scratch on a corpus, or of the answers of instruction data, in full or by LoRA; on every k-th step
+the alignment term of paired captions and images is added (Eq. 5). The text held out and the pairs held out are looked at in
+every evaluation and choose nothing: the last weights are kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from crossalign.config import FinetuneConfig, PretrainConfig
+from crossalign.core.errors import UserError
+from crossalign.core.files import content_key, write_json
+from crossalign.core.machine import is_main_process
+from crossalign.core.progress import followed
+from crossalign.core.refs import Ref
+from crossalign.data.batches import Batches, Rows
+from crossalign.data.text.corpus import cached_corpus, open_corpus
+from crossalign.data.text.examples import ExampleRows, evaluation_examples
+from crossalign.data.text.instructions import open_instructions
+from crossalign.data.text.tokenizer import separator
+from crossalign.data.text.tokens import TextBatch, TokenFile, TokenRows, as_stream
+from crossalign.models.language.causal import choose_trained, new_gpt2, save_causal
+from crossalign.models.language.inner import attend_without_mask, checkpoint_gradients
+from crossalign.models.language.likelihood import perplexity, total_nll
+from crossalign.models.language.model import LanguageModel, open_language_model
+from crossalign.models.taps import resolve_layers
+from crossalign.training import precision
+from crossalign.training.loop import Run, StageResult, fit
+from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, seed_all
+from crossalign.training.term import check_sources, open_held_out, open_term, reads_captions
+from crossalign.training.text import (
+    blocks_of,
+    check_room,
+    check_text_run,
+    read_texts,
+    resolve_speed,
+    score_streams,
+    stream_metrics,
+    text_stage,
+    whole_state,
+)
+from crossalign.verbs.language_model import row_name
+
+Scores = dict[str, dict[str, float]]
+
+
+def pretrain(config: PretrainConfig, *, recipe: str = "", quiet: bool = False, until: int | None = None) -> dict[str, Any]:
+    """Train a language model and return the result that result.json holds.
+
+    A finished run is returned as it stands; an unfinished one with the same configuration goes on where it stopped.
+
+    Raises:
+        UserError: bad input, before any training. Interrupted, Diverged, DiskFull, and Paused where ``until`` is an
+            epoch to pause after (an evaluation, of a text run): see ``training.loop``.
+    """
+    return in_folder(config, lambda claimed: _train(claimed, recipe, quiet, until))
+
+
+def finetune(config: FinetuneConfig, *, recipe: str = "", quiet: bool = False, until: int | None = None) -> dict[str, Any]:
+    """Fine-tune a language model and return the result that result.json holds.
+
+    A finished run is returned as it stands; an unfinished one with the same configuration goes on where it stopped.
+
+    Raises:
+        UserError: bad input, before any training. Interrupted, Diverged, DiskFull, and Paused where ``until`` is an
+            epoch to pause after (an evaluation, of a text run): see ``training.loop``.
+    """
+    return in_folder(config, lambda claimed: _train(claimed, recipe, quiet, until))
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a run learns, read and ready, with the model that learns it."""
+
+    model: Any
+    tokenizer: Any
+    separator: int
+    """The token at both ends of a text."""
+    block: int
+    """Tokens of a row at most."""
+    amount: str
+    """How much there is to train on, in words."""
+    rows: Rows[TextBatch]
+    tokens: float
+    """That a step predicts, on average."""
+    evaluate: Callable[[nn.Module, Run], dict[str, float]]
+    """Loss and perplexity of what is held out, over all processes."""
+    held_out: dict[str, TokenFile]
+    """Streams held out, which are scored whole at the end; none where every evaluation looks at all that is held out."""
+    identity: dict[str, Any]
+    """What the data and the first weights are known by."""
+    made_of: str
+    """What ``identity`` is of, in words."""
+    facts: dict[str, Any]
+    """What result.json says of method, model, term and data."""
+    peft: Any = None
+    """LoRA's updates of the model; None where it trains in full."""
+
+
+def _train(config: Any, recipe: str, quiet: bool, until: int | None) -> dict[str, Any]:
+    new = isinstance(config, PretrainConfig)
+    check_text_run(config)
+    if new:
+        _check_new_model(config)
+    strings = read_texts(config.score)
+    config.row = config.row or row_name(config)
+    with main_process_first(config.loop.device):
+        check_sources(config.align, config.teacher, config.pairs)
+    text = _corpus(config) if new else _instructions(config)
+    settings, model = (config.align, config.teacher, config.pairs, text.tokenizer), text.model
+    with main_process_first(config.loop.device):  # the others then find the features in the cache
+        term = open_term(*settings, tokens=text.tokens, seed=config.seed, device=config.loop.device)
+        held_out = open_held_out(*settings, device=config.loop.device)
+    streams = {name: as_stream(string, text.tokenizer, text.separator) for name, string in strings.items()}
+    check_room(config.output, model, config.loop)
+    config = resolve_speed(config, model, text.block, quiet)
+    if term:
+        term.check(model)
+    parameters = {
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "total": sum(p.numel() for p in model.parameters()),
+    }
+    if is_main_process() and not quiet:
+        share = "{total:,} parameters" if new else "{trainable:,} of {total:,} parameters train"
+        print(f"{text.amount}; {share.format(**parameters)}")
+    identity = content_key(**text.identity, term=term.fingerprint if term else "")
+    with opened_run(config, identity, f"{text.made_of}, captions or teacher's features", until) as run:
+
+        def evaluate(wrapped: nn.Module) -> dict[str, float]:
+            return text.evaluate(wrapped, run) | (held_out.measure(wrapped, run.accelerator) if held_out else {})
+
+        model.to(run.accelerator.device)
+        seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
+        batches = _batches(config, text.rows, run.accelerator.process_index, run.world)
+        trained = fit(text_stage(config, model, batches, evaluate, term, run, text.tokenizer), run)
+        scores = {} if text.held_out else {"answers": {name: trained.best[name] for name in ("loss", "perplexity")}}
+        streams = text.held_out | streams
+        scores |= score_streams(model, streams, text.block, config.loop.eval_batch_size, run, quiet)
+        result = _result(config, recipe, text, parameters, trained, scores)
+        state = whole_state(model, run)
+        if run.accelerator.is_main_process:
+            save_causal(model, text.peft, text.tokenizer, config.output / "model", state)
+            write_json(config.output / "result.json", result)
+            run.log.summary({f"{name}/{key}": value for name, values in scores.items() for key, value in values.items()})
+    return result
+
+
+def _check_new_model(config: PretrainConfig) -> None:
+    """What the model cannot be, or does not have, is told before a corpus is tokenised and a teacher looks at images."""
+    if not config.prepared and not config.corpus.source:
+        raise UserError(
+            "--corpus.source names no text: give text files, folders of them, hf:ORG/NAME, or python:topics, which needs no "
+            "file; or a prepared corpus with --prepared"
+        )
+    if reads_captions(config.align) and config.align.max_length > config.block:
+        raise UserError(f"--align.max-length {config.align.max_length} is longer than --block {config.block}: lower it")
+    model = new_gpt2(config.gpt, vocabulary=1, block=config.block, separator=0, seed=0, meta=True)
+    resolve_layers(model, config.align.layers)
+
+
+def _corpus(config: PretrainConfig) -> Text:
+    """A stream of text, and a new GPT-2."""
+    loop = config.loop
+    with main_process_first(loop.device):  # the others then find the corpus in the cache
+        corpus = open_corpus(config.prepared) if config.prepared else cached_corpus(config.corpus)
+
+    def evaluate(model: nn.Module, run: Run) -> dict[str, float]:
+        blocks = blocks_of(corpus.validation, config.block, loop.eval_batch_size, run, loop.evaluate_blocks)
+        return stream_metrics(model, blocks, run.accelerator, "evaluating")
+
+    rows = TokenRows(corpus.train.tokens, config.block)
+    _batches(config, rows, 0, int(os.environ.get("WORLD_SIZE", "1")))  # refuses what cannot be
+    names = [name for name, _ in corpus.meta["settings"]["source"]]
+    gpt = new_gpt2(config.gpt, vocabulary=corpus.vocabulary, block=config.block, separator=corpus.separator, seed=config.seed)
+    return Text(
+        model=gpt,
+        tokenizer=corpus.tokenizer,
+        separator=corpus.separator,
+        block=config.block,
+        amount=f"{len(corpus.train):,} tokens to train on, vocabulary {corpus.vocabulary:,}",
+        rows=rows,
+        tokens=loop.batch_size * config.block,
+        evaluate=evaluate,
+        held_out={"validation": corpus.validation},
+        identity={"corpus": corpus.fingerprint},
+        made_of="text",
+        facts={
+            **_term_facts(config),
+            "seed": config.seed,
+            "method": "pretrain",
+            "weights": "random",
+            "backbone": f"gpt2-{config.gpt.layers}x{config.gpt.width}",
+            "data": f"{', '.join(names[:3])} ({len(corpus.train):,} training tokens)",
+            "data_fingerprint": corpus.fingerprint,
+            "test": None,
+        },
+    )
+
+
+def _instructions(config: FinetuneConfig) -> Text:
+    """Instructions with their answers, and a model to learn them."""
+    loop = config.loop
+    opened = _open_model(config)
+    model, tokenizer = opened.model, opened.tokenizer
+    resolve_layers(model, config.align.layers)  # told before a teacher looks at images
+    peft = choose_trained(model, config.tune, config.seed)
+    with main_process_first(loop.device):
+        data = open_instructions(config.data, tokenizer)
+
+    def evaluate(model: nn.Module, run: Run) -> dict[str, float]:
+        part = (run.accelerator.process_index, run.world)
+        batches = evaluation_examples(data.validation, loop.eval_batch_size, config.data.padding, *part)
+        batches = followed(batches, -(-len(data.validation) // max(loop.eval_batch_size, run.world)), "evaluating", "batch")
+        nll = total_nll(model, batches, run.accelerator.device, run.accelerator)
+        loss = nll / int(data.validation.targets.sum())
+        return {"loss": loss, "perplexity": perplexity(loss)}
+
+    rows = ExampleRows(data.train, config.data.block if config.data.packing else 0, config.data.padding)
+    _batches(config, rows, 0, int(os.environ.get("WORLD_SIZE", "1")))  # refuses what cannot be
+    notes = {"without an answer": data.empty, "with the answer cut": data.train.truncated, "too long": data.train.dropped}
+    left_out = "".join(f", {count:,} {why}" for why, count in notes.items() if count)
+    names = [Path(name).name for name in config.data.source]
+    return Text(
+        model=model,
+        tokenizer=tokenizer,
+        separator=separator(tokenizer),
+        block=config.data.block,
+        amount=f"{len(data.train):,} examples to train on{left_out}",
+        rows=rows,
+        tokens=loop.batch_size * int(data.train.targets.sum()) / len(rows),
+        evaluate=evaluate,
+        held_out={},
+        identity={"data": data.fingerprint, "model": opened.fingerprint, "seed": opened.seed},
+        made_of=f"instructions, weights of '{config.model}'",
+        facts={
+            "method": config.tune.method,
+            **_term_facts(config),
+            "backbone": config.model,
+            "weights": "random" if Ref(config.model).control == "random" else "pretrained",
+            "data": f"{', '.join(names[:3])} ({len(data.train):,} training examples)",
+            "test": None,
+            "seed": config.seed,
+            "data_fingerprint": data.fingerprint,
+        },
+        peft=peft,
+    )
+
+
+def _open_model(config: FinetuneConfig) -> LanguageModel:
+    """The model with its weights, told whether rows need a mask."""
+    if not config.model:
+        raise UserError("--model names no language model: give package:NAME, a folder, a .gguf file or hf:ORG/NAME")
+    opened = open_language_model(config.model, head="causal", seed=config.seed)
+    model: Any = opened.model
+    model.config.use_cache = False
+    longest = getattr(model.config, "max_position_embeddings", None)
+    asked = {"--data.block": config.data.block, "--align.max-length": config.align.max_length}
+    too_long = [f"{name} {value}" for name, value in asked.items() if longest is not None and value > longest]
+    if too_long:
+        raise UserError(f"'{config.model}' sees {longest} tokens: lower {' and '.join(too_long)}")
+    if config.data.padding == "right" and not config.data.packing:
+        attend_without_mask(model)  # no real token sees what stands on its right
+    if config.gradient_checkpointing:
+        checkpoint_gradients(model)
+    return opened
+
+
+def _batches(config: Any, rows: Rows[TextBatch], rank: int, world: int) -> Batches[TextBatch]:
+    """This process's steps."""
+    loop = config.loop
+    return Batches(rows, batch_size=loop.batch_size, seed=config.seed, accumulation=loop.accumulation, rank=rank, world=world)
+
+
+def _term_facts(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
+    align = config.align
+    return {"align": align.metric if align.weight else "none", "mode": align.mode, "teacher": config.teacher.ref}
+
+
+def _result(
+    config: Any, recipe: str, text: Text, parameters: dict[str, int], trained: StageResult, scores: Scores
+) -> dict[str, Any]:
+    """result.json: the numbers of tables, with what is needed to compare them fairly."""
+    return {
+        "verb": "pretrain" if isinstance(config, PretrainConfig) else "finetune",
+        "recipe": recipe,
+        "row": config.row,
+        **text.facts,
+        "steps": config.loop.steps,
+        "tokens": trained.examples,
+        "scores": scores,
+        "held_out": {name: value for name, value in trained.best.items() if name.startswith("held_out")},
+        "parameters": parameters,
+        "learning_rate": config.optim.lr,
+        "seconds": {"train": trained.seconds},
+        "tokens_per_second": trained.examples / max(trained.seconds, 1e-9),
+        "peak_memory_bytes": precision.peak_memory_bytes(config.loop.device),
+        "precision": config.loop.precision,
+        "device": device_name(config.loop.device),
+    }
