@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossalign.alignment import divergence_names, get_divergence, mmd, otdd, register_divergence
-from crossalign.alignment.registry import divergences
+from crossalign.alignment import divergences, get_divergence, mmd, otdd, register_divergence
 
 
 def test_every_divergence_has_a_name_and_says_whether_it_needs_labels() -> None:
-    assert divergence_names() == ("coral", "cosine", "mmd", "mmd-orca", "mse", "otdd", "sinkhorn")
+    assert divergences.names() == ("coral", "cosine", "mmd", "mmd-orca", "mse", "otdd", "sinkhorn")
     assert get_divergence("mmd") is mmd and get_divergence("otdd") is otdd
-    assert [name for name in divergence_names() if get_divergence(name).needs_labels] == ["otdd"]
+    assert [name for name in divergences.names() if get_divergence(name).needs_labels] == ["otdd"]
 
 
 def test_unknown_name_gives_the_nearest() -> None:

@@ -10,10 +10,10 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from crossalign.alignment import gather_features, get_penalty, get_similarity, similarity_names
+from crossalign.alignment import gather_features, get_penalty, get_similarity, similarities
 from crossalign.cli import leave_group
 
-NAMES = (*(name for name in similarity_names() if get_similarity(name).differentiable), "koleo")
+NAMES = (*(name for name in similarities.names() if get_similarity(name).differentiable), "koleo")
 SHARES = (30, 18)  # unequal: the last batch of an epoch
 
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossalign.alignment import get_penalty, koleo, l1, l2, penalty_names, register_penalty
-from crossalign.alignment.registry import penalties
+from crossalign.alignment import get_penalty, koleo, l1, l2, penalties, register_penalty
 
 
 def test_l1_and_l2_are_means_over_features_and_over_all_weights_of_a_model() -> None:
@@ -113,7 +112,7 @@ def test_koleo_is_computed_in_float32_and_spreads_what_it_is_minimised_on() -> N
 
 def test_penalties_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(penalties, "_entries", dict(penalties._entries))
-    assert penalty_names() == ("koleo", "l1", "l2") and get_penalty("koleo") is koleo
+    assert penalties.names() == ("koleo", "l1", "l2") and get_penalty("koleo") is koleo
     with pytest.raises(ValueError, match="unknown penalty 'kaleo'; did you mean 'koleo'"):
         get_penalty("kaleo")
 

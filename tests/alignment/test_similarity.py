@@ -21,13 +21,12 @@ from crossalign.alignment import (
     mutual_knn,
     pwcca,
     register_similarity,
-    similarity_names,
+    similarities,
     soft_mutual_knn,
     svcca,
 )
-from crossalign.alignment.registry import similarities
 
-ALL: dict[str, Callable[..., Tensor]] = {name: get_similarity(name) for name in similarity_names()}
+ALL: dict[str, Callable[..., Tensor]] = {name: get_similarity(name) for name in similarities.names()}
 DIFFERENTIABLE = [name for name in ALL if get_similarity(name).differentiable]
 CENTRED = [name for name in ALL if get_similarity(name).centred]
 # Their number of directions is read from the data, so that the host waits and one call is one pair of matrices.
@@ -313,7 +312,7 @@ def test_second_derivatives_are_refused_not_wrong(paired: Any) -> None:
 
 
 def test_names_and_what_they_may_be_used_for() -> None:
-    assert similarity_names() == (
+    assert similarities.names() == (
         *("cca", "cka-linear", "cka-linear-debiased", "cka-rbf", "cka-rbf-debiased", "dot-product", "kernel-alignment"),
         *("linear-regression", "mutual-knn", "pwcca", "soft-mutual-knn", "svcca"),
     )

@@ -20,8 +20,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from crossalign.data.text.evals import local_rows
-from crossalign.verbs.evaluate import harness
-from crossalign.verbs.evaluate.harness import EvalTask, open_task, quietly, score_task, task_names
+from crossalign.verbs.evaluate import TASKS, harness
+from crossalign.verbs.evaluate.harness import EvalTask, open_task, quietly, score_task
 from crossalign.verbs.evaluate.model import Scored, open_scored
 from crossalign.verbs.evaluate.scorer import Scorer, batch_ends
 
@@ -57,7 +57,7 @@ def requests(task: Any) -> list[Any]:
 
 
 def test_every_task_file_is_compared() -> None:
-    assert set(task_names()) == set(SHIPPED)
+    assert set(TASKS) == set(SHIPPED)
 
 
 def check_requests_equal(name: str, data: Path, shots: int, limit: int = 20) -> None:

@@ -39,7 +39,7 @@ def test_wrong_references(ref: str, sentence: str) -> None:
 
 
 def test_package_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(source.PACKAGES, "gone", source.Package("gone-model", "gone_model_not_installed", "model"))
+    monkeypatch.setitem(source.PACKAGES._entries, "gone", source.Package("gone-model", "gone_model_not_installed", "model"))
     with pytest.raises(UserError, match=r"needs the package 'gone-model': pip install 'crossalign\[offline\]'"):
         open_language_model("package:gone")
 

@@ -103,10 +103,10 @@ def test_a_row_with_images_is_compared_with_each_control(study: Path) -> None:
 
 
 def test_terms_without_images_are_named() -> None:
-    from crossalign.alignment import penalty_names
+    from crossalign.alignment import penalties
     from crossalign.features.regularizer import WEIGHT_PENALTIES
 
-    assert set(NO_IMAGES) == {"captions", *penalty_names(), *WEIGHT_PENALTIES}
+    assert set(NO_IMAGES) == {"captions", *penalties, *WEIGHT_PENALTIES}
 
 
 def test_the_table_holds_means_and_errors_over_seeds(study: Path) -> None:

@@ -5,15 +5,15 @@ from .gather import gather_features
 from .health import collapse_warning, effective_rank, health, participation_ratio
 from .penalty import koleo, l1, l2
 from .registry import (
-    divergence_names,
+    divergences,
     get_divergence,
     get_penalty,
     get_similarity,
-    penalty_names,
+    penalties,
     register_divergence,
     register_penalty,
     register_similarity,
-    similarity_names,
+    similarities,
 )
 from .similarity import (
     cca,
@@ -34,7 +34,7 @@ __all__ = [
     "collapse_warning",
     "coral",
     "cosine",
-    "divergence_names",
+    "divergences",
     "dot_product",
     "effective_rank",
     "gather_features",
@@ -53,12 +53,12 @@ __all__ = [
     "mutual_knn",
     "otdd",
     "participation_ratio",
-    "penalty_names",
+    "penalties",
     "pwcca",
     "register_divergence",
     "register_penalty",
     "register_similarity",
-    "similarity_names",
+    "similarities",
     "sinkhorn",
     "soft_mutual_knn",
     "svcca",

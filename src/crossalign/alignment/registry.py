@@ -43,11 +43,6 @@ def get_divergence(name: str) -> Divergence:
     return divergences[name]
 
 
-def divergence_names() -> tuple[str, ...]:
-    """The names that `get_divergence` knows, sorted."""
-    return divergences.names()
-
-
 class Similarity(Protocol):
     """A score of paired features, `(x, y)`; its attributes say what it may be used for."""
 
@@ -95,11 +90,6 @@ def get_similarity(name: str) -> Similarity:
     return similarities[name]
 
 
-def similarity_names() -> tuple[str, ...]:
-    """The names that `get_similarity` knows, sorted."""
-    return similarities.names()
-
-
 penalties: Registry[Callable[..., Tensor]] = Registry("penalty", group=GROUP)
 
 
@@ -111,8 +101,3 @@ def register_penalty(name: str) -> Callable[[F], F]:
 def get_penalty(name: str) -> Callable[..., Tensor]:
     """The penalty of that name. Raises ValueError, with the nearest name, where there is none."""
     return penalties[name]
-
-
-def penalty_names() -> tuple[str, ...]:
-    """The names that `get_penalty` knows, sorted."""
-    return penalties.names()

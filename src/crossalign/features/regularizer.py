@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossalign.alignment import gather_features, get_penalty, get_similarity, penalty_names, similarity_names
+from crossalign.alignment import gather_features, penalties, similarities
 from crossalign.alignment.health import participation_ratio
 from crossalign.core.errors import UserError, unknown
 from crossalign.data.pairs.batches import MODES, Mode, PairBatches
@@ -82,7 +82,7 @@ class AlignmentRegularizer:
         if mode not in MODES:
             raise unknown("set-up of pairs", mode, MODES)
         self.of_weights = metric in WEIGHT_PENALTIES
-        self.penalty = self.of_weights or (isinstance(metric, str) and metric in penalty_names())
+        self.penalty = self.of_weights or (isinstance(metric, str) and metric in penalties)
         function = find_metric(metric, mode)
         self.comparable = _told(function, "comparable_across_batch_sizes")
         """Whether the score's expectation is the same for every number of pairs."""
@@ -223,12 +223,12 @@ def _named(metric: str | Metric) -> Any:
     if not isinstance(metric, str):
         return metric
     if metric in WEIGHT_PENALTIES:
-        return get_penalty(metric.removesuffix("-weights"))
-    if metric in penalty_names():
-        return get_penalty(metric)
-    if metric not in similarity_names():
-        raise unknown("metric", metric, [*similarity_names(), *penalty_names(), *WEIGHT_PENALTIES])
-    return get_similarity(metric)
+        return penalties[metric.removesuffix("-weights")]
+    if metric in penalties:
+        return penalties[metric]
+    if metric not in similarities:
+        raise unknown("metric", metric, [*similarities, *penalties, *WEIGHT_PENALTIES])
+    return similarities[metric]
 
 
 def name_of(metric: str | Metric) -> str:

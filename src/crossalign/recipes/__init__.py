@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crossalign.core.errors import UserError, unknown
+from crossalign.core.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Recipe:
     """Fields that the paper does not give, and why they hold what they hold."""
 
 
-RECIPES: dict[str, Recipe] = {}
+RECIPES: Registry[Recipe] = Registry("recipe")
 
 
 def get_recipe(name: str, kind: type | tuple[type, ...] | None = None) -> Recipe:

@@ -269,7 +269,7 @@ def _add(
         config = make()
         gone = (*UNUSED.get(config.align.metric, ()), *_differing(config, usual))
         assumed = {key: reason for key, reason in assumed.items() if not key.startswith(gone)}
-    RECIPES[name] = Recipe(name, make, summary, assumed | (why or {}))
+    RECIPES.register(name, Recipe(name, make, summary, assumed | (why or {})))
 
 
 def _differing(config: Any, usual: Any) -> list[str]:

@@ -130,7 +130,7 @@ def _add(prefix: str, make: Any, source: str, assumed: dict[str, str]) -> None:
     def recipe(name: str, row: str, *args: str) -> None:
         title = f"{prefix}-{name}"
         why = {key: reason for key, reason in assumed.items() if name not in ("none", "vit") or key not in OF_A_BACKBONE}
-        RECIPES[title] = Recipe(title, lambda: replace(make(*args), row=row), f"{row} ({source})", why)
+        RECIPES.register(title, Recipe(title, lambda: replace(make(*args), row=row), f"{row} ({source})", why))
 
     for method, title in METHODS.items():
         for metric, suffix in METRICS.items():
@@ -142,7 +142,7 @@ def _add(prefix: str, make: Any, source: str, assumed: dict[str, str]) -> None:
         recipe(name, title, method, "none", weights)
     if prefix == "cmda":
         without = {key: why for key, why in assumed.items() if key != "embedder.match_scale"}
-        RECIPES["cmda-fpt-matched"] = Recipe("cmda-fpt-matched", matched, f"{MATCHED} ({source})", without)
+        RECIPES.register("cmda-fpt-matched", Recipe("cmda-fpt-matched", matched, f"{MATCHED} ({source})", without))
 
 
 _add("cmda", published, "CMDA Table 1 or its control, as published", ASSUMED)

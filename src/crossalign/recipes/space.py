@@ -21,10 +21,13 @@ import yaml
 
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, flatten, to_dict, update
 from crossalign.core.errors import UserError, unknown
+from crossalign.core.registry import Registry
 
 Config = AdaptConfig | PretrainConfig | FinetuneConfig
 Value = float | int | str | bool | None
 DEFAULTS: dict[type, str] = {AdaptConfig: "cmda", PretrainConfig: "cmar-pretrain", FinetuneConfig: "cmar-finetune"}
+_FILES = {path.name.removesuffix(".yaml"): path for path in (files("crossalign.recipes") / "spaces").iterdir()}
+SPACES = Registry("space", _FILES, listed="or a file that ends in .yaml")
 KEYS = ("choices", "low", "high", "log", "int", "when")
 FIXED = {
     **dict.fromkeys(("output", "overwrite", "row", "score_test", "tracking"), "the search gives each trial its own"),
@@ -156,7 +159,6 @@ def open_space(ref: str, config: Config) -> Space:
         UserError: no such file or name; a field that the configuration does not have (the nearest is named), that the search
             itself needs, or whose values it cannot hold; a ``when`` that can never hold; nothing that matters to ``config``.
     """
-    known = sorted(path.name.removesuffix(".yaml") for path in (files("crossalign.recipes") / "spaces").iterdir())
     place = f"--space {ref}" if ref else f"the space '{DEFAULTS[type(config)]}'"
     if ref.endswith((".yaml", ".yml")):
         try:
@@ -165,10 +167,8 @@ def open_space(ref: str, config: Config) -> Space:
             raise UserError(f"{place} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise UserError(f"{place} is no UTF-8 text (byte {error.start}): save it as UTF-8") from error
-    elif (name := ref or DEFAULTS[type(config)]) in known:
-        text = (files("crossalign.recipes") / "spaces" / f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        raise unknown("space", ref, known, listed="or a file that ends in .yaml")
+        text = SPACES[ref or DEFAULTS[type(config)]].read_text(encoding="utf-8")
     data, settings = _load(text, place), flatten(to_dict(config))
     fields: dict[str, Field] = {}
     for name, value in data.items():

@@ -22,6 +22,7 @@ from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import write_json
 from crossalign.core.machine import command_line, usable_cores
 from crossalign.core.refs import Ref
+from crossalign.core.registry import Registry
 from crossalign.recipes import all_recipes, get_recipe
 from crossalign.recipes.cmar import TEACHERS
 from crossalign.recipes.cmda import CONTROLS, METHODS, METRICS
@@ -73,7 +74,7 @@ class Table:
 
 TABLE1 = [m if a == "none" else f"{m}-{a}" for m in METHODS for a in METRICS] + list(CONTROLS)
 TERMS = ("baseline", "aligned", "unpaired", "mean", "random-teacher", "l2", "captions")
-STUDIES: dict[str, Table] = {
+_STUDIES = {
     "cmda-table1": Table(
         "CMDA Table 1, with cosine and the controls",
         tuple(TABLE1),
@@ -97,6 +98,7 @@ STUDIES: dict[str, Table] = {
         "A small GPT learns Python's documentation", ("baseline", "aligned", "unpaired"), "small-pretrain-{}"
     ),
 }
+STUDIES: Registry[Table] = Registry("study", _STUDIES)
 
 QUICKSTART: dict[str, tuple[str, tuple[str, ...], str]] = {
     "quickstart": (
@@ -152,8 +154,6 @@ def reproduce(
     Raises:
         UserError: unknown study, row or setting; all before the first run.
     """
-    if study not in STUDIES:
-        raise unknown("study", study, STUDIES)
     from crossalign.verbs.language_model import row_name
 
     table = STUDIES[study]
@@ -252,9 +252,9 @@ def configured(recipe: str, settings: tuple[str, ...]) -> Any:
 
 def _is_usual(config: PretrainConfig | FinetuneConfig) -> bool:
     """Whether a row is one whose metric a study may choose: not the baseline, a penalty, captions or the mean."""
-    from crossalign.alignment import similarity_names
+    from crossalign.alignment import similarities
 
-    return config.align.metric in similarity_names() and config.align.mode != "mean"
+    return config.align.metric in similarities and config.align.mode != "mean"
 
 
 def _check_sources(configs: list[AdaptConfig]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossalign.alignment import get_similarity, penalty_names, similarity_names
+from crossalign.alignment import get_similarity, penalties, similarities
 from crossalign.alignment.health import participation_ratio
 from crossalign.config import PairsConfig, RegularizeConfig, TeacherConfig
 from crossalign.core.errors import UserError, unknown
@@ -189,7 +189,7 @@ def check_sources(align: RegularizeConfig, teacher: TeacherConfig, pairs: PairsC
     for name in filter(None, (pairs.split_file, align.held_out_file)):
         if not Path(name).expanduser().is_file():
             raise UserError(f"there is no split file '{name}': give a text file with one id a line")
-    teachers = [teacher] if _has_term(align) and align.metric in similarity_names() else []
+    teachers = [teacher] if _has_term(align) and align.metric in similarities else []
     teachers += [_held_out_teacher(align, teacher)] if measured else []
     for one in {one.ref: one for one in teachers}.values():
         check_teacher(one)
@@ -239,7 +239,7 @@ def open_term(
         return None
     opened = open_pairs(pairs)
     # Captions and penalties look at no image: zeros stand in for features.
-    looks = align.metric in similarity_names()
+    looks = align.metric in similarities
     features = pair_features(teacher, opened, device=device)[0] if looks else torch.zeros(len(opened), 1)
     batches = PairBatches(
         opened.texts, features, tokenizer, batch_size=align.batch_size, seed=seed, max_length=align.max_length
@@ -325,8 +325,8 @@ def check_align(align: RegularizeConfig) -> None:
     Raises:
         UserError: no such metric, one that is no loss, or settings that do not go together.
     """
-    known = ["none", *similarity_names(), *penalty_names(), *WEIGHT_PENALTIES, "captions"]
-    if align.metric not in known:
+    known = ["none", *similarities, *penalties, *WEIGHT_PENALTIES, "captions"]
+    if align.metric not in known and align.metric not in similarities:
         raise unknown("metric", align.metric, known)
     if align.held_out is not None and align.held_out != 0 and align.held_out < FEWEST_HELD_OUT:
         raise UserError(
@@ -340,7 +340,7 @@ def check_align(align: RegularizeConfig) -> None:
     if align.metric in ("none", "captions"):
         return
     metric = find_metric(align.metric, align.mode)
-    if align.metric in similarity_names():
+    if align.metric in similarities:
         _check_count(metric, align)
 
 

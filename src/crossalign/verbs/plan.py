@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, validate
 from crossalign.config.bounds import Count, PositiveShare
-from crossalign.core.errors import unknown
+from crossalign.core.registry import Registry
 from crossalign.recipes import all_recipes
 from crossalign.verbs import Verb
 
@@ -81,7 +81,7 @@ class Hardware:
     """Bytes."""
 
 
-HARDWARE = {
+_HARDWARE = {
     "a100": Hardware("NVIDIA A100 80 GB", 156e12, 312e12, 80e9),
     "h100": Hardware("NVIDIA H100 SXM", 494e12, 989e12, 80e9),
     "h200": Hardware("NVIDIA H200", 494e12, 989e12, 141e9),
@@ -90,6 +90,7 @@ HARDWARE = {
     "t4": Hardware("NVIDIA T4 (fp16)", 8.1e12, 65e12, 16e9),
     "cpu": Hardware("2 CPU cores, AVX-512 (measured order)", 0.1e12, 0.2e12, 16e9),
 }
+HARDWARE: Registry[Hardware] = Registry("--hardware", _HARDWARE)
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,6 @@ def plan(
         UserError: a setting out of its bounds, unknown hardware, or a model or tokenizer whose configuration is not at hand.
     """
     validate(config)
-    if hardware not in HARDWARE:
-        raise unknown("--hardware", hardware, HARDWARE)
     device = HARDWARE[hardware]
     cost = _of_images(config, train_images, classes) if isinstance(config, AdaptConfig) else _of_text(config)
     remedy = cost.remedy

@@ -7,13 +7,14 @@ split.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from crossalign.core.errors import UserError, missing_extra, unknown
 from crossalign.core.refs import Ref
+from crossalign.core.registry import Registry
 from crossalign.data.images import tables
 from crossalign.data.sources import EXTENSIONS, SPLITS, Listing, Listings, Raw, file_identity
 
@@ -25,10 +26,8 @@ def list_source(source: str, alone: bool = False) -> Listings:
         UserError: no such source, nothing in it that can be read, or labels that are no labels.
     """
     ref = Ref(source, ())
-    if ref.kind == "sklearn":
-        return {"train": _sklearn(ref.rest)}
-    if ref.kind == "hf":
-        return tables.list_hub(source)
+    if ref.kind != "path" and ref.kind in SOURCES:
+        return SOURCES[ref.kind](ref.rest)
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix != ".parquet":
@@ -54,7 +53,7 @@ def list_source(source: str, alone: bool = False) -> Listings:
     return _image_folder(path)
 
 
-def _sklearn(name: str) -> Listing:
+def _sklearn(name: str) -> Listings:
     """Digits, 1,797 images of 8x8 in 17 grey levels, scaled to 0..255."""
     if name != "digits":
         raise unknown("scikit-learn image set", name, ["digits"])
@@ -66,7 +65,14 @@ def _sklearn(name: str) -> Listing:
     images = np.rint(data.images * (255 / 16)).astype(np.uint8)
     names = [f"digit {i}" for i in range(len(images))]
     classes = tuple(str(c) for c in data.target_names)
-    return Listing("scikit-learn digits", data.target.astype(np.int64), classes, names, lambda: iter(images), "digits")
+    labels = data.target.astype(np.int64)
+    return {"train": Listing("scikit-learn digits", labels, classes, names, lambda: iter(images), "digits")}
+
+
+SOURCES: Registry[Callable[[str], Listings]] = Registry(
+    "kind of image source", {"sklearn": _sklearn, "hf": tables.list_hub}, group="crossalign.datasets"
+)
+"""What lists a source without decoding it, by the word before the colon; it is given what follows the colon."""
 
 
 def _cifar_binary(folder: Path) -> Listings:

@@ -92,15 +92,15 @@ def _column(file: Path, name: str) -> list[Any]:
         raise unreadable(file.name, error) from error
 
 
-def list_hub(ref: str) -> Listings:
+def list_hub(name: str) -> Listings:
     """A set of the Hugging Face hub, or a local folder that ``datasets`` understands."""
-    loaded = load_hub(ref)
+    loaded = load_hub(f"hf:{name}")
     splits = {split_name(str(split)): str(split) for split in reversed(loaded)}
     if len(loaded) == 1:
         splits = {"train": next(iter(loaded))}
-    found = {ours: _hub_listing(loaded[split], f"{ref} {split}") for ours, split in splits.items() if ours}
+    found = {ours: _hub_listing(loaded[split], f"hf:{name} {split}") for ours, split in splits.items() if ours}
     if not found:
-        raise UserError(f"{ref} has no split named train, only {', '.join(map(str, loaded))}")
+        raise UserError(f"hf:{name} has no split named train, only {', '.join(map(str, loaded))}")
     return found
 
 

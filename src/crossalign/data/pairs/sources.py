@@ -1,7 +1,7 @@
 """Where images with texts come from: each reader lists one kind of source, without decoding an image.
 
-``list_pairs`` finds the reader by the look of the source's name. A new kind is one row of ``READERS``: a function that
-finds the parts of each split, and one that lists parts.
+``list_pairs`` finds the reader by the look of the source's name. A new kind of files is one row of ``READERS``, a new kind of
+source is one function in ``SOURCES``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from crossalign.config import PairsConfig
 from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
+from crossalign.core.registry import Registry
 from crossalign.data.hub import load_hub
 from crossalign.data.images.tables import (
     IMAGE_COLUMNS,
@@ -82,8 +83,11 @@ def check_source(source: str) -> None:
 def _reader(source: str) -> tuple[Parts, Callable[[list[Any], PairsConfig], PairListing]]:
     if source == "openmoji":
         return {"": [openmoji_file()]}, _parquet
-    if Ref(source, ()).kind == "hf":
+    ref = Ref(source, ())
+    if ref.kind == "hf":
         return _hub_parts(source), _hub
+    if ref.kind != "path" and ref.kind in SOURCES:
+        return {"": [ref.rest]}, lambda names, _: SOURCES[ref.kind](names[0])
     path = Path(source).expanduser()
     for suffix, make in READERS.items():
         files = _files(path, suffix) if source else []
@@ -289,5 +293,7 @@ def unique(ids: Sequence[Any]) -> list[str]:
     return found
 
 
+SOURCES: Registry[Callable[[str], PairListing]] = Registry("kind of pair source", group="crossalign.datasets")
+"""What lists the pairs of a user's own kind of source, by the word before the colon; it is given what follows the colon."""
 READERS: dict[str, Callable[[list[Any], PairsConfig], PairListing]] = {".parquet": _parquet, ".tar": _tar}
 """By the suffix of files."""

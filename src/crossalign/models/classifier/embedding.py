@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.config import EmbedderConfig
-from crossalign.core.errors import UserError, unknown
+from crossalign.core.errors import UserError
+from crossalign.core.registry import Registry
 
 
 class Embedder(Protocol):
@@ -26,17 +27,8 @@ class Embedder(Protocol):
 
 
 Builder = Callable[[EmbedderConfig, tuple[int, ...], int], nn.Module]
-EMBEDDERS: dict[str, Builder] = {}
-
-
-def register_embedder(name: str) -> Callable[[Builder], Builder]:
-    """Make ``build(config, input_shape, width) -> Embedder`` available as ``--embedder.kind NAME``."""
-
-    def add(build: Builder) -> Builder:
-        EMBEDDERS[name] = build
-        return build
-
-    return add
+EMBEDDERS: Registry[Builder] = Registry("--embedder.kind", group="crossalign.backbones")
+"""``build(config, input_shape, width) -> Embedder`` by the value of ``--embedder.kind``."""
 
 
 def _grid(shape: tuple[int, ...], patch: int, axes: int) -> tuple[int, ...]:
@@ -107,7 +99,7 @@ class SeriesEmbedding(nn.Module):
 
 
 for _name, _class in {"linear": PatchEmbedding, "conv": ConvStem, "series": SeriesEmbedding}.items():
-    register_embedder(_name)(lambda config, shape, width, build=_class: build(shape, config.patch, width))  # type: ignore[misc]
+    EMBEDDERS.register(_name, lambda config, shape, width, build=_class: build(shape, config.patch, width))
 
 
 class InputEmbedding(nn.Module):
@@ -120,8 +112,6 @@ class InputEmbedding(nn.Module):
         self, config: EmbedderConfig, input_shape: tuple[int, ...], width: int, *, positions: bool, cls: bool = False
     ) -> None:
         super().__init__()
-        if config.kind not in EMBEDDERS:
-            raise unknown("--embedder.kind", config.kind, EMBEDDERS)
         self.embedder = EMBEDDERS[config.kind](config, input_shape, width)
         self.cls = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02)) if cls else None
         self.tokens = int(cast(Embedder, self.embedder).tokens) + cls

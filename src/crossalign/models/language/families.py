@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from crossalign.core.errors import unknown
+from crossalign.core.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -42,45 +42,43 @@ _UP_DOWN = ("mlp.up_proj", "mlp.down_proj")
 _BERT_QKVO = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
 _BERT_MLP = ("intermediate.dense", "output.dense")
 
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        Family("gpt2", "causal", "learned", "wpe", ("attn.c_attn", "attn.c_proj"), ("mlp.c_fc", "mlp.c_proj"), bos="no"),
-        Family("llama", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN),
-        Family("mistral", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN),
-        Family("qwen2", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN, bos="no"),
-        Family("qwen3", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN, bos="no"),
-        Family("gemma", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN, bos="yes"),
-        Family(
-            "gpt_neox",
-            "causal",
-            "rotary",
-            "rotary_emb",
-            ("attention.query_key_value", "attention.dense"),
-            ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-            bos="no",
-        ),
-        Family(
-            "opt",
-            "causal",
-            "learned",
-            "decoder.embed_positions",
-            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
-            ("fc1", "fc2"),
-            bos="yes",
-        ),
-        Family("bert", "bidirectional", "learned", "embeddings.position_embeddings", _BERT_QKVO, _BERT_MLP, True),
-        Family("roberta", "bidirectional", "learned", "embeddings.position_embeddings", _BERT_QKVO, _BERT_MLP, True),
-        Family(
-            "distilbert",
-            "bidirectional",
-            "learned",
-            "embeddings.position_embeddings",
-            ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin"),
-            ("ffn.lin1", "ffn.lin2"),
-        ),
-    )
-}
+_FAMILIES = (
+    Family("gpt2", "causal", "learned", "wpe", ("attn.c_attn", "attn.c_proj"), ("mlp.c_fc", "mlp.c_proj"), bos="no"),
+    Family("llama", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN),
+    Family("mistral", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN),
+    Family("qwen2", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN, bos="no"),
+    Family("qwen3", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN, bos="no"),
+    Family("gemma", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN, bos="yes"),
+    Family(
+        "gpt_neox",
+        "causal",
+        "rotary",
+        "rotary_emb",
+        ("attention.query_key_value", "attention.dense"),
+        ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        bos="no",
+    ),
+    Family(
+        "opt",
+        "causal",
+        "learned",
+        "decoder.embed_positions",
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
+        ("fc1", "fc2"),
+        bos="yes",
+    ),
+    Family("bert", "bidirectional", "learned", "embeddings.position_embeddings", _BERT_QKVO, _BERT_MLP, True),
+    Family("roberta", "bidirectional", "learned", "embeddings.position_embeddings", _BERT_QKVO, _BERT_MLP, True),
+    Family(
+        "distilbert",
+        "bidirectional",
+        "learned",
+        "embeddings.position_embeddings",
+        ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin"),
+        ("ffn.lin1", "ffn.lin2"),
+    ),
+)
+FAMILIES: Registry[Family] = Registry("backbone architecture", {f.name: f for f in _FAMILIES}, group="crossalign.backbones")
 
 # The two controls that are no language model; see scratch.py.
 VIT = Family(
@@ -108,8 +106,6 @@ def family_named(name: str) -> Family:
     for control in (VIT, NONE):
         if name == control.name:
             return control
-    if name not in FAMILIES:
-        raise unknown("backbone architecture", name, FAMILIES)
     return FAMILIES[name]
 
 

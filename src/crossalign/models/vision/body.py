@@ -19,6 +19,8 @@ from crossalign.core.errors import UserError, first_line
 from crossalign.core.files import content_key, files_hash
 from crossalign.models.loading import built, shuffle_weights
 
+GROUP = "crossalign.teachers"
+"""Entry points of plug-ins that register kinds of teachers."""
 Kind = Literal["pretrained", "random", "shuffled"]
 Pool = Literal["auto", "cls", "mean"]
 Preprocess = Callable[[Sequence[Image.Image]], Tensor]

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from crossalign.core.errors import UserError, first_line, unknown
+from crossalign.core.errors import UserError, first_line
+from crossalign.core.registry import Registry
 from crossalign.data.model_files import Source, quiet, weight_files
 from crossalign.models.loading import check_keys
-from crossalign.models.vision.body import Body, Pool, Request, finish, pool_places
+from crossalign.models.vision.body import GROUP, Body, Pool, Request, finish, pool_places
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,18 @@ class VisionFamily:
     """Convolutional: what the classifier is given is ``pooler_output``."""
 
 
-FAMILIES: dict[str, VisionFamily] = {
-    family.name: family
-    for family in (
-        VisionFamily("vit", "ViTModel", pooler=True),
-        VisionFamily("deit", "DeiTModel", lambda config: 2, pooler=True),
-        VisionFamily("dinov2", "Dinov2Model"),
-        VisionFamily("dinov2_with_registers", "Dinov2WithRegistersModel", lambda config: 1 + config.num_register_tokens),
-        VisionFamily("clip", "CLIPVisionModel", norm="post_layernorm"),  # the image half of the whole model
-        VisionFamily("clip_vision_model", "CLIPVisionModel", norm="post_layernorm"),
-        VisionFamily("vit_mae", "ViTMAEModel"),
-        VisionFamily("convnext", "ConvNextModel", lambda config: 0, pooled=True),
-        VisionFamily("resnet", "ResNetModel", lambda config: 0, pooled=True),
-    )
-}
+_FAMILIES = (
+    VisionFamily("vit", "ViTModel", pooler=True),
+    VisionFamily("deit", "DeiTModel", lambda config: 2, pooler=True),
+    VisionFamily("dinov2", "Dinov2Model"),
+    VisionFamily("dinov2_with_registers", "Dinov2WithRegistersModel", lambda config: 1 + config.num_register_tokens),
+    VisionFamily("clip", "CLIPVisionModel", norm="post_layernorm"),  # the image half of the whole model
+    VisionFamily("clip_vision_model", "CLIPVisionModel", norm="post_layernorm"),
+    VisionFamily("vit_mae", "ViTMAEModel"),
+    VisionFamily("convnext", "ConvNextModel", lambda config: 0, pooled=True),
+    VisionFamily("resnet", "ResNetModel", lambda config: 0, pooled=True),
+)
+FAMILIES: Registry[VisionFamily] = Registry("vision architecture", {f.name: f for f in _FAMILIES}, group=GROUP)
 
 # Parts of published checkpoints that the base class has no place for.
 _HEADS = re.compile(
@@ -70,8 +69,6 @@ def open_transformers(folder: Path, model_type: str, request: Request, files: Ca
     """
     import transformers
 
-    if model_type not in FAMILIES:
-        raise unknown("vision architecture", model_type, FAMILIES)
     family = FAMILIES[model_type]
     base = getattr(transformers, family.base)
     config = _config(folder, base)

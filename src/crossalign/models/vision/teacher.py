@@ -92,7 +92,8 @@ def open_teacher(ref: str, *, settings: TeacherConfig | None = None, seed: int =
     if not parts.base:
         raise UserError(f"'{ref}' names no teacher: give a folder, timm:NAME, hf:ORG/NAME or package:NAME")
     request = Request(ref, parts.control or "pretrained", seed, weights)  # type: ignore[arg-type]
-    body = OPENERS[parts.kind](parts.rest, request) if parts.kind in OPENERS else open_local(parts.base, request)
+    has_opener = parts.kind != "path" and parts.kind in OPENERS
+    body = OPENERS[parts.kind](parts.rest, request) if has_opener else open_local(parts.base, request)
     return Teacher(body, settings or TeacherConfig(), ref)
 
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from crossalign.config import EvaluateConfig
+from crossalign.core.registry import Registry
 from crossalign.verbs import Verb
+
+_FILES = {file.stem: file for file in Path(__file__).with_name("tasks").glob("*.yaml")}
+TASKS: Registry[Path] = Registry("task", _FILES, group="crossalign.tasks")
+"""Task files of lm-evaluation-harness by name."""
 
 
 def run(config: EvaluateConfig, _: str) -> None:

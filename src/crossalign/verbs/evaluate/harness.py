@@ -29,24 +29,19 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks._yaml_loader import load_yaml
 from pyarrow import ArrowException
 
-from crossalign.core.errors import UserError, first_line, unknown
+from crossalign.core.errors import UserError, first_line
 from crossalign.core.files import content_key
 from crossalign.core.progress import progress
 from crossalign.data.model_files import quiet
 from crossalign.data.text.evals import LocalRows, expected_file, local_rows
+from crossalign.verbs.evaluate import TASKS
 from crossalign.verbs.evaluate.scorer import Scorer
 
 VERSION = metadata.version("lm_eval")
-FOLDER = Path(__file__).with_name("tasks")
 os.environ.setdefault("DISABLE_MULTIPROC", "1")  # its bootstrap would fork a process a core, next to torch's threads
 BOOTSTRAP = 1000  # resamples for a standard error that has no formula
 LOCAL_FORMATS = ("json", "csv", "text", "parquet", "arrow")
 _SPLIT_KEYS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
-
-
-def task_names() -> list[str]:
-    """The tasks that have a file here."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 @dataclass
@@ -113,10 +108,8 @@ def open_task(name: str, data: Path | None, few_shot: int = 0, limit: int | None
     """
     if Path(name).suffix in (".yaml", ".yml"):
         config = _read_task(Path(name).expanduser())
-    elif name in task_names():
-        config = _read_task(FOLDER / f"{name}.yaml")
     else:
-        raise unknown("task", name, task_names())
+        config = _read_task(TASKS[name])
     title = (config.get("metadata") or {}).get("title", config["task"])
     shots = config["num_fewshot"] = few_shot or config.get("num_fewshot") or 0
     if shots and config.get("output_type") == "loglikelihood_rolling":
@@ -124,7 +117,7 @@ def open_task(name: str, data: Path | None, few_shot: int = 0, limit: int | None
     scored = "test" if config.get("test_split") else "validation"
     if data is not None and config.get("dataset_path") not in LOCAL_FORMATS and not config.get("custom_dataset"):
         title = f"{title} {_take_local(config, data, scored, shots)}"
-    elif config["task"] in task_names():
+    elif config["task"] in TASKS:
         title = f"{title} {scored}"
     if shots and not any(config.get(key) for key in ("training_split", "fewshot_split", "fewshot_config")):
         # Examples are the others of the scored split; it is named, so that the harness leaves out the one that is asked.
@@ -156,7 +149,7 @@ def _no_prompts(name: str, error: Exception) -> UserError:
 
 def _read_task(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"no task file at '{path}'; tasks of our own: {', '.join(task_names())}")
+        raise UserError(f"no task file at '{path}'; tasks of our own: {', '.join(TASKS.names())}")
     try:
         config: dict[str, Any] = load_yaml(path)
     except Exception as error:  # YAML of others, and the Python that it names

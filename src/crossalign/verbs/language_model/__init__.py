@@ -37,7 +37,7 @@ def _print_scores(result: dict[str, Any], output: Path) -> None:
 
 def row_name(config: PretrainConfig | FinetuneConfig) -> str:
     """What a row of a table calls a run: "Pre-training + cka-rbf (unpaired)"."""
-    from crossalign.alignment import similarity_names
+    from crossalign.alignment import similarities
 
     align, teacher = config.align, config.teacher
     title = "Pre-training"
@@ -45,7 +45,7 @@ def row_name(config: PretrainConfig | FinetuneConfig) -> str:
         title = "LoRA fine-tuning" if config.tune.method == "lora" else "Fine-tuning"
     if align.metric == "none" or not align.weight:
         return title
-    looks = align.metric in similarity_names()
+    looks = align.metric in similarities
     notes: list[str] = [align.mode] if looks and align.mode != "paired" else []
     usual, ref = RegularizeConfig(), Ref(teacher.ref)
     notes += [f"{ref.control} teacher"] if ref.control else []

@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from crossalign.alignment import get_similarity, similarity_names
+from crossalign.alignment import get_similarity, similarities
 from crossalign.alignment.resampling import (
     FAST,
     calibrate,
@@ -231,8 +231,8 @@ def _check(config: MeasureConfig) -> None:
     for name in ("language", "vision"):
         if not getattr(config, name):
             raise UserError(f"--{name} names no model: give one or more")
-    if config.metric not in similarity_names():
-        raise unknown("metric", config.metric, similarity_names())
+    if config.metric not in similarities:
+        raise unknown("metric", config.metric, similarities)
     least = math.ceil(1 / config.level - 1e-9) - 1
     if config.permutations < least:
         raise UserError(
