@@ -130,7 +130,7 @@ def test_the_machine_and_its_libraries_are_noted(
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_gives_the_same_numbers(check: Check, outcome: dict[str, Any], name: str) -> None:
-    check(f"runs/{name}.json", outcome["runs"][name])
+    check(f"results/{name}.json", outcome["runs"][name])
 
 
 @pytest.mark.parametrize("name", RECIPES)
