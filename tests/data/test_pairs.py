@@ -17,9 +17,9 @@ from PIL import Image
 
 from crossalign.config import PairsConfig
 from crossalign.core.errors import UserError
+from crossalign.data import records
 from crossalign.data.images import decode
 from crossalign.data.pairs import load as pairs
-from crossalign.data.pairs import sources as pair_sources
 from crossalign.data.pairs.load import Pairs, open_pairs
 from crossalign.data.pairs.openmoji import caption_of
 
@@ -68,7 +68,7 @@ def test_parquet_in_several_row_groups_and_files(tmp_path: Path, monkeypatch: py
     assert check(opened(tmp_path / "set", split="test")) == set(range(50, 54))
     with pytest.raises(UserError, match=r"has no split 'validation', only test, train: choose one with --pairs.split"):
         opened(tmp_path / "set", split="validation")
-    monkeypatch.setattr(pair_sources, "IN_MEMORY_BYTES", 0)  # no row group is kept
+    monkeypatch.setattr(records, "IN_MEMORY_BYTES", 0)  # no row group is kept
     assert check(opened(tmp_path / "set", limit=6)) <= set(range(17))
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-from PIL import Image
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
 
 Raw: TypeAlias = "Path | bytes | np.ndarray | Image.Image | None"
 """An image before decoding: a file, its bytes, uint8 values (H, W) or (H, W, 3), a picture; None where missing."""
@@ -51,14 +53,36 @@ def split_name(words: str) -> str | None:
     return None
 
 
+def by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Files by the split that their own or their folder's name speaks of; "" where neither does."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        split = split_name(file.stem) or split_name(file.parent.name if file.parent != folder else "")
+        found.setdefault(split or "", []).append(file)
+    return found
+
+
 def without_other_splits(folder: Path, files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Files to train on, and those left out: where one is named train, or lies in a folder of that name, those that are
     named test or validation likewise are others."""
-    splits = {file: split_name(file.stem) or split_name(file.parent.name if file.parent != folder else "") for file in files}
-    if "train" not in splits.values():
-        return list(files), []
-    others = [file for file in files if splits[file] in ("test", "validation")]
-    return [file for file in files if file not in others], others
+    splits = by_split(folder, files)
+    others = {*splits.get("test", ()), *splits.get("validation", ())} if "train" in splits else set()
+    return [file for file in files if file not in others], [file for file in files if file in others]
+
+
+def files_below(folder: Path, suffixes: Collection[str], levels: int = 0) -> list[Path]:
+    """Files of some kinds in a folder and those below it, ``levels`` in all or 0 for any depth; nothing hidden; sorted."""
+    found: list[Path] = []
+    for root, folders, names in os.walk(folder, followlinks=levels > 0):
+        depth = 1 + len(Path(root).relative_to(folder).parts)
+        folders[:] = [] if depth == levels else [name for name in folders if not name.startswith(".")]
+        found += (Path(root, n) for n in names if os.path.splitext(n)[1].lower() in suffixes and not n.startswith("."))
+    return sorted(found)
+
+
+def title_of(files: Sequence[Path]) -> str:
+    """Some files in words."""
+    return files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
 
 
 def file_identity(files: Iterable[Path]) -> list[tuple[str, int, int]]:

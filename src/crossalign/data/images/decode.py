@@ -9,11 +9,12 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from crossalign.core.files import atomic_path, cache_dir, content_key, write_jso
 from crossalign.data.sources import Listing, Raw
 
 Channels: TypeAlias = Literal["rgb", "gray"]
+T = TypeVar("T")
+R = TypeVar("R")
 
 VERSION = 1  # of what this file writes to the cache; count up when pixels would come out otherwise
 MAX_PIXELS = 89_478_485  # Pillow's own bound: an RGB picture of a quarter of a gigabyte
@@ -64,8 +67,7 @@ def decode_listing(listing: Listing, image_size: int | None, channels: Channels)
         try:
             with atomic_path(pixels_file) as temporary:
                 hashes, bad = _decode_all(listing, image_size, channels, temporary)
-            with atomic_path(hashes_file) as temporary, temporary.open("wb") as file:
-                np.save(file, hashes)
+            save_array(hashes_file, hashes)
             write_json(done_file, {"bad": bad})  # last: it says that the other two are whole
         except OSError as error:
             if error.errno != errno.ENOSPC:
@@ -81,27 +83,37 @@ def _decode_all(listing: Listing, image_size: int | None, channels: Channels, pa
     """Write the pixels as .npy to ``path``; return (N,) hashes and the unreadable rows."""
     size = None if image_size is None else (image_size, image_size)
     count = len(listing.labels)
-    title = f"checking {listing.title}"
-
-    def decode_block(block: list[Raw]) -> list[np.ndarray | str]:
-        return [_decode_or_reason(raw, size, channels) for raw in block]
-
-    with (
-        warnings.catch_warnings(action="ignore"),  # Pillow warns about big images; they are refused by name instead
-        path.open("wb") as file,
-        ThreadPoolExecutor(THREADS) as pool,
-        tqdm(total=count, desc=title, unit="image", delay=2, leave=False, disable=None) as bar,
-    ):
+    with path.open("wb") as file:
         writer = _PixelWriter(file, listing)
-        records = listing.records()
-        while blocks := [block for _ in range(2 * THREADS) if (block := list(islice(records, BLOCK)))]:
-            for results in pool.map(decode_block, blocks):
-                for result in results:
-                    writer.add(result)
-                bar.update(len(results))
+        for result in checked(listing.records(), lambda raw: _decode_or_reason(raw, size, channels), count, listing.title):
+            writer.add(result)
     if writer.shape is None:
         raise UserError(f"none of the {count} images of {listing.title} can be read; {listing.names[0]}: {writer.bad[0]}")
     return np.array(writer.hashes, dtype=np.uint64), writer.bad
+
+
+def checked(raws: Iterator[T], check: Callable[[T], R], total: int, title: str) -> Iterator[R]:
+    """``check`` of each image in order: read by this thread, decoded by several, with a bar over them."""
+    with (
+        warnings.catch_warnings(action="ignore"),  # Pillow warns about big images; they are refused by name instead
+        ThreadPoolExecutor(THREADS) as pool,
+        tqdm(total=total, desc=f"checking {title}", unit="image", delay=2, leave=False, disable=None) as bar,
+    ):
+        while blocks := [block for _ in range(2 * THREADS) if (block := list(islice(raws, BLOCK)))]:
+            for results in pool.map(lambda block: [check(raw) for raw in block], blocks):
+                yield from results
+                bar.update(len(results))
+
+
+def hash_of(data: bytes) -> int:
+    """A hash of an image below 2^64."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def save_array(path: Path, values: np.ndarray) -> None:
+    """Write a .npy file, whole or not at all."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values)
 
 
 def _decode_or_reason(raw: Raw, size: tuple[int, int] | None, channels: Channels) -> np.ndarray | str:
@@ -135,7 +147,7 @@ class _PixelWriter:
                 raise sizes_differ(self.first, self.shape, self.listing.names[row], result.shape)
             data = result.tobytes()
         self.file.write(data)
-        self.hashes.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
+        self.hashes.append(hash_of(data))
 
     def _begin(self, shape: tuple[int, ...], unreadable: int) -> None:
         self.shape, self.first = shape, self.listing.names[unreadable]

@@ -6,17 +6,21 @@ split.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from crossalign.core.errors import UserError, missing_extra, unknown
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
-from crossalign.data.images import tables
-from crossalign.data.sources import EXTENSIONS, SPLITS, Listing, Listings, Raw, file_identity
+from crossalign.data.hub import load_hub
+from crossalign.data.records import HubTable, ParquetTable, Table
+from crossalign.data.sources import EXTENSIONS, SPLITS, Listing, Listings, Raw, by_split, file_identity, files_below, split_name
+
+IMAGE_COLUMNS = ("img", "image")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label", "class", "target")
 
 
 def list_source(source: str, alone: bool = False) -> Listings:
@@ -32,7 +36,7 @@ def list_source(source: str, alone: bool = False) -> Listings:
     if path.is_file():
         if path.suffix != ".parquet":
             raise UserError(f"data source '{source}' is a file but not .parquet; give a folder of class folders")
-        return tables.list_parquet_file(path, siblings=not alone)
+        return _parquet_file(path, siblings=not alone)
     if not source or not path.is_dir():
         raise UserError(
             f"data source '{source}' does not exist; give a folder of class folders, a .parquet file, sklearn:digits "
@@ -47,10 +51,83 @@ def list_source(source: str, alone: bool = False) -> Listings:
             f"'{path}' holds CIFAR-10 as Python pickles, which are not read because they can run code; use the binary "
             "version (cifar-10-binary.tar.gz, with data_batch_1.bin)"
         )
-    parquet = [f for pattern in ("*.parquet", "*/*.parquet") for f in path.glob(pattern) if not _hidden(f, path)]
-    if parquet:
-        return tables.list_parquet_folder(path, sorted(parquet))
-    return _image_folder(path)
+    parquet = files_below(path, {".parquet"}, levels=2)
+    return _parquet_folder(path, parquet) if parquet else _image_folder(path)
+
+
+def _parquet_file(path: Path, siblings: bool = True) -> Listings:
+    """One parquet file; with ``siblings`` also those named so, with test or validation for train."""
+    found = {"train": [path]}
+    if siblings and "train" in path.name:
+        for split, words in {"validation": ("validation", "valid", "val"), "test": ("test",)}.items():
+            names = (path.with_name(path.name.replace("train", word)) for word in words)
+            if sibling := next((name for name in names if name.is_file()), None):
+                found[split] = [sibling]
+    return {split: _parquet(files) for split, files in found.items()}
+
+
+def _parquet_folder(folder: Path, files: list[Path]) -> Listings:
+    """All parquet files of a folder, by the split that their own or their folder's name speaks of."""
+    found = by_split(folder, files)
+    unnamed = found.pop("", [])
+    if unnamed and "train" not in found:
+        found["train"] = unnamed
+    return {split: _parquet(files) for split, files in found.items()}
+
+
+def _parquet(files: list[Path]) -> Listing:
+    table = ParquetTable(files)
+    return _listing(table, table.title + (f" ({table.note})" if table.note else ""))
+
+
+def _hub(name: str) -> Listings:
+    """A set of the Hugging Face hub, or a local folder that ``datasets`` understands."""
+    loaded = load_hub(f"hf:{name}")
+    splits = {split_name(str(split)): str(split) for split in reversed(loaded)}
+    if len(loaded) == 1:
+        splits = {"train": next(iter(loaded))}
+    tables = {ours: HubTable(loaded[split], f"hf:{name} {split}") for ours, split in splits.items() if ours}
+    if not tables:
+        raise UserError(f"hf:{name} has no split named train, only {', '.join(map(str, loaded))}")
+    return {split: _listing(table, table.title, table.title, len(table)) for split, table in tables.items()}
+
+
+def _listing(table: Table, title: str, *identity: Any) -> Listing:
+    image, label = table.find("image", IMAGE_COLUMNS, "Image"), table.find("label", LABEL_COLUMNS, "ClassLabel")
+    if isinstance(table, ParquetTable):
+        table.check_images(image)
+    names = [table.row_name(row) for row in range(len(table))]
+    labels, classes = _labels(table.column(label), table.class_names(label), label, names, table.title)
+    known_by = [image, file_identity(table.files), *identity]
+    return Listing(title, labels, classes, names, lambda: table.images(image), known_by, table.files)
+
+
+def _labels(
+    values: list[Any], class_names: Sequence[str] | None, column: str, names: Sequence[str], title: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Label column → int64 (N,) and class names: the given ones, else the sorted labels themselves."""
+    if not values:
+        raise UserError(f"{title} has no rows")
+    missing = [row for row, value in enumerate(values) if value is None or value != value]
+    if missing:
+        first = names[missing[0]]
+        raise UserError(f"column '{column}' has {len(missing)} missing labels, the first at {first}; remove those rows")
+    if not all(isinstance(value, str) for value in values):
+        if not all(isinstance(value, int | float) and value == int(value) for value in values):
+            raise UserError(f"column '{column}' of {title} holds {values[0]!r}; labels are whole numbers or names")
+        values = [int(value) for value in values]
+        if min(values) < 0:
+            row = next(row for row, value in enumerate(values) if value < 0)
+            raise UserError(
+                f"column '{column}' has the negative label {values[row]} at {names[row]}; remove rows without a label"
+            )
+        if class_names is not None:
+            if max(values) >= len(class_names):
+                raise UserError(f"column '{column}' of {title} has label {max(values)}, but {len(class_names)} class names")
+            return np.array(values, dtype=np.int64), tuple(class_names)
+    known = sorted(set(values))
+    place = {value: i for i, value in enumerate(known)}
+    return np.array([place[value] for value in values], dtype=np.int64), tuple(str(value) for value in known)
 
 
 def _sklearn(name: str) -> Listings:
@@ -70,7 +147,7 @@ def _sklearn(name: str) -> Listings:
 
 
 SOURCES: Registry[Callable[[str], Listings]] = Registry(
-    "kind of image source", {"sklearn": _sklearn, "hf": tables.list_hub}, group="crossalign.datasets"
+    "kind of image source", {"sklearn": _sklearn, "hf": _hub}, group="crossalign.datasets"
 )
 """What lists a source without decoding it, by the word before the colon; it is given what follows the colon."""
 
@@ -124,7 +201,7 @@ def _class_folders(path: Path, title: str) -> Listing:
     files: list[Path] = []
     counts = []
     for folder in folders:
-        found = sorted(_images_below(folder))
+        found = files_below(folder, EXTENSIONS)
         if not found:
             kinds = ", ".join(sorted(EXTENSIONS))
             raise UserError(f"class folder '{folder}' holds no images ({kinds}); fill it or remove it")
@@ -138,15 +215,3 @@ def _class_folders(path: Path, title: str) -> Listing:
 
 def _subfolders(path: Path) -> list[Path]:
     return sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
-
-
-def _images_below(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder, followlinks=False):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
-                yield Path(root, name)
-
-
-def _hidden(file: Path, below: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(below).parts)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +16,10 @@ from tqdm import tqdm
 
 from crossalign.config import PairsConfig, validate
 from crossalign.core.errors import UserError
-from crossalign.core.files import atomic_path, cache_dir, content_key, write_json
-from crossalign.data.images.decode import BLOCK, THREADS, picture
+from crossalign.core.files import cache_dir, content_key, write_json
+from crossalign.data.images.decode import checked, hash_of, picture, save_array
 from crossalign.data.pairs.sources import PairListing, list_pairs
+from crossalign.data.records import whole_text
 from crossalign.data.sources import SPLITS, Raw
 
 VERSION = 1  # of what the check of images keeps in the cache
@@ -123,10 +121,8 @@ def _split_rows(listing: PairListing, is_split: bool, config: PairsConfig) -> tu
 
 def _listed_rows(listing: PairListing, config: PairsConfig) -> tuple[np.ndarray, list[str]]:
     path = Path(config.split_file).expanduser()
-    try:
-        wanted = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the split file '{path}' ({error}): give a text file with one id a line") from error
+    text = whole_text(path, lambda error: f"cannot read the split file '{path}' ({error}): give a text file with one id a line")
+    wanted = [line.strip() for line in text.splitlines() if line.strip()]
     by_name: dict[str, list[int]] = {}
     for row, name in enumerate(listing.ids):
         by_name.setdefault(_REPEAT.sub("", name), []).append(row)
@@ -148,9 +144,7 @@ def _places(listing: PairListing) -> np.ndarray:
     if not path.is_file():
         title = f"reading {listing.title}"
         rows = tqdm(range(len(listing.ids)), desc=title, unit="image", delay=2, leave=False, disable=None)
-        found = np.array([_hash(_bytes(listing.read, row)) for row in rows], dtype=np.uint64)
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, found)
+        save_array(path, np.array([_hash(_bytes(listing.read, row)) for row in rows], dtype=np.uint64))
     places: np.ndarray = np.load(path) / 2.0**64
     return places
 
@@ -159,8 +153,7 @@ def _hash(raw: Raw | str) -> int:
     """A hash of an encoded image below 2^64; 0 for one that cannot be read, which is told later."""
     if raw is None or isinstance(raw, str):
         return 0
-    data = raw if isinstance(raw, bytes) else picture(raw, "rgb").tobytes()
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+    return hash_of(raw if isinstance(raw, bytes) else picture(raw, "rgb").tobytes())
 
 
 def _captions(cell: Any) -> list[str]:
@@ -179,27 +172,13 @@ def _check_images(listing: PairListing, rows: np.ndarray) -> tuple[np.ndarray, d
     key = content_key(identity=listing.identity, rows=chosen, version=VERSION)
     hashes_file, done_file = (cache_dir("pairs") / f"{key}{end}" for end in (".hashes.npy", ".json"))
     if not (done_file.is_file() and hashes_file.is_file()):
-        results = list(_checked(listing, rows))
-        with atomic_path(hashes_file) as temporary, temporary.open("wb") as file:
-            np.save(file, np.array([value for value, _ in results], dtype=np.uint64))
+        raws = (_bytes(listing.read, int(row)) for row in rows)
+        results = list(checked(raws, _hash_and_fault, len(rows), listing.title))
+        save_array(hashes_file, np.array([value for value, _ in results], dtype=np.uint64))
         # Last: it says that the other one is whole.
         write_json(done_file, {str(row): why for row, (_, why) in zip(rows.tolist(), results, strict=True) if why})
     broken = {int(row): why for row, why in json.loads(done_file.read_text(encoding="utf-8")).items()}
     return np.load(hashes_file), broken
-
-
-def _checked(listing: PairListing, rows: np.ndarray) -> Iterator[tuple[int, str]]:
-    """(hash, why not) of each image; read in order by this thread, decoded by several."""
-    raws = (_bytes(listing.read, int(row)) for row in rows)
-    title = f"checking {listing.title}"
-    with (
-        warnings.catch_warnings(action="ignore"),  # Pillow warns about big images; they are refused by name instead
-        ThreadPoolExecutor(THREADS) as pool,
-        tqdm(total=len(rows), desc=title, unit="image", delay=2, leave=False, disable=None) as bar,
-    ):
-        while block := list(islice(raws, BLOCK * THREADS)):
-            yield from pool.map(_hash_and_fault, block, chunksize=1)
-            bar.update(len(block))
 
 
 def _bytes(read: Callable[[int], Raw], row: int) -> Raw | str:

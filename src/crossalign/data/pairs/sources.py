@@ -19,23 +19,14 @@ from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
 from crossalign.data.hub import load_hub
-from crossalign.data.images.tables import (
-    IMAGE_COLUMNS,
-    files_by_split,
-    find_column,
-    hub_features,
-    of_type,
-    raw_cell,
-    unreadable,
-)
+from crossalign.data.images.sources import IMAGE_COLUMNS
 from crossalign.data.pairs.openmoji import openmoji_file
-from crossalign.data.sources import EXTENSIONS, Raw, file_identity
+from crossalign.data.records import HubTable, ParquetTable, Table
+from crossalign.data.sources import EXTENSIONS, Raw, by_split, file_identity, files_below, split_name, title_of
 
 TEXT_COLUMNS = ("captions", "caption", "texts", "text", "sentences", "sentence", "alt_text")
 ID_COLUMNS = ("filename", "file_name", "image_id", "img_id", "id", "key", "__key__", "url")
 TEXT_FILES = (".txt", ".caption", ".json")
-IN_MEMORY_BYTES = 1 << 30
-"""Encoded images that a parquet source keeps in memory; beyond it, row groups are read again."""
 
 Parts = dict[str, list[Any]]
 """Files, or loaded splits of a hub set, by split; under "" where the source has no splits."""
@@ -92,7 +83,7 @@ def _reader(source: str) -> tuple[Parts, Callable[[list[Any], PairsConfig], Pair
     for suffix, make in READERS.items():
         files = _files(path, suffix) if source else []
         if files:
-            return files_by_split(path if path.is_dir() else path.parent, files), make
+            return by_split(path if path.is_dir() else path.parent, files), make
     if not source or not (path.exists() or glob.glob(str(path))):
         raise UserError(
             f"pair source '{source}' does not exist; give openmoji, a .parquet file or folder, .tar shards or hf:ORG/NAME"
@@ -105,81 +96,16 @@ def _files(path: Path, suffix: str) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix == suffix else []
     if path.is_dir():
-        found = [file for pattern in (f"*{suffix}", f"*/*{suffix}") for file in path.glob(pattern)]
-        return sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(path).parts))
+        return files_below(path, {suffix}, levels=2)
     return sorted(Path(name) for name in glob.glob(str(path)) if name.endswith(suffix))
 
 
 def _parquet(files: list[Path], config: PairsConfig) -> PairListing:
-    """Parquet with a column of encoded images and one of captions, or of lists of captions."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    title = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
-    try:
-        schema = pq.read_schema(files[0])
-        image, text = _columns(title, schema.names, of_type(hub_features(schema.metadata or {}), "Image"), config)
-        _check_kind(title, image, schema.field(image).type)
-        key = next((name for name in ID_COLUMNS if name in schema.names and name not in (image, text)), None)
-        split = "split" if "split" in schema.names else None
-        wanted = [name for name in (text, key, split) if name]
-        tables = [pq.read_table(file, columns=wanted) for file in files]
-        groups = _RowGroups(files, image)
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise unreadable(title, error) from error
-
-    def column(name: str) -> list[Any]:
-        return [value for table in tables for value in table.column(name).to_pylist()]
-
-    texts = column(text)
-    ids = column(key) if key else [f"row {i}" for i in range(len(texts))]
-    note = (schema.metadata or {}).get(b"source", b"").decode("utf-8", "replace")
-    identity = [image, text, key, file_identity(files)]
-    return PairListing(note or title, unique(ids), texts, groups.read, identity, column(split) if split else None)
-
-
-class _RowGroups:
-    """Cells of a column by row, over several files; whole row groups are read, and kept while there is room."""
-
-    def __init__(self, files: list[Path], column: str) -> None:
-        import pyarrow.parquet as pq
-
-        self.column = column
-        self.starts: list[int] = []
-        self.places: list[tuple[Path, int]] = []
-        self.kept: dict[int, list[Any]] = {}
-        self.bytes = row = 0
-        for file in files:
-            metadata = pq.read_metadata(file)
-            for group in range(metadata.num_row_groups):
-                self.starts.append(row)
-                self.places.append((file, group))
-                row += metadata.row_group(group).num_rows
-
-    def read(self, row: int) -> Raw:
-        import bisect
-
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        group = bisect.bisect_right(self.starts, row) - 1
-        file, number = self.places[group]
-        if group not in self.kept:
-            try:
-                cells = pq.ParquetFile(file).read_row_group(number, columns=[self.column]).column(0)
-            except (pa.ArrowException, OSError) as error:
-                raise unreadable(file.name, error) from error
-            if self.bytes + cells.nbytes > IN_MEMORY_BYTES:
-                self.kept.clear()
-                self.bytes = 0
-            self.kept[group] = cells.to_pylist()
-            self.bytes += cells.nbytes
-        return raw_cell(self.kept[group][row - self.starts[group]], file.parent)
+    table = ParquetTable(files)
+    return _listing(table, table.note or table.title, config)
 
 
 def _hub_parts(ref: str) -> Parts:
-    from crossalign.data.sources import split_name
-
     loaded = load_hub(ref)
     if len(loaded) == 1:
         return {split_name(str(split)) or "": [rows] for split, rows in loaded.items()}
@@ -190,41 +116,30 @@ def _hub_parts(ref: str) -> Parts:
 
 
 def _hub(parts: list[Any], config: PairsConfig) -> PairListing:
-    """Splits of a hub set; images stay encoded in its memory map."""
     import datasets
 
-    rows = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
-    features = rows.features
-    typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    image, text = _columns(config.source, list(features), typed, config)
-    key = next((name for name in ID_COLUMNS if name in features and name not in (image, text)), None)
-    encoded = rows.select_columns([image])
-    if image in typed:
-        encoded = encoded.cast_column(image, datasets.Image(decode=False))
-    ids = list(rows[key]) if key else [f"row {i}" for i in range(len(rows))]
-    files = [Path(entry["filename"]) for entry in rows.cache_files]
-    splits = list(rows["split"]) if "split" in features else None
-    identity = [config.source, image, text, key, len(rows), file_identity(files)]
-    return PairListing(
-        config.source, unique(ids), list(rows[text]), lambda row: raw_cell(encoded[row][image], None), identity, splits
-    )
+    table = HubTable(datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0], config.source)
+    return _listing(table, table.title, config)
 
 
-def _check_kind(title: str, image: str, kind: Any) -> None:
-    """Raise UserError for a column of images that holds names or numbers."""
-    import pyarrow as pa
-
-    if not any(check(kind) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_struct)):
-        raise UserError(f"column '{image}' of {title} holds {kind}; encoded images (PNG, JPEG bytes) are expected")
-
-
-def _columns(title: str, names: list[str], typed: list[str], config: PairsConfig) -> tuple[str, str]:
-    """The columns of images and texts: the named ones, else the first of the usual names."""
+def _listing(table: Table, title: str, config: PairsConfig) -> PairListing:
+    """Pairs of a table with a column of encoded images and one of captions, or of lists of captions."""
     for name in (config.image_column, config.text_column):
-        if name and name not in names:
-            raise UserError(f"{title} has no column '{name}', only {', '.join(names)}")
-    image = config.image_column or find_column(title, "image", typed, IMAGE_COLUMNS, names)
-    return image, config.text_column or find_column(title, "text", [], TEXT_COLUMNS, names)
+        if name and name not in table.names:
+            raise UserError(f"{table.title} has no column '{name}', only {', '.join(table.names)}")
+    image = config.image_column or table.find("image", IMAGE_COLUMNS, "Image")
+    text = config.text_column or table.find("text", TEXT_COLUMNS)
+    if isinstance(table, ParquetTable):
+        table.check_images(image)
+    key = next((name for name in ID_COLUMNS if name in table.names and name not in (image, text)), None)
+    texts = table.column(text)
+    ids = table.column(key) if key else [f"row {i}" for i in range(len(texts))]
+    splits = table.column("split") if "split" in table.names else None
+    known_by: list[Any] = [image, text, key]
+    if isinstance(table, HubTable):
+        known_by = [table.title, *known_by, len(table)]
+    known_by.append(file_identity(table.files))
+    return PairListing(title, unique(ids), texts, lambda row: table.image(image, row), known_by, splits)
 
 
 def _tar(files: list[Path], config: PairsConfig) -> PairListing:
@@ -262,8 +177,7 @@ def _tar(files: list[Path], config: PairsConfig) -> PairListing:
             opened.seek(start)
             return opened.read(size) if size else None
 
-    title = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
-    return PairListing(title, unique(ids), texts, read, [config.text_column, file_identity(files)])
+    return PairListing(title_of(files), unique(ids), texts, read, [config.text_column, file_identity(files)])
 
 
 def _tar_text(archive: tarfile.TarFile, member: tarfile.TarInfo, column: str) -> Any:

@@ -20,8 +20,8 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import file_hash, files_hash
 from crossalign.core.refs import Ref
 from crossalign.data.hub import train_split
-from crossalign.data.images.tables import unreadable
-from crossalign.data.sources import without_other_splits
+from crossalign.data.records import HubTable, ParquetTable, Table, json_lines, no_column, whole_text
+from crossalign.data.sources import files_below, without_other_splits
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".tokens", ".raw")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
@@ -29,7 +29,6 @@ TOPICS = "python:topics"
 """CPython's own documentation topics, 79 of them in 3.11: half a megabyte of text that every machine has."""
 PIECE = 1 << 16
 """Characters of a piece at most: small enough to keep many threads busy, large enough to cost nothing."""
-ROWS = 64  # read at a time
 
 Place: TypeAlias = tuple[int, int, int]
 """File, row in it, offset in the row: rows are bytes in jsonl, offsets are bytes in a text file, else characters."""
@@ -113,10 +112,12 @@ def read_text(path: str) -> str:
     Raises:
         UserError: it cannot be read, or holds no text.
     """
-    try:
-        text = Path(path).expanduser().read_bytes().decode("utf-8-sig")  # as a corpus is read: line ends stay
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the text '{path}' to score ({error}): give a UTF-8 text file") from error
+    # As a corpus is read: line ends stay.
+    text = whole_text(
+        Path(path).expanduser(),
+        lambda error: f"cannot read the text '{path}' to score ({error}): give a UTF-8 text file",
+        encoding="utf-8-sig",
+    )
     if not text.strip():
         raise UserError(f"the text '{path}' to score is empty: give another, or leave it out")
     return text
@@ -153,13 +154,7 @@ def _spans(text: str, start: int) -> Iterator[tuple[int, int]]:
 
 def _folder(folder: Path) -> tuple[list[Path], list[Path]]:
     """Files at any depth, and those left out for being of other splits."""
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    found = [path for path in files_below(folder, SUFFIXES) if path.is_file()]
     if not found:
         raise UserError(f"corpus folder '{folder}' holds no text ({', '.join(SUFFIXES)}); fill it or name another")
     return without_other_splits(folder, found)
@@ -169,8 +164,9 @@ def _file(path: Path, column: str) -> TextFile:
     reader: Callable[[int, int], Iterator[tuple[str, str, bool, int, int]]]
     digest = file_hash(path)
     if path.suffix.lower() == ".parquet":
-        check_parquet(path, column)
-        reader = partial(_rows, partial(_parquet_texts, path, column))
+        table = ParquetTable([path])
+        table.check_text(column)
+        reader = partial(_rows, partial(_table_texts, table, column))
     elif path.suffix.lower() == ".jsonl":
         reader = partial(_rows, partial(_json_texts, path, column))
     else:
@@ -247,86 +243,17 @@ def _rows(
 def _json_texts(path: Path, column: str, row: int) -> Iterator[tuple[Any, str, int, int]]:
     for record, where, this, following in json_lines(path, row):
         if column not in record:
-            raise _no_column(where, column, list(record))
+            raise no_column(where, column, list(record))
         yield record[column], f"{where}, '{column}',", this, following
 
 
-def json_lines(path: Path, start: int = 0) -> Iterator[tuple[dict[str, Any], str, int, int]]:
-    """Objects of a .jsonl file from byte ``start`` on, with their place in words, their byte and the next.
-
-    Raises:
-        UserError: a line that is no JSON object.
-    """
-    with path.open("rb") as file:
-        number = place = 0
-        while place < start and (line := file.readline()):
-            number, place = number + 1, place + len(line)
-        for line in file:
-            number, this, place = number + 1, place, place + len(line)
-            if not line.strip():
-                continue
-            where = f"{path.name} line {number}"
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{where} is not valid JSON ({error}): mend or remove it") from error
-            if not isinstance(record, dict):
-                raise UserError(f'{where} holds {type(record).__name__}; each line is an object such as {{"text": "…"}}')
-            yield record, where, this, place
-
-
-def check_parquet(path: Path, *columns: str) -> None:
-    """Raise UserError unless the parquet file can be opened and has these columns, of text."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(path.name, error) from error
-    for column in columns:
-        if column not in schema.names:
-            raise _no_column(path.name, column, schema.names)
-        kind = schema.field(column).type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)):
-            raise UserError(
-                f"column '{column}' of {path.name} holds {kind}, not text; the columns are {', '.join(schema.names)}"
-            )
-
-
-def _parquet_texts(path: Path, column: str, row: int) -> Iterator[tuple[Any, str, int, int]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            first, groups = 0, list(range(file.metadata.num_row_groups))
-            while groups and first + file.metadata.row_group(groups[0]).num_rows <= row:
-                first += file.metadata.row_group(groups.pop(0)).num_rows
-            for batch in file.iter_batches(ROWS, row_groups=groups, columns=[column]):
-                for number, text in enumerate(batch.column(0).to_pylist(), start=first):
-                    if number >= row:
-                        yield text, f"{path.name} row {number}, '{column}',", number, number + 1
-                first += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(path.name, error) from error
+def _table_texts(table: Table, column: str, row: int) -> Iterator[tuple[Any, str, int, int]]:
+    for number, record in enumerate(table.records([column], row), start=row):
+        yield record[column], f"{table.row_name(number)}, '{column}',", number, number + 1
 
 
 def _hub_file(name: str, column: str) -> TextFile:
-    loaded = train_split(name)
-    if column not in loaded.column_names:
-        raise _no_column(name, column, loaded.column_names)
-    rows = loaded.select_columns([column])
-
-    def texts(row: int) -> Iterator[tuple[Any, str, int, int]]:
-        for batch in rows.select(range(row, len(rows))).iter(ROWS):
-            for text in batch[column]:
-                yield text, f"{name} row {row}, '{column}',", row, row + 1
-                row += 1
-
-    return TextFile(name, files_hash(Path(entry["filename"]) for entry in rows.cache_files), partial(_rows, texts))
-
-
-def _no_column(where: str, column: str, present: Sequence[str]) -> UserError:
-    return UserError(f"{where} has no '{column}', only {', '.join(present) or 'nothing'}; name the text's column or key")
+    table = HubTable(train_split(name), name)
+    if column not in table.names:
+        raise no_column(name, column, table.names)
+    return TextFile(name, files_hash(table.files), partial(_rows, partial(_table_texts, table, column)))

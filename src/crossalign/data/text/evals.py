@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crossalign.core.errors import UserError
+from crossalign.data.records import whole_text
 
 Row = dict[str, Any]
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -195,10 +196,7 @@ def expected_file(task: str, split: str) -> str:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' cannot be read ({error}): give a UTF-8 file") from error
+    return whole_text(path, lambda error: f"'{path}' cannot be read ({error}): give a UTF-8 file")
 
 
 def _rows(path: Path, check: Callable[[Row], Row | None]) -> Iterator[Row]:

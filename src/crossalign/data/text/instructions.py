@@ -7,7 +7,6 @@ brings prompt and completion are used as they are.
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,8 @@ from crossalign.core.errors import UserError
 from crossalign.core.progress import followed
 from crossalign.core.refs import Ref
 from crossalign.data.hub import train_split
-from crossalign.data.images.tables import unreadable
-from crossalign.data.sources import without_other_splits
-from crossalign.data.text.documents import check_parquet, json_lines
+from crossalign.data.records import HubTable, ParquetTable, Table, json_lines, json_list
+from crossalign.data.sources import files_below, without_other_splits
 
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -181,53 +179,33 @@ def _without_end(text: str) -> str:
 def _records(name: str) -> Iterator[tuple[Any, str]]:
     """Rows with their place in words."""
     if Ref(name, ()).kind == "hf":
-        yield from ((row, f"{name} row {number}") for number, row in enumerate(train_split(name)))
+        yield from _rows(HubTable(train_split(name), name), None)
         return
     path = Path(name).expanduser()
     if name and path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
-        found, others = without_other_splits(path, found)
+        files, others = without_other_splits(path, files_below(path, SUFFIXES, levels=1))
         if others:
             print(f"left out, of other splits: {', '.join(file.name for file in others)}", file=sys.stderr)
-        if not found:
+        if not files:
             raise UserError(f"instruction folder '{name}' holds no {', '.join(SUFFIXES)}; fill it or name another")
-        for file in found:
+        for file in files:
             yield from _records(str(file))
-    elif not path.is_file() or path.suffix not in SUFFIXES:
+    elif not path.is_file() or path.suffix.lower() not in SUFFIXES:
         fault = "is no " + ", ".join(SUFFIXES) if path.is_file() else "does not exist"
         raise UserError(f"instruction source '{name}' {fault}: give such a file, a folder of them or hf:ORG/NAME")
-    elif path.suffix == ".jsonl":
+    elif path.suffix.lower() == ".jsonl":
         yield from ((record, where) for record, where, _, _ in json_lines(path))
-    elif path.suffix == ".json":
-        yield from ((record, f"{path.name} entry {number}") for number, record in enumerate(_json_list(path)))
+    elif path.suffix.lower() == ".json":
+        yield from ((record, f"{path.name} entry {number}") for number, record in enumerate(json_list(path)))
     else:
-        yield from _parquet_rows(path)
+        table = ParquetTable([path])
+        known = [name for name in table.names if name in ("instruction", "input", "output", "prompt", "completion")]
+        yield from _rows(table, known or None)
 
 
-def _json_list(path: Path) -> list[Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path.name} is not valid JSON ({error}); one object a line is .jsonl") from error
-    if not isinstance(value, list):
-        raise UserError(f"{path.name} holds {type(value).__name__}; it should be a list of objects")
-    return value
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[Any, str]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    check_parquet(path)
-    wanted = [name for name in pq.read_schema(path).names if name in ("instruction", "input", "output", "prompt", "completion")]
-    number = 0
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(columns=wanted or None):
-            for record in batch.to_pylist():
-                yield record, f"{path.name} row {number}"
-                number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(path.name, error) from error
+def _rows(table: Table, columns: list[str] | None) -> Iterator[tuple[Any, str]]:
+    for number, record in enumerate(table.records(columns)):
+        yield record, table.row_name(number)
 
 
 def encode_examples(examples: Sequence[Example], tokenizer: Any, block: int) -> Encoded:
