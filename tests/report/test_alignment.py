@@ -12,7 +12,8 @@ from crossalign.config import MeasureConfig
 
 pytest.importorskip("matplotlib", reason="needs matplotlib")
 
-from crossalign.report.drawing import Picture, png, styled
+from crossalign.report.blocks import Figure
+from crossalign.report.drawing import png, styled
 from crossalign.verbs.measure.page import against_chance, dynamics_figure, heat_maps, quality_figure, summary_table
 
 Result = tuple[dict[str, Any], dict[str, Tensor]]
@@ -38,7 +39,7 @@ def measured(language: list[dict[str, Any]], vision: list[dict[str, Any]], shift
     return {"pairs": "some", "n": 9, "language": language, "vision": vision, "alignment": found}, tensors
 
 
-def drawn(picture: Picture | None) -> Any:
+def drawn(picture: Figure | None) -> Any:
     """The figure, once it has been written as a file."""
     assert picture is not None and png(picture)
     return picture.figure

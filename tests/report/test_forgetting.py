@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from crossalign.report.blocks import Table
 from crossalign.report.forgetting import forgetting_tables
-from crossalign.report.tables import Table
 from crossalign.results.rows import group_rows
 from crossalign.runs.records import open_study
 

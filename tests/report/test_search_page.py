@@ -19,8 +19,9 @@ from searches import SPACE, Record, make_search
 
 from crossalign.core.errors import UserError
 from crossalign.report import report, summary_table
+from crossalign.report.blocks import Figure
 from crossalign.report.content import Content
-from crossalign.report.drawing import INK, RED, Picture, png
+from crossalign.report.drawing import INK, RED, png
 from crossalign.report.markdown import markdown
 from crossalign.report.search_settings import importances
 from crossalign.report.search_tables import budgets, failure_table, method_table, rung_table, trial_table
@@ -42,7 +43,7 @@ def opened(*folders: Path) -> Content:
     return content_of(open_study(list(folders)))
 
 
-def drawn(folder: Path, name: str) -> tuple[Any, Picture]:
+def drawn(folder: Path, name: str) -> tuple[Any, Figure]:
     """The axes of a figure of the one search in ``folder``, laid out, and the figure."""
     picture = next(picture for picture in opened(folder).searches[0].drawn[0] if picture.name == name)
     png(picture)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossalign.core.files import atomic_path, write_json
+from crossalign.report.blocks import Table
 from crossalign.report.contrasts import items_table, means_table, seeds_table
 from crossalign.report.markdown import as_markdown, escape
-from crossalign.report.tables import Table, as_text
+from crossalign.report.tables import as_text
 from crossalign.report.words import sentence
 from crossalign.results.contrasts import By
 from crossalign.results.frame import Results

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from crossalign.report import tables, wording
-from crossalign.report.drawing import Picture
+from crossalign.report.blocks import Figure
 from crossalign.report.figures import confusion_counts, draw, draw_unfinished
 from crossalign.report.forgetting import forgetting_tables
 from crossalign.report.published import published_tables
@@ -122,7 +122,7 @@ class Content:
         return tables.confusion_table(*held, len(self.top.runs)) if held and self.top else None
 
     @cached_property
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[Figure]:
         if not self.rows:
             return draw_unfinished(self.study.incomplete)
         return draw(self.study, self.rows, self.comparisons)

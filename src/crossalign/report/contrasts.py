@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from crossalign.report.tables import Table, plus_minus
+from crossalign.report.blocks import Table
+from crossalign.report.tables import plus_minus
 from crossalign.report.wording import UNKNOWN, number
 from crossalign.report.words import difference_text, interval_text, p_values, seeds_text, value_text
 from crossalign.results.contrasts import LEVEL, By

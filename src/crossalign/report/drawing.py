@@ -7,14 +7,13 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crossalign.core.errors import missing_extra
+from crossalign.report.blocks import Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 INK, MUTED = "#1a1d21", "#8a9099"
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the page lightens it on a dark background.
@@ -60,16 +59,6 @@ STYLE: Any = {
 }
 
 
-@dataclass
-class Picture:
-    """A figure with its file name, its caption, and the text that stands for it where it cannot be seen."""
-
-    name: str
-    title: str
-    alt: str
-    figure: Figure
-
-
 @contextmanager
 def styled() -> Iterator[None]:
     """Draw and save under the report's style, whatever the user's own matplotlib settings."""
@@ -97,7 +86,7 @@ def clean(text: str, longest: int = 48) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def svg(picture: Picture) -> str:
+def svg(picture: Figure) -> str:
     """The figure as SVG for the inside of a page, in the page's colour variables, with no reference to the outside."""
     with styled():
         import matplotlib
@@ -119,7 +108,7 @@ def svg(picture: Picture) -> str:
     return f'<svg {view.group()} style="max-width: {width:.0f}px" aria-hidden="true" focusable="false">{body}'
 
 
-def png(picture: Picture, dpi: int = 100) -> bytes:
+def png(picture: Figure, dpi: int = 100) -> bytes:
     """The figure as a PNG file on white, in 256 colours: fewer make lines of one colour out of two.
 
     They are chosen to cover what occurs: by count, a lone red cross would come out in the orange of a hundred lines.

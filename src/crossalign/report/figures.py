@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossalign.core.refs import Ref
+from crossalign.report.blocks import Figure
 from crossalign.report.drawing import (
     BLUE,
     GREEN,
@@ -18,7 +19,6 @@ from crossalign.report.drawing import (
     PURPLE,
     RED,
     SKY,
-    Picture,
     blank,
     clean,
     name_rows,
@@ -36,11 +36,11 @@ ALIGN_COLOURS = dict(zip(ALIGNMENTS, (INK, ORANGE, PURPLE, BLUE, GREEN, SKY, RED
 MARKERS = "osD^vP*X<>"
 
 
-def draw(study: Study, rows: list[Row], comparisons: list[Comparison]) -> list[Picture]:
+def draw(study: Study, rows: list[Row], comparisons: list[Comparison]) -> list[Figure]:
     """Every figure that the runs have data for, in the order of the page."""
     with styled():
         top = best(rows)
-        made: list[Picture | None] = [accuracy_figure(rows), difference_figure(comparisons)]
+        made: list[Figure | None] = [accuracy_figure(rows), difference_figure(comparisons)]
         parts = blocks(rows)
         for place, block in enumerate(parts):
             suffix = "" if len(parts) == 1 else f"-{place + 1}"
@@ -54,7 +54,7 @@ def _dots_height(count: int) -> float:
     return 0.9 + 0.3 * count
 
 
-def accuracy_figure(rows: list[Row]) -> Picture | None:
+def accuracy_figure(rows: list[Row]) -> Figure | None:
     """Every row's test accuracy: each seed, the mean and its standard error."""
     if len(rows) < 2:
         return None
@@ -73,10 +73,10 @@ def accuracy_figure(rows: list[Row]) -> Picture | None:
     title = "Test accuracy: mean ± standard error (dot) and each seed (stroke)."
     if any(len(row.runs) == 1 for row in rows):
         title += " Where there is one seed the standard error is over test images."
-    return Picture("accuracy", title, alt, figure)
+    return Figure("accuracy", title, alt, figure)
 
 
-def difference_figure(comparisons: list[Comparison]) -> Picture | None:
+def difference_figure(comparisons: list[Comparison]) -> Figure | None:
     """Every paired difference with its 95 % interval: over seeds where there are several, else over images."""
     shown = []
     for one in comparisons:
@@ -98,7 +98,7 @@ def difference_figure(comparisons: list[Comparison]) -> Picture | None:
     title = "Paired differences with 95 % intervals, not corrected; a diamond's interval leaves out zero."
     if any(one.t is not None and one.t.n == 1 for one, *_ in shown):
         title += " With one seed the interval is over test images."
-    return Picture("differences", title, "Paired differences; the same numbers are in the tables of comparisons.", figure)
+    return Figure("differences", title, "Paired differences; the same numbers are in the tables of comparisons.", figure)
 
 
 def _families(block: list[Row]) -> dict[str, list[Row]]:
@@ -146,7 +146,7 @@ def _colours(rows: list[Row]) -> list[str]:
     return [PALETTE[i % len(PALETTE)] for i in range(len(rows))]
 
 
-def curve_figure(block: list[Row], suffix: str, where: str) -> Picture | None:
+def curve_figure(block: list[Row], suffix: str, where: str) -> Figure | None:
     """Accuracy and loss over epochs, a column of panels for each method (CMDA figures 1 and 2)."""
     families = _families(block)
     if not any(_curves(row.runs, "train", "validation", "loss") for row in block):
@@ -176,7 +176,7 @@ def curve_figure(block: list[Row], suffix: str, where: str) -> Picture | None:
     seeds = ", mean over seeds; band: range of validation" if any(len(row.runs) > 1 for row in block) else ""
     title = f"Accuracy and loss{where}: validation (solid, marked) and training (dashed){seeds}."
     alt = "Curves of accuracy and loss over epochs; their last values are in the table of test results."
-    return Picture(f"curves{suffix}", title, alt, figure)
+    return Figure(f"curves{suffix}", title, alt, figure)
 
 
 ALIGN_PANELS = (
@@ -187,7 +187,7 @@ ALIGN_PANELS = (
 )
 
 
-def align_figure(block: list[Row], suffix: str, where: str) -> Picture | None:
+def align_figure(block: list[Row], suffix: str, where: str) -> Figure | None:
     """The alignment stage: does it come closer, and does it collapse?"""
     rows = [row for row in block if any(run.series("align", split, key) for run in row.runs for key, split, *_ in ALIGN_PANELS)]
     if not rows:
@@ -216,7 +216,7 @@ def align_figure(block: list[Row], suffix: str, where: str) -> Picture | None:
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     title = f"Alignment stage{where}. Dotted: the same number for text embeddings; a fall far below it is a collapse."
     alt = "Divergence, held-out MMD, effective rank and standard deviation over the epochs of alignment."
-    return Picture(f"alignment{suffix}", title, alt, figure)
+    return Figure(f"alignment{suffix}", title, alt, figure)
 
 
 def confusion_counts(row: Row) -> tuple[list[str], NDArray[np.int64]] | None:
@@ -237,7 +237,7 @@ def confusion_counts(row: Row) -> tuple[list[str], NDArray[np.int64]] | None:
     return (names, total) if total.any() else None
 
 
-def confusion_figure(row: Row) -> Picture | None:
+def confusion_figure(row: Row) -> Figure | None:
     """Which class is taken for which, in percent of the true class."""
     from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
@@ -264,10 +264,10 @@ def confusion_figure(row: Row) -> Picture | None:
     axes.set_ylabel("true class")
     seeds = f", {len(row.runs)} seeds" if len(row.runs) > 1 else ""
     title = f"Confusion matrix of “{row.label}”{seeds}: percent of each true class."
-    return Picture("confusion", title, f"{title} The most frequent confusions are in the table beside it.", figure)
+    return Figure("confusion", title, f"{title} The most frequent confusions are in the table beside it.", figure)
 
 
-def reliability_figure(rows: list[Row]) -> Picture | None:
+def reliability_figure(rows: list[Row]) -> Figure | None:
     """Confidence against accuracy in ten bins, for the best row of each method."""
     families = [family for block in blocks(rows) for family in _families(block).items()]
     chosen = [(name, best(family)) for name, family in families if name != "Controls"] or [("", best(rows))]
@@ -293,7 +293,7 @@ def reliability_figure(rows: list[Row]) -> Picture | None:
     title = "Reliability: below the dashed line a model is more confident than right. Area: share of the test images."
     if len(rows) > 1:
         title += " The best row of each method, by validation accuracy."
-    return Picture("reliability", title, "Accuracy against confidence in ten bins; ECE is in the table of results.", figure)
+    return Figure("reliability", title, "Accuracy against confidence in ten bins; ECE is in the table of results.", figure)
 
 
 def run_bins(row: Row, bins: int = 10) -> tuple[NDArray[np.float64], ...] | None:
@@ -310,7 +310,7 @@ def run_bins(row: Row, bins: int = 10) -> tuple[NDArray[np.float64], ...] | None
     return 100 * sums[0][full] / count[full], 100 * sums[1][full] / count[full], count[full] / count.sum()
 
 
-def sweep_figures(study: Study) -> list[Picture]:
+def sweep_figures(study: Study) -> list[Figure]:
     """Validation accuracy against the learning rate, a line a row, the chosen one marked: a figure for each study."""
     entries = [e for e in study.sweep if isinstance(e.get("learning_rate"), int | float)]
     entries = [e for e in entries if isinstance(e.get("validation_accuracy"), int | float)]
@@ -323,7 +323,7 @@ def sweep_figures(study: Study) -> list[Picture]:
     return made
 
 
-def _sweep_figure(entries: list[dict[str, Any]], suffix: str, where: str) -> Picture | None:
+def _sweep_figure(entries: list[dict[str, Any]], suffix: str, where: str) -> Figure | None:
     names = list(dict.fromkeys(str(e.get("row")) for e in entries))
     if all(sum(str(e.get("row")) == name for e in entries) == 1 for name in names):
         return None
@@ -350,10 +350,10 @@ def _sweep_figure(entries: list[dict[str, Any]], suffix: str, where: str) -> Pic
     figure.legend(loc="outside right center")
     title = f"Learning-rate sweep{where}; a ring marks the rate chosen, on validation accuracy."
     alt = "Validation accuracy by learning rate; the same numbers are in the table."
-    return Picture(f"sweep{suffix}", title, alt, figure)
+    return Figure(f"sweep{suffix}", title, alt, figure)
 
 
-def draw_unfinished(runs: list[Run]) -> list[Picture]:
+def draw_unfinished(runs: list[Run]) -> list[Figure]:
     """Curves of runs that have no result yet, one row each."""
     with styled():
         rows = [Row(f"{run.name}, seed {run.seed}", (run,)) for run in runs]

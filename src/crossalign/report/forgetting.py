@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from crossalign.report.tables import Table, plus_minus
+from crossalign.report.blocks import Table
+from crossalign.report.tables import plus_minus
 from crossalign.report.wording import number
 from crossalign.results.rows import Row
 from crossalign.runs.evaluations import BITS_PER_BYTE, Answers, Evaluation, is_likelihood

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crossalign.core.refs import Ref
-from crossalign.report.tables import Table, plus_minus
+from crossalign.report.blocks import Table
+from crossalign.report.tables import plus_minus
 from crossalign.report.wording import LEVEL, p_text, percent, points
 from crossalign.results.comparisons import Comparison, pair
 from crossalign.results.rows import Row

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossalign.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, SKY, Picture, blank, name_rows, styled
+from crossalign.report.blocks import Figure
+from crossalign.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, SKY, blank, name_rows, styled
 from crossalign.report.search_tables import in_percent, score_name
 from crossalign.report.wording import counted
 from crossalign.runs.search import Search, Trial
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw_search(search: Search, suffix: str = "", where: str = "") -> tuple[list[Picture], list[str]]:
+def draw_search(search: Search, suffix: str = "", where: str = "") -> tuple[list[Figure], list[str]]:
     """Every figure that the search has data for, and a sentence for each that is left out for a reason worth telling."""
     if not search.trials:
         return [], ["No trial was begun yet: there is nothing to draw."]
@@ -25,11 +27,11 @@ def draw_search(search: Search, suffix: str = "", where: str = "") -> tuple[list
     with styled():
         importance, left_out = importance_figure(search)
         made = [rung_figure(search), curve_figure(search), parallel_figure(search), rate_figure(search), importance]
-    pictures = [picture for picture in made if picture is not None]
-    for picture in pictures:
-        picture.name += suffix
-        picture.title = picture.title.replace("{where}", where)
-        picture.alt = picture.alt.replace("{where}", where)
+    pictures = [
+        replace(p, name=p.name + suffix, title=p.title.replace("{where}", where), alt=p.alt.replace("{where}", where))
+        for p in made
+        if p is not None
+    ]
     return pictures, left_out
 
 
@@ -51,7 +53,7 @@ def _rung_label(search: Search, reached: int) -> str:
     return f"rung {reached} ({search.unit} {search.rungs[reached - 1]:g})" if reached else "no rung's end yet"
 
 
-def rung_figure(search: Search) -> Picture:
+def rung_figure(search: Search) -> Figure:
     """How many trials were trained in each rung, and what became of them there."""
     from matplotlib.ticker import MaxNLocator
 
@@ -95,10 +97,10 @@ def rung_figure(search: Search) -> Picture:
     axes.set_xlabel("trials that were given work in the rung", x=1 / 3)
     figure.legend(loc="outside lower center", ncols=6)
     title = "What became of the trials in each rung{where}."
-    return Picture("search-rungs", title, "Trials in each rung; the same numbers are in the table of rungs.", figure)
+    return Figure("search-rungs", title, "Trials in each rung; the same numbers are in the table of rungs.", figure)
 
 
-def curve_figure(search: Search) -> Picture | None:
+def curve_figure(search: Search) -> Figure | None:
     """Every trial's validation score over its training, coloured by the highest rung whose end it reached."""
     shown = [trial for trial in search.trials if np.isfinite(trial.curve).any()]
     if not shown:
@@ -132,7 +134,7 @@ def curve_figure(search: Search) -> Picture | None:
         f" {counted(silent, 'trial')} without any finite score {'is' if silent == 1 else 'are'} not shown." if silent else ""
     )
     title += " The highest losses are cut off." if clipped else ""
-    return Picture("search-curves", title, f"Curves of {search.score} over training, a line a trial{{where}}.", figure)
+    return Figure("search-curves", title, f"Curves of {search.score} over training, a line a trial{{where}}.", figure)
 
 
 def bound_losses(search: Search, axes: Axes, scores: list[float]) -> bool:

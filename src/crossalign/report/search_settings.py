@@ -7,7 +7,8 @@ import textwrap
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from crossalign.report.drawing import BLUE, INK, MUTED, PAPER, RED, SKY, Picture, blank, clean, name_rows
+from crossalign.report.blocks import Figure
+from crossalign.report.drawing import BLUE, INK, MUTED, PAPER, RED, SKY, blank, clean, name_rows
 from crossalign.report.search_figures import bound_losses, in_units, rung_colours, rung_legend
 from crossalign.report.search_tables import score_name, score_text
 from crossalign.report.tables import number_text, plain
@@ -58,7 +59,7 @@ def scale_of(one: Field, values: list[Any]) -> Scale:
     return Scale([(scale.place(t), number_text(t)) for t in dict.fromkeys(ticks)], scale.log, low, high)
 
 
-def parallel_figure(search: Search) -> Picture | None:
+def parallel_figure(search: Search) -> Figure | None:
     """Every trial as a line through its settings to its score at the end of the first rung."""
     fields = list(search.space)
     if not fields:
@@ -98,7 +99,7 @@ def parallel_figure(search: Search) -> Picture | None:
     seen = {group for one, group in groups.items() if search.winner is None or one != search.winner.number}
     _parallel_legend(figure, seen, missing, search.winner)
     title = "Settings of every trial{where} and its score at the end of the first rung, which all trials share; better is up."
-    return Picture("search-settings", title, "Parallel coordinates of settings and first-rung scores{where}.", figure)
+    return Figure("search-settings", title, "Parallel coordinates of settings and first-rung scores{where}.", figure)
 
 
 def narrow(*texts: str) -> str:
@@ -151,7 +152,7 @@ def _parallel_legend(figure: Any, groups: set[int], missing: bool, winner: Trial
     figure.legend(handles=handles, loc="outside lower center", ncols=5)
 
 
-def rate_figure(search: Search) -> Picture | None:
+def rate_figure(search: Search) -> Figure | None:
     """First-rung score against the learning rate."""
     held = [(trial, score) for trial, score in search.scores(0) if isinstance(trial.settings.get(search.rate), int | float)]
     one = next((field for field in search.space if field.name == search.rate), None)
@@ -190,7 +191,7 @@ def rate_figure(search: Search) -> Picture | None:
     title += " Ring: the winner." if search.winner and search.winner.number in scored else ""
     title += " A cross at the edge: failed before it had a score." if lost else ""
     title += " The highest losses are cut off." if clipped else ""
-    return Picture("search-rate", title, f"{search.score} at the first rung by learning rate{{where}}.", figure)
+    return Figure("search-rate", title, f"{search.score} at the first rung by learning rate{{where}}.", figure)
 
 
 def _unplaced(scale: Scale, up: float) -> float:
@@ -199,7 +200,7 @@ def _unplaced(scale: Scale, up: float) -> float:
     return 10 ** (low + up * (high - low))
 
 
-def importance_figure(search: Search) -> tuple[Picture | None, list[str]]:
+def importance_figure(search: Search) -> tuple[Figure | None, list[str]]:
     """Shares of importance of the settings for being in the best quarter at the first rung."""
     scores = search.scores(0)
     if len(search.space) < 2 or not scores:
@@ -232,7 +233,7 @@ def importance_figure(search: Search) -> tuple[Picture | None, list[str]]:
         f"{'too rough to lean on' if top < ENOUGH_AT_TOP else 'rough'}."
     )
     alt = "Importance of settings{where}: " + ", ".join(f"{name} {number(100 * share, 0)} %" for name, share in shares) + "."
-    return Picture("search-importance", title, alt, figure), []
+    return Figure("search-importance", title, alt, figure), []
 
 
 def importances(search: Search) -> list[tuple[str, float]]:

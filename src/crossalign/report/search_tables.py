@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from crossalign.report.drawing import Picture
-from crossalign.report.tables import Table, plain, plus_minus
+from crossalign.report.blocks import Figure, Table
+from crossalign.report.tables import plain, plus_minus
 from crossalign.report.wording import UNKNOWN, counted, duration, number, percent
 from crossalign.runs.records import Run
 from crossalign.runs.search import Field, Search, Trial, short_names
@@ -71,7 +71,7 @@ class Section:
         return [failure_table(self.search)] if self.search.failed else []
 
     @cached_property
-    def drawn(self) -> tuple[list[Picture], list[str]]:
+    def drawn(self) -> tuple[list[Figure], list[str]]:
         """Figures, and a sentence for each that could not be drawn."""
         from crossalign.report.search_figures import draw_search
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossalign.core.refs import Ref
+from crossalign.report.blocks import Table
 from crossalign.report.wording import UNKNOWN, duration, image_error, number, p_text, percent, points, size, verdict
 from crossalign.results.comparisons import QUESTIONS, Comparison, pair
 from crossalign.results.rows import Row, baseline, best, blocks, differing, flat, settings
@@ -18,22 +18,6 @@ from crossalign.runs.records import Run, Study
 from crossalign.stats import PairedT
 
 ONE_SEED = "† One seed: the ± is the standard error over test images and says nothing of other seeds."
-
-
-@dataclass
-class Table:
-    """Text cells under column heads. The first column names the row; the others are numbers unless in ``texts``."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    notes: list[str] = field(default_factory=list)
-    texts: frozenset[int] = frozenset()
-    strong: frozenset[int] = frozenset()
-    """Rows to set off: the best by validation accuracy, or a shown difference."""
-
-    def is_text(self, column: int) -> bool:
-        return column == 0 or column in self.texts
 
 
 def results_table(rows: list[Row]) -> Table:

@@ -18,8 +18,9 @@ import numpy as np
 from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
 from crossalign.report import tables, wording
+from crossalign.report.blocks import Figure
 from crossalign.report.content import Content
-from crossalign.report.drawing import PALETTE, Picture, blank, clean, name_rows, styled
+from crossalign.report.drawing import PALETTE, blank, clean, name_rows, styled
 from crossalign.report.wording import LEVEL, UNKNOWN, duration, number, p_equals, p_text
 from crossalign.results.outcomes import HELD_OUT
 from crossalign.results.rows import NO_IMAGES, TEXT_VERBS, Row
@@ -145,7 +146,7 @@ class TextContent(Content):
         return None
 
     @cached_property
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[Figure]:
         models, made = groups(self.rows), []
         with styled():
             for place, (name, rows) in enumerate(models.items(), 1):
@@ -301,7 +302,7 @@ def _sentence(one: Change) -> str:
     return f"{told} ({seeds}, {p_equals(t.p_value)}{corrected}): {ends[_verdict(one)]}."
 
 
-def difference_figure(changes: list[Change]) -> Picture | None:
+def difference_figure(changes: list[Change]) -> Figure | None:
     """Every paired difference of losses from the row without the term, with its 95 % interval."""
     shown = [one for one in changes if one.question is PREDICTS and one.t.interval]
     if not shown:
@@ -322,7 +323,7 @@ def difference_figure(changes: list[Change]) -> Picture | None:
         axes.locator_params(axis="x", nbins=5)
     figure.supxlabel("difference in loss (nats a token); below zero the term helps", fontsize="medium")
     title = "Loss with the term minus loss without it, paired by seed, with 95 % intervals, not corrected."
-    return Picture("differences", title, "Paired differences; the same numbers are in the table of comparisons.", figure)
+    return Figure("differences", title, "Paired differences; the same numbers are in the table of comparisons.", figure)
 
 
 CURVES = (
@@ -338,7 +339,7 @@ CURVES = (
 )
 
 
-def curve_figures(rows: list[Row]) -> Iterator[Picture | None]:
+def curve_figures(rows: list[Row]) -> Iterator[Figure | None]:
     """Mean over seeds of a number over steps, with its range."""
     for name, split, key, label, title in CURVES:
         figure = blank(9.6, 4.2)
@@ -368,7 +369,7 @@ def curve_figures(rows: list[Row]) -> Iterator[Picture | None]:
         if key == "loss" and blocks:
             title += f", of the first {blocks:,} sequences of it; the table of results has the whole text"
         ends = "; end values are in the table of results" if key == HELD_OUT or (key == "loss" and not blocks) else ""
-        yield Picture(name, f"{title}{seeds}.", f"{title}{ends}.", figure) if drawn else None
+        yield Figure(name, f"{title}{seeds}.", f"{title}{ends}.", figure) if drawn else None
 
 
 def _first_blocks(row: Row) -> int:

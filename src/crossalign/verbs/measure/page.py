@@ -11,9 +11,9 @@ import numpy as np
 from crossalign.config import MeasureConfig
 from crossalign.core.files import atomic_path
 from crossalign.core.refs import Ref
-from crossalign.report.drawing import BLUE, INK, MUTED, ORANGE, PALETTE, Picture, blank, clean, name_rows, png, styled
+from crossalign.report.blocks import Figure, Table
+from crossalign.report.drawing import BLUE, INK, MUTED, ORANGE, PALETTE, blank, clean, name_rows, png, styled
 from crossalign.report.markdown import as_markdown, escape
-from crossalign.report.tables import Table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,7 @@ def summary_table(config: MeasureConfig, result: dict[str, Any]) -> Table:
     return Table("Best of all layers", columns, rows, notes, frozenset({1, 2}), frozenset(strong))
 
 
-def heat_maps(config: MeasureConfig, result: dict[str, Any], tensors: Tensors) -> Picture:
+def heat_maps(config: MeasureConfig, result: dict[str, Any], tensors: Tensors) -> Figure:
     """Every layer against every layer: a panel for each pair of models, one colour scale."""
     (language, left_out), vision = _shown(result), result["vision"]
     held = {(one["language"], one["vision"]): one for one in result["alignment"]}
@@ -121,7 +121,7 @@ def heat_maps(config: MeasureConfig, result: dict[str, Any], tensors: Tensors) -
     figure.colorbar(image, ax=grid, shrink=0.6, label=config.metric)
     title = "Score of each layer of a language model (up) with each of a vision model (across). Circle: the best, full where "
     title += f"it is more than chance gives at best (p ≤ {config.level:g}).{left_out}"
-    return Picture("heat-maps", title, "Heat maps of scores over layers; the best of each stand in the table.", figure)
+    return Figure("heat-maps", title, "Heat maps of scores over layers; the best of each stand in the table.", figure)
 
 
 def _share(config: MeasureConfig) -> str:
@@ -152,7 +152,7 @@ def _ticks(set_ticks: Any, names: list[str]) -> None:
     set_ticks(places, ["pen." if names[i] == "penultimate" else clean(names[i], 8) for i in places], fontsize=7)
 
 
-def against_chance(config: MeasureConfig, result: dict[str, Any]) -> Picture:
+def against_chance(config: MeasureConfig, result: dict[str, Any]) -> Figure:
     """The best score of each pair of models beside what chance gives at best; controls in colours of their own."""
     language, left_out = _shown(result)
     shown = [one for one in result["alignment"] if one["language"] in {model["name"] for model in language}]
@@ -183,10 +183,10 @@ def against_chance(config: MeasureConfig, result: dict[str, Any]) -> Picture:
         "Best of all layers with its 95 % interval. Grey: the best of all layers under chance, from its mean to what it stays "
     )
     title += f"under in {_share(config)} of the permutations.{left_out}"
-    return Picture("against-chance", title, "Best scores against chance; the same numbers are in the table.", figure)
+    return Figure("against-chance", title, "Best scores against chance; the same numbers are in the table.", figure)
 
 
-def quality_figure(config: MeasureConfig, result: dict[str, Any]) -> Picture | None:
+def quality_figure(config: MeasureConfig, result: dict[str, Any]) -> Figure | None:
     """Language quality against alignment, as the Platonic Representation Hypothesis has it (Huh et al. 2024, figure 3)."""
     quality = {model["name"]: model["bits_per_byte"] for model in result["language"] if "bits_per_byte" in model}
     if len(quality) < 2:
@@ -215,10 +215,10 @@ def quality_figure(config: MeasureConfig, result: dict[str, Any]) -> Picture | N
     axes.set(xlabel=f"bits a byte of {Path(config.text).name} (better to the right)", ylabel="calibrated alignment")
     figure.legend(loc="outside lower center", ncols=2)
     title = "Language quality against alignment: best of all layers, calibrated, with 95 % intervals; one line a vision model."
-    return Picture("quality", title, "Bits a byte against calibrated alignment; both stand in measure.json.", figure)
+    return Figure("quality", title, "Bits a byte against calibrated alignment; both stand in measure.json.", figure)
 
 
-def dynamics_figure(config: MeasureConfig, result: dict[str, Any], tensors: Tensors) -> Picture | None:
+def dynamics_figure(config: MeasureConfig, result: dict[str, Any], tensors: Tensors) -> Figure | None:
     """Alignment over the steps of a training run, layer by layer (CMAR A.5, figure 9)."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for model in result["language"]:
@@ -252,4 +252,4 @@ def dynamics_figure(config: MeasureConfig, result: dict[str, Any], tensors: Tens
     lines |= {"best layer, 95 % interval": best, f"chance: {_share(config)} of bests stay below": chance}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(5, 1 + len(result["vision"])))
     title = "Alignment during training: each layer of the language model with the vision layer that it is most aligned with."
-    return Picture("dynamics", title, "Scores of layers over steps; they stand in scores.safetensors.", figure)
+    return Figure("dynamics", title, "Scores of layers over steps; they stand in scores.safetensors.", figure)
