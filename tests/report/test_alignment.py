@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from crossalign.config import MeasureConfig
 
@@ -14,9 +14,9 @@ pytest.importorskip("matplotlib", reason="needs matplotlib")
 
 from crossalign.report.blocks import Figure
 from crossalign.report.drawing import png, styled
-from crossalign.verbs.measure.page import against_chance, dynamics_figure, heat_maps, quality_figure, summary_table
+from crossalign.report.measure import against_chance, dynamics_figure, heat_maps, quality_figure, summary_table
 
-Result = tuple[dict[str, Any], dict[str, Tensor]]
+Result = tuple[dict[str, Any], dict[str, NDArray[np.float32]]]
 
 
 def model(name: str, ref: str = "", layers: int = 2, **more: Any) -> dict[str, Any]:
@@ -25,18 +25,19 @@ def model(name: str, ref: str = "", layers: int = 2, **more: Any) -> dict[str, A
 
 def measured(language: list[dict[str, Any]], vision: list[dict[str, Any]], shift: float = 0.0) -> Result:
     """What measure finds of models: scores from 0 to 1, all moved by ``shift``."""
-    found, tensors = [], {}
+    found, arrays = [], {}
+    draw = np.random.default_rng(0)
     for left in language:
         for right in vision:
-            scores = torch.rand(len(left["layers"]), len(right["layers"])) + shift
-            tensors[f"{left['name']} | {right['name']} | score"] = scores
+            scores = draw.random((len(left["layers"]), len(right["layers"])), dtype=np.float32) + np.float32(shift)
+            arrays[f"{left['name']} | {right['name']} | score"] = scores
             best = float(scores.max())
             row, column = divmod(int(scores.argmax()), scores.shape[1])
             numbers = {"score": best, "interval": [best - 0.1, best + 0.1], "null_mean": shift, "critical": shift + 0.1}
             numbers |= {"calibrated": 0.2, "calibrated_interval": [0.1, 0.3], "p": 0.01}
             layers = {"language_layer": left["layers"][row], "vision_layer": right["layers"][column]}
             found.append({"language": left["name"], "vision": right["name"], **layers, **numbers})
-    return {"pairs": "some", "n": 9, "language": language, "vision": vision, "alignment": found}, tensors
+    return {"pairs": "some", "n": 9, "language": language, "vision": vision, "alignment": found}, arrays
 
 
 def drawn(picture: Figure | None) -> Any:
@@ -50,11 +51,11 @@ def legend(figure: Any) -> list[str]:
 
 
 def test_scores_below_zero_have_colours_too() -> None:
-    result, tensors = measured([model("a")], [model("b")], shift=-3.0)
+    result, scores = measured([model("a")], [model("b")], shift=-3.0)
     with styled():
-        figure = drawn(heat_maps(MeasureConfig(), result, tensors))
-    scores = tensors["a | b | score"]
-    assert figure.axes[0].images[0].get_clim() == pytest.approx((float(scores.min()), float(scores.max())))
+        figure = drawn(heat_maps(MeasureConfig(), result, scores))
+    values = scores["a | b | score"]
+    assert figure.axes[0].images[0].get_clim() == pytest.approx((float(values.min()), float(values.max())))
 
 
 def test_a_control_is_one_whatever_it_is_called() -> None:
@@ -72,11 +73,11 @@ def test_a_control_is_one_whatever_it_is_called() -> None:
 def test_what_a_figure_has_no_room_for_is_said_and_no_twin_stands_alone() -> None:
     names = [f"m{i}" for i in range(4)]
     language = [model("first"), *(one for name in names for one in (model(name), model(f"random {name}", f"random:{name}")))]
-    result, tensors = measured([*language, model("last")], [model("b")])
+    result, scores = measured([*language, model("last")], [model("b")])
     with styled():
-        for picture in (heat_maps(MeasureConfig(), result, tensors), against_chance(MeasureConfig(), result)):
+        for picture in (heat_maps(MeasureConfig(), result, scores), against_chance(MeasureConfig(), result)):
             assert picture.title.endswith("The last 7 of 10 language models.")
-        rows = drawn(heat_maps(MeasureConfig(), result, tensors)).axes[:-1]
+        rows = drawn(heat_maps(MeasureConfig(), result, scores)).axes[:-1]
         few, some = measured(language[:2], [model("b")])
         assert "language models." not in heat_maps(MeasureConfig(), few, some).title
     assert [axes.get_ylabel() for axes in rows] == [
@@ -88,9 +89,9 @@ def test_what_a_figure_has_no_room_for_is_said_and_no_twin_stands_alone() -> Non
 def test_all_twins_after_all_models_stay_with_them() -> None:
     names = [f"m{i}" for i in range(9)]
     language = [*map(model, names), *(model(f"random {name}", f"random:{name}") for name in names)]
-    result, tensors = measured(language, [model("b")])
+    result, scores = measured(language, [model("b")])
     with styled():
-        rows = drawn(heat_maps(MeasureConfig(), result, tensors)).axes[:-1]
+        rows = drawn(heat_maps(MeasureConfig(), result, scores)).axes[:-1]
     assert [axes.get_ylabel() for axes in rows] == [*names[5:], *(f"random {name}" for name in names[5:])]
 
 

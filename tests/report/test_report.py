@@ -15,7 +15,8 @@ import pytest
 
 from crossalign.core.errors import UserError
 from crossalign.report import report, summary_table
-from crossalign.report.tables import as_text, comparison_tables, results_table, sweep_table
+from crossalign.report.render.terminal import as_text
+from crossalign.report.tables import comparison_tables, results_table, sweep_table
 from crossalign.report.wording import findings, p_text, points, sentence
 from crossalign.results.comparisons import compare_rows
 from crossalign.results.rows import group_rows

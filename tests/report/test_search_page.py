@@ -19,13 +19,13 @@ from searches import SPACE, Record, make_search
 
 from crossalign.core.errors import UserError
 from crossalign.report import report, summary_table
-from crossalign.report.blocks import Figure
-from crossalign.report.content import Content
+from crossalign.report.blocks import Facts, Figure, Figures, Page, Prose
 from crossalign.report.drawing import INK, RED, png
-from crossalign.report.markdown import markdown
+from crossalign.report.pages import study_page
+from crossalign.report.render.markdown import markdown
 from crossalign.report.search_settings import importances
-from crossalign.report.search_tables import budgets, failure_table, method_table, rung_table, trial_table
-from crossalign.report.text import content_of
+from crossalign.report.search_tables import Section, budgets, failure_table, method_table, rung_table, sections_of, trial_table
+from crossalign.results.rows import group_rows
 from crossalign.runs.records import open_study
 from crossalign.runs.search import read_search
 
@@ -39,15 +39,28 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
     return folder, make_search(folder)
 
 
-def opened(*folders: Path) -> Content:
-    return content_of(open_study(list(folders)))
+def opened(*folders: Path) -> list[Section]:
+    study = open_study(list(folders))
+    return sections_of(study.searches, study.complete)
+
+
+def page_of(*folders: Path) -> Page:
+    return study_page(open_study(list(folders)))
+
+
+def opening(page: Page) -> tuple[str, str, dict[str, str]]:
+    """The first sentence, the remarks as one text, and the numbers to meet first."""
+    lede, remarks, *_ = (block for block in page.blocks if isinstance(block, Prose))
+    facts = next(block for block in page.of("html") if isinstance(block, Facts))
+    return lede.lines[0], " ".join(remarks.lines), dict(facts.pairs)
 
 
 def drawn(folder: Path, name: str) -> tuple[Any, Figure]:
     """The axes of a figure of the one search in ``folder``, laid out, and the figure."""
-    picture = next(picture for picture in opened(folder).searches[0].drawn[0] if picture.name == name)
-    png(picture)
-    return picture.figure.axes[0], picture
+    figures = [figure for block in page_of(folder).blocks if isinstance(block, Figures) for figure in block.figures]
+    figure = next(figure for figure in figures if figure.name == name)
+    png(figure)
+    return figure.figure.axes[0], figure
 
 
 def cells(rows: list[list[str]], column: int) -> list[str]:
@@ -106,7 +119,7 @@ def test_of_losses_the_lowest_is_best(tmp_path: Path) -> None:
     assert rung_table(search).rows[0][7] == f"{min(scores):.4f}"
     final = {t["number"]: t["rungs"][-1]["score"] for t in record["trials"] if t["state"] == "complete"}
     assert trial_table(search).rows[0][0] == str(min(final, key=lambda n: final[n])) == str(record["winner"])
-    assert "evaluations" in opened(tmp_path).lead.headline and "%" not in trial_table(search).columns[2]
+    assert "evaluations" in opened(tmp_path)[0].headline and "%" not in trial_table(search).columns[2]
 
 
 def test_the_page_says_what_chose_and_what_it_cost(searched: tuple[Path, Record], tmp_path: Path) -> None:
@@ -142,17 +155,17 @@ def test_the_winners_runs_are_reported_as_runs(tmp_path: Path, new_run: Maker) -
     for seed in (1, 2, 3):
         new_run(tmp_path / "s" / "winner" / f"seed-{seed}", "LoRA", method="lora", seed=seed)
     new_run(tmp_path / "s" / "winner" / "seed-4", "LoRA", method="lora", seed=4, complete=False)
-    content = opened(tmp_path / "s")
-    (row,) = content.rows
+    study, page = open_study([tmp_path / "s"]), page_of(tmp_path / "s")
+    (row,), _ = group_rows(study)
     accuracy = [run.number("test", "accuracy") for run in row.runs]
     error = np.std(accuracy, ddof=1) / math.sqrt(3)
-    facts = dict(content.lead.facts)
+    _, remarks, facts = opening(page)
     assert facts[f"the winner on test data, ± {100 * error:.2f}"] == f"{100 * np.mean(accuracy):.2f} %"
-    assert content.lead.title == "ASHA over LoRA" and "classified" in " ".join(content.lead.remarks)
-    assert "only for the winner's runs (3 seeds)" in " ".join(content.lead.remarks)
-    text = markdown(content)
+    assert page.title == "ASHA over LoRA" and "classified" in remarks
+    assert "only for the winner's runs (3 seeds)" in remarks
+    text = markdown(page)
     assert "## Test results" in text and "## Rungs" in text and text.count("Incomplete runs") == 1
-    assert [run.seed for run in content.study.incomplete] == [4]
+    assert [run.seed for run in study.incomplete] == [4]
     told = summary_table([tmp_path / "s"])
     assert "ASHA over LoRA" in told and "Reached its end" in told and "Incomplete runs" in told
 
@@ -162,10 +175,10 @@ def test_winners_of_one_name_keep_their_own_runs(tmp_path: Path, new_run: Maker)
     for place, folder in enumerate((tmp_path / "a", tmp_path / "b")):
         make_search(folder, 8)
         new_run(folder / "winner" / "seed-1", "LoRA", method="lora", seed=1, skill=0.3 + 0.3 * place)
-    content = opened(tmp_path)
-    table = method_table(content.searches)
-    assert len(content.rows) == 1 and table is not None and cells(table.rows, 0) == ["LoRA (a)", "LoRA (b)"]
-    accuracy = [f"{100 * run.number('test', 'accuracy'):.2f} %" for run in content.study.complete]
+    study = open_study([tmp_path])
+    table = method_table(opened(tmp_path))
+    assert len(group_rows(study)[0]) == 1 and table is not None and cells(table.rows, 0) == ["LoRA (a)", "LoRA (b)"]
+    accuracy = [f"{100 * run.number('test', 'accuracy'):.2f} %" for run in study.complete]
     assert cells(table.rows, 7) == accuracy and len(set(accuracy)) == 2 and cells(table.rows, 8) == ["1", "1"]
 
 
@@ -177,7 +190,7 @@ def test_the_winner_of_a_text_run_is_scored_on_texts_that_chose_nothing(tmp_path
             scores = {"validation": {"loss": 2.5}} | ({"new.txt": {"loss": 2.6 + seed / 10}} if name == "scored" else {})
             result = {"verb": "pretrain", "row": name, "seed": seed, "test": None, "scores": scores, "backbone": "gpt2-1x8"}
             (folder / "result.json").write_text(json.dumps(result))
-    plain, scored = opened(tmp_path).searches
+    plain, scored = opened(tmp_path)
     table = method_table([plain, scored])
     assert table is not None and cells(table.rows, 7) == ["–", "loss 2.7500 ± 0.0500 on new.txt"]
     assert dict(scored.facts)["the winner's loss on new.txt, ± 0.0500"] == "2.7500"
@@ -187,7 +200,7 @@ def test_the_winner_of_a_text_run_is_scored_on_texts_that_chose_nothing(tmp_path
 
 def test_a_space_that_holds_no_more_ends_a_search(tmp_path: Path) -> None:
     make_search(tmp_path, 12, asked=64)
-    assert "64 were asked for: the space seems to hold no more." in opened(tmp_path).searches[0].remarks
+    assert "64 were asked for: the space seems to hold no more." in opened(tmp_path)[0].remarks
     assert not any("to come" in text.get_text() for text in drawn(tmp_path, "search-rungs")[0].texts)
 
 
@@ -198,25 +211,25 @@ def test_searches_of_several_methods_stand_beside_each_other(tmp_path: Path, new
         for seed in (1, 2):
             new_run(tmp_path / method / "winner" / f"seed-{seed}", row, method=method, seed=seed, skill=0.4 + 0.2 * place)
     (tmp_path / "lora" / "search.json").write_text(json.dumps(records["LoRA"] | {"alignment_epochs": 480}))
-    content = opened(tmp_path)
-    assert any("480 epochs of alignment, which no rung counts" in said for said in content.searches[1].remarks)
-    again = 100 * np.mean([run.number("validation", "accuracy") for run in content.searches[1].runs])
-    assert f"With fresh seeds the winner's is {again:.2f} % in place of" in " ".join(content.searches[1].remarks)
-    table = method_table(content.searches)
+    study, sections = open_study([tmp_path]), opened(tmp_path)
+    assert any("480 epochs of alignment, which no rung counts" in said for said in sections[1].remarks)
+    again = 100 * np.mean([run.number("validation", "accuracy") for run in sections[1].runs])
+    assert f"With fresh seeds the winner's is {again:.2f} % in place of" in " ".join(sections[1].remarks)
+    table = method_table(sections)
     assert table is not None and cells(table.rows, 0) == ["FPT", "LoRA"]
     for (name, record), told in zip(records.items(), table.rows, strict=True):
         winner, count = record["trials"][record["winner"]], len(record["trials"])
-        accuracy = [100 * run.number("test", "accuracy") for run in content.study.complete if run.name == name]
+        accuracy = [100 * run.number("test", "accuracy") for run in study.complete if run.name == name]
         beside = " and 480 of alignment" if name == "LoRA" else ""
         assert told[1:4] == [str(count), str(count // 16), f"{record['epochs']} epochs{beside}"]
         assert told[5:7] == [f"{winner['settings']['optim.lr']:.3g}", f"validation accuracy {100 * winner['curve'][-1]:.2f} %"]
         assert told[7] == f"{np.mean(accuracy):.2f} ± {np.std(accuracy, ddof=1) / math.sqrt(2):.2f} %"
-    assert len(budgets(content.searches)) == 2 and "not equal" in " ".join(table.notes)
+    assert len(budgets(sections)) == 2 and "not equal" in " ".join(table.notes)
     page = report([tmp_path], html=tmp_path / "page.html", markdown=tmp_path / "tables.md").read_text()
     assert "Comparison of 2 searches" in page and "Search: ASHA over LoRA" in (tmp_path / "tables.md").read_text()
     assert len([path for path in (tmp_path / "tables-figures").iterdir() if path.stem.startswith("search-")]) == 10
     new_run(tmp_path / "elsewhere", "No backbone", method="none")  # a run of no search: the runs lead again
-    assert opened(tmp_path).lead.headline == opened(tmp_path).headline
+    assert "classified" in opening(page_of(tmp_path))[0]
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ from scipy import stats
 
 from crossalign.core.errors import UserError
 from crossalign.report import report, summary_table
-from crossalign.report.text import ALIGNS, CONTROLS, PREDICTS, TextContent, content_of
+from crossalign.report.blocks import Figure, Figures, Findings, Table
+from crossalign.report.pages import study_page
+from crossalign.report.text import ALIGNS, CONTROLS, PREDICTS, Change, compare
 from crossalign.results.outcomes import HELD_OUT
-from crossalign.results.rows import NO_IMAGES
+from crossalign.results.rows import NO_IMAGES, group_rows
 from crossalign.runs.records import open_study
 from crossalign.stats import holm
 
@@ -64,6 +66,19 @@ def make_run(folder: Path, align: str, seed: int, loss: float, complete: bool = 
     (folder / "result.json").write_text(json.dumps(result))
 
 
+def changes_of(folder: Path) -> list[Change]:
+    return compare(group_rows(open_study([folder]))[0])
+
+
+def blocks_of(folder: Path, kind: type) -> list[Any]:
+    return [block for block in study_page(open_study([folder])).of("markdown") if isinstance(block, kind)]
+
+
+def figures_of(folder: Path) -> dict[str, Figure]:
+    """The page's figures by name."""
+    return {figure.name: figure for group in blocks_of(folder, Figures) for figure in group.figures}
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     for align, losses in LOSSES.items():
@@ -73,9 +88,8 @@ def study(tmp_path: Path) -> Path:
 
 
 def test_comparisons_are_paired_t_tests_with_holms_correction(study: Path) -> None:
-    content = content_of(open_study([study]))
-    assert isinstance(content, TextContent)
-    losses = {one.other.align: one for one in content.changes if one.question is PREDICTS}
+    changes = changes_of(study)
+    losses = {one.other.align: one for one in changes if one.question is PREDICTS}
     assert losses.keys() == {"cka", "l2"}
     expected = {name: stats.ttest_rel(LOSSES[name], LOSSES["none"]) for name in losses}
     for name, one in losses.items():
@@ -89,17 +103,17 @@ def test_a_row_with_images_is_compared_with_each_control(study: Path) -> None:
     for seed, loss in enumerate([4.02, 4.05, 4.06, 4.03]):
         make_run(study / "unpaired" / f"seed-{seed}", "cka", seed, loss, mode="unpaired")
         make_run(study / "random" / f"seed-{seed}", "cka", seed, loss + 0.01, teacher="random:package:efficientnet_lite0")
-    content = content_of(open_study([study]))
-    assert isinstance(content, TextContent)
-    controls = [one for one in content.changes if one.question is CONTROLS]
+    changes = changes_of(study)
+    controls = [one for one in changes if one.question is CONTROLS]
     labels = {one.reference.label for one in controls}
     assert len(controls) == len(labels) == 3 and {one.other.label for one in controls} == {"Pre-training + cka"}
     unpaired = next(one for one in controls if "unpaired" in one.reference.label)
     expected = stats.ttest_rel(LOSSES["cka"], [4.02, 4.05, 4.06, 4.03])
     assert unpaired.t.p_value == pytest.approx(expected.pvalue) and unpaired.t.difference < 0
     assert [one.p_holm for one in controls] == holm([one.t.p_value for one in controls])  # a family of their own
-    assert sum(one.question is ALIGNS for one in content.changes) == 4
-    assert content.findings[1][0] == CONTROLS.title and "Beside “Pre-training + cka (unpaired)”" in str(content.findings[1])
+    assert sum(one.question is ALIGNS for one in changes) == 4
+    ((_, controlled, _),) = (findings.questions for findings in blocks_of(study, Findings))
+    assert controlled[0] == CONTROLS.title and "Beside “Pre-training + cka (unpaired)”" in str(controlled)
 
 
 def test_terms_without_images_are_named() -> None:
@@ -110,7 +124,7 @@ def test_terms_without_images_are_named() -> None:
 
 
 def test_the_table_holds_means_and_errors_over_seeds(study: Path) -> None:
-    (table,) = content_of(open_study([study])).results
+    table = blocks_of(study, Table)[0]
     baseline = next(row for row in table.rows if row[0] == "Pre-training")
     perplexities = np.exp(LOSSES["none"])
     assert baseline[1] == f"{perplexities.mean():.2f} ± {perplexities.std(ddof=1) / 2:.2f}"
@@ -130,29 +144,28 @@ def test_the_page_and_the_markdown_say_the_same_and_print_null_results(study: Pa
 
 def test_scores_of_one_kind_share_an_axis_and_a_limited_curve_says_so(study: Path) -> None:
     """A penalty is in a unit of its own; and the loss of a part of the text is not that of the table."""
-    pictures = {picture.name: picture for picture in content_of(open_study([study])).pictures}
-    (axes,) = pictures["curves-score"].figure.axes
+    figures = figures_of(study)
+    (axes,) = figures["curves-score"].figure.axes
     assert axes.get_legend_handles_labels()[1] == ["Pre-training + cka"]
-    assert "table of results" not in pictures["curves-score"].alt
-    assert "end values are in the table of results" in pictures["curves-loss"].alt
+    assert "table of results" not in figures["curves-score"].alt
+    assert "end values are in the table of results" in figures["curves-loss"].alt
     for file in study.rglob("config.yaml"):
         file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"loop": {"evaluate_blocks": 128}}))
-    pictures = {picture.name: picture for picture in content_of(open_study([study])).pictures}
-    assert "of the first 128 sequences" in pictures["curves-loss"].title
-    assert "end values" not in pictures["curves-loss"].alt
+    figures = figures_of(study)
+    assert "of the first 128 sequences" in figures["curves-loss"].title
+    assert "end values" not in figures["curves-loss"].alt
 
 
 def test_models_stand_apart_each_with_its_own_correction(study: Path, tmp_path: Path) -> None:
     for align, losses in LOSSES.items():
         for seed, loss in enumerate(losses):
             make_run(study / "larger" / align / f"seed-{seed}", align, seed, loss - 0.2, backbone="gpt2-4x64")
-    content = content_of(open_study([study]))
-    assert isinstance(content, TextContent)
-    assert [table.title.split(",")[0] for table in content.results] == ["Results: gpt2-2x32", "Results: gpt2-4x64"]
-    assert all(one.other.backbone == one.reference.backbone for one in content.changes)
-    losses = [one for one in content.changes if one.question is PREDICTS and one.other.align == "cka"]
+    changes = changes_of(study)
+    assert [table.title.split(",")[0] for table in blocks_of(study, Table)[:2]] == ["Results: gpt2-2x32", "Results: gpt2-4x64"]
+    assert all(one.other.backbone == one.reference.backbone for one in changes)
+    losses = [one for one in changes if one.question is PREDICTS and one.other.align == "cka"]
     assert len(losses) == 2 and all(one.p_holm == pytest.approx(2 * (one.t.p_value or 0)) for one in losses)
-    assert {picture.name for picture in content.pictures} >= {"differences-1", "differences-2", "curves-loss-2"}
+    assert set(figures_of(study)) >= {"differences-1", "differences-2", "curves-loss-2"}
     report([study], html=tmp_path / "page.html", markdown=tmp_path / "tables.md")
     assert "## Results: gpt2-4x64" in (tmp_path / "tables.md").read_text()
     assert summary_table([study]).count("Results: ") == 2
@@ -160,29 +173,29 @@ def test_models_stand_apart_each_with_its_own_correction(study: Path, tmp_path: 
 
 def test_runs_that_are_not_whole_are_listed_apart(study: Path, tmp_path: Path) -> None:
     make_run(study / "cka" / "seed-9", "cka", 9, 3.0, complete=False)
-    content = content_of(open_study([study]))
-    assert len(content.study.incomplete) == 1
-    assert all(one.t.n == 4 for one in content.changes)
+    changes = changes_of(study)
+    assert len(open_study([study]).incomplete) == 1
+    assert all(one.t.n == 4 for one in changes)
     report([study], html=tmp_path / "page.html")
 
 
 def test_one_seed_gives_no_p_value(tmp_path: Path) -> None:
     for align in ("none", "cka"):
         make_run(tmp_path / align, align, 0, LOSSES[align][0])
-    content = content_of(open_study([tmp_path]))
-    assert all(one.t.p_value is None for one in content.changes)
+    changes = changes_of(tmp_path)
+    assert all(one.t.p_value is None for one in changes)
     report([tmp_path], html=tmp_path / "page.html")
 
 
 def test_classifiers_and_language_models_are_reported_apart(study: Path, new_run: Callable[..., Path], tmp_path: Path) -> None:
     images = new_run(tmp_path / "images")
     with pytest.raises(UserError, match="report each kind apart"):
-        content_of(open_study([study, images]))
+        study_page(open_study([study, images]))
 
 
 def test_one_point_is_no_curve(study: Path) -> None:
     for file in study.rglob("metrics.jsonl"):
         rows = [row for row in map(json.loads, file.read_text().splitlines()) if row["split"] == "extra" or row["step"] == 300]
         file.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    names = {picture.name for picture in content_of(open_study([study])).pictures}
+    names = set(figures_of(study))
     assert "curves-score" in names and not names & {"curves-loss", "curves-aligned"}

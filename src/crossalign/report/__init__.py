@@ -29,8 +29,9 @@ def report(runs: list[Path], html: Path | None = None, markdown: Path | None = N
     """
     from crossalign.core.errors import UserError
     from crossalign.core.files import atomic_path
-    from crossalign.report.page import page
-    from crossalign.report.text import content_of
+    from crossalign.report.pages import study_page
+    from crossalign.report.render.html import html as as_html
+    from crossalign.report.render.markdown import write_markdown
     from crossalign.runs.records import open_study
 
     if html is None:
@@ -38,33 +39,20 @@ def report(runs: list[Path], html: Path | None = None, markdown: Path | None = N
     for target in (html, markdown):
         if target is not None and target.is_dir():
             raise UserError(f"'{target}' is a folder; name the file to write, such as '{target / 'report.html'}'")
-    content = content_of(open_study(runs))
-    text = page(content)
+    page = study_page(open_study(runs))
+    text = as_html(page)
     with atomic_path(html) as temporary:
         temporary.write_text(text, encoding="utf-8")
     if markdown is not None:
-        from crossalign.report.markdown import write_markdown
-
-        write_markdown(content, markdown, figures)
+        # Not of the bare stem, which may well be the study's own folder.
+        write_markdown(page, markdown, markdown.with_name(f"{markdown.stem}-figures") if figures else None)
     return html
 
 
 def summary_table(runs: Iterable[Path]) -> str:
     """The table of test results in aligned columns for a terminal, with a line a note."""
-    from crossalign.report.search_tables import rung_table
-    from crossalign.report.tables import as_text, incomplete_table
-    from crossalign.report.text import content_of
+    from crossalign.report.pages import summary_page
+    from crossalign.report.render.terminal import terminal
     from crossalign.runs.records import open_study
 
-    content = content_of(open_study(runs))
-    parts = []
-    for one in content.searches:
-        parts += [one.search.title, one.headline, *one.remarks, "", as_text(rung_table(one.search)), ""]
-    for table in content.results:
-        named = [f"{table.title}:"] if len(content.results) > 1 else []
-        parts += [*named, as_text(table), *(note for note in table.notes if not note.startswith("Bold"))]
-    parts += content.duplicates
-    unfinished = incomplete_table(content.study.incomplete)
-    if unfinished is not None:
-        parts += ["", f"{unfinished.title}:", as_text(unfinished)]
-    return "\n".join(parts)
+    return terminal(summary_page(open_study(runs)))

@@ -67,6 +67,8 @@ class Table:
     texts: frozenset[int] = frozenset()
     strong: frozenset[int] = frozenset()
     """Rows to set off: the best by validation accuracy, or a shown difference."""
+    narrow: bool = False
+    """Whether it takes as little width as it needs."""
 
     def is_text(self, column: int) -> bool:
         return column == 0 or column in self.texts
@@ -112,7 +114,7 @@ class Code:
     """Lines to be read by a program: settings, commands."""
 
     title: str
-    text: str
+    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from crossalign.core.errors import missing_extra
 from crossalign.report.blocks import Figure
 
 if TYPE_CHECKING:
+    import matplotlib.figure
     from matplotlib.axes import Axes
 
 INK, MUTED = "#1a1d21", "#8a9099"
@@ -73,11 +74,11 @@ def styled() -> Iterator[None]:
         yield
 
 
-def blank(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> matplotlib.figure.Figure:
     """An empty figure, in inches, outside pyplot and its global state."""
-    from matplotlib.figure import Figure
+    from matplotlib import figure
 
-    return Figure(figsize=(width, height))
+    return figure.Figure(figsize=(width, height))
 
 
 def clean(text: str, longest: int = 48) -> str:

@@ -183,7 +183,7 @@ def parameter_table(run: Run) -> Table | None:
         return None
     shown = [[str(name), number(float(count), 0)] for name, count in groups.items() if isinstance(count, int | float)]
     shown.append(["all that train", number(run.number("parameters", "trainable"), 0)])
-    return Table("Trainable parameters", ["Group", "Parameters"], shown, strong=frozenset({len(shown) - 1}))
+    return Table("Trainable parameters", ["Group", "Parameters"], shown, strong=frozenset({len(shown) - 1}), narrow=True)
 
 
 def sweep_table(study: Study) -> Table | None:
@@ -298,15 +298,3 @@ def confusion_table(labels: Sequence[str], counts: NDArray[np.int64], seeds: int
     shown = [[labels[i], labels[j], f"{count:,} of {counts[i].sum():,}"] for count, i, j in pairs[:most]]
     notes = [f"Counted over {seeds} seeds of the same test images."] if seeds > 1 else []
     return Table("Most frequent confusions", ["True class", "Taken for", "Images"], shown, notes, frozenset({1}))
-
-
-def as_text(table: Table) -> str:
-    """Aligned columns for a terminal."""
-    cells = [table.columns, *table.rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(table.columns))]
-    lines = [
-        "  ".join(c.ljust(w) if table.is_text(i) else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in cells
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in lines)

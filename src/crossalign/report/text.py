@@ -10,39 +10,25 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
 from crossalign.report import tables, wording
-from crossalign.report.blocks import Figure
-from crossalign.report.content import Content
+from crossalign.report.blocks import Figure, Table
 from crossalign.report.drawing import PALETTE, blank, clean, name_rows, styled
-from crossalign.report.wording import LEVEL, UNKNOWN, duration, number, p_equals, p_text
+from crossalign.report.wording import LEVEL, UNKNOWN, number, p_equals, p_text
 from crossalign.results.outcomes import HELD_OUT
 from crossalign.results.rows import NO_IMAGES, TEXT_VERBS, Row
-from crossalign.runs.records import Run, Study
+from crossalign.runs.records import Run
 from crossalign.stats import PairedT, detectable_difference, holm, paired_t, seeds_needed
 
 Series = dict[float, float]
 
 
-def content_of(study: Study) -> Content:
-    """The report of a study's runs.
-
-    Raises:
-        UserError: image classifiers and language models in one report.
-    """
-    texts = [run for run in study.runs if _is_text(run)]
-    if texts and len(texts) < len(study.runs):
-        raise UserError("these runs are of image classifiers and of language models: report each kind apart")
-    return TextContent(study) if texts else Content(study)
-
-
-def _is_text(run: Run) -> bool:
+def is_text(run: Run) -> bool:
+    """Whether a run is of a language model that was trained on text."""
     return run.text("verb") in TEXT_VERBS or (run.result is None and ("gpt" in run.config or "model" in run.config))
 
 
@@ -72,91 +58,39 @@ class Change:
     p_holm: float | None = None
 
 
-class TextContent(Content):
-    """A study of language models."""
+def headline(rows: list[Row], changes: list[Change], runs: int) -> str:
+    """The page's first sentence, of so many runs."""
+    if not changes:
+        return f"{wording.counted(runs, 'run')} of {wording.counted(len(rows), 'row')}."
+    if all(one.t.p_value is None for one in changes):
+        return f"{wording.counted(len(rows), 'row')} of one seed: differences are shown, of chance nothing can be said."
+    losses = [one for one in changes if one.question is PREDICTS]
+    better, worse = (sum(_verdict(one) == verdict for one in losses) for verdict in ("gain", "loss"))
+    count = wording.counted(len(losses), "comparison")
+    return (
+        f"Of {count} of losses with those of the row without any term, {better} show a lower loss and {worse} a higher one "
+        "after correction; of the rest no difference could be shown."
+    )
 
-    def _prepare(self) -> None:
-        self.comparisons = []
-        self.top = None
-        self.changes = compare(self.rows)
 
-    @property
-    def headline(self) -> str:
-        if not self.rows:
-            count = wording.counted(len(self.study.incomplete), "run")
-            return f"No run is complete: {count} stopped before the end or still running."
-        if not self.changes:
-            return f"{wording.counted(len(self.study.complete), 'run')} of {wording.counted(len(self.rows), 'row')}."
-        if all(one.t.p_value is None for one in self.changes):
-            return (
-                f"{wording.counted(len(self.rows), 'row')} of one seed: differences are shown, of chance nothing can be said."
-            )
-        losses = [one for one in self.changes if one.question is PREDICTS]
-        better, worse = (sum(_verdict(one) == verdict for one in losses) for verdict in ("gain", "loss"))
-        count = wording.counted(len(losses), "comparison")
-        return (
-            f"Of {count} of losses with those of the row without any term, {better} show a lower loss and {worse} a higher one "
-            "after correction; of the rest no difference could be shown."
-        )
+def findings(rows: list[Row], changes: list[Change]) -> Iterator[tuple[str, str, tuple[tuple[str, str], ...]]]:
+    """For each model and question: the question, the model where there are several, and (verdict, sentence) of each change."""
+    models = groups(rows)
+    for (name, group), question in itertools.product(models.items(), QUESTIONS):
+        mine = [one for one in changes if one.question is question and one.other in group]
+        if mine:
+            yield question.title, f"{name}." if len(models) > 1 else "", tuple((_verdict(one), _sentence(one)) for one in mine)
 
-    @property
-    def remarks(self) -> list[str]:
-        return []
 
-    @property
-    def facts(self) -> list[tuple[str, str]]:
-        if not self.rows:
-            return []
-        seconds = [run.number("seconds", "train") for run in self.study.complete]
-        models = list(groups(self.rows).values())
-        return [
-            ("rows", str(len(self.rows))),
-            ("runs", str(len(self.study.complete))),
-            ("parameters", ", ".join(number(rows[0].first.number("parameters", "total"), 0) for rows in models)),
-            ("tokens a run", ", ".join(number(rows[0].first.number("tokens"), 0) for rows in models)),
-            ("time of all runs", duration(sum(s for s in seconds if s == s))),
-        ]
-
-    @property
-    def findings(self) -> list[tuple[str, str, list[tuple[str, str]]]]:
-        found, models = [], groups(self.rows)
-        for name, rows in models.items():
-            for question in QUESTIONS:
-                mine = [one for one in self.changes if one.question is question and one.other in rows]
-                answer = f"{name}." if len(models) > 1 else ""
-                found += [(question.title, answer, [(_verdict(one), _sentence(one)) for one in mine])] if mine else []
-        return found
-
-    @property
-    def results(self) -> list[tables.Table]:
-        models = groups(self.rows)
-        names = [f"Results: {name}" for name in models] if len(models) > 1 else ["Results"]
-        return [results_table(name, rows) for name, rows in zip(names, models.values(), strict=True)] if models else []
-
-    @property
-    def efficiency(self) -> tables.Table | None:
-        return tables.efficiency_table(self.rows, "tokens_per_second") if self.rows else None
-
-    @property
-    def comparison_tables(self) -> list[tables.Table]:
-        return [comparison_table(self.changes)] if self.changes else []
-
-    @property
-    def confusion(self) -> None:
-        return None
-
-    @cached_property
-    def pictures(self) -> list[Figure]:
-        models, made = groups(self.rows), []
-        with styled():
-            for place, (name, rows) in enumerate(models.items(), 1):
-                several = (f"-{place}", f"{name}. ") if len(models) > 1 else ("", "")
-                mine = [one for one in self.changes if one.other in rows]
-                drawn = [difference_figure(mine), *curve_figures(rows)]
-                made += [
-                    replace(p, name=p.name + several[0], title=several[1] + p.title, alt=several[1] + p.alt) for p in drawn if p
-                ]
-        return made
+def figures(rows: list[Row], changes: list[Change]) -> list[Figure]:
+    """Differences and curves of each model."""
+    models, drawn = groups(rows), list[Figure]()
+    with styled():
+        for number, (name, group) in enumerate(models.items(), 1):
+            suffix, start = (f"-{number}", f"{name}. ") if len(models) > 1 else ("", "")
+            own = [difference_figure([one for one in changes if one.other in group]), *curve_figures(group)]
+            drawn += [replace(f, name=f.name + suffix, title=start + f.title, alt=start + f.alt) for f in own if f]
+    return drawn
 
 
 def groups(rows: list[Row]) -> dict[str, list[Row]]:
@@ -174,7 +108,7 @@ def _texts(rows: list[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for run in row.runs for name in (run.result or {}).get("scores") or {}))
 
 
-def results_table(title: str, rows: list[Row]) -> tables.Table:
+def results_table(title: str, rows: list[Row]) -> Table:
     """Perplexity of every text and alignment of held-out pairs, each mean ± standard error over seeds."""
     texts = _texts(rows)
     shown = []
@@ -195,7 +129,7 @@ def results_table(title: str, rows: list[Row]) -> tables.Table:
         "of their images; 0 for unrelated ones, however many pairs. Directions: participation ratio of the captions' features.",
         "Perplexities are of this vocabulary's tokens; bits a byte, comparable across tokenizers, are in result.json.",
     ]
-    return tables.Table(title, [*columns, "Alignment, held out", "Directions", "Seeds"], shown, notes)
+    return Table(title, [*columns, "Alignment, held out", "Directions", "Seeds"], shown, notes)
 
 
 def compare(rows: list[Row]) -> list[Change]:
@@ -243,7 +177,7 @@ def _paired(reference: Row, other: Row, keys: tuple[str, ...]) -> Iterator[tuple
             yield value, theirs[seed]
 
 
-def comparison_table(changes: list[Change]) -> tables.Table:
+def comparison_table(changes: list[Change]) -> Table:
     """Every paired comparison with its uncertainty."""
     shown = []
     for one in changes:
@@ -271,7 +205,7 @@ def comparison_table(changes: list[Change]) -> tables.Table:
         "the spread seen. Seeds needed: for a true difference as large as the one seen.",
     ]
     columns = ["Row − reference", "Measure", "Seeds", "Difference", "95 % interval", "p (Holm)", "Smallest visible"]
-    return tables.Table("With and without the term", [*columns, "Seeds needed"], shown, notes, frozenset({1}), strong)
+    return Table("With and without the term", [*columns, "Seeds needed"], shown, notes, frozenset({1}), strong)
 
 
 def _verdict(one: Change) -> str:

@@ -32,13 +32,17 @@ class CompareArgs:
 
 def run(args: CompareArgs, _: str) -> None:
     """Compare, print the page, and write the files asked for."""
-    from crossalign.report.compared import as_text_page, write_markdown, write_numbers
+    from crossalign.report.compared import write_numbers
+    from crossalign.report.pages import compare_page
+    from crossalign.report.render.markdown import write_markdown
+    from crossalign.report.render.terminal import terminal
     from crossalign.verbs.compare.job import compare
 
     compared = compare(args.runs, args.by, args.reference, args.tasks, args.resamples)
-    print(as_text_page(compared))
+    page = compare_page(compared)
+    print(terminal(page))
     if args.markdown is not None:
-        write_markdown(compared, args.markdown)
+        write_markdown(page, args.markdown)
     if args.json is not None:
         write_numbers(compared, args.json)
 

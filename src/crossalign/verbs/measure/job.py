@@ -203,7 +203,7 @@ def _write(config: MeasureConfig, result: dict[str, Any], found: list[Alignment]
     """config.yaml, environment.json, measure.json, scores.safetensors, figures/ and measure.md."""
     from safetensors.torch import save_file
 
-    from crossalign.verbs.measure.page import write_page
+    from crossalign.report.measure import write_page
 
     folder = config.output
     write_config(folder, config)
@@ -219,7 +219,7 @@ def _write(config: MeasureConfig, result: dict[str, Any], found: list[Alignment]
     with atomic_path(RunFolder(folder).scores) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
     write_json(RunFolder(folder).measurement, result)
-    write_page(folder, config, result, tensors)
+    write_page(folder, config, result, {name: tensor.numpy() for name, tensor in tensors.items()})
 
 
 def _check(config: MeasureConfig) -> None:

@@ -4,46 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crossalign.config import MeasureConfig
-from crossalign.core.files import atomic_path
 from crossalign.core.refs import Ref
-from crossalign.report.blocks import Figure, Table
-from crossalign.report.drawing import BLUE, INK, MUTED, ORANGE, PALETTE, blank, clean, name_rows, png, styled
-from crossalign.report.markdown import as_markdown, escape
+from crossalign.report.blocks import Figure, Figures, Page, Prose, Table
+from crossalign.report.drawing import BLUE, INK, MUTED, ORANGE, PALETTE, blank, clean, name_rows, styled
+from crossalign.report.render.markdown import write_markdown
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Tensors = Mapping[str, Tensor]
-
+Scores = Mapping[str, NDArray[np.float32]]
 MOST_PANELS = 8
 """Language models that a figure of heat maps holds; of more, as training leaves them, the last ones are shown."""
 
 
-def write_page(folder: Path, config: MeasureConfig, result: dict[str, Any], tensors: Tensors) -> None:
-    """Write measure.md, a page for a repository, and its figures as PNG into the folder figures."""
+def write_page(folder: Path, config: MeasureConfig, result: dict[str, Any], scores: Scores) -> None:
+    """Write measure.md, a page for a repository, and its figures as PNG into the folder figures.
+
+    Args:
+        result: what measure.json holds.
+        scores: for each ``"LANGUAGE | VISION | score"`` (layers of the one, layers of the other).
+    """
     with styled():
-        made = [
-            heat_maps(config, result, tensors),
+        figures = [
+            heat_maps(config, result, scores),
             against_chance(config, result),
             quality_figure(config, result),
-            dynamics_figure(config, result, tensors),
+            dynamics_figure(config, result, scores),
         ]
-    pictures = [picture for picture in made if picture is not None]
-    lines = []
-    for picture in pictures:
-        with atomic_path(folder / "figures" / f"{picture.name}.png") as temporary:
-            temporary.write_bytes(png(picture, dpi=130))
-        lines += [f"![{escape(picture.alt)}](figures/{picture.name}.png)", f"*{escape(picture.title)}*"]
-    table = summary_table(config, result)
-    parts = ["# Alignment of language and vision models", escape(_what(config, result))]
-    parts += [f"## {table.title}", as_markdown(table), *map(escape, table.notes), "## Figures", *lines]
-    with atomic_path(folder / "measure.md") as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    blocks = Prose((_what(config, result),)), summary_table(config, result), Figures(tuple(filter(None, figures)), "Figures")
+    page = Page("Alignment of language and vision models", blocks)
+    write_markdown(page, folder / "measure.md", folder / "figures", dpi=130)
 
 
 def _what(config: MeasureConfig, result: dict[str, Any]) -> str:
@@ -92,19 +85,19 @@ def summary_table(config: MeasureConfig, result: dict[str, Any]) -> Table:
     return Table("Best of all layers", columns, rows, notes, frozenset({1, 2}), frozenset(strong))
 
 
-def heat_maps(config: MeasureConfig, result: dict[str, Any], tensors: Tensors) -> Figure:
+def heat_maps(config: MeasureConfig, result: dict[str, Any], scores: Scores) -> Figure:
     """Every layer against every layer: a panel for each pair of models, one colour scale."""
     (language, left_out), vision = _shown(result), result["vision"]
     held = {(one["language"], one["vision"]): one for one in result["alignment"]}
-    scores = {key: tensors[f"{key[0]} | {key[1]} | score"].numpy() for key in held}
-    lowest = min(0, *(float(values.min()) for values in scores.values()))
-    largest = max(lowest + 1e-6, *(float(values.max()) for values in scores.values()))
+    by_pair = {key: scores[f"{key[0]} | {key[1]} | score"] for key in held}
+    lowest = min(0, *(float(values.min()) for values in by_pair.values()))
+    largest = max(lowest + 1e-6, *(float(values.max()) for values in by_pair.values()))
     figure = blank(1.2 + 2.5 * len(vision), 0.6 + 2.1 * len(language))
     grid: Any = figure.subplots(len(language), len(vision), squeeze=False)
     image: Any = None
     for line, left in zip(grid, language, strict=True):
         for panel, right in zip(line, vision, strict=True):
-            values, one = scores[left["name"], right["name"]], held[left["name"], right["name"]]
+            values, one = by_pair[left["name"], right["name"]], held[left["name"], right["name"]]
             image = panel.imshow(
                 values, cmap="viridis", vmin=lowest, vmax=largest, aspect="auto", interpolation="nearest", origin="lower"
             )
@@ -218,7 +211,7 @@ def quality_figure(config: MeasureConfig, result: dict[str, Any]) -> Figure | No
     return Figure("quality", title, "Bits a byte against calibrated alignment; both stand in measure.json.", figure)
 
 
-def dynamics_figure(config: MeasureConfig, result: dict[str, Any], tensors: Tensors) -> Figure | None:
+def dynamics_figure(config: MeasureConfig, result: dict[str, Any], scores: Scores) -> Figure | None:
     """Alignment over the steps of a training run, layer by layer (CMAR A.5, figure 9)."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for model in result["language"]:
@@ -237,8 +230,8 @@ def dynamics_figure(config: MeasureConfig, result: dict[str, Any], tensors: Tens
         steps = [model["step"] for model in kept]
         for panel, right in zip(line, result["vision"], strict=True):
             names = [f"{model['name']} | {right['name']} | score" for model in kept]
-            scores = np.array([tensors[name].amax(1).numpy() for name in names])
-            for layer, values in zip(kept[0]["layers"], scores.T, strict=True):
+            bests = np.array([scores[name].max(axis=1) for name in names])
+            for layer, values in zip(kept[0]["layers"], bests.T, strict=True):
                 colour = colormaps["viridis"](layers.index(layer) / max(1, len(layers) - 1) * 0.9)
                 (lines[f"layer {layer}"],) = panel.plot(steps, values, color=colour, linewidth=1.1)
             ones = [held[model["name"], right["name"]] for model in kept]

@@ -1,0 +1,331 @@
+"""Which blocks a page has, and in which order: one of runs and searches, a summary of them, one of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from crossalign.core.errors import UserError
+from crossalign.report import tables, text, wording
+from crossalign.report.blocks import (
+    Block,
+    Code,
+    Facts,
+    Figure,
+    Figures,
+    Findings,
+    Folded,
+    Group,
+    Heading,
+    Listing,
+    Only,
+    Page,
+    Prose,
+    Samples,
+    Table,
+    Warnings,
+)
+from crossalign.report.compared import Compared
+from crossalign.report.figures import confusion_counts, draw, draw_unfinished
+from crossalign.report.forgetting import forgetting_tables
+from crossalign.report.published import published_tables
+from crossalign.report.search_tables import Lead, Section, lead, method_table, rung_table, sections_of
+from crossalign.results.comparisons import compare_rows
+from crossalign.results.rows import Row, best, group_rows, warnings
+from crossalign.runs.records import Run, Study
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is said by the kind of the runs."""
+
+    headline: str
+    remarks: tuple[str, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
+    findings: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = ()
+    results: tuple[Table, ...] = ()
+    comparisons: tuple[Table, ...] = ()
+    efficiency: Table | None = None
+    figures: tuple[Figure, ...] = ()
+    best: Row | None = None
+    """The row whose errors are looked at."""
+    confusions: Table | None = None
+
+    def named(self, start: str) -> Figures:
+        """The figures whose name begins so."""
+        return Figures(tuple(figure for figure in self.figures if figure.name.startswith(start)))
+
+
+def study_page(study: Study) -> Page:
+    """The page of runs and searches, with every figure that they have data for.
+
+    Raises:
+        UserError: image classifiers and language models in one report; matplotlib or SciPy is not installed.
+    """
+    rows, doubles = group_rows(study)
+    parts = (_text_parts if _are_texts(study) else _image_parts)(study, rows)
+    single, sections = _single(rows), sections_of(study.searches, study.complete)
+    opening = _opening(study, Lead(_title(rows), parts.headline, list(parts.remarks), list(parts.facts)), sections)
+    cautions = Warnings(tuple(doubles + warnings(study, rows)))
+    results, groups = parts.results, tables.parameter_table(single) if single else None
+    titles = results[0].title if len(results) == 1 else "Results", f"Search{'' if len(sections) == 1 else 'es'} over settings"
+    sweep, unfinished = tables.sweep_table(study), tables.incomplete_table(study.incomplete)
+    blocks = [
+        Prose((opening.headline,), "lede"),
+        Prose(tuple(opening.remarks), "soft"),
+        Prose(tuple(line for line in study.note.split("\n") if line.strip())),
+        _html(Facts(tuple(opening.facts)), cautions),
+        Facts(_provenance(study), small=True),
+        Only("markdown", (cautions,)),
+        *_section("findings", "Findings", parts.findings, Findings(parts.findings)),
+        *_section("results", titles[0], results, *results, _html(parts.named("accuracy"))),
+        *_section("comparisons", "Comparisons", parts.comparisons, _html(parts.named("differences")), *parts.comparisons),
+        *_section("search", titles[1], sections, *_searches(sections, opening)),
+        Only("markdown", (Figures(parts.figures, "Figures"),)),
+        *_section("curves", "Curves", parts.figures, _html(parts.named("curves"), parts.named("alignment"))),
+        *_section("errors", "Where it is right and where it errs", parts.best, _html(*_errors(parts, single))),
+        *_section("efficiency", "Efficiency", parts.efficiency, parts.efficiency, Group((groups,)) if groups else None),
+        Only("markdown", (parts.confusions,) if parts.confusions else ()),
+        *_section("sweep", "Learning-rate sweep", sweep, _html(parts.named("sweep")), sweep),
+        *_section("incomplete", "Incomplete runs", unfinished, unfinished),
+        *_section("settings", "Settings, environment, commands", True, *_settings(study, rows, single)),
+    ]
+    return Page(opening.title, tuple(blocks), "report")
+
+
+def _html(*blocks: Block) -> Only:
+    return Only("html", blocks)
+
+
+def _section(anchor: str, title: str, when: object, *blocks: Block | None) -> list[Block]:
+    """A section of the HTML page; Markdown gathers figures, and has a heading over each table instead."""
+    return [Heading(title, anchor), *(block for block in blocks if block is not None)] if when else []
+
+
+def _single(rows: list[Row]) -> Run | None:
+    """The run, where a report is of one run."""
+    return rows[0].first if len(rows) == 1 and len(rows[0].runs) == 1 else None
+
+
+def _title(rows: list[Row]) -> str:
+    single = _single(rows)
+    if single is not None:
+        return f"{single.name}, seed {single.seed}"
+    return rows[0].label if len(rows) == 1 else "Comparison of runs"
+
+
+def _opening(study: Study, runs: Lead, sections: list[Section]) -> Lead:
+    """What the page opens with: the searches, where all runs are of their winners, else the runs."""
+    if sections:
+        of_searches = all(any(search.holds(run) for search in study.searches) for run in study.runs)
+        runs = lead(sections, runs, of_searches, any_run=bool(study.runs))
+    return replace(runs, title=study.title or runs.title)
+
+
+def _searches(sections: list[Section], opening: Lead) -> list[Block]:
+    """What each search came to, with its figures."""
+    methods = method_table(sections)
+    blocks: list[Block] = [Group((methods,))] if methods is not None else []
+    for section in sections:
+        title, (figures, left_out) = section.search.title, section.drawn
+        if section.headline != opening.headline:
+            blocks += [_html(Heading(title)), Only("markdown", (Heading(f"Search: {title}"),))]
+            blocks += [Prose((section.headline,)), Prose(tuple(section.remarks), "soft")]
+        blocks += [*section.before, *(Figures((figure,)) for figure in figures[:-1])]
+        blocks += [Figures(tuple(figures[-1:]), notes=tuple(left_out)), *section.after]
+    return blocks
+
+
+def _errors(parts: Parts, single: Run | None) -> list[Block]:
+    """Confusions, reliability, and a few images with the answers of the best row."""
+    if parts.best is None:
+        return []
+    beside: tuple[Block, ...] = (parts.confusions,) if parts.confusions else ()
+    reliability = parts.named("reliability").figures
+    blocks: list[Block] = [Group(beside + (reliability if single else ()), parts.named("confusion"))]
+    blocks += [] if single else [Group(reliability)]
+    samples = next((run for run in parts.best.runs if run.samples), parts.best.first).samples[:24]
+    title = f"Test images and answers of “{parts.best.label}”"
+    return [*blocks, Samples(title, tuple(samples))] if samples else blocks
+
+
+def _settings(study: Study, rows: list[Row], single: Run | None) -> list[Block]:
+    """What the runs can be made again with."""
+    differing = tables.setting_table(rows) if rows else None
+    environment = tables.environment_table(study.runs)
+    own = [str(run.environment.get("command") or "") for run in study.runs]
+    commands = tuple(dict.fromkeys([*study.commands, *filter(None, own)]))
+    blocks: list[Block] = [_html(*_yaml("Resolved configuration", single.config))] if single else []
+    blocks += [Folded(differing)] if differing is not None else []
+    blocks += [_html(*_yaml("Settings that all rows share", tables.shared_settings(rows)))] if len(rows) > 1 else []
+    blocks += [Folded(environment)] if environment is not None else []
+    return [*blocks, Folded(Code("Commands", commands))] if commands else blocks
+
+
+def _yaml(title: str, values: dict[str, Any]) -> list[Block]:
+    import yaml
+
+    return [Folded(Code(title, (str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True)),)))] if values else []
+
+
+def summary_page(study: Study) -> Page:
+    """What a terminal shows of runs and searches: the tables of results, without figures and tests.
+
+    Raises:
+        UserError: image classifiers and language models in one report.
+    """
+    rows, doubles = group_rows(study)
+    results = _text_results(rows) if _are_texts(study) else _image_results(rows)
+    unfinished = tables.incomplete_table(study.incomplete)
+    blocks: list[Block] = []
+    for section in sections_of(study.searches, study.complete):
+        blocks += [Prose((section.search.title, section.headline, *section.remarks, ""))]
+        blocks += [replace(rung_table(section.search), title="", notes=[]), Prose(("",))]
+    for table in results:
+        blocks += [Prose((f"{table.title}:",))] if len(results) > 1 else []
+        blocks += [replace(table, title="", notes=[note for note in table.notes if not note.startswith("Bold")])]
+    blocks += [Prose(tuple(doubles))]
+    if unfinished is not None:
+        blocks += [Prose(("", f"{unfinished.title}:")), replace(unfinished, title="", notes=[])]
+    return Page("Summary", tuple(blocks))
+
+
+def compare_page(compared: Compared) -> Page:
+    """The page of a comparison, in tables and in words."""
+    reference = compared.rows[0]
+    blocks: list[Block] = [Only("terminal", (Prose((f"reference: {reference}",)),)), *compared.tables]
+    blocks += [Listing("In words", tuple(compared.sentences)), Listing("Notes", tuple(compared.notes))]
+    return Page(f"Comparison with “{reference}”", tuple(blocks), "compare")
+
+
+def _are_texts(study: Study) -> bool:
+    """Whether the runs are of language models; raises UserError where some are and others are image classifiers."""
+    kinds = {text.is_text(run) for run in study.runs}
+    if len(kinds) > 1:
+        raise UserError("these runs are of image classifiers and of language models: report each kind apart")
+    return True in kinds
+
+
+def _unfinished(study: Study) -> str:
+    count = wording.counted(len(study.incomplete), "run")
+    return f"No run is complete: {count} stopped before the end or still running."
+
+
+def _image_results(rows: list[Row]) -> tuple[Table, ...]:
+    return (tables.results_table(rows), *forgetting_tables(rows)) if rows else ()
+
+
+def _image_parts(study: Study, rows: list[Row]) -> Parts:
+    """What is said of image classifiers."""
+    if not rows:
+        return Parts(_unfinished(study), figures=tuple(draw_unfinished(study.incomplete)))
+    comparisons, top, single = compare_rows(rows), best(rows), _single(rows)
+    remarks = [wording.chance(top.first), wording.calibration(single) if single else ""]
+    counts = confusion_counts(top)
+    return Parts(
+        wording.headline(rows, top),
+        tuple(filter(None, remarks)),
+        tuple(_run_facts(single) if single else _study_facts(study, rows, top)),
+        tuple((title, answer, tuple(sentences)) for title, answer, sentences in wording.findings(comparisons)),
+        _image_results(rows),
+        (*published_tables(rows), *tables.comparison_tables(comparisons)),
+        tables.efficiency_table(rows),
+        tuple(draw(study, rows, comparisons)),
+        top,
+        tables.confusion_table(*counts, len(top.runs)) if counts else None,
+    )
+
+
+def _run_facts(run: Run) -> list[tuple[str, str]]:
+    return [
+        ("test accuracy", f"{wording.percent(run.number('test', 'accuracy'), 1)} %"),
+        ("calibration error", f"{wording.percent(run.number('test', 'ece'), 1)} %"),
+        ("best epoch", f"{run.number('best_epoch'):g} of {run.number('epochs'):g}"),
+        ("parameters that train", wording.number(run.number("parameters", "trainable"), 0)),
+        ("training", wording.duration(run.number("seconds", "train"))),
+        ("peak memory", wording.size(run.number("peak_memory_bytes"))),
+    ]
+
+
+def _study_facts(study: Study, rows: list[Row], top: Row) -> list[tuple[str, str]]:
+    seeds = sorted({len(row.runs) for row in rows})
+    return [
+        ("best validation accuracy", f"{wording.percent(top.mean('validation', 'accuracy').mean, 1)} %"),
+        ("its test accuracy", f"{wording.percent(top.mean('test', 'accuracy').mean, 1)} %"),
+        ("rows", str(len(rows))),
+        ("seeds a row", " to ".join(dict.fromkeys((str(seeds[0]), str(seeds[-1]))))),
+        ("test images", wording.number(top.first.number("test", "n"), 0)),
+        ("time of all runs", _time(study, "align", "train")),
+    ]
+
+
+def _time(study: Study, *stages: str) -> str:
+    seconds = [run.number("seconds", stage) for run in study.complete for stage in stages]
+    return wording.duration(sum(s for s in seconds if s == s))
+
+
+def _text_results(rows: list[Row]) -> tuple[Table, ...]:
+    models = text.groups(rows)
+    titles = [f"Results: {name}" for name in models] if len(models) > 1 else ["Results"] * len(models)
+    return tuple(text.results_table(title, group) for title, group in zip(titles, models.values(), strict=True))
+
+
+def _text_parts(study: Study, rows: list[Row]) -> Parts:
+    """What is said of language models that were trained on text."""
+    if not rows:
+        return Parts(_unfinished(study))
+    changes, models = text.compare(rows), list(text.groups(rows).values())
+    facts = [
+        ("rows", str(len(rows))),
+        ("runs", str(len(study.complete))),
+        ("parameters", ", ".join(wording.number(group[0].first.number("parameters", "total"), 0) for group in models)),
+        ("tokens a run", ", ".join(wording.number(group[0].first.number("tokens"), 0) for group in models)),
+        ("time of all runs", _time(study, "train")),
+    ]
+    return Parts(
+        text.headline(rows, changes, len(study.complete)),
+        facts=tuple(facts),
+        findings=tuple(text.findings(rows, changes)),
+        results=_text_results(rows),
+        comparisons=(text.comparison_table(changes),) if changes else (),
+        efficiency=tables.efficiency_table(rows, "tokens_per_second"),
+        figures=tuple(text.figures(rows, changes)),
+    )
+
+
+def _provenance(study: Study) -> tuple[tuple[str, str], ...]:
+    """Data, seeds, hardware, commit and time of the runs, each as distinct values."""
+    runs = study.complete or study.runs
+    pairs = [
+        ("Data", _distinct(run.text("data") for run in runs)),
+        ("Seeds", _distinct(str(seed) for seed in sorted({run.seed for run in runs}))),
+        ("Device", _distinct(run.text("device") for run in runs)),
+        ("Hardware", _distinct(_hardware(run.environment) for run in runs)),
+        ("Commit", _distinct(_commit(run.environment) for run in runs)),
+        ("Started", _span(str(run.environment.get("started") or "") for run in runs)),
+    ]
+    return tuple((name, value) for name, value in pairs if value)
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(filter(None, values)))
+
+
+def _span(times: Iterable[str]) -> str:
+    known = sorted(filter(None, times))
+    return " to ".join(dict.fromkeys((known[0], known[-1]))) if known else ""
+
+
+def _hardware(environment: dict[str, Any]) -> str:
+    gpus = environment.get("gpus") or []
+    parts = [tables.plain(gpu) for gpu in gpus] if isinstance(gpus, list) else [str(gpus)]
+    parts += [str(environment.get("cpu") or "")]
+    for key, unit in (("cores", "cores"), ("threads", "threads"), ("memory_bytes", "memory")):
+        parts += [f"{tables.plain(environment[key], key)} {unit}"] if environment.get(key) else []
+    return ", ".join(filter(None, parts))
+
+
+def _commit(environment: dict[str, Any]) -> str:
+    changed = " with uncommitted changes" if environment.get("git_changed") else ""
+    return f"{environment.get('git_commit') or 'not recorded'}{changed}"

@@ -1,0 +1,1 @@
+"""A page as HTML, as Markdown, and as lines for a terminal."""
