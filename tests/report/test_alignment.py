@@ -13,7 +13,7 @@ from crossalign.config import MeasureConfig
 pytest.importorskip("matplotlib", reason="needs matplotlib")
 
 from crossalign.report.blocks import Figure
-from crossalign.report.drawing import png, styled
+from crossalign.report.figures.drawing import png, styled
 from crossalign.report.measure import against_chance, dynamics_figure, heat_maps, quality_figure, summary_table
 
 Result = tuple[dict[str, Any], dict[str, NDArray[np.float32]]]

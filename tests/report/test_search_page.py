@@ -20,10 +20,10 @@ from searches import SPACE, Record, make_search
 from crossalign.core.errors import UserError
 from crossalign.report import report, summary_table
 from crossalign.report.blocks import Facts, Figure, Figures, Page, Prose
-from crossalign.report.drawing import INK, RED, png
+from crossalign.report.figures.drawing import INK, RED, png
+from crossalign.report.figures.search_settings import importances
 from crossalign.report.pages import study_page
 from crossalign.report.render.markdown import markdown
-from crossalign.report.search_settings import importances
 from crossalign.report.search_tables import Section, budgets, failure_table, method_table, rung_table, sections_of, trial_table
 from crossalign.results.rows import group_rows
 from crossalign.runs.records import open_study

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from crossalign.config import MeasureConfig
 from crossalign.core.refs import Ref
 from crossalign.report.blocks import Figure, Figures, Page, Prose, Table
-from crossalign.report.drawing import BLUE, INK, MUTED, ORANGE, PALETTE, blank, clean, name_rows, styled
+from crossalign.report.figures.drawing import BLUE, INK, MUTED, ORANGE, PALETTE, blank, clean, name_rows, styled
 from crossalign.report.render.markdown import write_markdown
 
 Scores = Mapping[str, NDArray[np.float32]]

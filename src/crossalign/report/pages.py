@@ -27,7 +27,8 @@ from crossalign.report.blocks import (
     Warnings,
 )
 from crossalign.report.compared import Compared
-from crossalign.report.figures import confusion_counts, draw, draw_unfinished
+from crossalign.report.figures.classifiers import confusion_counts, draw, draw_unfinished
+from crossalign.report.figures.texts import text_figures
 from crossalign.report.forgetting import forgetting_tables
 from crossalign.report.published import published_tables
 from crossalign.report.search_tables import Lead, Section, lead, method_table, rung_table, sections_of
@@ -290,7 +291,7 @@ def _text_parts(study: Study, rows: list[Row]) -> Parts:
         results=_text_results(rows),
         comparisons=(text.comparison_table(changes),) if changes else (),
         efficiency=tables.efficiency_table(rows, "tokens_per_second"),
-        figures=tuple(text.figures(rows, changes)),
+        figures=tuple(text_figures(rows, changes)),
     )
 
 

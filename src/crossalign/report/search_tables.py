@@ -73,7 +73,7 @@ class Section:
     @cached_property
     def drawn(self) -> tuple[list[Figure], list[str]]:
         """Figures, and a sentence for each that could not be drawn."""
-        from crossalign.report.search_figures import draw_search
+        from crossalign.report.figures.search import draw_search
 
         return draw_search(self.search, self.suffix, f" of “{self.name}”" if self.suffix else "")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from crossalign.core.errors import missing_extra
 from crossalign.report.blocks import Figure, Heading, Page
-from crossalign.report.drawing import svg
+from crossalign.report.figures.drawing import svg
 
 
 def html(page: Page) -> str:

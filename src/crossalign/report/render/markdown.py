@@ -22,7 +22,7 @@ from crossalign.report.blocks import (
     Table,
     Warnings,
 )
-from crossalign.report.drawing import png
+from crossalign.report.figures.drawing import png
 
 
 def write_markdown(page: Page, path: Path, figures: Path | None = None, dpi: int = 100) -> None:

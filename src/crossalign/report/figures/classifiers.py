@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from crossalign.core.refs import Ref
 from crossalign.report.blocks import Figure
-from crossalign.report.drawing import (
+from crossalign.report.figures.drawing import (
     BLUE,
     GREEN,
     INK,

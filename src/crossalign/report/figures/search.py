@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossalign.report.blocks import Figure
-from crossalign.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, SKY, blank, name_rows, styled
+from crossalign.report.figures.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, SKY, blank, name_rows, styled
 from crossalign.report.search_tables import in_percent, score_name
 from crossalign.report.wording import counted
 from crossalign.runs.search import Search, Trial
@@ -22,7 +22,7 @@ def draw_search(search: Search, suffix: str = "", where: str = "") -> tuple[list
     """Every figure that the search has data for, and a sentence for each that is left out for a reason worth telling."""
     if not search.trials:
         return [], ["No trial was begun yet: there is nothing to draw."]
-    from crossalign.report.search_settings import importance_figure, parallel_figure, rate_figure
+    from crossalign.report.figures.search_settings import importance_figure, parallel_figure, rate_figure
 
     with styled():
         importance, left_out = importance_figure(search)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from crossalign.report.blocks import Figure
-from crossalign.report.drawing import BLUE, INK, MUTED, PAPER, RED, SKY, blank, clean, name_rows
-from crossalign.report.search_figures import bound_losses, in_units, rung_colours, rung_legend
+from crossalign.report.figures.drawing import BLUE, INK, MUTED, PAPER, RED, SKY, blank, clean, name_rows
+from crossalign.report.figures.search import bound_losses, in_units, rung_colours, rung_legend
 from crossalign.report.search_tables import score_name, score_text
 from crossalign.report.tables import number_text, plain
 from crossalign.report.wording import counted, number
