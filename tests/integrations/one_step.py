@@ -184,7 +184,7 @@ def lightning(weight: float, options: Any) -> Gradients:
     import lightning.pytorch as pl
     from lightning.pytorch.strategies import DDPStrategy
 
-    from crossalign.integrations.lightning import AlignmentCallback
+    from crossalign.integrations.lightning import LightningAlignmentCallback as AlignmentCallback
 
     found: Gradients = {}
 

@@ -136,7 +136,7 @@ def test_unsupported_engines_are_refused_in_a_sentence() -> None:
 
 def test_lightning_refuses_other_strategies() -> None:
     pytest.importorskip("lightning")
-    from crossalign.integrations.lightning import AlignmentCallback
+    from crossalign.integrations.lightning import LightningAlignmentCallback as AlignmentCallback
 
     class FSDPStrategy:
         pass

@@ -72,7 +72,7 @@ def trainer(regularizer: Any, steps: int, *, mixin: bool = False, callbacks: Any
 
 def lightning(regularizer: Any, steps: int, *, dropout: float = 0.0, resume: Any = None, **more: Any) -> Any:
     pl = pytest.importorskip("lightning.pytorch")
-    from crossalign.integrations.lightning import AlignmentCallback
+    from crossalign.integrations.lightning import LightningAlignmentCallback as AlignmentCallback
 
     class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -222,7 +222,7 @@ def test_a_checkpoint_elsewhere_brings_its_own_queue(tmp_path: Path) -> None:
 
 def test_lightning_names_the_modules_that_could_be_meant() -> None:
     pytest.importorskip("lightning")
-    from crossalign.integrations.lightning import AlignmentCallback
+    from crossalign.integrations.lightning import LightningAlignmentCallback as AlignmentCallback
 
     callback = AlignmentCallback(Spy(), model="net")
     with pytest.raises(UserError, match=r"no module 'net'.* model=, of model$"):
@@ -285,7 +285,7 @@ def in_lightning(callback: Any) -> Weights:
 
 def ours_in_lightning(regularizer: AlignmentRegularizer) -> Weights:
     pytest.importorskip("lightning")
-    from crossalign.integrations.lightning import AlignmentCallback
+    from crossalign.integrations.lightning import LightningAlignmentCallback as AlignmentCallback
 
     return in_lightning(AlignmentCallback(regularizer))
 

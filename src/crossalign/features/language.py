@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -15,7 +15,7 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir, content_key, write_json
 from crossalign.core.progress import followed
 from crossalign.core.refs import Ref
-from crossalign.features.store import FORMAT, Maker, write_made
+from crossalign.features.store import Maker
 from crossalign.models.language.model import LanguageModel, open_language_model, reference_key
 from crossalign.models.taps import Layer, Pool, Taps, resolve_layers
 
@@ -41,52 +41,50 @@ class Reading:
     """Of the weights of a control."""
 
 
-def write_text_features(ref: str, reading: Reading, pairs: Pairs, *, device: str = "cpu") -> Path:
-    """Write the features of the texts of pairs, (N, sum of the layers' widths), or find them written; returns the file.
+@dataclass(frozen=True)
+class TextSource:
+    """A language model as a source of features of texts, (N, sum of the layers' widths)."""
 
-    Raises:
-        UserError: a model or a layer that is not there, a model that takes no text, or a text without a token.
-    """
-    key = reading_key(ref, reading)
+    ref: str
+    reading: Reading
 
-    def open_maker(_: bool) -> Maker:  # always with weights: the widths come from a pass
-        opened = open_language_model(ref, seed=reading.seed)
+    @cached_property
+    def key(self) -> str:
+        """A hash of all that decides the features of a text; nothing is loaded.
+
+        Raises:
+            UserError: nothing lies at ``ref``, or a model that reads no text.
+        """
+        if Ref(self.ref).control in ("none", "vit"):
+            raise UserError(f"'{self.ref}' reads no text: name a language model, or random:REF as a control")
+        reading = self.reading
+        return content_key(
+            model=reference_key(self.ref, reading.seed),
+            layers=[str(layer) for layer in reading.layers],
+            pool=reading.pool,
+            captions=reading.captions,
+            max_length=reading.max_length,
+            version=VERSION,
+        )
+
+    def open(self, pairs: Pairs, device: str, weights: bool) -> Maker:
+        """The model on ``device``, always with its weights: the widths come from a pass.
+
+        Raises:
+            UserError: a model or a layer that is not there, or a model that sees fewer tokens.
+        """
+        reading, opened = self.reading, open_language_model(self.ref, seed=self.reading.seed)
         _check_length(opened, reading.max_length)
         layers = resolve_layers(opened.model, reading.layers)
-        metadata = {
-            "format": FORMAT,
-            "teacher": ref,  # whatever made the features is told under this name
-            "teacher_key": key,
+        facts = {
             "layers": json.dumps([str(layer) for layer in layers]),
             "widths": json.dumps(_widths(opened, layers)),
             "pool": reading.pool,
             "captions": reading.captions,
             "seed": str(reading.seed),
-            "pairs": pairs.source,
-            "pairs_fingerprint": pairs.fingerprint,
         }
         opened.model.to(device)
-        return Maker(ref, _Reader(opened, layers, reading, pairs), metadata, reading.batch_size, "text")
-
-    return write_made(open_maker, key, pairs, title=f"features of {ref}")
-
-
-def reading_key(ref: str, reading: Reading) -> str:
-    """A hash of all that decides the features of a text; nothing is loaded.
-
-    Raises:
-        UserError: nothing lies at ``ref``, or a model that reads no text.
-    """
-    if Ref(ref).control in ("none", "vit"):
-        raise UserError(f"'{ref}' reads no text: name a language model, or random:REF as a control")
-    return content_key(
-        model=reference_key(ref, reading.seed),
-        layers=[str(layer) for layer in reading.layers],
-        pool=reading.pool,
-        captions=reading.captions,
-        max_length=reading.max_length,
-        version=VERSION,
-    )
+        return Maker(_Reader(opened, layers, reading, pairs), facts, reading.batch_size, "text")
 
 
 def _widths(opened: LanguageModel, layers: Sequence[Layer]) -> list[int]:

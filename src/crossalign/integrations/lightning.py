@@ -1,4 +1,4 @@
-"""The alignment term in Lightning: ``Trainer(callbacks=[AlignmentCallback(regularizer)])``.
+"""The alignment term in Lightning: ``Trainer(callbacks=[LightningAlignmentCallback(regularizer)])``.
 
 Lightning clears gradients between the forward and the backward pass, and DDP waits for the backward pass from the forward
 pass on: so the term's gradient is computed apart, averaged over the processes, and added before the optimiser steps. It
@@ -22,7 +22,7 @@ except ImportError as error:
     raise missing_extra("lightning", "lightning", "crossalign.integrations.lightning") from error
 
 
-class AlignmentCallback(pl.Callback):
+class LightningAlignmentCallback(pl.Callback):
     """Adds the regulariser's gradient on the steps that are due, logs its numbers as ``align_*``, and saves its state.
 
     Args:
@@ -47,8 +47,8 @@ class AlignmentCallback(pl.Callback):
         except AttributeError as error:
             names = ", ".join(name for name, _ in pl_module.named_children())
             raise UserError(
-                f"{type(pl_module).__name__} has no module '{self.model}': give AlignmentCallback the name of the language "
-                f"model in it as model=, of {names}"
+                f"{type(pl_module).__name__} has no module '{self.model}': give LightningAlignmentCallback the name of the "
+                f"language model in it as model=, of {names}"
             ) from error
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:

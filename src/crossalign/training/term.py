@@ -30,7 +30,7 @@ from crossalign.data.pairs.batches import PairBatch, PairBatches
 from crossalign.data.pairs.load import Pairs, open_pairs
 from crossalign.data.pairs.sources import check_source
 from crossalign.features.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, find_metric, place
-from crossalign.features.store import check_teacher, pair_features
+from crossalign.features.teachers import check_teacher, teacher_features
 from crossalign.models.language.likelihood import nll_sum
 from crossalign.models.taps import Taps, unwrapped
 
@@ -240,7 +240,7 @@ def open_term(
     opened = open_pairs(pairs)
     # Captions and penalties look at no image: zeros stand in for features.
     looks = align.metric in similarities
-    features = pair_features(teacher, opened, device=device)[0] if looks else torch.zeros(len(opened), 1)
+    features = teacher_features(teacher, opened, device=device).values if looks else torch.zeros(len(opened), 1)
     batches = PairBatches(
         opened.texts, features, tokenizer, batch_size=align.batch_size, seed=seed, max_length=align.max_length
     )
@@ -288,7 +288,7 @@ def open_held_out(
         _note(f"--align.held-out {wanted} is more than there are: all {len(held_out)} are used ({held_out.source})")
     teacher = _held_out_teacher(align, teacher)
     try:
-        features, _ = pair_features(teacher, held_out, device=device)
+        features = teacher_features(teacher, held_out, device=device).values
     except UserError as error:
         if not Ref(teacher.ref).file:
             raise

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from crossalign.config import PairsConfig, TeacherConfig
+from crossalign.core.errors import UserError
+from crossalign.core.refs import Ref
 from crossalign.verbs import Verb
 
 
@@ -25,11 +27,38 @@ class FeaturesArgs:
 
 def run(args: FeaturesArgs, _: str) -> None:
     """Write the features, and print where they are and what they are of."""
-    from crossalign.features.store import features, read_metadata
+    from crossalign.features.store import read_metadata
 
     path = features(args.teacher, args.pairs, args.output, device=args.device)
     facts = read_metadata(path)
     print(f"{path}: {facts['teacher']}, layers {' '.join(json.loads(facts['layers']))}; {facts['pairs']}")
+
+
+def features(teacher: TeacherConfig, pairs: PairsConfig, output: Path | None = None, *, device: str = "auto") -> Path:
+    """Write a teacher's features of a set of pairs, or find them written; returns the file.
+
+    A run that was stopped, even killed, goes on where it was, at most 256 images back.
+
+    Args:
+        teacher: which model, layers and pooling.
+        pairs: which images.
+        output: the file; None for one in the cache, named by a hash of teacher and pairs.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        UserError: teacher or pairs that cannot be opened, an ``output`` that belongs to others, or features that are
+            no finite numbers.
+    """
+    from crossalign.core.device import resolve_device
+    from crossalign.data.pairs.load import open_pairs
+    from crossalign.features.store import FeatureStore
+    from crossalign.features.teachers import ImageSource, check_teacher
+
+    if Ref(teacher.ref).file:
+        raise UserError(f"'{teacher.ref}' holds features already: name it where they are used, as --teacher.ref")
+    resolve_device(device)
+    check_teacher(teacher, output)  # what is wrong with teacher or output is said before every image is checked
+    return FeatureStore(open_pairs(pairs), device).write(ImageSource(teacher), output)
 
 
 FEATURES = Verb(FeaturesArgs, run)

@@ -80,7 +80,7 @@ def _measure(config: MeasureConfig, device: str) -> dict[str, Any]:
     pairs = open_pairs(config.pairs)
     _check_pairs(config, pairs)
     language = read_language(language, config, pairs, device)
-    vision = look(vision, config, pairs, device)
+    vision = look(vision, pairs, device)
     found = align(language, vision, config)
     result = {
         "verb": "measure",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,10 @@ from torch import Tensor
 from crossalign.config import MeasureConfig, TeacherConfig
 from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
-from crossalign.features.language import Reading, bits_per_byte, reading_key, write_text_features
-from crossalign.features.store import check_teacher, is_ours, load_features, pair_features, read_metadata, write_features
+from crossalign.features.language import Reading, TextSource, bits_per_byte
+from crossalign.features.own_files import check_file
+from crossalign.features.store import Features, FeatureStore, Source
+from crossalign.features.teachers import ImageSource, teacher_features
 from crossalign.runs.folder import read_json
 from crossalign.runs.names import RunFolder
 
@@ -36,8 +38,8 @@ class Measured:
     step: int | None = None
     """Optimiser steps of that run."""
     bits_per_byte: float | None = None
-    key: str = ""
-    """Of a vision model: what its features are kept under."""
+    source: Source | None = None
+    """What gives its features; None of those in the user's own file."""
 
     def told(self) -> dict[str, Any]:
         """What measure.json says of it."""
@@ -56,10 +58,18 @@ def name_models(config: MeasureConfig) -> tuple[list[Measured], list[Measured]]:
     """
     language = _named(_with_twins(_in_runs(config.language), config.twins))
     vision = _named(_with_twins([Measured(ref, "", {}) for ref in config.vision], config.twins))
-    for model in language:
-        if not Ref(model.ref).file:
-            reading_key(model.ref, _reading(config))
-    return language, [replace(model, key=check_teacher(_teacher(config, model.ref))) for model in vision]
+    for model in (*language, *vision):
+        if own := Ref(model.ref).file:
+            check_file(own)
+    language = [model if Ref(model.ref).file else _known(model, TextSource(model.ref, _reading(config))) for model in language]
+    vision = [model if Ref(model.ref).file else _known(model, ImageSource(_teacher(config, model.ref))) for model in vision]
+    return language, vision
+
+
+def _known(model: Measured, source: Source) -> Measured:
+    """The model with its source, whose key says whether all is there that it needs."""
+    _ = source.key
+    return replace(model, source=source)
 
 
 def read_language(models: list[Measured], config: MeasureConfig, pairs: Pairs, device: str) -> list[Measured]:
@@ -68,31 +78,22 @@ def read_language(models: list[Measured], config: MeasureConfig, pairs: Pairs, d
     Raises:
         UserError: a layer that a model does not have, or a text that is empty.
     """
-    text, reading, found = _text(config), _reading(config), []
-    for model in models:
-        if Ref(model.ref).file:
-            found.append(replace(model, layers=_own(model.ref, pairs)))
-            continue
-        held = _layers(write_text_features(model.ref, reading, pairs, device=device), pairs)
-        quality = bits_per_byte(model.ref, text, block=config.block, seed=config.seed, device=device) if text else None
-        found.append(replace(model, layers=_checked(held, model.ref), bits_per_byte=quality))
-    return found
+    text, seen = _text(config), look(models, pairs, device)
+    if not text:
+        return seen
+    quality = partial(bits_per_byte, text=text, block=config.block, seed=config.seed, device=device)
+    return [replace(one, bits_per_byte=quality(one.ref)) if one.source else one for one in seen]
 
 
-def look(models: list[Measured], config: MeasureConfig, pairs: Pairs, device: str) -> list[Measured]:
-    """The models with the features of the pairs' images.
+def look(models: list[Measured], pairs: Pairs, device: str) -> list[Measured]:
+    """The models with the features of the pairs, of their texts or images.
 
     Raises:
-        UserError: see :func:`crossalign.features.store.features`.
+        UserError: see :func:`crossalign.features.teachers.teacher_features`; or a layer that a model does not have.
     """
-    found = []
-    for model in models:
-        if Ref(model.ref).file:
-            found.append(replace(model, layers=_own(model.ref, pairs)))
-        else:
-            held = _layers(write_features(_teacher(config, model.ref), pairs, device=device, key=model.key), pairs)
-            found.append(replace(model, layers=_checked(held, model.ref)))
-    return found
+    store = FeatureStore(pairs, device)
+    found = [store.read(m.source) if m.source else teacher_features(TeacherConfig(ref=m.ref), pairs) for m in models]
+    return [replace(m, layers=_layers(features, m.ref)) for m, features in zip(models, found, strict=True)]
 
 
 def _reading(config: MeasureConfig) -> Reading:
@@ -180,23 +181,13 @@ def _name(model: Measured) -> str:
     return f"{ref.control} {ref.short_name}".strip().removesuffix(".gguf")
 
 
-def _layers(path: Path, pairs: Pairs) -> dict[str, Tensor]:
-    """The layers in a features file, apart."""
-    told = read_metadata(path)
-    parts = load_features(path, pairs).split(json.loads(told["widths"]), dim=1)
-    return dict(zip(json.loads(told["layers"]), parts, strict=True))
+def _layers(features: Features, ref: str) -> dict[str, Tensor]:
+    """Features layer by layer: of the user's own file one, unless ``crossalign features`` wrote several side by side.
 
-
-def _own(ref: str, pairs: Pairs) -> dict[str, Tensor]:
-    """Features from the user's own file: one layer, unless ``crossalign features`` wrote several side by side."""
-    path = Ref(ref).file
-    if path and is_ours(path) and read_metadata(path).get("combine") != "sum":
-        return _checked(_layers(path, pairs), ref)
-    values, _ = pair_features(TeacherConfig(ref=ref), pairs)
-    return _checked({"features": values}, ref)
-
-
-def _checked(layers: dict[str, Tensor], ref: str) -> dict[str, Tensor]:
+    Raises:
+        UserError: a layer that gives all pairs the same.
+    """
+    layers = features.by_layer()
     for name, values in layers.items():
         if not (values - values[0]).abs().max() > 1e-6 * values.abs().max():
             raise UserError(f"layer {name} of '{ref}' gives all {len(values)} pairs the same features: leave that layer out")
