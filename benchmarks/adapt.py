@@ -46,8 +46,7 @@ from crossalign.data.images.load import ImageSet, ImageSplits
 from crossalign.data.model_files import locate
 from crossalign.models.language.families import family_of
 from crossalign.training.loop import Run, fit
-from crossalign.training.precision import peak_memory_bytes
-from crossalign.training.session import make_accelerator
+from crossalign.training.session import make_accelerator, peak_memory_bytes
 from crossalign.training.tracking import RunLog
 from crossalign.verbs.adapt.job import build_model, resolve_speed, training_stage
 

@@ -15,7 +15,8 @@ from crossalign.cli import leave_group
 from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir
 from crossalign.training import precision
-from crossalign.training.precision import choose_compile, choose_precision, peak_memory_bytes
+from crossalign.training.precision import choose_compile, choose_precision
+from crossalign.training.session import peak_memory_bytes
 
 CPU = torch.device("cpu")
 
@@ -212,11 +213,11 @@ def test_processes_agree_although_their_timings_do_not(tmp_path: Path) -> None:
 
 
 def test_peak_memory_sees_what_was_freed_and_not_the_parent() -> None:
-    before = peak_memory_bytes(CPU)
+    before = peak_memory_bytes("cpu")
     hog = torch.ones(200_000_000)  # 800 MB, touched
     del hog
     assert peak_memory_bytes("cpu") >= max(before, 8e8)
     # A child of a large process starts with its parent's peak in getrusage.
-    script = "from crossalign.training.precision import peak_memory_bytes as peak; print(peak('cpu'))"
+    script = "from crossalign.training.session import peak_memory_bytes as peak; print(peak('cpu'))"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert 1e7 < int(child.stdout) < 6e8

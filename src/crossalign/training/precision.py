@@ -6,12 +6,9 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -175,31 +172,6 @@ def resolve_speed(
         print(f"precision {precision.name}: {precision.reason}\n{'compiled' if compiled else 'not compiled'}: {reason}")
     loop = dataclasses.replace(loop, precision=precision.name, compile=compiled)
     return dataclasses.replace(config, loop=loop)  # type: ignore[type-var]
-
-
-def reset_peak_memory(device: str) -> None:
-    """Begin a new measurement for :func:`peak_memory_bytes`: several runs may share a process."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        with contextlib.suppress(OSError):  # Linux has it
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_bytes(device: torch.device | str) -> int:
-    """The most memory held so far: by torch's allocator on a CUDA device, else by the whole process."""
-    if torch.device(device).type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    # What getrusage reports outlives exec: a small program started by a large one would show the large one's peak.
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), flags=re.MULTILINE)
-        if found:
-            return int(found.group(1)) * 1024
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _automatic(device: torch.device, step: Step, signature: str) -> Precision:

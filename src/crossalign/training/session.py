@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -58,7 +61,6 @@ def opened_run(config: Any, identity: str, made_of: str, until: int | None = Non
 
     from crossalign.training import checkpoint as ckpt
     from crossalign.training.loop import Run
-    from crossalign.training.precision import reset_peak_memory
     from crossalign.training.tracking import RunLog
 
     if is_main_process():
@@ -93,6 +95,35 @@ def main_process_first(device: str) -> AbstractContextManager[None]:
 
     waits = {"timeout": timedelta(days=1)} if int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}  # it may tokenise a corpus
     return PartialState(cpu=device == "cpu", **waits).main_process_first()  # type: ignore[no-any-return]
+
+
+def reset_peak_memory(device: str) -> None:
+    """Begin a new measurement for :func:`peak_memory_bytes`: several runs may share a process."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):  # Linux has it
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes(device: str) -> int:
+    """The most memory held so far: by torch's allocator on a CUDA device, else by the whole process."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    # What getrusage reports outlives exec: a small program started by a large one would show the large one's peak.
+    status = Path("/proc/self/status")
+    if status.exists():
+        peak = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), flags=re.MULTILINE)
+        if peak:
+            return int(peak.group(1)) * 1024
+    import resource  # not on Windows
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
 
 
 def device_name(device: str) -> str:

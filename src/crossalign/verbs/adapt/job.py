@@ -32,7 +32,7 @@ from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
 from crossalign.training.loop import Batch, Run, Stage, StageResult, fit
-from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, seed_all
+from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, peak_memory_bytes, seed_all
 from crossalign.verbs.adapt import row_name
 from crossalign.verbs.adapt.alignment import align, find_divergence
 from crossalign.verbs.adapt.scoring import Scores, score
@@ -235,7 +235,7 @@ def _result(
         "alignment": alignment,
         "seconds": {"align": alignment.get("seconds", 0.0), "train": trained.seconds},
         "images_per_second": trained.examples / max(trained.seconds, 1e-9),
-        "peak_memory_bytes": precision.peak_memory_bytes(device),
+        "peak_memory_bytes": peak_memory_bytes(device),
         "precision": config.loop.precision,
         "device": device_name(device),
     }

@@ -32,9 +32,8 @@ from crossalign.models.language.inner import attend_without_mask, checkpoint_gra
 from crossalign.models.language.likelihood import perplexity, total_nll
 from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.taps import resolve_layers
-from crossalign.training import precision
 from crossalign.training.loop import Run, StageResult, fit
-from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, seed_all
+from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, peak_memory_bytes, seed_all
 from crossalign.training.term import check_sources, open_held_out, open_term, reads_captions
 from crossalign.training.text import (
     blocks_of,
@@ -301,7 +300,7 @@ def _result(
         "learning_rate": config.optim.lr,
         "seconds": {"train": trained.seconds},
         "tokens_per_second": trained.examples / max(trained.seconds, 1e-9),
-        "peak_memory_bytes": precision.peak_memory_bytes(config.loop.device),
+        "peak_memory_bytes": peak_memory_bytes(config.loop.device),
         "precision": config.loop.precision,
         "device": device_name(config.loop.device),
     }
