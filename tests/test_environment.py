@@ -103,3 +103,18 @@ def test_the_main_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_main_process()
     monkeypatch.setenv("RANK", "1")
     assert not is_main_process()
+
+
+@pytest.mark.parametrize(
+    ("features", "answer"),
+    [
+        (["avx2"], False),
+        (["avx2", "avx512f", "avx512_bf16"], True),
+        (["amx_bf16"], True),
+        (["asimd", "bf16"], True),
+        ([], None),
+    ],
+)
+def test_bf16_is_asked_of_the_processor(features: list[str], answer: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "cpu_features", lambda: features)
+    assert module.computes_bf16() is answer

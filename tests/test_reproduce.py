@@ -18,7 +18,8 @@ from PIL import Image
 from crossalign import cli
 from crossalign.models.vision.teacher import TABLE2
 from crossalign.recipes import get_recipe
-from crossalign.studies.reproduce import QUICKSTART, STUDIES, Job, configured
+from crossalign.studies.reproduce import QUICKSTART, STUDIES, Job, configured, quickstart
+from crossalign.training.probe import timed
 from crossalign.verbs.language_model import row_name
 
 
@@ -170,6 +171,18 @@ def test_no_two_rows_of_a_study_bear_one_name(study: str, scale: str) -> None:
     configs = [get_recipe(STUDIES[study].recipe(row, scale)).make() for row in STUDIES[study].known_rows(scale)]
     titles = [config.row or row_name(config) for config in configs]
     assert len(titles) > 30 and sorted(set(titles)) == sorted(titles)
+
+
+def test_the_quickstart_says_how_long_it_timed_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def study(*_: Any, **__: Any) -> int:
+        timed["seconds"] += 1.25
+        return 0
+
+    monkeypatch.setattr(quickstart.__module__ + ".reproduce", study)
+    assert quickstart(tmp_path) == 0
+    assert "of these, 2.5 seconds went into timing steps" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_the_quickstarts_settings_are_real() -> None:

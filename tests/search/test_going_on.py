@@ -25,7 +25,6 @@ from crossalign.studies.search import jobs as work
 from crossalign.studies.search.journal import Journal
 from crossalign.studies.tune import tune
 from crossalign.training import precision
-from crossalign.training.precision import Precision
 from crossalign.training.stops import Interrupted
 
 
@@ -99,9 +98,9 @@ def test_methods_are_locked_each_and_of_one_number_format(
     tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     auto = (*tiny, "loop.precision=auto")
-    measured, choose = iter((Precision("bf16", "measured"), Precision("fp32", "measured"))), precision.choose_precision
+    measured, choose = iter((("bf16", "measured"), ("fp32", "measured"))), precision.choose_precision
     monkeypatch.setattr(
-        precision, "choose_precision", lambda name, *how: next(measured) if name == "auto" else choose(name, *how)
+        precision, "choose_precision", lambda name, probe: next(measured) if name == "auto" else choose(name, probe)
     )
     config = settings(
         tmp_path,

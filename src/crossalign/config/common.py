@@ -50,11 +50,11 @@ class BaseLoopConfig:
     eval_batch_size: Count = 256
     """Images, or sequences, a batch in evaluation, over all processes."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 (or fp16) on a GPU that has it; on a CPU, whichever a short probe finds faster."""
+    """auto: bf16 (or fp16) on a GPU that has it; on a CPU that has its instructions, whichever is seen to be faster."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     compile: bool | None = None
-    """Compile the model with torch.compile; None measures whether that saves time, in runs of a quarter of an hour or more."""
+    """Compile the model with torch.compile; None measures whether that saves time, in runs of more than half an hour."""
     checkpoint_minutes: Amount = 5.0
     """Write a checkpoint at least this often, and at the end of every epoch."""
     log_every: Count = 20

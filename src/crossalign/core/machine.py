@@ -112,6 +112,12 @@ def cpu_features() -> list[str]:
     return [feature for feature in CPU_FEATURES if feature in flags]
 
 
+def computes_bf16() -> bool | None:
+    """Whether the processor has instructions that compute in bf16; None where the system does not tell."""
+    features = cpu_features()
+    return any(feature.endswith("bf16") for feature in features) if features else None
+
+
 def usable_cores() -> int:
     """Cores that this process may run on, which a scheduler can set below what the machine has."""
     if hasattr(os, "sched_getaffinity"):

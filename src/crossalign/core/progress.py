@@ -47,6 +47,12 @@ def progress(
     )
 
 
+def announce(sentence: str) -> None:
+    """Say on stderr what goes on, where bars are shown as well."""
+    if not _silent and is_main_process():
+        print(f"crossalign: {sentence}", file=sys.stderr, flush=True)
+
+
 def silence() -> None:
     """Show no bar in this process from now on: one of several workers, whose parent shows how far all are."""
     global _silent

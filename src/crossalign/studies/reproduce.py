@@ -201,17 +201,21 @@ def reproduce(
 
 
 def quickstart(output: Path) -> int:
-    """Both jobs in minutes, one seed, no hub; prints a table, the page's path and the time of each.
+    """Both jobs in minutes, one seed, no hub; prints a table, the page's path and the time of each, and of choosing formats.
 
     Language → vision: six rows on digits. Vision → language: a small GPT on Python's own documentation, whose features of
     emoji names are pulled, or not, towards those of the pictures.
     """
-    codes = []
+    from crossalign.training.probe import timed
+
+    codes, before = [], timed["seconds"]
     for study, (folder, settings, told) in QUICKSTART.items():
         started = time.monotonic()
         print(told)
         codes.append(reproduce(study, output / folder, seeds=1, workers=1, settings=settings))
         print(f"{folder}: {(time.monotonic() - started) / 60:.1f} minutes\n")
+    spent = timed["seconds"] - before
+    print(f"of these, {spent:.1f} seconds went into timing steps, to choose number formats and whether to compile")
     return max(codes)
 
 

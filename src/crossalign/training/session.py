@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from crossalign.training.loop import Run
 
 C = TypeVar("C")
+T = TypeVar("T")
 
 
 def in_folder(config: C, train: Callable[[C], dict[str, Any]]) -> dict[str, Any]:
@@ -95,6 +96,24 @@ def main_process_first(device: str) -> AbstractContextManager[None]:
 
     waits = {"timeout": timedelta(days=1)} if int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}  # it may tokenise a corpus
     return PartialState(cpu=device == "cpu", **waits).main_process_first()  # type: ignore[no-any-return]
+
+
+def agreed(choose: Callable[[], T]) -> T:
+    """What the first process chooses, in every process: what they measure differs, and what they compute must not.
+
+    Raises:
+        RuntimeError: there are several processes, and torch.distributed is not initialised.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return choose()
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        raise RuntimeError("initialise torch.distributed before precision is chosen: the processes must agree on one")
+    box: list[Any] = [choose() if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(box, src=0)
+    chosen: T = box[0]
+    return chosen
 
 
 def reset_peak_memory(device: str) -> None:
