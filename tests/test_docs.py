@@ -244,3 +244,14 @@ def test_symptoms_quote_real_messages() -> None:
     for words in quoted:
         kind = words.removeprefix("unknown ")
         assert any(text in source for text in (words, f'unknown("{kind}"', f'Registry("{kind}"')), words
+
+
+def test_the_map_of_the_house_names_what_is_there() -> None:
+    house = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Where things are")[2].partition("\n## ")[0]
+    rooms, places = house.split("| to add | go to |")
+    source = ROOT / "src" / "crossalign"
+    named = set(re.findall(r"`([\w/]+(?:/|\.py))`", rooms))
+    there = {f"{path.name}/" if path.is_dir() else path.name for path in source.iterdir() if not path.name.startswith("_")}
+    assert named == {name for name in there if name.endswith(("/", ".py"))}
+    for path in re.findall(r"`(\w[\w/]*(?:/|\.py))`", places.partition("[Extend it]")[0]):
+        assert (source / path).exists(), path
