@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from crossalign.runs.records import Sample
-
 if TYPE_CHECKING:
     import matplotlib.figure
+
+    from crossalign.runs.records import Sample
 
 Medium = Literal["html", "markdown", "terminal"]
 
