@@ -15,7 +15,7 @@ import pytest
 
 from crossalign.report.blocks import Table
 from crossalign.report.forgetting import forgetting_tables
-from crossalign.results.rows import group_rows
+from crossalign.results.frame import Results
 from crossalign.runs.records import open_study
 
 SIZE = np.random.default_rng(0).integers(50, 900, 40).astype(float)
@@ -45,7 +45,7 @@ def evaluated(run: Path, more: float, seed: int) -> np.ndarray:
 
 
 def tables(*runs: Path) -> list[Table]:
-    return forgetting_tables(group_rows(open_study(list(runs)))[0])
+    return forgetting_tables(Results(open_study(list(runs))))
 
 
 def test_one_seed_has_the_error_over_documents_and_several_that_over_seeds(

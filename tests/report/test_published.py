@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from crossalign.report.published import FINDINGS, TABLE1, published_tables
-from crossalign.results.rows import group_rows
+from crossalign.results.frame import Results
 from crossalign.runs.records import open_study, read_run
 
 Maker = Callable[..., Path]
@@ -21,7 +21,7 @@ def right(share: float, seed: int, images: int = 500) -> np.ndarray:
 
 
 def verdicts(root: Path) -> dict[str, list[str]]:
-    (table,) = published_tables(group_rows(open_study([root]))[0])
+    (table,) = published_tables(Results(open_study([root])))
     assert table.title == "The paper's findings, with stories260K"
     return {cells[0]: cells[1:] for cells in table.rows}
 
@@ -48,7 +48,7 @@ def test_a_finding_holds_fails_or_stays_open(new_run: Maker, tmp_path: Path) -> 
     assert told["LoRA is better than FPT (§3.2.4)"][-1] == "holds"
     assert told["Full fine-tuning is better than LoRA (§3.2.4)"][1:] == [
         "−10.00 ± 0.00",
-        "– (–)",
+        "–",
         "was not shown; the opposite direction",
     ]
     assert told["MMD alignment does nothing for FPT (§3.2.2)"][-1] == "is contradicted"
@@ -58,7 +58,7 @@ def test_a_finding_holds_fails_or_stays_open(new_run: Maker, tmp_path: Path) -> 
 def test_one_seed_tells_nothing(new_run: Maker, tmp_path: Path) -> None:
     for row, method in (("FPT", "fpt"), ("LoRA", "lora")):
         new_run(tmp_path / row, row, method=method, correct=right(0.5, 0))
-    assert published_tables(group_rows(open_study([tmp_path]))[0]) == []
+    assert published_tables(Results(open_study([tmp_path]))) == []
 
 
 def test_predictions_without_confidence_can_be_compared(new_run: Maker, tmp_path: Path) -> None:

@@ -9,17 +9,21 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from crossalign.core.errors import UserError
 from crossalign.report import report, summary_table
+from crossalign.report.contrasts import question_tables
 from crossalign.report.render.terminal import as_text
-from crossalign.report.tables import comparison_tables, results_table, sweep_table
-from crossalign.report.wording import findings, p_text, points, sentence
-from crossalign.results.comparisons import compare_rows
-from crossalign.results.rows import group_rows
+from crossalign.report.tables import results_table, sweep_table
+from crossalign.report.wording import p_text, points
+from crossalign.report.words import findings, sentence
+from crossalign.results.contrasts import contrasts
+from crossalign.results.frame import Results
+from crossalign.results.questions import image_pairs
 from crossalign.runs.records import open_study
 
 Maker = Callable[..., Path]
@@ -68,6 +72,19 @@ def many(written: Path) -> Page:
     return Page((written / "page.html").read_text(encoding="utf-8"))
 
 
+def asked(folder: Path) -> tuple[Results, Any]:
+    """The numbers of runs, and the frame of what the report asks of them."""
+    results = Results(open_study([folder]))
+    return results, contrasts(results, image_pairs(results))
+
+
+def told_of_one(folder: Path) -> str:
+    """What is said of the one contrast of some runs."""
+    results, frame = asked(folder)
+    (one,) = frame.itertuples()
+    return sentence(results, one)
+
+
 def three_seeds(folder: Path, new_run: Maker, plain: list[int], aligned: list[int]) -> Path:
     for seed, (a, b) in enumerate(zip(plain, aligned, strict=True)):
         images = np.arange(1000)
@@ -77,8 +94,7 @@ def three_seeds(folder: Path, new_run: Maker, plain: list[int], aligned: list[in
 
 
 def test_the_results_table_has_the_numbers_that_went_in(tmp_path: Path, new_run: Maker) -> None:
-    rows, _ = group_rows(open_study([three_seeds(tmp_path, new_run, [400, 420, 410], [430, 440, 420])]))
-    table = results_table(rows)
+    table = results_table(Results(open_study([three_seeds(tmp_path, new_run, [400, 420, 410], [430, 440, 420])])))
     # 40, 42, 41: mean 41, SD 1, standard error 1 / √3; differences 3, 2, 1
     assert table.rows[0] == ["FPT", "41.00 ± 0.58", "–", "1.250 ± 0.000", "4.00", "42.00", "0.001", "3"]
     assert table.rows[1][:3] == ["FPT + MMD", "43.00 ± 0.58", "+2.00 ± 0.58"]
@@ -89,37 +105,33 @@ def test_one_seed_never_shows_a_difference_without_uncertainty(tmp_path: Path, n
     images = np.arange(400)
     new_run(tmp_path / "a", correct=images < 200, images=400)
     new_run(tmp_path / "b", "FPT + MMD", align="mmd", correct=images < 204, images=400)
-    rows, _ = group_rows(open_study([tmp_path]))
-    table = results_table(rows)
+    table = results_table(Results(open_study([tmp_path])))
     assert table.rows[0][1] == "50.00 ± 2.50†"
     assert table.rows[1][2].startswith("+1.00 ± 0.") and table.rows[1][2].endswith("†")
     assert any("One seed" in note for note in table.notes)
-    (one,) = compare_rows(rows)
-    assert "1 seed; over test images 95 % interval" in sentence(one)
-    assert "no difference could be shown" in sentence(one)
+    told = told_of_one(tmp_path)
+    assert "1 seed; over test images 95 % interval" in told and "no difference could be shown" in told
 
 
 def test_a_null_result_is_said_plainly(tmp_path: Path, new_run: Maker) -> None:
-    rows, _ = group_rows(open_study([three_seeds(tmp_path, new_run, [400, 420, 410], [405, 415, 411])]))
-    (one,) = compare_rows(rows)
-    told = sentence(one)
+    three_seeds(tmp_path, new_run, [400, 420, 410], [405, 415, 411])
+    told = told_of_one(tmp_path)
     assert told.startswith("Alignment (MMD) changed the accuracy of “FPT” by +0.03 ± 0.29 points (3 seeds, p = 0.92)")
     assert "no difference could be shown" in told and "would probably be missed" in told
-    assert findings([one])[0][1] == "The one comparison shows no difference."
+    assert findings(*asked(tmp_path))[0][1] == "The one comparison shows no difference."
 
 
 @pytest.mark.parametrize(("aligned", "word"), [([450, 471, 460], "gain"), ([350, 371, 360], "loss")])
 def test_a_shown_difference_is_said_plainly(tmp_path: Path, new_run: Maker, aligned: list[int], word: str) -> None:
-    rows, _ = group_rows(open_study([three_seeds(tmp_path, new_run, [400, 420, 410], aligned)]))
-    comparisons = compare_rows(rows)
-    assert sentence(comparisons[0]).endswith(f"a {word} was shown.")
-    assert findings(comparisons)[0][2][0][0] == word
-    assert comparison_tables(comparisons)[0].strong == {0}
+    three_seeds(tmp_path, new_run, [400, 420, 410], aligned)
+    assert told_of_one(tmp_path).endswith(f"a {word} was shown.")
+    results, frame = asked(tmp_path)
+    assert findings(results, frame)[0][2][0][0] == frame.verdict[0] == word
+    assert question_tables(results, frame)[0].strong == {0}
 
 
 def test_equal_differences_are_undefined_not_certain(tmp_path: Path, new_run: Maker) -> None:
-    rows, _ = group_rows(open_study([three_seeds(tmp_path, new_run, [400, 420, 410], [410, 430, 420])]))
-    assert "t is undefined" in sentence(compare_rows(rows)[0])
+    assert "t is undefined" in told_of_one(three_seeds(tmp_path, new_run, [400, 420, 410], [410, 430, 420]))
 
 
 def test_the_page_is_whole_and_needs_nothing_from_outside(written: Path, many: Page) -> None:
@@ -150,8 +162,8 @@ def test_every_id_is_used_once(many: Page) -> None:
 
 
 def test_the_page_tells_what_it_must(many: Page, study_folder: Path) -> None:
-    rows, _ = group_rows(open_study([study_folder]))
-    for cell in (cell for row in results_table(rows).rows for cell in row):
+    table = results_table(Results(open_study([study_folder])))
+    for cell in (cell for row in table.rows for cell in row):
         assert cell in many.text
     for words in (
         "Does alignment before training help?",
@@ -202,11 +214,12 @@ def test_two_backbones_and_a_hundred_classes(tmp_path: Path, new_run: Maker) -> 
         "Accuracy and loss, stories260K",
     ):
         assert words in page.text
-    found = compare_rows(group_rows(open_study([tmp_path]))[0])
-    assert {(one.reference.backbone, one.other.backbone) for one in found if one.question == "alignment"} == {
+    results, frame = asked(tmp_path)
+    compared = [one for one in frame.itertuples() if one.question == "alignment"]
+    assert {(results.row[one.reference].backbone, results.row[one.other].backbone) for one in compared} == {
         (name, name) for name in ("../models/stories260K", "package:minilm")
     }
-    assert len([one for one in found if one.question == "backbone"]) == 2
+    assert (frame.question == "backbone").sum() == 2
 
 
 EVIL = [
@@ -254,8 +267,8 @@ def test_the_markdown_states_what_it_rests_on(written: Path, study_folder: Path)
     for table in tables:
         bars = [len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()]
         assert len(set(bars)) == 1
-    rows, _ = group_rows(open_study([study_folder]))
-    assert f"| FPT + alignment (MSE) | {results_table(rows).rows[1][1]} |" in text
+    table = results_table(Results(open_study([study_folder])))
+    assert f"| FPT + alignment (MSE) | {table.rows[1][1]} |" in text
 
 
 def test_markdown_figures_are_small_and_exist(written: Path) -> None:
@@ -278,7 +291,7 @@ def test_a_run_without_a_test_score_says_so(tmp_path: Path, new_run: Maker) -> N
         (folder / "predictions.parquet").unlink()
     page = Page(report([tmp_path]).read_text(encoding="utf-8"))
     assert "classified 41.00 % of the validation images correctly (1 seed); no test image was scored" in page.text
-    assert "could not be paired: no test score" in page.text
+    assert "could not be paired: no test accuracy" in page.text
     one = Page(report([tmp_path / "a"]).read_text(encoding="utf-8"))
     assert "no test image was scored" in one.text and "nan" not in one.text
 

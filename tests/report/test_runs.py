@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from crossalign.core.errors import UserError
-from crossalign.results.comparisons import compare_rows, pair
+from crossalign.results.contrasts import Pair, contrasts
+from crossalign.results.frame import Results
+from crossalign.results.questions import image_pairs
 from crossalign.results.rows import baseline, best, group_rows, warnings
 from crossalign.runs.records import open_study
 
 Maker = Callable[..., Path]
+
+
+def asked(folder: Path) -> list[Any]:
+    """The contrasts that a report makes of runs, with their numbers."""
+    results = Results(open_study([folder]))
+    return list(contrasts(results, image_pairs(results)).itertuples())
 
 
 def mask(right: int, images: int = 100) -> np.ndarray:
@@ -91,7 +100,7 @@ def test_another_fingerprint_is_another_test_set(tmp_path: Path, new_run: Maker)
     new_run(tmp_path / "a")
     path = new_run(tmp_path / "b", "FPT + MMD", align="mmd") / "result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"data_fingerprint": "other"}))
-    (one,) = compare_rows(group_rows(open_study([tmp_path]))[0])
+    (one,) = asked(tmp_path)
     assert one.reason == "different test images"
 
 
@@ -139,7 +148,7 @@ def test_rows_of_one_name_are_told_apart(tmp_path: Path, new_run: Maker) -> None
     rows, _ = group_rows(open_study([tmp_path]))
     assert [row.label for row in rows] == ["FPT, stories260K", "FPT, minilm"]
     assert [baseline(row, rows) for row in rows] == rows
-    assert compare_rows(rows) == []
+    assert asked(tmp_path) == []
 
 
 def test_the_best_row_is_chosen_on_validation(tmp_path: Path, new_run: Maker) -> None:
@@ -153,20 +162,20 @@ def test_a_comparison_has_the_numbers_that_went_in(tmp_path: Path, new_run: Make
     for seed, (plain, aligned) in enumerate([(40, 43), (42, 44), (41, 42)]):
         new_run(tmp_path / f"a{seed}", correct=mask(plain), images=100, seed=seed)
         new_run(tmp_path / f"b{seed}", "FPT + MMD", align="mmd", correct=mask(aligned), images=100, seed=seed)
-    (one,) = compare_rows(group_rows(open_study([tmp_path]))[0])
-    assert (one.question, one.reference.label, one.other.label) == ("alignment", "FPT", "FPT + MMD")
+    (one,) = asked(tmp_path)
+    assert (one.question, one.reference, one.other) == ("alignment", "FPT", "FPT + MMD")
     assert one.t is not None and one.t.difference == pytest.approx(0.02) and one.t.sd == pytest.approx(0.01)
-    assert [(test.only_a, test.only_b) for test in one.images] == [(0, 3), (0, 2), (0, 1)]
-    assert one.t.p_value == pytest.approx(0.07418, abs=1e-4) and one.p_holm == one.t.p_value
+    assert [(test.only_a, test.only_b) for test in one.mcnemar] == [(0, 3), (0, 2), (0, 1)]
+    assert one.t.p_value == pytest.approx(0.07418, abs=1e-4) and one.p_holm == one.p == one.t.p_value
 
 
 def test_comparisons_ask_the_three_questions(study_folder: Path) -> None:
-    found = compare_rows(group_rows(open_study([study_folder]))[0])
-    kinds = [one.question for one in found]
-    assert [kinds.count(kind) for kind in ("alignment", "pretraining", "backbone")] == [6, 3, 6]
-    for one in found:
-        if one.question == "alignment":
-            assert one.reference.method == one.other.method and one.reference.align == "none"
+    results = Results(open_study([study_folder]))
+    frame = contrasts(results, image_pairs(results))
+    assert frame.question.value_counts().to_dict() == {"alignment": 6, "pretraining": 3, "backbone": 6}
+    for one in frame[frame.question == "alignment"].itertuples():
+        reference, other = results.row[one.reference], results.row[one.other]
+        assert reference.method == other.method and reference.align == "none"
 
 
 def test_different_test_images_are_never_paired(tmp_path: Path, new_run: Maker) -> None:
@@ -175,9 +184,10 @@ def test_different_test_images_are_never_paired(tmp_path: Path, new_run: Maker) 
     new_run(tmp_path / "c", "elsewhere", align="mse", data="another data set")
     study = open_study([tmp_path])
     rows, _ = group_rows(study)
-    (one,) = compare_rows(rows)
-    assert one.t is None and one.images == () and one.reason == "different test images"
-    assert pair(rows[0], rows[-1]).reason == "different data"
+    (one,) = asked(tmp_path)
+    assert one.t is None and one.mcnemar is None and one.reason == "different test images" and one.verdict == "unpaired"
+    elsewhere = Pair("alignment", "accuracy", rows[0].label, rows[-1].label, "")
+    assert contrasts(Results(study), [elsewhere]).reason[0] == "different data"
     told = " ".join(warnings(study, rows))
     assert "same test images" in told and "2 data sets" in told
 
@@ -198,6 +208,6 @@ def test_the_nearest_reference_is_taken_and_what_else_differs_is_told(tmp_path: 
     new_run(tmp_path / "a", "FPT")
     new_run(tmp_path / "b", "FPT conv", config=stem)
     new_run(tmp_path / "c", "FPT conv + MMD", align="mmd", config=stem | {"head": {"dropout": 0.5}})
-    (one,) = compare_rows(group_rows(open_study([tmp_path]))[0])
-    assert one.reference.label == "FPT conv"
+    (one,) = asked(tmp_path)
+    assert one.reference == "FPT conv"
     assert one.also == ("head.dropout",)

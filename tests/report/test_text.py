@@ -16,9 +16,11 @@ from crossalign.core.errors import UserError
 from crossalign.report import report, summary_table
 from crossalign.report.blocks import Figure, Figures, Findings, Table
 from crossalign.report.pages import study_page
-from crossalign.report.text import ALIGNS, CONTROLS, PREDICTS, Change, compare
+from crossalign.results.contrasts import contrasts
+from crossalign.results.frame import Results
 from crossalign.results.outcomes import HELD_OUT
-from crossalign.results.rows import NO_IMAGES, group_rows
+from crossalign.results.questions import CONTROLS, text_pairs
+from crossalign.results.rows import NO_IMAGES
 from crossalign.runs.records import open_study
 from crossalign.stats import holm
 
@@ -66,8 +68,10 @@ def make_run(folder: Path, align: str, seed: int, loss: float, complete: bool = 
     (folder / "result.json").write_text(json.dumps(result))
 
 
-def changes_of(folder: Path) -> list[Change]:
-    return compare(group_rows(open_study([folder]))[0])
+def asked(folder: Path) -> tuple[list[Any], dict[str, str]]:
+    """The contrasts that a report makes of runs, and the metric of each row."""
+    results = Results(open_study([folder]))
+    return list(contrasts(results, text_pairs(results)).itertuples()), {row.label: row.align for row in results.row.values()}
 
 
 def blocks_of(folder: Path, kind: type) -> list[Any]:
@@ -88,8 +92,8 @@ def study(tmp_path: Path) -> Path:
 
 
 def test_comparisons_are_paired_t_tests_with_holms_correction(study: Path) -> None:
-    changes = changes_of(study)
-    losses = {one.other.align: one for one in changes if one.question is PREDICTS}
+    tests, align = asked(study)
+    losses = {align[one.other]: one for one in tests if one.question == "predicts"}
     assert losses.keys() == {"cka", "l2"}
     expected = {name: stats.ttest_rel(LOSSES[name], LOSSES["none"]) for name in losses}
     for name, one in losses.items():
@@ -103,15 +107,15 @@ def test_a_row_with_images_is_compared_with_each_control(study: Path) -> None:
     for seed, loss in enumerate([4.02, 4.05, 4.06, 4.03]):
         make_run(study / "unpaired" / f"seed-{seed}", "cka", seed, loss, mode="unpaired")
         make_run(study / "random" / f"seed-{seed}", "cka", seed, loss + 0.01, teacher="random:package:efficientnet_lite0")
-    changes = changes_of(study)
-    controls = [one for one in changes if one.question is CONTROLS]
-    labels = {one.reference.label for one in controls}
-    assert len(controls) == len(labels) == 3 and {one.other.label for one in controls} == {"Pre-training + cka"}
-    unpaired = next(one for one in controls if "unpaired" in one.reference.label)
+    tests, _ = asked(study)
+    controls = [one for one in tests if one.question == "controls"]
+    labels = {one.reference for one in controls}
+    assert len(controls) == len(labels) == 3 and {one.other for one in controls} == {"Pre-training + cka"}
+    unpaired = next(one for one in controls if "unpaired" in one.reference)
     expected = stats.ttest_rel(LOSSES["cka"], [4.02, 4.05, 4.06, 4.03])
     assert unpaired.t.p_value == pytest.approx(expected.pvalue) and unpaired.t.difference < 0
     assert [one.p_holm for one in controls] == holm([one.t.p_value for one in controls])  # a family of their own
-    assert sum(one.question is ALIGNS for one in changes) == 4
+    assert sum(one.question == "aligns" for one in tests) == 4
     ((_, controlled, _),) = (findings.questions for findings in blocks_of(study, Findings))
     assert controlled[0] == CONTROLS.title and "Beside “Pre-training + cka (unpaired)”" in str(controlled)
 
@@ -160,10 +164,10 @@ def test_models_stand_apart_each_with_its_own_correction(study: Path, tmp_path: 
     for align, losses in LOSSES.items():
         for seed, loss in enumerate(losses):
             make_run(study / "larger" / align / f"seed-{seed}", align, seed, loss - 0.2, backbone="gpt2-4x64")
-    changes = changes_of(study)
+    tests, align = asked(study)
     assert [table.title.split(",")[0] for table in blocks_of(study, Table)[:2]] == ["Results: gpt2-2x32", "Results: gpt2-4x64"]
-    assert all(one.other.backbone == one.reference.backbone for one in changes)
-    losses = [one for one in changes if one.question is PREDICTS and one.other.align == "cka"]
+    assert all(("gpt2-4x64" in one.other) == ("gpt2-4x64" in one.reference) for one in tests)
+    losses = [one for one in tests if one.question == "predicts" and align[one.other] == "cka"]
     assert len(losses) == 2 and all(one.p_holm == pytest.approx(2 * (one.t.p_value or 0)) for one in losses)
     assert set(figures_of(study)) >= {"differences-1", "differences-2", "curves-loss-2"}
     report([study], html=tmp_path / "page.html", markdown=tmp_path / "tables.md")
@@ -173,17 +177,17 @@ def test_models_stand_apart_each_with_its_own_correction(study: Path, tmp_path: 
 
 def test_runs_that_are_not_whole_are_listed_apart(study: Path, tmp_path: Path) -> None:
     make_run(study / "cka" / "seed-9", "cka", 9, 3.0, complete=False)
-    changes = changes_of(study)
+    tests, _ = asked(study)
     assert len(open_study([study]).incomplete) == 1
-    assert all(one.t.n == 4 for one in changes)
+    assert all(one.t.n == 4 for one in tests)
     report([study], html=tmp_path / "page.html")
 
 
 def test_one_seed_gives_no_p_value(tmp_path: Path) -> None:
     for align in ("none", "cka"):
         make_run(tmp_path / align, align, 0, LOSSES[align][0])
-    changes = changes_of(tmp_path)
-    assert all(one.t.p_value is None for one in changes)
+    tests, _ = asked(tmp_path)
+    assert all(one.t.p_value is None for one in tests)
     report([tmp_path], html=tmp_path / "page.html")
 
 

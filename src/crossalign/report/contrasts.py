@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from crossalign.report.blocks import Table
-from crossalign.report.tables import plus_minus
-from crossalign.report.wording import UNKNOWN, number
+from crossalign.report.tables import ONE_SEED, plus_minus
+from crossalign.report.wording import UNKNOWN, number, p_text
 from crossalign.report.words import difference_text, interval_text, p_values, seeds_text, value_text
 from crossalign.results.contrasts import LEVEL, By
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import Outcome
+from crossalign.results.questions import IMAGE_QUESTIONS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -23,39 +24,95 @@ STARS = ((0.001, "***"), (0.01, "**"), (LEVEL, "*"))
 Column = Callable[[Any, Outcome], str]
 
 
+def _pair(one: Any, outcome: Outcome) -> str:
+    return f"{one.other} − {one.reference}"
+
+
+def _seeds(one: Any, outcome: Outcome) -> str:
+    return str(one.t.n)
+
+
+def _difference(one: Any, outcome: Outcome) -> str:
+    return difference_text(outcome, one.difference, one.error) + _mark(one)
+
+
+def _interval(one: Any, outcome: Outcome) -> str:
+    return UNKNOWN if one.low is None else interval_text(outcome, (one.low, one.high)) + _mark(one)
+
+
+def _mark(one: Any) -> str:
+    return "†" if one.over == "items" and one.low is not None else ""
+
+
+def _visible(one: Any, outcome: Outcome) -> str:
+    return UNKNOWN if one.detectable is None else value_text(outcome, one.detectable)
+
+
+def _needed(one: Any, outcome: Outcome) -> str:
+    return seeds_text(one.needed) if one.t.sd else UNKNOWN
+
+
+def _needed_corrected(one: Any, outcome: Outcome) -> str:
+    return f"{seeds_text(one.needed)} ({seeds_text(one.needed_corrected)})" if one.t.sd else UNKNOWN
+
+
 def _effect(one: Any, outcome: Outcome) -> str:
     size = one.effect
     return UNKNOWN if size is None else f"{number(size.g)} ({number(size.interval[0])} to {number(size.interval[1])})"
 
 
-def _right_alone(one: Any, outcome: Outcome) -> str:
-    return ", ".join(f"{test.only_b:,} : {test.only_a:,}" for test in one.mcnemar or ()) or UNKNOWN
+def _over_items(one: Any, outcome: Outcome) -> str:
+    return difference_text(outcome, one.t.difference, one.over_items[0]) if one.over_items else str(one.bootstrap.reason)
+
+
+def _p(test: str) -> Column:
+    return lambda one, outcome: p_values(getattr(one, f"p_{test}"), getattr(one, f"p_{test}_holm"))
 
 
 SEEDS: dict[str, Column] = {
-    "Row": lambda one, outcome: one.other,
+    "Row": lambda one, outcome: str(one.other),
     "In": lambda one, outcome: outcome.label,
-    "Seeds": lambda one, outcome: str(one.t.n),
+    "Seeds": _seeds,
     "Difference": lambda one, outcome: difference_text(outcome, one.t.difference, one.t.error),
     "95 % interval": lambda one, outcome: interval_text(outcome, one.t.interval),
-    "p (Holm)": lambda one, outcome: p_values(one.p_seeds, one.p_seeds_holm),
+    "p (Holm)": _p("seeds"),
     "g_z (95 %)": _effect,
-    "Visible": lambda one, outcome: UNKNOWN if one.detectable is None else value_text(outcome, one.detectable),
-    "Seeds needed (Holm)": lambda one, outcome: (
-        f"{seeds_text(one.needed)} ({seeds_text(one.needed_corrected)})" if one.t.sd else UNKNOWN
-    ),
+    "Visible": _visible,
+    "Seeds needed (Holm)": _needed_corrected,
 }
+"""Of ``compare``, over seeds; a line is cut short where the test gives no interval."""
 ITEMS: dict[str, Column] = {
-    "Row": lambda one, outcome: one.other,
+    "Row": lambda one, outcome: str(one.other),
     "In": lambda one, outcome: outcome.label,
     "Items": lambda one, outcome: f"{one.bootstrap.n:,}",
-    "Difference": lambda one, outcome: (
-        difference_text(outcome, one.t.difference, one.over_items[0]) if one.over_items else one.bootstrap.reason
-    ),
+    "Difference": _over_items,
     "95 % interval": lambda one, outcome: interval_text(outcome, one.over_items[1]) if one.over_items else UNKNOWN,
-    "p, bootstrap (Holm)": lambda one, outcome: p_values(one.p_bootstrap, one.p_bootstrap_holm),
-    "Right alone, row : reference": _right_alone,
-    "p, McNemar (Holm)": lambda one, outcome: p_values(one.p_mcnemar, one.p_mcnemar_holm),
+    "p, bootstrap (Holm)": _p("bootstrap"),
+    "Right alone, row : reference": lambda one, outcome: (
+        ", ".join(f"{test.only_b:,} : {test.only_a:,}" for test in one.mcnemar or ()) or UNKNOWN
+    ),
+    "p, McNemar (Holm)": _p("mcnemar"),
+}
+IMAGES: dict[str, Column] = {
+    "Row − reference": _pair,
+    "Seeds": _seeds,
+    "Difference": _difference,
+    "95 % interval": _interval,
+    "p, seeds (Holm)": _p("seeds"),
+    "p, images (Holm)": _p("mcnemar"),
+    "p, images, each seed": lambda one, outcome: ", ".join(p_text(test.p_value) for test in one.mcnemar or ()) or UNKNOWN,
+    "Smallest visible": _visible,
+    "Seeds needed": _needed,
+}
+TEXTS: dict[str, Column] = {
+    "Row − reference": _pair,
+    "Measure": lambda one, outcome: outcome.label,
+    "Seeds": _seeds,
+    "Difference": _difference,
+    "95 % interval": _interval,
+    "p (Holm)": _p("seeds"),
+    "Smallest visible": _visible,
+    "Seeds needed": _needed,
 }
 
 
@@ -68,6 +125,56 @@ def cells(results: Results, one: Any, columns: dict[str, Column]) -> list[str]:
     if len(line) < len(columns):
         line += ["0", f"not paired: {one.reason}"] if one.t is None else [str(one.t.n), one.t.reason]
     return line + [UNKNOWN] * (len(columns) - len(line))
+
+
+def strong(tests: Iterable[Any]) -> frozenset[int]:
+    """The lines whose difference is shown."""
+    return frozenset(i for i, one in enumerate(tests) if one.verdict in ("gain", "loss"))
+
+
+def question_tables(results: Results, contrasts: DataFrame) -> list[Table]:
+    """Contrasts of image classifiers, a table a question, corrected over all of them together."""
+    tables = []
+    for question in IMAGE_QUESTIONS:
+        tests = [one for one in contrasts.itertuples() if one.question == question.name]
+        also = sorted({key for one in tests for key in one.also})
+        notes = [f"Some rows compared here also differ in: {', '.join(also)}."] if also else []
+        shown = [cells(results, one, IMAGES) for one in tests]
+        tables += [Table(question.title, list(IMAGES), shown, notes, strong=strong(tests))] if tests else []
+    if tables:
+        tables[-1].notes += _question_notes(len(contrasts), any(one.t and one.t.n == 1 for one in contrasts.itertuples()))
+    return tables
+
+
+def _question_notes(count: int, one_seed: bool) -> list[str]:
+    together = f"all {count} comparisons" if count > 1 else "the one comparison"
+    return [
+        "Difference, interval and smallest visible are in percentage points; ± standard error.",
+        "p, seeds: paired t-test, one difference a seed; it speaks of the method. p, images: exact McNemar test of "
+        "two trained models on the same test images; it speaks of these models only.",
+        "p, images, over seeds: they share one test set, so neither their counts nor their p-values may be pooled as "
+        "if independent; half of the seeds (rounded up) must agree on a direction (Rüger's rule, valid under any "
+        "dependence).",
+        f"In brackets: after Holm's correction over {together} of this report, apart for each kind of test. Bold: at "
+        "most 0.05 after it, over seeds where there are several, else over images.",
+        "Smallest visible: the true difference that the t-test would have found with 80 % power at α = 0.05 "
+        "(uncorrected), at the spread seen. Seeds needed: for a true difference as large as the one seen. Both rest on "
+        "a spread estimated from few seeds.",
+    ] + [ONE_SEED] * one_seed
+
+
+def text_table(results: Results, contrasts: DataFrame) -> Table:
+    """Contrasts of language models."""
+    tests = list(contrasts.itertuples())
+    notes = [
+        "Paired t-test over seeds; losses in nats a token. In brackets: after Holm's correction, made apart for each "
+        "model and over losses beside the row without the term, losses beside controls, and alignments. Bold: at most 0.05 "
+        "after it.",
+        "Smallest visible: the true difference that the test would have found with 80 % power at α = 0.05 (uncorrected), at "
+        "the spread seen. Seeds needed: for a true difference as large as the one seen.",
+    ]
+    shown = [cells(results, one, TEXTS) for one in tests]
+    return Table("With and without the term", list(TEXTS), shown, notes, frozenset({1}), strong(tests))
 
 
 def means_table(results: Results, labels: Sequence[str], outcomes: Sequence[Outcome], contrasts: DataFrame, by: By) -> Table:
@@ -128,7 +235,7 @@ def _change(one: Any, outcome: Outcome) -> str:
 def seeds_table(results: Results, contrasts: DataFrame) -> Table:
     """Paired t-tests over seeds: they speak of the methods."""
     tests = list(contrasts.itertuples())
-    strong = frozenset(i for i, one in enumerate(tests) if one.p_seeds_holm is not None and one.p_seeds_holm <= LEVEL)
+    shown_here = frozenset(i for i, one in enumerate(tests) if one.p_seeds_holm is not None and one.p_seeds_holm <= LEVEL)
     notes = [
         "Row minus reference, paired by seed; ± standard error. Accuracies in percentage points. p: paired t-test; in "
         f"brackets, Holm's correction over {_families(tests)}. Intervals are not corrected.",
@@ -138,7 +245,7 @@ def seeds_table(results: Results, contrasts: DataFrame) -> Table:
         "rest on the spread seen in these few seeds.",
     ]
     shown = [cells(results, one, SEEDS) for one in tests]
-    return _without_single(Table("Over seeds: the methods", list(SEEDS), shown, notes, frozenset({1}), strong))
+    return _without_single(Table("Over seeds: the methods", list(SEEDS), shown, notes, frozenset({1}), shown_here))
 
 
 def items_table(results: Results, contrasts: DataFrame, resamples: int) -> Table | None:
@@ -148,7 +255,7 @@ def items_table(results: Results, contrasts: DataFrame, resamples: int) -> Table
         return None
     items = " or ".join(dict.fromkeys(results.outcome[one.outcome].items for one in tests))
     p_items = [one.p_bootstrap_holm if one.p_mcnemar is None else one.p_mcnemar_holm for one in tests]
-    strong = frozenset(i for i, p in enumerate(p_items) if p is not None and p <= LEVEL)
+    shown_here = frozenset(i for i, p in enumerate(p_items) if p is not None and p <= LEVEL)
     notes = [
         f"These trained models on other {items} like these; it says nothing of other seeds. Difference on average over the "
         f"seeds. Paired bootstrap-t over {items}, {resamples:,} resamples. McNemar's exact test of each "
@@ -157,7 +264,7 @@ def items_table(results: Results, contrasts: DataFrame, resamples: int) -> Table
     ]
     columns = [items.capitalize() if name == "Items" else name for name in ITEMS]
     shown = [cells(results, one, ITEMS) for one in tests]
-    return _without_single(Table(f"Over {items}: these trained models", columns, shown, notes, frozenset({1}), strong))
+    return _without_single(Table(f"Over {items}: these trained models", columns, shown, notes, frozenset({1}), shown_here))
 
 
 def _without_single(table: Table) -> Table:

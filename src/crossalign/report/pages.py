@@ -27,13 +27,17 @@ from crossalign.report.blocks import (
     Warnings,
 )
 from crossalign.report.compared import Compared
+from crossalign.report.contrasts import question_tables, text_table
 from crossalign.report.figures.classifiers import confusion_counts, draw, draw_unfinished
 from crossalign.report.figures.texts import text_figures
 from crossalign.report.forgetting import forgetting_tables
 from crossalign.report.published import published_tables
 from crossalign.report.search_tables import Lead, Section, lead, method_table, rung_table, sections_of
-from crossalign.results.comparisons import compare_rows
-from crossalign.results.rows import Row, best, group_rows, warnings
+from crossalign.report.words import findings
+from crossalign.results.contrasts import contrasts
+from crossalign.results.frame import Results
+from crossalign.results.questions import image_pairs, text_pairs
+from crossalign.results.rows import Row, best, warnings
 from crossalign.runs.records import Run, Study
 
 
@@ -64,13 +68,17 @@ def study_page(study: Study) -> Page:
     Raises:
         UserError: image classifiers and language models in one report; matplotlib or SciPy is not installed.
     """
-    rows, doubles = group_rows(study)
-    parts = (_text_parts if _are_texts(study) else _image_parts)(study, rows)
+    results = Results(study)
+    rows, doubles = list(results.row.values()), results.notes
+    parts = (_text_parts if _are_texts(study) else _image_parts)(results, rows)
     single, sections = _single(rows), sections_of(study.searches, study.complete)
     opening = _opening(study, Lead(_title(rows), parts.headline, list(parts.remarks), list(parts.facts)), sections)
     cautions = Warnings(tuple(doubles + warnings(study, rows)))
-    results, groups = parts.results, tables.parameter_table(single) if single else None
-    titles = results[0].title if len(results) == 1 else "Results", f"Search{'' if len(sections) == 1 else 'es'} over settings"
+    groups = tables.parameter_table(single) if single else None
+    titles = (
+        parts.results[0].title if len(parts.results) == 1 else "Results",
+        f"Search{'' if len(sections) == 1 else 'es'} over settings",
+    )
     sweep, unfinished = tables.sweep_table(study), tables.incomplete_table(study.incomplete)
     blocks = [
         Prose((opening.headline,), "lede"),
@@ -80,7 +88,7 @@ def study_page(study: Study) -> Page:
         Facts(_provenance(study), small=True),
         Only("markdown", (cautions,)),
         *_section("findings", "Findings", parts.findings, Findings(parts.findings)),
-        *_section("results", titles[0], results, *results, _html(parts.named("accuracy"))),
+        *_section("results", titles[0], parts.results, *parts.results, _html(parts.named("accuracy"))),
         *_section("comparisons", "Comparisons", parts.comparisons, _html(parts.named("differences")), *parts.comparisons),
         *_section("search", titles[1], sections, *_searches(sections, opening)),
         Only("markdown", (Figures(parts.figures, "Figures"),)),
@@ -176,17 +184,17 @@ def summary_page(study: Study) -> Page:
     Raises:
         UserError: image classifiers and language models in one report.
     """
-    rows, doubles = group_rows(study)
-    results = _text_results(rows) if _are_texts(study) else _image_results(rows)
+    results = Results(study)
+    shown = _text_results(results) if _are_texts(study) else _image_results(results)
     unfinished = tables.incomplete_table(study.incomplete)
     blocks: list[Block] = []
     for section in sections_of(study.searches, study.complete):
         blocks += [Prose((section.search.title, section.headline, *section.remarks, ""))]
         blocks += [replace(rung_table(section.search), title="", notes=[]), Prose(("",))]
-    for table in results:
-        blocks += [Prose((f"{table.title}:",))] if len(results) > 1 else []
+    for table in shown:
+        blocks += [Prose((f"{table.title}:",))] if len(shown) > 1 else []
         blocks += [replace(table, title="", notes=[note for note in table.notes if not note.startswith("Bold")])]
-    blocks += [Prose(tuple(doubles))]
+    blocks += [Prose(tuple(results.notes))]
     if unfinished is not None:
         blocks += [Prose(("", f"{unfinished.title}:")), replace(unfinished, title="", notes=[])]
     return Page("Summary", tuple(blocks))
@@ -213,26 +221,27 @@ def _unfinished(study: Study) -> str:
     return f"No run is complete: {count} stopped before the end or still running."
 
 
-def _image_results(rows: list[Row]) -> tuple[Table, ...]:
-    return (tables.results_table(rows), *forgetting_tables(rows)) if rows else ()
+def _image_results(results: Results) -> tuple[Table, ...]:
+    return (tables.results_table(results), *forgetting_tables(results)) if results.row else ()
 
 
-def _image_parts(study: Study, rows: list[Row]) -> Parts:
+def _image_parts(results: Results, rows: list[Row]) -> Parts:
     """What is said of image classifiers."""
+    study = results.study
     if not rows:
         return Parts(_unfinished(study), figures=tuple(draw_unfinished(study.incomplete)))
-    comparisons, top, single = compare_rows(rows), best(rows), _single(rows)
+    tests, top, single = contrasts(results, image_pairs(results)), best(rows), _single(rows)
     remarks = [wording.chance(top.first), wording.calibration(single) if single else ""]
     counts = confusion_counts(top)
     return Parts(
         wording.headline(rows, top),
         tuple(filter(None, remarks)),
         tuple(_run_facts(single) if single else _study_facts(study, rows, top)),
-        tuple((title, answer, tuple(sentences)) for title, answer, sentences in wording.findings(comparisons)),
-        _image_results(rows),
-        (*published_tables(rows), *tables.comparison_tables(comparisons)),
+        findings(results, tests),
+        _image_results(results),
+        (*published_tables(results), *question_tables(results, tests)),
         tables.efficiency_table(rows),
-        tuple(draw(study, rows, comparisons)),
+        tuple(draw(study, rows, tests)),
         top,
         tables.confusion_table(*counts, len(top.runs)) if counts else None,
     )
@@ -266,17 +275,18 @@ def _time(study: Study, *stages: str) -> str:
     return wording.duration(sum(s for s in seconds if s == s))
 
 
-def _text_results(rows: list[Row]) -> tuple[Table, ...]:
-    models = text.groups(rows)
+def _text_results(results: Results) -> tuple[Table, ...]:
+    models = text.groups(results)
     titles = [f"Results: {name}" for name in models] if len(models) > 1 else ["Results"] * len(models)
     return tuple(text.results_table(title, group) for title, group in zip(titles, models.values(), strict=True))
 
 
-def _text_parts(study: Study, rows: list[Row]) -> Parts:
+def _text_parts(results: Results, rows: list[Row]) -> Parts:
     """What is said of language models that were trained on text."""
+    study = results.study
     if not rows:
         return Parts(_unfinished(study))
-    changes, models = text.compare(rows), list(text.groups(rows).values())
+    tests, models = contrasts(results, text_pairs(results)), list(text.groups(results).values())
     facts = [
         ("rows", str(len(rows))),
         ("runs", str(len(study.complete))),
@@ -285,13 +295,13 @@ def _text_parts(study: Study, rows: list[Row]) -> Parts:
         ("time of all runs", _time(study, "train")),
     ]
     return Parts(
-        text.headline(rows, changes, len(study.complete)),
+        text.headline(results, tests),
         facts=tuple(facts),
-        findings=tuple(text.findings(rows, changes)),
-        results=_text_results(rows),
-        comparisons=(text.comparison_table(changes),) if changes else (),
+        findings=findings(results, tests),
+        results=_text_results(results),
+        comparisons=(text_table(results, tests),) if len(tests) else (),
         efficiency=tables.efficiency_table(rows, "tokens_per_second"),
-        figures=tuple(text_figures(rows, changes)),
+        figures=tuple(text_figures(results, tests)),
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from crossalign.core.refs import Ref
 from crossalign.report.blocks import Table
 from crossalign.report.tables import plus_minus
-from crossalign.report.wording import LEVEL, p_text, percent, points
-from crossalign.results.comparisons import Comparison, pair
-from crossalign.results.rows import Row
-from crossalign.stats import detectable_difference, holm
+from crossalign.report.wording import percent, points
+from crossalign.report.words import p_values
+from crossalign.results.contrasts import Pair, contrasts
+from crossalign.results.frame import Results
+from crossalign.results.outcomes import ACCURACY
 
 TABLE1 = {
     "FPT": 67.06,
@@ -55,32 +57,39 @@ FINDINGS = (
 )
 
 
-def published_tables(rows: list[Row]) -> list[Table]:
+def published_tables(results: Results) -> list[Table]:
     """A table for each backbone and data set that has rows of Table 1 with two seeds or more."""
-    blocks: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in rows:
+    blocks: dict[tuple[str, str], dict[str, str]] = {}
+    for row in results.row.values():
         if row.weights == "pretrained" and row.first.name in TABLE1:
-            blocks.setdefault((row.backbone, row.data), {})[row.first.name] = row
-    return [table for (backbone, _), held in blocks.items() if (table := _table(backbone, held)) is not None]
+            blocks.setdefault((row.backbone, row.data), {})[row.first.name] = row.label
+    return [table for (backbone, _), labels in blocks.items() if (table := _table(results, backbone, labels)) is not None]
 
 
-def _table(backbone: str, held: dict[str, Row]) -> Table | None:
-    told = [(f, pair(held[f.reference], held[f.other])) for f in FINDINGS if f.reference in held and f.other in held]
-    told = [(finding, one) for finding, one in told if one.t is not None and one.t.n > 1]
-    if not told:
+def _table(results: Results, backbone: str, labels: dict[str, str]) -> Table | None:
+    asked = {
+        Pair(finding.text, ACCURACY.name, labels[finding.reference], labels[finding.other], "published"): finding
+        for finding in FINDINGS
+        if finding.reference in labels and finding.other in labels
+    }
+    tested = zip(asked.values(), contrasts(results, asked).itertuples(), strict=True)
+    lines = [
+        [
+            finding.text,
+            points(finding.published),
+            f"{'+' if one.t.difference > 0 else ''}{plus_minus(100 * one.t.difference, 100 * one.t.error)}",
+            p_values(one.p_seeds, one.p_seeds_holm),
+            verdict(finding, one),
+        ]
+        for finding, one in tested
+        if one.over == "seeds"
+    ]
+    if not lines:
         return None
-    corrected = holm([one.t.p_value if one.t else None for _, one in told])
-    cells = []
-    for (finding, one), p in zip(told, corrected, strict=True):
-        assert one.t is not None
-        here = plus_minus(100 * one.t.difference, 100 * (one.t.error or 0.0))
-        sign = "+" if one.t.difference > 0 else ""
-        p_values = f"{p_text(one.t.p_value)} ({p_text(p)})"
-        cells.append([finding.text, points(finding.published), f"{sign}{here}", p_values, verdict(finding, one, p)])
     return Table(
         f"The paper's findings, with {Ref(backbone).short_name}",
         ["Finding of CMDA", "Paper", "Here", "p, seeds (Holm)", "Here it"],
-        cells,
+        lines,
         [
             "Differences of test accuracy in percentage points; here the mean ± standard error over seeds, paired by seed. "
             "The paper's are single runs of a 110 M model on 50,000 images, without an uncertainty; scale and backbone differ.",
@@ -88,16 +97,14 @@ def _table(backbone: str, held: dict[str, Row]) -> Table | None:
             "have found with 80 % power at α = 0.05.",
         ],
         texts=frozenset({4}),
-        strong=frozenset(i for i, cell in enumerate(cells) if cell[-1].startswith(("holds", "is contradicted"))),
+        strong=frozenset(i for i, line in enumerate(lines) if line[-1].startswith(("holds", "is contradicted"))),
     )
 
 
-def verdict(finding: Finding, one: Comparison, p_holm: float | None) -> str:
+def verdict(finding: Finding, one: Any) -> str:
     """holds, is contradicted, or could not be told, with what could have been seen."""
-    assert one.t is not None
-    visible = detectable_difference(one.t.sd, one.t.n)
-    power = f" (visible: {percent(visible, 1)} points)" if visible is not None else ""
-    shown = p_holm is not None and p_holm <= LEVEL
+    power = f" (visible: {percent(one.detectable, 1)} points)" if one.detectable is not None else ""
+    shown = one.verdict in ("gain", "loss")
     if finding.nothing:
         return "is contradicted" if shown else f"agrees: no difference shown{power}"
     same = (one.t.difference > 0) == (finding.published > 0)

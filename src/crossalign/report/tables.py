@@ -11,32 +11,31 @@ from numpy.typing import NDArray
 
 from crossalign.core.refs import Ref
 from crossalign.report.blocks import Table
-from crossalign.report.wording import UNKNOWN, duration, image_error, number, p_text, percent, points, size, verdict
-from crossalign.results.comparisons import QUESTIONS, Comparison, pair
-from crossalign.results.rows import Row, baseline, best, blocks, differing, flat, settings
+from crossalign.report.wording import UNKNOWN, duration, image_error, number, percent, points, size
+from crossalign.results.contrasts import contrasts
+from crossalign.results.frame import Results
+from crossalign.results.questions import beside_baseline
+from crossalign.results.rows import Row, best, blocks, differing, flat, settings
 from crossalign.runs.records import Run, Study
-from crossalign.stats import PairedT
 
 ONE_SEED = "† One seed: the ± is the standard error over test images and says nothing of other seeds."
 
 
-def results_table(rows: list[Row]) -> Table:
+def results_table(results: Results) -> Table:
     """CMDA's Table 1: test accuracy and its difference from the FPT row without alignment, each ± standard error."""
+    rows = list(results.row.values())
     many = len({row.backbone for row in rows if row.backbone}) > 1
-    shown, one_seed = [], False
+    beside = {one.other: one for one in contrasts(results, beside_baseline(results)).itertuples()}
+    shown = []
     for row in rows:
-        accuracy, marked = _accuracy(row)
-        delta, delta_marked = _delta(row, baseline(row, rows))
-        one_seed |= marked or delta_marked
-        validation = row.mean("validation", "accuracy")
-        rates = {number_text(run.number("learning_rate")) for run in row.runs}
+        loss, rates = row.mean("test", "loss"), {number_text(run.number("learning_rate")) for run in row.runs}
         cells = [
             row.label,
-            accuracy,
-            delta,
-            plus_minus(row.mean("test", "loss").mean, row.mean("test", "loss").error, 3),
+            _accuracy(row),
+            _delta(beside.get(row.label)),
+            plus_minus(loss.mean, loss.error, 3),
             percent(row.mean("test", "ece").mean),
-            percent(validation.mean),
+            percent(row.mean("validation", "accuracy").mean),
             ", ".join(sorted(rates)),
             str(len(row.runs)),
         ]
@@ -45,9 +44,9 @@ def results_table(rows: list[Row]) -> Table:
     columns = head[:1] + ["Backbone"] * many + head[1:] + ["Learning rate", "Seeds"]
     strong = frozenset(rows.index(best(block)) for block in blocks(rows)) if len(rows) > 1 else frozenset()
     notes = ["Mean ± standard error over seeds. Δ in percentage points, paired by seed. ECE: expected calibration error."]
-    if strong:
-        notes.append("Bold: the highest validation accuracy; the test set chose nothing.")
-    return Table("Test results", columns, shown, notes + [ONE_SEED] * one_seed, frozenset({1} if many else ()), strong)
+    notes += ["Bold: the highest validation accuracy; the test set chose nothing."] * bool(strong)
+    notes += [ONE_SEED] * any("†" in cell for line in shown for cell in line[1:])
+    return Table("Test results", columns, shown, notes, frozenset({1} if many else ()), strong)
 
 
 def number_text(value: float) -> str:
@@ -60,91 +59,23 @@ def plus_minus(mean: float, error: float | None, digits: int = 2) -> str:
     return number(mean, digits) + (f" ± {number(error, digits)}" if error is not None else "")
 
 
-def _accuracy(row: Row) -> tuple[str, bool]:
-    """Accuracy in percent with its standard error, over images (True) where there is one seed."""
+def _accuracy(row: Row) -> str:
+    """Accuracy in percent with its standard error, over images (†) where there is one seed."""
     accuracy = row.mean("test", "accuracy")
     error = image_error(row.first)
     if accuracy.n != 1 or math.isnan(error):
-        return plus_minus(100 * accuracy.mean, 100 * accuracy.error if accuracy.error is not None else None), False
-    return plus_minus(100 * accuracy.mean, 100 * error) + "†", True
+        return plus_minus(100 * accuracy.mean, 100 * accuracy.error if accuracy.error is not None else None)
+    return plus_minus(100 * accuracy.mean, 100 * error) + "†"
 
 
-def _delta(row: Row, reference: Row | None) -> tuple[str, bool]:
-    """The difference from the baseline with its standard error, over images (True) where there is one seed."""
-    if reference is None or reference is row:
-        return UNKNOWN, False
-    one = pair(reference, row)
-    if one.t is None:
-        return f"{UNKNOWN} ({one.reason})", False
-    if one.t.n > 1 and one.t.error is not None:
-        return f"{points(one.t.difference)} ± {number(100 * one.t.error)}", False
-    if one.images:
-        return f"{points(one.t.difference)} ± {number(100 * one.images[0].error)}†", True
-    return f"{points(one.t.difference)} (one seed, no ±)", False
-
-
-def comparison_tables(comparisons: list[Comparison]) -> list[Table]:
-    """Every paired comparison with both tests, one table a question, corrected over all of them together."""
-    columns = ["Row − reference", "Seeds", "Difference", "95 % interval", "p, seeds (Holm)", "p, images (Holm)"]
-    columns += ["p, images, each seed", "Smallest visible", "Seeds needed"]
-    tables = []
-    for question, title in QUESTIONS.items():
-        mine = [one for one in comparisons if one.question == question]
-        shown = [[f"{one.other.label} − {one.reference.label}", *_statistics(one)] for one in mine]
-        strong = frozenset(i for i, one in enumerate(mine) if verdict(one) in ("gain", "loss"))
-        also = sorted({key for one in mine for key in one.also})
-        notes = [f"Some rows compared here also differ in: {', '.join(also)}."] if also else []
-        if mine:
-            tables.append(Table(title, columns, shown, notes, strong=strong))
-    if tables:
-        tables[-1].notes += _comparison_notes(len(comparisons), any(one.t and one.t.n == 1 for one in comparisons))
-    return tables
-
-
-def _comparison_notes(count: int, one_seed: bool) -> list[str]:
-    together = f"all {count} comparisons" if count > 1 else "the one comparison"
-    return [
-        "Difference, interval and smallest visible are in percentage points; ± standard error.",
-        "p, seeds: paired t-test, one difference a seed; it speaks of the method. p, images: exact McNemar test of "
-        "two trained models on the same test images; it speaks of these models only.",
-        "p, images, over seeds: they share one test set, so neither their counts nor their p-values may be pooled as "
-        "if independent; half of the seeds (rounded up) must agree on a direction (Rüger's rule, valid under any "
-        "dependence).",
-        f"In brackets: after Holm's correction over {together} of this report, apart for each kind of test. Bold: at "
-        "most 0.05 after it, over seeds where there are several, else over images.",
-        "Smallest visible: the true difference that the t-test would have found with 80 % power at α = 0.05 "
-        "(uncorrected), at the spread seen. Seeds needed: for a true difference as large as the one seen. Both rest on "
-        "a spread estimated from few seeds.",
-    ] + [ONE_SEED] * one_seed
-
-
-def _statistics(one: Comparison) -> list[str]:
-    """Seeds, difference, interval, p over seeds, p over images, that of each seed, smallest visible, seeds needed."""
-    if one.t is None:
-        return ["0", f"not paired: {one.reason}", *[UNKNOWN] * 6]
-    t: PairedT = one.t
-    interval = f"{points(t.interval[0])} to {points(t.interval[1])}" if t.interval else UNKNOWN
-    difference = points(t.difference) + (f" ± {number(100 * t.error)}" if t.error is not None else "")
-    if t.n == 1 and one.images:
-        low, high = one.images[0].interval
-        interval, difference = (
-            f"{points(low)} to {points(high)}†",
-            f"{difference} ± {number(100 * one.images[0].error)}†",
-        )
-    return [
-        str(t.n),
-        difference,
-        interval,
-        _corrected(t.p_value, one.p_holm),
-        _corrected(one.p_images, one.p_images_holm),
-        ", ".join(p_text(test.p_value) for test in one.images) or UNKNOWN,
-        percent(one.detectable) if one.detectable is not None else UNKNOWN,
-        UNKNOWN if not t.sd else "> 1,000" if one.needed is None else str(one.needed),
-    ]
-
-
-def _corrected(p: float | None, holm: float | None) -> str:
-    return UNKNOWN if p is None else f"{p_text(p)} ({p_text(holm)})"
+def _delta(one: Any) -> str:
+    """The difference from the baseline with its standard error, over images (†) where there is one seed."""
+    if one is None or one.t is None:
+        return UNKNOWN if one is None else f"{UNKNOWN} ({one.reason})"
+    if one.error is None:
+        return f"{points(one.difference)} (one seed, no ±)"
+    mark = "†" if one.over == "items" else ""
+    return f"{points(one.difference)} ± {number(100 * one.error)}{mark}"
 
 
 def efficiency_table(rows: list[Row], rate: str = "images_per_second") -> Table:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 
 from crossalign.core.refs import Ref
-from crossalign.results.comparisons import QUESTIONS, Comparison, Question
 from crossalign.results.rows import Row
 from crossalign.runs.records import Run
 from crossalign.stats import wilson
 
-LEVEL = 0.05
 MINUS = "\N{MINUS SIGN}"
 UNKNOWN = "–"
 
@@ -68,101 +66,6 @@ def size(count: float) -> str:
 def counted(n: int, noun: str) -> str:
     """``1 seed``, ``3 seeds``."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def verdict(one: Comparison) -> str:
-    """``gain`` or ``loss``: shown after Holm's correction; ``alone``: only before it; else ``none``.
-
-    With several seeds the t-test decides; with one seed the test over images, which speaks of these two models only.
-    """
-    if one.t is None:
-        return "unpaired"
-    p, corrected = (one.t.p_value, one.p_holm) if one.t.n > 1 else (one.p_images, one.p_images_holm)
-    if p is None or corrected is None:
-        return "undefined"
-    if corrected <= LEVEL:
-        return "gain" if one.t.difference > 0 else "loss"
-    return "alone" if p <= LEVEL else "none"
-
-
-def subject(one: Comparison) -> str:
-    """What the comparison changes, and in which row."""
-    if one.question == "alignment":
-        return f"Alignment ({one.other.align.upper()}) changed the accuracy of “{one.reference.label}” by"
-    if one.question == "pretraining":
-        return f"Pretrained instead of {one.reference.weights} weights changed the accuracy of “{one.other.label}” by"
-    kind = "no backbone" if one.reference.method == "none" else "a small ViT from scratch"
-    return f"“{one.other.label}” instead of {kind} changed the accuracy by"
-
-
-def sentence(one: Comparison) -> str:
-    """One comparison in plain language, with its uncertainty, null results included."""
-    if one.t is None:
-        return f"“{one.other.label}” and “{one.reference.label}” could not be paired: {one.reason}."
-    if one.t.n == 1:
-        return _one_seed(one)
-    change = f"{subject(one)} {points(one.t.difference)} ± {number(100 * (one.t.error or 0))} points"
-    what = verdict(one)
-    if what == "undefined":
-        return f"{change} ({one.t.n} seeds; {one.t.reason})."
-    corrected = f", corrected {p_text(one.p_holm)}" if what != "none" else ""
-    told = f"{change} ({one.t.n} seeds, {p_equals(one.t.p_value)}{corrected})"
-    if what in ("gain", "loss"):
-        return f"{told}: a {what} was shown."
-    told += ": no difference could be shown" if what == "none" else ": a hint at a difference, lost on correction"
-    if one.p_images_holm is not None and one.p_images_holm <= LEVEL:
-        told += f", though these trained models differ on the test images ({p_equals(one.p_images_holm)})"
-    if one.detectable is not None:
-        told += f"; a true difference under {percent(one.detectable, 1)} points would probably be missed"
-    return f"{told}."
-
-
-def _one_seed(one: Comparison) -> str:
-    assert one.t is not None
-    change = f"{subject(one)} {points(one.t.difference)} points (1 seed"
-    if not one.images:
-        return f"{change}, no predictions by image): nothing can be said of chance."
-    low, high = one.images[0].interval
-    told = f"{change}; over test images 95 % interval {points(low, 1)} to {points(high, 1)}, {p_equals(one.p_images)})"
-    ends = {
-        "none": "no difference could be shown",
-        "alone": "a hint that does not outlast the correction for all comparisons here",
-    }
-    differ = "these two trained models differ; one seed cannot say whether the methods do"
-    return f"{told}: {ends.get(verdict(one), differ)}."
-
-
-def answer(question: Question, comparisons: list[Comparison]) -> str:
-    """The findings on one question in one sentence."""
-    mine = [one for one in comparisons if one.question == question]
-    told = [verdict(one) for one in mine]
-    shown = {kind: told.count(kind) for kind in ("gain", "loss", "alone")}
-    total = "The one comparison" if len(told) == 1 else f"Of {len(told)} comparisons"
-    if len(told) == 1:
-        text = f"{total} shows {'a gain' if shown['gain'] else 'a loss' if shown['loss'] else 'no difference'}"
-    elif not shown["gain"] and not shown["loss"]:
-        text = f"{total}, none shows a difference"
-    else:
-        verb = "shows" if shown["gain"] == 1 else "show"
-        text = f"{total}, {shown['gain']} {verb} a gain, {shown['loss']} a loss, the rest no difference"
-    if shown["alone"]:
-        text += f" ({shown['alone']} would without correction for several tests)"
-    if not any(one.t is not None and one.t.n > 1 for one in mine):
-        text += "; with one seed this speaks of the trained models, not of the methods"
-    return f"{text}."
-
-
-def findings(comparisons: list[Comparison]) -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """For each question that the rows can answer: itself, its answer, and (verdict, sentence) of each comparison."""
-    return [
-        (
-            title,
-            answer(question, comparisons),
-            [(verdict(one), sentence(one)) for one in comparisons if one.question == question],
-        )
-        for question, title in QUESTIONS.items()
-        if any(one.question == question for one in comparisons)
-    ]
 
 
 def headline(rows: list[Row], top: Row) -> str:

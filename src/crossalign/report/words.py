@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from crossalign.report.wording import counted, number, p_equals, p_text, percent, points
+from crossalign.results.contrasts import LEVEL
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import Outcome
+from crossalign.results.questions import IMAGE_QUESTIONS, QUESTIONS
 from crossalign.stats import Interval
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Phrases = dict[str, str]
 """How the contrasts of a question are told: a sentence for each case, and the end of one for each verdict, with fields."""
@@ -24,7 +30,35 @@ BESIDE: Phrases = {
     "shown over seeds": "shown to be {better}",
     "shown over items": "these trained models differ, it has the {better} ones",
 }
-PHRASES: dict[str, Phrases] = {"beside": BESIDE}
+REPORTED: Phrases = {
+    "unpaired": "“{other}” and “{reference}” could not be paired: {reason}.",
+    "unknown": "{subject} {difference} ({seeds}; {why}).",
+    "seeds": "{subject} {difference} ({seeds}, {p}{correction}): {end}.",
+    "none": "no difference could be shown",
+    "alone": "a hint at a difference, lost on correction",
+    "shown over seeds": "it is shown to be {better}",
+}
+ACCURACIES = REPORTED | {
+    "unknown": "{subject} {difference} points ({seeds}; {why}).",
+    "one seed": "{subject} {difference} points (1 seed, no predictions by image): nothing can be said of chance.",
+    "seeds": "{subject} {difference} points ({seeds}, {p}{correction}): {end}{besides}.",
+    "items": "{subject} {bare} points (1 seed; over test images 95 % interval {low} to {high}, {p}): {end}.",
+    "alone over items": "a hint that does not outlast the correction for all comparisons here",
+    "shown over seeds": "a {verdict} was shown",
+    "shown over items": "these two trained models differ; one seed cannot say whether the methods do",
+    "trained": ", though these trained models differ on the test images ({p_items})",
+    "missed": "; a true difference under {visible} points would probably be missed",
+}
+PHRASES: dict[str, Phrases] = {
+    "beside": BESIDE,
+    "alignment": ACCURACIES | {"subject": "Alignment ({align}) changed the accuracy of “{reference}” by"},
+    "pretraining": ACCURACIES | {"subject": "Pretrained instead of {weights} weights changed the accuracy of “{other}” by"},
+    "backbone": ACCURACIES | {"subject": "“{other}” instead of {instead} changed the accuracy by"},
+    "predicts": REPORTED | {"subject": "“{other}” changed the {measure} by"},
+    "controls": REPORTED | {"subject": "Beside “{reference}”, “{other}” changed the {measure} by"},
+    "aligns": REPORTED | {"subject": "“{other}” changed the {measure} by"},
+}
+INSTEAD = {"none": "no backbone", "vit": "a small ViT from scratch"}
 
 
 def value_text(outcome: Outcome, value: float, sign: bool = False) -> str:
@@ -54,39 +88,54 @@ def seeds_text(needed: int | None) -> str:
     return "> 1,000" if needed is None else str(needed)
 
 
-def case(one: Any, phrases: Phrases) -> str:
+def sentence(results: Results, one: Any) -> str:
+    """One contrast in plain language, with its uncertainty, null results included."""
+    phrases, outcome, reference = PHRASES[one.question], results.outcome[one.outcome], results.row[one.reference]
+    fields = {"other": one.other, "reference": one.reference, "measure": outcome.label, "reason": one.reason}
+    fields |= {"align": results.row[one.other].align.upper(), "weights": reference.weights}
+    fields["instead"] = INSTEAD.get(reference.method, "")
+    if one.t is not None:
+        fields |= _numbers(one, outcome, phrases)
+    fields["subject"] = phrases["subject"].format(**fields)
+    return phrases[_case(one, phrases)].format(**fields)
+
+
+def _case(one: Any, phrases: Phrases) -> str:
     """Which of the sentences fits what is known of a contrast."""
     if one.t is None:
         return "unpaired"
     if one.low is not None:
         return str(one.over)
-    return "elsewhere" if one.over == "seeds" and one.over_items is not None and "elsewhere" in phrases else "unknown"
-
-
-def sentence(results: Results, one: Any) -> str:
-    """One contrast in plain language, with its uncertainty, null results included."""
-    phrases, outcome = PHRASES[one.question], results.outcome[one.outcome]
-    told = case(one, phrases)
-    fields = {"other": one.other, "reference": one.reference, "measure": outcome.label, "reason": one.reason}
-    if one.t is not None:
-        fields |= _numbers(one, outcome, phrases)
-    fields["subject"] = phrases["subject"].format(**fields)
-    return phrases[told].format(**fields)
+    if one.over == "seeds" and one.over_items is not None and "elsewhere" in phrases:
+        return "elsewhere"
+    return "one seed" if one.t.n == 1 and "one seed" in phrases else "unknown"
 
 
 def _numbers(one: Any, outcome: Outcome, phrases: Phrases) -> dict[str, str]:
     shown = one.verdict in ("gain", "loss")
-    end = phrases.get(f"shown over {one.over}" if shown else one.verdict, "")
-    kinds = ("better", "worse") if outcome.family != "held-out alignment" else ("higher", "lower")
-    bootstrap = one.bootstrap
+    ends = (f"shown over {one.over}",) if shown else (f"{one.verdict} over {one.over}", one.verdict)
+    kinds = ("better", "worse") if one.outcome != "alignment" or one.question != "beside" else ("higher", "lower")
+    bootstrap, besides = one.bootstrap, ""
+    if not shown and one.p_mcnemar_holm is not None and one.p_mcnemar_holm <= LEVEL:
+        besides = phrases.get("trained", "").format(p_items=p_equals(one.p_mcnemar_holm))
+    if not shown and one.detectable is not None:
+        besides += phrases.get("missed", "").format(visible=value_text(replace(outcome, digits=1), one.detectable))
     return {
         "difference": difference_text(outcome, one.difference, one.error),
+        "bare": value_text(outcome, one.difference, True),
+        "low": "" if one.low is None else value_text(replace(outcome, digits=1), one.low, True),
+        "high": "" if one.high is None else value_text(replace(outcome, digits=1), one.high, True),
         "unit": f" {outcome.unit}" if outcome.unit else "",
         "seeds": counted(one.t.n, "seed"),
         "over": f", over {bootstrap.n:,} {outcome.items}" if bootstrap else "",
         "p": p_equals(one.p),
         "corrected": p_text(one.p_holm),
-        "end": end.format(better=kinds[one.verdict == "loss"]),
+        "correction": "" if one.verdict == "none" else f", corrected {p_text(one.p_holm)}",
+        "verdict": one.verdict,
+        "end": next((phrases[end] for end in ends if end in phrases), "").format(
+            better=kinds[one.verdict == "loss"], verdict=one.verdict
+        ),
+        "besides": besides,
         "why": "; ".join(filter(None, [one.t.reason, bootstrap.reason if bootstrap else ""])),
         "needed": needed_text(one),
     }
@@ -103,3 +152,41 @@ def needed_text(one: Any) -> str:
     seeds, corrected = ("more than 1,000" if n is None else f"{n:,}" for n in (one.needed, one.needed_corrected))
     told = f"{seeds} seeds would be needed to see a difference of that size".capitalize()
     return f"{told}." if seeds == corrected else f"{told}, {corrected} with the correction."
+
+
+def findings(results: Results, contrasts: DataFrame) -> tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]:
+    """For each question that was asked: its title, its answer, and (verdict, sentence) of each contrast.
+
+    Of language models the answer only names the model, where there are several.
+    """
+    asked: dict[tuple[str, str], list[Any]] = {}
+    for one in contrasts.itertuples():
+        asked.setdefault(
+            (one.question, "" if QUESTIONS[one.question] in IMAGE_QUESTIONS else results.row[one.other].block), []
+        ).append(one)
+    several = len({block for _, block in asked}) > 1
+    return tuple(
+        (
+            QUESTIONS[question].title,
+            (f"{block}." if several else "") if block else answer(tests),
+            tuple((one.verdict, sentence(results, one)) for one in tests),
+        )
+        for (question, block), tests in asked.items()
+    )
+
+
+def answer(tests: list[Any]) -> str:
+    """The findings on one question in one sentence."""
+    gains, losses, alone = (sum(one.verdict == verdict for one in tests) for verdict in ("gain", "loss", "alone"))
+    if len(tests) == 1:
+        text = f"The one comparison shows {'a gain' if gains else 'a loss' if losses else 'no difference'}"
+    elif not gains and not losses:
+        text = f"Of {len(tests)} comparisons, none shows a difference"
+    else:
+        verb = "shows" if gains == 1 else "show"
+        text = f"Of {len(tests)} comparisons, {gains} {verb} a gain, {losses} a loss, the rest no difference"
+    if alone:
+        text += f" ({alone} would without correction for several tests)"
+    if not any(one.t is not None and one.t.n > 1 for one in tests):
+        text += "; with one seed this speaks of the trained models, not of the methods"
+    return f"{text}."

@@ -43,11 +43,10 @@ class Results:
         grouped, self.notes = group_rows(study, strict)
         self.row: dict[str, Row] = {row.label: row for row in grouped}
         """Every row by its label, in the order of the page."""
-        self._scores = {
-            (str(run.folder), score.outcome.name): score for row in grouped for run in row.runs for score in scores_of(run)
-        }
+        runs = [run for row in grouped for run in row.runs]
+        self._scores = {str(run.folder): {score.outcome.name: score for score in scores_of(run)} for run in runs}
         self._answers: dict[tuple[str, str], Answers | str] = {}
-        last = {score.outcome.name: score.outcome for score in self._scores.values()}
+        last = {name: score.outcome for scores in self._scores.values() for name, score in scores.items()}
         known = {family: place for place, family in enumerate(FAMILIES)}
         self.outcome: dict[str, Outcome] = dict(sorted(last.items(), key=lambda item: known.get(item[1].family, len(known))))
         """Every outcome that a run has a number of, by name."""
@@ -59,8 +58,8 @@ class Results:
             (str(run.folder), row.label, run.seed, name, score.value, score.fingerprint)
             for row in self.row.values()
             for run in row.runs
-            for name in self.outcome
-            if (score := self._scores.get((str(run.folder), name))) is not None
+            for name, score in self._scores[str(run.folder)].items()
+            if not math.isnan(score.value)
         ]
         return tidy(lines, ("run", "row", "seed", "outcome", "value", "fingerprint")).astype({"value": float, "seed": int})
 
@@ -93,7 +92,7 @@ class Results:
 
     def number(self, run: str, outcome: str) -> Score:
         """A run's number in an outcome; NaN where its record has none."""
-        return self._scores.get((run, outcome)) or Score(self.outcome[outcome], math.nan, (), str)
+        return self._scores[run].get(outcome) or Score(self.outcome[outcome], math.nan, (), str)
 
     def answers(self, run: str, outcome: str) -> Answers | str:
         """What a run did on each item of an outcome, or a sentence on why that is not known (empty where it never is).
@@ -103,7 +102,7 @@ class Results:
         """
         key = run, outcome
         if key not in self._answers:
-            self._answers[key] = self._scores[key].answers()
+            self._answers[key] = self._scores[run][outcome].answers()
         return self._answers[key]
 
     def mean(self, row: str, outcome: str) -> Mean:

@@ -17,6 +17,7 @@ import numpy as np
 
 from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
+from crossalign.results.rows import TEXT_VERBS
 from crossalign.runs.evaluations import BITS_PER_BYTE, Answers, Evaluation, is_likelihood
 from crossalign.runs.records import Run, read_columns
 
@@ -53,6 +54,8 @@ class Outcome:
         return f"no {self.name} in {run}; {self.remedy.format(run=run)} makes it" if self.remedy else f"no {self.label}"
 
 
+ACCURACY = Outcome("accuracy", "test accuracy", "test accuracy", "points", share=True, digits=2, items="images")
+
 Fingerprint = tuple[tuple[str, Any], ...]
 """What must be equal for two runs to be compared, each behind the sentence that tells it is not; None: not known."""
 
@@ -85,8 +88,12 @@ def scores_of(run: Run) -> Iterator[Score]:
     if run.evaluation is not None:
         yield from _tasks(run, run.evaluation)
     stated = (run.result or {}).get("outcomes")
-    found = [_stated(run, entry) for entry in stated] if stated is not None else [*_classifier(run), *_language_model(run)]
-    yield from (score for score in found if not math.isnan(score.value))
+    if stated is not None:
+        yield from (_stated(run, entry) for entry in stated)
+    elif run.text("verb") in TEXT_VERBS:
+        yield from _language_model(run)
+    else:
+        yield _classifier(run)
 
 
 def _stated(run: Run, entry: dict[str, Any]) -> Score:
@@ -100,7 +107,7 @@ def _stated(run: Run, entry: dict[str, Any]) -> Score:
         outcome = Outcome(**{"label": facts["name"], "family": facts["name"], **facts})
     except (KeyError, TypeError) as error:
         raise UserError(f"{run.folder}/result.json has a damaged outcome ({error}); run it again") from error
-    value, file = entry.get("value"), str(entry.get("answers") or "")
+    file = str(entry.get("answers") or "")
 
     def answers() -> Answers | str:
         columns = read_columns(run.folder / file, ["id", "amount"], ["size"], run.notes) if file else None
@@ -110,24 +117,25 @@ def _stated(run: Run, entry: dict[str, Any]) -> Score:
         return Answers(np.asarray(columns["id"]), amount, np.asarray(columns.get("size", np.ones(len(amount))), np.float64))
 
     fingerprint = tuple((str(sentence), part) for sentence, part in entry.get("fingerprint") or [])
-    return Score(outcome, float(value) if isinstance(value, int | float) else math.nan, fingerprint, answers)
+    return Score(outcome, _number(entry.get("value")), fingerprint, answers)
 
 
-def _classifier(run: Run) -> Iterator[Score]:
-    accuracy = run.number("test", "accuracy")
-    if math.isnan(accuracy):
-        return
-    outcome = Outcome("accuracy", "test accuracy", "test accuracy", "points", share=True, digits=2, items="images")
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _classifier(run: Run) -> Score:
     read = run.predictions
     other, count = "different test images", run.number("test", "n") if read is None else len(read.index)
-    fingerprint = (("different data", run.text("data")), (other, run.text("data_fingerprint")), (other, count))
+    images = None if read is None else read.images
+    data = ("different data", run.text("data")), (other, run.text("data_fingerprint"))
 
     def answers() -> Answers | str:
         if read is None:
             return f"no predictions.parquet in {run.folder} to pair images by; only running it again makes it"
         return Answers(read.index, read.correct.astype(np.float64), np.ones(len(read.index)))
 
-    yield Score(outcome, accuracy, (*fingerprint, (other, None if read is None else read.images)), answers)
+    return Score(ACCURACY, run.number("test", "accuracy"), (*data, (other, count), (other, images)), answers)
 
 
 def _language_model(run: Run) -> Iterator[Score]:
@@ -166,7 +174,7 @@ def _tasks(run: Run, evaluation: Evaluation) -> Iterator[Score]:
                 name, before = f"{BEFORE}.{outcome.name}", evaluation.before
                 yield Score(
                     dataclasses.replace(outcome, name=name, family=BEFORE, tested=False),
-                    float(forgot[BEFORE]),
+                    _number(forgot.get("before")),
                     tuple(alike),
                     partial(before.answers, task, metric) if before else str,
                 )

@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from crossalign.results.contrasts import Pair
 from crossalign.results.frame import Results
-from crossalign.results.outcomes import Outcome
+from crossalign.results.outcomes import ACCURACY, BEFORE, Outcome
+from crossalign.results.rows import Row, baseline, differing
+from crossalign.runs.evaluations import BITS_PER_BYTE
+
+CHOSEN = ("optim.lr", "loop.precision", "loop.compile")
+"""Settings that each row chose for itself: by a sweep, or by what the machine is fast at."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a contrast is to answer."""
+
+    name: str
+    title: str
+    settings: tuple[str, ...]
+    """Beginnings of the settings that are asked about."""
+
+    def also(self, reference: Row, other: Row) -> tuple[str, ...]:
+        """Settings in which two rows differ beside those that are asked about, and those that each chose for itself."""
+        return tuple(key for key in differing((reference.first, other.first)) if not key.startswith((*self.settings, *CHOSEN)))
+
+
+ALIGNMENT = Question("alignment", "Does alignment before training help?", ("align.", "backbone.ref", "tune.method"))
+PRETRAINING = Question("pretraining", "Do the pretrained weights help?", ALIGNMENT.settings)
+BACKBONE = Question("backbone", "Does the language model help at all?", ALIGNMENT.settings)
+IMAGE_QUESTIONS = (ALIGNMENT, PRETRAINING, BACKBONE)
+PREDICTS = Question("predicts", "Does the term change how well text is predicted?", ("align.", "teacher.", "pairs."))
+CONTROLS = Question("controls", "Is it the images? Losses with them beside those of controls", PREDICTS.settings)
+ALIGNS = Question("aligns", "Does it align?", PREDICTS.settings)
+TEXT_QUESTIONS = (PREDICTS, CONTROLS, ALIGNS)
+QUESTIONS = {question.name: question for question in (*IMAGE_QUESTIONS, *TEXT_QUESTIONS)}
 
 
 def beside(results: Results, reference: str, outcomes: Iterable[Outcome]) -> Iterator[Pair]:
@@ -15,3 +47,85 @@ def beside(results: Results, reference: str, outcomes: Iterable[Outcome]) -> Ite
         for other in results.row:
             if outcome.tested and other != reference:
                 yield Pair("beside", outcome.name, reference, other, outcome.family)
+
+
+def beside_baseline(results: Results) -> Iterator[Pair]:
+    """Every row of image classifiers beside FPT without alignment; shown, not tested."""
+    rows = list(results.row.values())
+    for row in rows:
+        reference = baseline(row, rows)
+        if reference is not None and reference is not row:
+            yield Pair("baseline", ACCURACY.name, reference.label, row.label, "")
+
+
+def image_pairs(results: Results) -> Iterator[Pair]:
+    """The three questions about image classifiers, each row beside the reference that differs from it in the fewest settings.
+
+    All of them are one family.
+    """
+    for question, row, references in _image_questions(list(results.row.values())):
+        if references:
+            reference = min(references, key=lambda other: len(question.also(other, row)))
+            also = question.also(reference, row) if question is not BACKBONE else ()
+            yield Pair(question.name, ACCURACY.name, reference.label, row.label, "images", also)
+
+
+def _image_questions(rows: list[Row]) -> Iterator[tuple[Question, Row, list[Row]]]:
+    """Each question for each row, with the rows that could be its reference."""
+
+    def like(row: Row, weights: str) -> list[Row]:
+        facts = (row.method, row.backbone, row.data, weights, "none")
+        return [other for other in rows if (other.method, other.backbone, other.data, other.weights, other.align) == facts]
+
+    for row in rows:
+        if row.align != "none":
+            yield ALIGNMENT, row, like(row, row.weights)
+    plain = [row for row in rows if row.weights == "pretrained" and row.align == "none"]
+    for row in plain:
+        for weights in ("random", "shuffled"):
+            yield PRETRAINING, row, like(row, weights)
+    for row in plain:
+        for method in ("none", "vit"):
+            fitting = [other for other in rows if other.data == row.data and other.backbone in ("", row.backbone)]
+            yield BACKBONE, row, [other for other in fitting if other.method == method]
+
+
+def text_pairs(results: Results) -> Iterator[Pair]:
+    """The three questions about language models; each is a family in each block of rows that can be compared."""
+    rows, known = list(results.row.values()), _known(results)
+    for block in dict.fromkeys(row.block for row in rows):
+        members = [row for row in rows if row.block == block]
+        for question in TEXT_QUESTIONS:
+            family = "held-out alignment" if question is ALIGNS else "losses"
+            for row, reference in itertools.product(members, members):
+                if _asked(question, reference, row):
+                    for label, outcome in known:
+                        if (
+                            label == row.label
+                            and results.outcome[outcome].family == family
+                            and (reference.label, outcome) in known
+                        ):
+                            yield Pair(question.name, outcome, reference.label, row.label, f"{block}: {question.name}")
+
+
+def _known(results: Results) -> dict[tuple[str, str], None]:
+    """Rows and outcomes of which there is a number, in order."""
+    return dict.fromkeys(zip(results.values.row, results.values.outcome, strict=True))
+
+
+def _asked(question: Question, reference: Row, row: Row) -> bool:
+    if row.align == "none":
+        return False
+    if question is CONTROLS:
+        return reference.align != "none" and reference.control and not row.control
+    return reference.align == "none"
+
+
+def before_and_after(results: Results) -> Iterator[Pair]:
+    """Each row's tasks after its language model became a classifier beside those before, in one metric each; not tested."""
+    known = _known(results)
+    for row, name in known:
+        task, _, metric = name.removeprefix(f"{BEFORE}.").rpartition(".")
+        metrics = [other for other in (BITS_PER_BYTE, "acc") if (row, f"{BEFORE}.{task}.{other}") in known]
+        if name.startswith(f"{BEFORE}.") and metric in metrics[:1]:
+            yield Pair(BEFORE, f"{task}.{metric}", row, row, "", reference_outcome=name)

@@ -25,22 +25,22 @@ from crossalign.report.figures.drawing import (
     styled,
 )
 from crossalign.report.wording import image_error
-from crossalign.results.comparisons import Comparison
 from crossalign.results.rows import ALIGNMENTS, Row, best, blocks
 from crossalign.runs.records import Run, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from pandas import DataFrame
 
 ALIGN_COLOURS = dict(zip(ALIGNMENTS, (INK, ORANGE, PURPLE, BLUE, GREEN, SKY, RED), strict=True))
 MARKERS = "osD^vP*X<>"
 
 
-def draw(study: Study, rows: list[Row], comparisons: list[Comparison]) -> list[Figure]:
+def draw(study: Study, rows: list[Row], contrasts: DataFrame) -> list[Figure]:
     """Every figure that the runs have data for, in the order of the page."""
     with styled():
         top = best(rows)
-        made: list[Figure | None] = [accuracy_figure(rows), difference_figure(comparisons)]
+        made: list[Figure | None] = [accuracy_figure(rows), difference_figure(contrasts)]
         parts = blocks(rows)
         for place, block in enumerate(parts):
             suffix = "" if len(parts) == 1 else f"-{place + 1}"
@@ -76,27 +76,24 @@ def accuracy_figure(rows: list[Row]) -> Figure | None:
     return Figure("accuracy", title, alt, figure)
 
 
-def difference_figure(comparisons: list[Comparison]) -> Figure | None:
+def difference_figure(contrasts: DataFrame) -> Figure | None:
     """Every paired difference with its 95 % interval: over seeds where there are several, else over images."""
-    shown = []
-    for one in comparisons:
-        interval = (one.t.interval if one.t.n > 1 else one.images[0].interval if one.images else None) if one.t else None
-        if one.t is not None and interval is not None:
-            shown.append((one, 100 * one.t.difference, 100 * interval[0], 100 * interval[1]))
+    shown = [one for one in contrasts.itertuples() if one.low is not None]
     if not shown:
         return None
     figure = blank(9.6, _dots_height(len(shown)))
     axes = figure.add_subplot()
     axes.axvline(0, color=INK, linewidth=0.8)
     colours = {"alignment": BLUE, "pretraining": ORANGE, "backbone": GREEN}
-    for place, (one, middle, low, high) in enumerate(shown):
+    for place, one in enumerate(shown):
+        middle, low, high = 100 * one.difference, 100 * one.low, 100 * one.high
         colour, marker = colours[one.question], "o" if low <= 0 <= high else "D"
         axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
         axes.plot(middle, place, marker, color=colour, markersize=6)
-    name_rows(axes, [f"{clean(one.other.label, 40)} − {clean(one.reference.label, 40)}" for one, *_ in shown])
+    name_rows(axes, [f"{clean(one.other, 40)} − {clean(one.reference, 40)}" for one in shown])
     axes.set_xlabel("difference in test accuracy (points)")
     title = "Paired differences with 95 % intervals, not corrected; a diamond's interval leaves out zero."
-    if any(one.t is not None and one.t.n == 1 for one, *_ in shown):
+    if any(one.over == "items" for one in shown):
         title += " With one seed the interval is over test images."
     return Figure("differences", title, "Paired differences; the same numbers are in the tables of comparisons.", figure)
 

@@ -4,49 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crossalign.report.blocks import Figure
 from crossalign.report.figures.drawing import PALETTE, blank, clean, name_rows, styled
-from crossalign.report.text import PREDICTS, Change, groups
+from crossalign.report.text import groups
+from crossalign.results.frame import Results
 from crossalign.results.outcomes import HELD_OUT
+from crossalign.results.questions import PREDICTS
 from crossalign.results.rows import NO_IMAGES, Row
 from crossalign.runs.records import Run
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Series = dict[float, float]
 
 
-def text_figures(rows: list[Row], changes: list[Change]) -> list[Figure]:
+def text_figures(results: Results, contrasts: DataFrame) -> list[Figure]:
     """Differences and curves of each model."""
-    models, drawn = groups(rows), list[Figure]()
+    models, drawn = groups(results), list[Figure]()
     with styled():
         for number, (name, group) in enumerate(models.items(), 1):
             suffix, start = (f"-{number}", f"{name}. ") if len(models) > 1 else ("", "")
-            own = [difference_figure([one for one in changes if one.other in group]), *curve_figures(group)]
+            tests = contrasts[contrasts.other.isin([row.label for row in group])]
+            own = [difference_figure(results, tests), *curve_figures(group)]
             drawn += [replace(f, name=f.name + suffix, title=start + f.title, alt=start + f.alt) for f in own if f]
     return drawn
 
 
-def difference_figure(changes: list[Change]) -> Figure | None:
+def difference_figure(results: Results, contrasts: DataFrame) -> Figure | None:
     """Every paired difference of losses from the row without the term, with its 95 % interval."""
-    shown = [one for one in changes if one.question is PREDICTS and one.t.interval]
+    shown = [one for one in contrasts.itertuples() if one.question == PREDICTS.name and one.low is not None]
     if not shown:
         return None
-    measures = list(dict.fromkeys(one.measure for one in shown))
-    labels = list(dict.fromkeys(one.other.label for one in shown))
+    measures = list(dict.fromkeys(one.outcome for one in shown))
+    labels = list(dict.fromkeys(one.other for one in shown))
     figure = blank(9.6, 1.1 + 0.3 * len(labels))
     for column, measure in enumerate(measures):  # an axis each: one text may scatter far more than another
         axes = figure.add_subplot(1, len(measures), column + 1)
         axes.axvline(0, color="#1a1d21", linewidth=0.8)
         for one in shown:
-            if one.measure == measure and one.t.interval is not None:
-                place = labels.index(one.other.label)
-                axes.plot(one.t.interval, [place, place], color=PALETTE[0], linewidth=1.6)
-                axes.plot(one.t.difference, place, "o", color=PALETTE[0], markersize=6)
+            if one.outcome == measure:
+                place = labels.index(one.other)
+                axes.plot((one.low, one.high), [place, place], color=PALETTE[0], linewidth=1.6)
+                axes.plot(one.difference, place, "o", color=PALETTE[0], markersize=6)
         name_rows(axes, [clean(label, 60) for label in labels] if column == 0 else [""] * len(labels))
-        axes.set_title(measure, fontsize="medium")
+        axes.set_title(results.outcome[measure].label, fontsize="medium")
         axes.locator_params(axis="x", nbins=5)
     figure.supxlabel("difference in loss (nats a token); below zero the term helps", fontsize="medium")
     title = "Loss with the term minus loss without it, paired by seed, with 95 % intervals, not corrected."

@@ -49,7 +49,8 @@ def compare(
     rows = list(results.row.values())
     _check(study, rows)
     first = _reference(rows, reference, runs).label
-    outcomes = _chosen(list(results.outcome.values()), tasks)
+    known = set(results.values.outcome)
+    outcomes = _chosen([one for one in results.outcome.values() if one.name in known and one.family != BEFORE], tasks)
     tests = contrasts(results, beside(results, first, outcomes), resamples, by)
     stopped = [f"{run.folder} is not finished and left out; the same command goes on with it." for run in study.incomplete]
     notes = results.notes + stopped + _no_answers(results, first, outcomes)
@@ -95,7 +96,6 @@ def _within(rows: list[Row], folder: Path) -> list[Row]:
 
 
 def _chosen(outcomes: list[Outcome], patterns: tuple[str, ...]) -> list[Outcome]:
-    outcomes = [one for one in outcomes if one.family != BEFORE]
     if not outcomes:
         raise UserError("these runs have no number to compare: no test accuracy, no loss on a text and no evaluated task")
     for pattern in patterns:
