@@ -21,10 +21,11 @@ from crossalign.core.errors import UserError
 from crossalign.report import report, summary_table
 from crossalign.report.blocks import Facts, Figure, Figures, Page, Prose
 from crossalign.report.figures.drawing import INK, RED, png
-from crossalign.report.figures.search_settings import importances
+from crossalign.report.figures.search import importances
 from crossalign.report.pages import study_page
 from crossalign.report.render.markdown import markdown
-from crossalign.report.search_tables import Section, budgets, failure_table, method_table, rung_table, sections_of, trial_table
+from crossalign.report.search_tables import budgets, failure_table, method_table, rung_table, trial_table
+from crossalign.report.searches import Section, facts, headline, remarks, sections_of
 from crossalign.results.rows import group_rows
 from crossalign.runs.records import open_study
 from crossalign.runs.search import read_search
@@ -119,7 +120,7 @@ def test_of_losses_the_lowest_is_best(tmp_path: Path) -> None:
     assert rung_table(search).rows[0][7] == f"{min(scores):.4f}"
     final = {t["number"]: t["rungs"][-1]["score"] for t in record["trials"] if t["state"] == "complete"}
     assert trial_table(search).rows[0][0] == str(min(final, key=lambda n: final[n])) == str(record["winner"])
-    assert "evaluations" in opened(tmp_path)[0].headline and "%" not in trial_table(search).columns[2]
+    assert "evaluations" in headline(opened(tmp_path)[0].search) and "%" not in trial_table(search).columns[2]
 
 
 def test_the_page_says_what_chose_and_what_it_cost(searched: tuple[Path, Record], tmp_path: Path) -> None:
@@ -193,14 +194,17 @@ def test_the_winner_of_a_text_run_is_scored_on_texts_that_chose_nothing(tmp_path
     plain, scored = opened(tmp_path)
     table = method_table([plain, scored])
     assert table is not None and cells(table.rows, 7) == ["–", "loss 2.7500 ± 0.0500 on new.txt"]
-    assert dict(scored.facts)["the winner's loss on new.txt, ± 0.0500"] == "2.7500"
-    assert "(2 seeds) scored no test data" in plain.remarks[-1] and "winner's runs (2 seeds)" in scored.remarks[-1]
+    assert dict(facts(scored.search, scored.runs))["the winner's loss on new.txt, ± 0.0500"] == "2.7500"
+    assert (
+        "(2 seeds) scored no test data" in remarks(plain.search, plain.runs)[-1]
+        and "winner's runs (2 seeds)" in remarks(scored.search, scored.runs)[-1]
+    )
     report([tmp_path], html=tmp_path / "page.html")
 
 
 def test_a_space_that_holds_no_more_ends_a_search(tmp_path: Path) -> None:
     make_search(tmp_path, 12, asked=64)
-    assert "64 were asked for: the space seems to hold no more." in opened(tmp_path)[0].remarks
+    assert "64 were asked for: the space seems to hold no more." in remarks(opened(tmp_path)[0].search, [])
     assert not any("to come" in text.get_text() for text in drawn(tmp_path, "search-rungs")[0].texts)
 
 
@@ -212,9 +216,13 @@ def test_searches_of_several_methods_stand_beside_each_other(tmp_path: Path, new
             new_run(tmp_path / method / "winner" / f"seed-{seed}", row, method=method, seed=seed, skill=0.4 + 0.2 * place)
     (tmp_path / "lora" / "search.json").write_text(json.dumps(records["LoRA"] | {"alignment_epochs": 480}))
     study, sections = open_study([tmp_path]), opened(tmp_path)
-    assert any("480 epochs of alignment, which no rung counts" in said for said in sections[1].remarks)
+    assert any(
+        "480 epochs of alignment, which no rung counts" in said for said in remarks(sections[1].search, sections[1].runs)
+    )
     again = 100 * np.mean([run.number("validation", "accuracy") for run in sections[1].runs])
-    assert f"With fresh seeds the winner's is {again:.2f} % in place of" in " ".join(sections[1].remarks)
+    assert f"With fresh seeds the winner's is {again:.2f} % in place of" in " ".join(
+        remarks(sections[1].search, sections[1].runs)
+    )
     table = method_table(sections)
     assert table is not None and cells(table.rows, 0) == ["FPT", "LoRA"]
     for (name, record), told in zip(records.items(), table.rows, strict=True):

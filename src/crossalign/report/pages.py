@@ -29,10 +29,12 @@ from crossalign.report.blocks import (
 from crossalign.report.compared import Compared
 from crossalign.report.contrasts import question_tables, text_table
 from crossalign.report.figures.classifiers import confusion_counts, draw, draw_unfinished
+from crossalign.report.figures.search import search_figures
 from crossalign.report.figures.texts import text_figures
 from crossalign.report.forgetting import forgetting_tables
 from crossalign.report.published import published_tables
-from crossalign.report.search_tables import Lead, Section, lead, method_table, rung_table, sections_of
+from crossalign.report.search_tables import failure_table, method_table, rung_table, trial_table
+from crossalign.report.searches import Lead, Section, headline, lead, remarks, sections_of
 from crossalign.report.words import findings
 from crossalign.results.contrasts import contrasts
 from crossalign.results.frame import Results
@@ -72,7 +74,7 @@ def study_page(study: Study) -> Page:
     rows, doubles = list(results.row.values()), results.notes
     parts = (_text_parts if _are_texts(study) else _image_parts)(results, rows)
     single, sections = _single(rows), sections_of(study.searches, study.complete)
-    opening = _opening(study, Lead(_title(rows), parts.headline, list(parts.remarks), list(parts.facts)), sections)
+    opening = _opening(study, Lead(_title(rows), parts.headline, parts.remarks, parts.facts), sections)
     cautions = Warnings(tuple(doubles + warnings(study, rows)))
     groups = tables.parameter_table(single) if single else None
     titles = (
@@ -127,7 +129,7 @@ def _title(rows: list[Row]) -> str:
 def _opening(study: Study, runs: Lead, sections: list[Section]) -> Lead:
     """What the page opens with: the searches, where all runs are of their winners, else the runs."""
     if sections:
-        of_searches = all(any(search.holds(run) for search in study.searches) for run in study.runs)
+        of_searches = all(any(search.trained(run.folder) for search in study.searches) for run in study.runs)
         runs = lead(sections, runs, of_searches, any_run=bool(study.runs))
     return replace(runs, title=study.title or runs.title)
 
@@ -136,13 +138,15 @@ def _searches(sections: list[Section], opening: Lead) -> list[Block]:
     """What each search came to, with its figures."""
     methods = method_table(sections)
     blocks: list[Block] = [Group((methods,))] if methods is not None else []
-    for section in sections:
-        title, (figures, left_out) = section.search.title, section.drawn
-        if section.headline != opening.headline:
-            blocks += [_html(Heading(title)), Only("markdown", (Heading(f"Search: {title}"),))]
-            blocks += [Prose((section.headline,)), Prose(tuple(section.remarks), "soft")]
-        blocks += [*section.before, *(Figures((figure,)) for figure in figures[:-1])]
-        blocks += [Figures(tuple(figures[-1:]), notes=tuple(left_out)), *section.after]
+    for number, section in enumerate(sections, 1):
+        search, suffix = section.search, (f"-{number}", f" of “{section.name}”") if len(sections) > 1 else ("", "")
+        first, (figures, left_out) = headline(search), search_figures(search, *suffix)
+        if first != opening.headline:
+            blocks += [_html(Heading(search.title)), Only("markdown", (Heading(f"Search: {search.title}"),))]
+            blocks += [Prose((first,)), Prose(tuple(remarks(search, section.runs)), "soft")]
+        blocks += [rung_table(search), *([trial_table(search)] if any(trial.rungs for trial in search.trials) else [])]
+        blocks += [*(Figures((figure,)) for figure in figures[:-1]), Figures(tuple(figures[-1:]), notes=tuple(left_out))]
+        blocks += [failure_table(search)] if search.failed else []
     return blocks
 
 
@@ -189,8 +193,9 @@ def summary_page(study: Study) -> Page:
     unfinished = tables.incomplete_table(study.incomplete)
     blocks: list[Block] = []
     for section in sections_of(study.searches, study.complete):
-        blocks += [Prose((section.search.title, section.headline, *section.remarks, ""))]
-        blocks += [replace(rung_table(section.search), title="", notes=[]), Prose(("",))]
+        search = section.search
+        blocks += [Prose((search.title, headline(search), *remarks(search, section.runs), ""))]
+        blocks += [replace(rung_table(search), title="", notes=[]), Prose(("",))]
     for table in shown:
         blocks += [Prose((f"{table.title}:",))] if len(shown) > 1 else []
         blocks += [replace(table, title="", notes=[note for note in table.notes if not note.startswith("Bold")])]

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crossalign.core.errors import UserError
 from crossalign.runs.promotion import end_game, promotable
 
-if TYPE_CHECKING:
-    from crossalign.runs.records import Run
-
 STATES = ("complete", "paused", "training", "failed")
 RATES = ("lr", "learning_rate")
 """How the last part of a learning rate's key is called."""
+AS_WRITTEN: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("title", "row", "score", "unit"), str),
+    **dict.fromkeys(("epochs", "epochs_in_full", "seconds"), float),
+    **{"larger_is_better": bool, "factor": int},
+}
+"""What search.json and a search call alike."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,8 @@ class Search:
 
     def begun(self, rung: int) -> list[Trial]:
         """Trials that were ever given work in a rung."""
-        on_the_way = {t.number for state in ("failed", "training") for t in self.stopped_in(rung, state)}
-        return [trial for trial in self.trials if len(trial.rungs) > rung or trial.number in on_the_way]
+        on_the_way = [*self.stopped_in(rung, "failed"), *self.stopped_in(rung, "training")]
+        return [trial for trial in self.trials if len(trial.rungs) > rung or trial in on_the_way]
 
     def scores(self, rung: int) -> list[tuple[Trial, float]]:
         """Trials with their score at the end of a rung, those that have one."""
@@ -133,30 +136,24 @@ class Search:
             return False
         begun = [{trial.number for trial in self.begun(rung)} for rung in range(len(self.rungs))]
         scores = [{t.number: self.worth(t.rungs[rung].score) for t in self.reached(rung)} for rung in range(len(self.rungs))]
-        for rung, held in enumerate(scores):
-            held |= {trial.number: -math.inf for trial in self.stopped_in(rung, "failed")}
+        for rung, known in enumerate(scores):
+            known |= {trial.number: -math.inf for trial in self.stopped_in(rung, "failed")}
         return promotable(scores, begun, self.factor) is None and end_game(scores, begun) is None
 
     @property
     def rate(self) -> str:
         """The searched field that is the learning rate; empty where it was not searched."""
-        found = [field.name for field in self.space if field.name.rsplit(".", 1)[-1] in RATES]
-        return "optim.lr" if "optim.lr" in found else found[0] if found else ""
+        rates = [field.name for field in self.space if field.name.rsplit(".", 1)[-1] in RATES]
+        return "optim.lr" if "optim.lr" in rates else rates[0] if rates else ""
 
     @property
     def overtaken(self) -> bool:
         """Whether the runs in ``winner/`` are those of an earlier winner, as of a longer search that isn't over."""
         return self.winner is not None and bool(self.scored) and self.scored[-1] != self.winner.number
 
-    def holds(self, run: Run) -> bool:
-        """Whether a run is one of the winner's."""
-        return (self.folder / "winner").resolve() in run.folder.resolve().parents
-
-
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The last part of each key, or the whole key where two end alike."""
-    last = [name.rsplit(".", 1)[-1] for name in names]
-    return {name: short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)}
+    def trained(self, run: Path) -> bool:
+        """Whether the run in that folder is one of the winner's."""
+        return (self.folder / "winner").resolve() in run.resolve().parents
 
 
 def read_search(path: Path) -> Search:
@@ -166,51 +163,41 @@ def read_search(path: Path) -> Search:
         UserError: a file that is damaged, or that is no record of a search.
     """
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it, or run the search again") from error
     try:
-        return _search(path.parent, held)
+        return _search(path.parent, record)
     except KeyError as error:
         raise UserError(f"{path} has no {error}; it isn't the record of a search, restore or delete it") from error
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{path} isn't the record of a search ({error}); restore or delete it") from error
 
 
-def _search(folder: Path, held: dict[str, Any]) -> Search:
-    if not isinstance(held, dict):
-        raise TypeError(f"it holds a {type(held).__name__}")
-    rungs = tuple(float(end) for end in held["rungs"])
+def _search(folder: Path, record: dict[str, Any]) -> Search:
+    if not isinstance(record, dict):
+        raise TypeError(f"it holds a {type(record).__name__}")
+    rungs = tuple(float(end) for end in record["rungs"])
     if not rungs or list(rungs) != sorted(set(rungs)) or rungs[0] <= 0:
-        raise ValueError(f"rungs that do not rise: {held['rungs']}")
-    factor = int(held["factor"])
-    if factor < 2:
-        raise ValueError(f"factor {factor}")
-    trials = tuple(_trial(entry, len(rungs)) for entry in held["trials"])
-    by_number = {trial.number: trial for trial in trials}
-    if len(by_number) < len(trials):
+        raise ValueError(f"rungs that do not rise: {record['rungs']}")
+    if int(record["factor"]) < 2:
+        raise ValueError(f"factor {record['factor']}")
+    trials = {trial.number: trial for trial in (_trial(entry, len(rungs)) for entry in record["trials"])}
+    if len(trials) < len(record["trials"]):
         raise ValueError("two trials of one number")
-    winner = held["winner"]
-    if winner is not None and not (winner in by_number and by_number[winner].rungs):
+    winner = record["winner"]
+    if winner is not None and not (winner in trials and trials[winner].rungs):
         raise ValueError(f"winner {winner} is none of its trials with a score")
     return Search(
         folder=folder,
-        title=str(held["title"]),
-        row=str(held["row"]),
-        score=str(held["score"]),
-        larger_is_better=bool(held["larger_is_better"]),
-        unit=str(held["unit"]),
         rungs=rungs,
-        factor=factor,
-        asked=int(held["trials_asked"]),
-        space=tuple(_field(str(name), entry) for name, entry in held["space"].items()),
-        trials=trials,
-        winner=None if winner is None else by_number[winner],
-        scored=tuple(int(number) for number in held.get("scored", ())),
-        epochs=float(held["epochs"]),
-        epochs_in_full=float(held["epochs_in_full"]),
-        alignment_epochs=float(held.get("alignment_epochs", 0)),
-        seconds=float(held["seconds"]),
+        asked=int(record["trials_asked"]),
+        space=tuple(_field(str(name), entry) for name, entry in record["space"].items()),
+        trials=tuple(trials.values()),
+        winner=None if winner is None else trials[winner],
+        scored=tuple(int(number) for number in record.get("scored", ())),
+        alignment_epochs=float(record.get("alignment_epochs", 0)),
+        **{name: kind(record[name]) for name, kind in AS_WRITTEN.items()},
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +123,7 @@ def png(picture: Figure, dpi: int = 100) -> bytes:
     return small.getvalue()
 
 
-def name_rows(axes: Axes, labels: list[str]) -> None:
+def name_rows(axes: Axes, labels: Sequence[str]) -> None:
     """Name the places of a dot plot, first at the top."""
     axes.set_yticks(range(len(labels)), [clean(label, 90) for label in labels])
     axes.set_ylim(len(labels) - 0.4, -0.6)
