@@ -16,6 +16,8 @@ from typing import Any
 from crossalign.core.errors import UserError
 from crossalign.data.sources import Raw, title_of
 
+IMAGE_COLUMNS = ("img", "image")
+"""Usual names of a column of images."""
 ROWS = 64  # read at a time
 IN_MEMORY_BYTES = 1 << 30
 """Encoded images that a parquet table keeps in memory for :meth:`Table.image`; beyond it, row groups are read again."""
@@ -324,3 +326,20 @@ def whole_text(path: Path, fault: Callable[[Exception], str], encoding: str = "u
         return path.read_bytes().decode(encoding)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(fault(error)) from error
+
+
+def read_text(path: str) -> str:
+    """A text to score.
+
+    Raises:
+        UserError: it cannot be read, or holds no text.
+    """
+    # As a corpus is read: line ends stay.
+    text = whole_text(
+        Path(path).expanduser(),
+        lambda error: f"cannot read the text '{path}' to score ({error}): give a UTF-8 text file",
+        encoding="utf-8-sig",
+    )
+    if not text.strip():
+        raise UserError(f"the text '{path}' to score is empty: give another, or leave it out")
+    return text

@@ -15,6 +15,7 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir, content_key, write_json
 from crossalign.core.progress import followed
 from crossalign.core.refs import Ref
+from crossalign.data.text.tokenizer import padded, padding_of, separator
 from crossalign.features.store import Maker
 from crossalign.models.language.model import LanguageModel, open_language_model, reference_key
 from crossalign.models.taps import Layer, Pool, Taps, resolve_layers
@@ -129,10 +130,7 @@ class _Reader:
             raise UserError(
                 f"the tokenizer of '{self.opened.ref}' gives no token for the text '{empty[0][:40]}': drop that pair"
             )
-        length, pad = max(map(len, found)), tokenizer.pad_token_id
-        padding = int(pad if pad is not None else tokenizer.eos_token_id or 0)
-        rows = torch.tensor([ids + [padding] * (length - len(ids)) for ids in found], device=model.device)
-        mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in found], device=model.device)
+        rows, mask = (t.to(model.device) for t in padded(found, padding_of(tokenizer)))
         return self.taps(model, rows, mask).float()
 
 
@@ -151,7 +149,6 @@ def bits_per_byte(
     if path.is_file():
         kept: float | None = json.loads(path.read_text(encoding="utf-8"))["bits_per_byte"]
         return kept
-    from crossalign.data.text.tokenizer import separator
     from crossalign.data.text.tokens import as_stream, evaluation_blocks
     from crossalign.models.language.likelihood import total_nll
 

@@ -16,7 +16,7 @@ from crossalign.config import FinetuneConfig, PretrainConfig, TextLoopConfig
 from crossalign.core.errors import UserError
 from crossalign.core.progress import followed
 from crossalign.data.batches import Batches, Step
-from crossalign.data.text.documents import read_text
+from crossalign.data.records import read_text
 from crossalign.data.text.tokens import EvaluationBlocks, TextBatch, TokenFile, evaluation_blocks
 from crossalign.features.regularizer import WEIGHT_PENALTIES
 from crossalign.models.language.causal import load_trained_state, save_causal, trained_state

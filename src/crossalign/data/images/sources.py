@@ -16,10 +16,9 @@ from crossalign.core.errors import UserError, missing_extra, unknown
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
 from crossalign.data.hub import load_hub
-from crossalign.data.records import HubTable, ParquetTable, Table
+from crossalign.data.records import IMAGE_COLUMNS, HubTable, ParquetTable, Table
 from crossalign.data.sources import EXTENSIONS, SPLITS, Listing, Listings, Raw, by_split, file_identity, files_below, split_name
 
-IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label", "class", "target")
 
 

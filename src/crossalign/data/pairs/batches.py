@@ -18,6 +18,7 @@ from torch import Tensor
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.progress import followed
 from crossalign.data.batches import Order
+from crossalign.data.text.tokenizer import padded, padding_of
 
 Mode = Literal["paired", "unpaired", "mean"]
 MODES = ("paired", "unpaired", "mean")
@@ -80,8 +81,7 @@ class PairBatches:
                 f"a batch of {batch_size} pairs from {len(texts)}: take at least 2 and at most as many as there are"
             )
         self.tokens = _tokenise(texts, tokenizer, max_length)
-        pad = tokenizer.pad_token_id
-        self.padding = int(pad if pad is not None else tokenizer.eos_token_id or 0)
+        self.padding = padding_of(tokenizer)
         self._drawn = lru_cache(maxsize=2)(self._draw)
         self.order = Order(len(texts), batch_size, lambda epoch: self._drawn(epoch)[0].numpy(), whole=True)
 
@@ -100,10 +100,7 @@ class PairBatches:
         _, drawn = self._drawn(number // len(self))
         rows = self.rows(number)[rank * self.batch_size // world : (rank + 1) * self.batch_size // world]
         texts = [self.tokens[i][int(drawn[i] * len(self.tokens[i]))] for i in rows.tolist()]
-        length = max(map(len, texts))
-        ids = torch.tensor([text + [self.padding] * (length - len(text)) for text in texts])
-        mask = torch.tensor([[1] * len(text) + [0] * (length - len(text)) for text in texts])
-        return PairBatch(ids, mask, self._features_of(rows, mode))
+        return PairBatch(*padded(texts, self.padding), self._features_of(rows, mode))
 
     def rows(self, number: int) -> Tensor:
         """Which pairs are in batch ``number``: indices (B,), in its order."""

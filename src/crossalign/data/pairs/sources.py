@@ -19,9 +19,8 @@ from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
 from crossalign.data.hub import load_hub
-from crossalign.data.images.sources import IMAGE_COLUMNS
 from crossalign.data.pairs.openmoji import openmoji_file
-from crossalign.data.records import HubTable, ParquetTable, Table
+from crossalign.data.records import IMAGE_COLUMNS, HubTable, ParquetTable, Table
 from crossalign.data.sources import EXTENSIONS, Raw, by_split, file_identity, files_below, split_name, title_of
 
 TEXT_COLUMNS = ("captions", "caption", "texts", "text", "sentences", "sentence", "alt_text")

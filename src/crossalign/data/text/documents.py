@@ -20,7 +20,7 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import file_hash, files_hash
 from crossalign.core.refs import Ref
 from crossalign.data.hub import train_split
-from crossalign.data.records import HubTable, ParquetTable, Table, json_lines, no_column, whole_text
+from crossalign.data.records import HubTable, ParquetTable, Table, json_lines, no_column
 from crossalign.data.sources import files_below, without_other_splits
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".tokens", ".raw")
@@ -104,23 +104,6 @@ def stream(files: Sequence[TextFile], start: Place = (0, 0, 0)) -> Iterator[Piec
         for text, digest, last, *after in files[number].read(row, offset):
             yield Piece(text, digest, last, (number, after[0], after[1]))
         row = offset = 0
-
-
-def read_text(path: str) -> str:
-    """A text to score.
-
-    Raises:
-        UserError: it cannot be read, or holds no text.
-    """
-    # As a corpus is read: line ends stay.
-    text = whole_text(
-        Path(path).expanduser(),
-        lambda error: f"cannot read the text '{path}' to score ({error}): give a UTF-8 text file",
-        encoding="utf-8-sig",
-    )
-    if not text.strip():
-        raise UserError(f"the text '{path}' to score is empty: give another, or leave it out")
-    return text
 
 
 def whole(pieces: Iterator[Piece]) -> Iterator[Piece]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from crossalign.core.refs import Ref
 from crossalign.data.model_files import Source, hub_folder, locate, quiet
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 END = "<|endoftext|>"
@@ -103,6 +104,22 @@ def separator(tokenizer: Any, ref: str = "") -> int:
         f"the tokenizer{f' of {ref!r}' if ref else ''} has no bos and no eos token to separate documents with: it is not a "
         "causal model's; name another, or leave it empty to train one"
     )
+
+
+def padding_of(tokenizer: Any) -> int:
+    """The token that fills up short texts; the mask hides it, so that any will do."""
+    pad = tokenizer.pad_token_id
+    return int(pad if pad is not None else tokenizer.eos_token_id or 0)
+
+
+def padded(texts: Sequence[list[int]], padding: int) -> tuple[Tensor, Tensor]:
+    """Texts as tokens → (B, T) long, filled up on the right, and their mask (B, T) long: 1 for tokens."""
+    length = max(map(len, texts))
+    import torch
+
+    ids = torch.tensor([text + [padding] * (length - len(text)) for text in texts])
+    mask = torch.tensor([[1] * len(text) + [0] * (length - len(text)) for text in texts])
+    return ids, mask
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:

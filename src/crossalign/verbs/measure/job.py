@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from crossalign.alignment import get_similarity, similarities
+from crossalign.alignment.registry import get_similarity, similarities
 from crossalign.alignment.resampling import (
     FAST,
     calibrate,

@@ -198,7 +198,7 @@ def _text(config: MeasureConfig) -> str:
     """The first kilobytes of the text on which language models are scored, up to the end of a line."""
     if not config.text:
         return ""
-    from crossalign.data.text.documents import read_text
+    from crossalign.data.records import read_text
 
     text = read_text(config.text)
     start = text.encode()[: 1024 * config.text_kilobytes].decode(errors="ignore")
