@@ -28,7 +28,7 @@ from crossalign.report.blocks import (
 )
 from crossalign.report.compared import Compared
 from crossalign.report.contrasts import question_tables, text_table
-from crossalign.report.figures.classifiers import confusion_counts, draw, draw_unfinished
+from crossalign.report.figures.classifiers import classifier_figures, confusion_counts, unfinished_figures
 from crossalign.report.figures.search import search_figures
 from crossalign.report.figures.texts import text_figures
 from crossalign.report.forgetting import forgetting_tables
@@ -234,7 +234,7 @@ def _image_parts(results: Results, rows: list[Row]) -> Parts:
     """What is said of image classifiers."""
     study = results.study
     if not rows:
-        return Parts(_unfinished(study), figures=tuple(draw_unfinished(study.incomplete)))
+        return Parts(_unfinished(study), figures=tuple(unfinished_figures(study.incomplete)))
     tests, top, single = contrasts(results, image_pairs(results)), best(rows), _single(rows)
     remarks = [wording.chance(top.first), wording.calibration(single) if single else ""]
     counts = confusion_counts(top)
@@ -246,7 +246,7 @@ def _image_parts(results: Results, rows: list[Row]) -> Parts:
         _image_results(results),
         (*published_tables(results), *question_tables(results, tests)),
         tables.efficiency_table(rows),
-        tuple(draw(study, rows, tests)),
+        tuple(classifier_figures(study, rows, tests)),
         top,
         tables.confusion_table(*counts, len(top.runs)) if counts else None,
     )

@@ -1,4 +1,4 @@
-"""The report's figures, each drawn once from the runs."""
+"""Figures of image classifiers: accuracies, differences, curves of training and of alignment, errors, learning rates."""
 
 from __future__ import annotations
 
@@ -9,65 +9,54 @@ from numpy.typing import NDArray
 
 from crossalign.core.refs import Ref
 from crossalign.report.blocks import Figure
-from crossalign.report.figures.drawing import (
-    BLUE,
-    GREEN,
-    INK,
-    MUTED,
-    ORANGE,
-    PALETTE,
-    PURPLE,
-    RED,
-    SKY,
-    blank,
-    clean,
-    name_rows,
-    styled,
-)
+from crossalign.report.figures import drawing
+from crossalign.report.figures.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PALETTE, RED, blank, clean, styled
+from crossalign.report.figures.shared import Array, Curve, Mark, draw_curve, forest, mean_and_range, whole_numbers
 from crossalign.report.wording import image_error
 from crossalign.results.rows import ALIGNMENTS, Row, best, blocks
 from crossalign.runs.records import Run, Study
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from pandas import DataFrame
 
-ALIGN_COLOURS = dict(zip(ALIGNMENTS, (INK, ORANGE, PURPLE, BLUE, GREEN, SKY, RED), strict=True))
-MARKERS = "osD^vP*X<>"
+ALIGN_COLOURS = dict(zip(ALIGNMENTS, (INK, ORANGE, drawing.PURPLE, BLUE, GREEN, drawing.SKY, RED), strict=True))
+SHAPES = "osD^vP*X<>"
 
 
-def draw(study: Study, rows: list[Row], contrasts: DataFrame) -> list[Figure]:
+def classifier_figures(study: Study, rows: list[Row], contrasts: DataFrame) -> list[Figure]:
     """Every figure that the runs have data for, in the order of the page."""
+    parts = blocks(rows)
     with styled():
-        top = best(rows)
-        made: list[Figure | None] = [accuracy_figure(rows), difference_figure(contrasts)]
-        parts = blocks(rows)
-        for place, block in enumerate(parts):
-            suffix = "" if len(parts) == 1 else f"-{place + 1}"
-            where = "" if len(parts) == 1 else f", {Ref(block[0].backbone).short_name}"
-            made += [curve_figure(block, suffix, where), align_figure(block, suffix, where)]
-        made += [confusion_figure(top), reliability_figure(rows), *sweep_figures(study)]
-    return [picture for picture in made if picture is not None]
+        figures = [accuracy_figure(rows), difference_figure(contrasts)]
+        for number, block in enumerate(parts, 1):
+            several = (f"-{number}", f", {Ref(block[0].backbone).short_name}") if len(parts) > 1 else ("", "")
+            figures += [curve_figure(block, *several), align_figure(block, *several)]
+        figures += [confusion_figure(best(rows)), reliability_figure(rows), *sweep_figures(study)]
+    return [figure for figure in figures if figure is not None]
 
 
-def _dots_height(count: int) -> float:
-    return 0.9 + 0.3 * count
+def unfinished_figures(runs: list[Run]) -> list[Figure]:
+    """Curves of runs that have no result yet, one row each."""
+    rows = [Row(f"{run.name}, seed {run.seed}", (run,)) for run in runs]
+    with styled():
+        figures = curve_figure(rows, "", " (incomplete)"), align_figure(rows, "", " (incomplete)")
+    return [figure for figure in figures if figure is not None]
 
 
 def accuracy_figure(rows: list[Row]) -> Figure | None:
     """Every row's test accuracy: each seed, the mean and its standard error."""
     if len(rows) < 2:
         return None
-    figure = blank(9.6, _dots_height(len(rows)))
-    axes = figure.add_subplot()
-    for place, row in enumerate(rows):
+    figure = blank(9.6, 0.9 + 0.3 * len(rows))
+    axes, marks = figure.add_subplot(), []
+    for i, row in enumerate(rows):
         accuracy = row.mean("test", "accuracy")
+        mean, error = 100 * accuracy.mean, 100 * (accuracy.error if accuracy.error is not None else image_error(row.first))
         colour = ALIGN_COLOURS.get(row.align, BLUE) if row.weights == "pretrained" else MUTED
         seeds = [100 * run.number("test", "accuracy") for run in row.runs]
-        axes.plot(seeds, [place] * len(seeds), "|", color=colour, markersize=11, alpha=0.7)
-        error = 100 * (accuracy.error if accuracy.error is not None else image_error(row.first))
-        axes.errorbar(100 * accuracy.mean, place, xerr=error, fmt="o", color=colour, markersize=6, capsize=3)
-    name_rows(axes, [row.label for row in rows])
+        axes.plot(seeds, [i] * len(seeds), "|", color=colour, markersize=11, alpha=0.7)
+        marks.append(Mark(i, mean - error, mean, mean + error, colour))
+    forest(axes, [row.label for row in rows], marks, caps=3)
     axes.set_xlabel("test accuracy (%)")
     alt = "Test accuracy of each row; the same numbers are in the table of test results."
     title = "Test accuracy: mean ± standard error (dot) and each seed (stroke)."
@@ -78,22 +67,19 @@ def accuracy_figure(rows: list[Row]) -> Figure | None:
 
 def difference_figure(contrasts: DataFrame) -> Figure | None:
     """Every paired difference with its 95 % interval: over seeds where there are several, else over images."""
-    shown = [one for one in contrasts.itertuples() if one.low is not None]
-    if not shown:
+    tests = [test for test in contrasts.itertuples() if test.low is not None]
+    if not tests:
         return None
-    figure = blank(9.6, _dots_height(len(shown)))
-    axes = figure.add_subplot()
-    axes.axvline(0, color=INK, linewidth=0.8)
-    colours = {"alignment": BLUE, "pretraining": ORANGE, "backbone": GREEN}
-    for place, one in enumerate(shown):
-        middle, low, high = 100 * one.difference, 100 * one.low, 100 * one.high
-        colour, marker = colours[one.question], "o" if low <= 0 <= high else "D"
-        axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
-        axes.plot(middle, place, marker, color=colour, markersize=6)
-    name_rows(axes, [f"{clean(one.other, 40)} − {clean(one.reference, 40)}" for one in shown])
+    figure = blank(9.6, 0.9 + 0.3 * len(tests))
+    axes, marks = figure.add_subplot(), []
+    for i, test in enumerate(tests):
+        colour = {"alignment": BLUE, "pretraining": ORANGE, "backbone": GREEN}[test.question]
+        shape = "o" if test.low <= 0 <= test.high else "D"
+        marks.append(Mark(i, 100 * test.low, 100 * test.difference, 100 * test.high, colour, shape))
+    forest(axes, [f"{clean(test.other, 40)} − {clean(test.reference, 40)}" for test in tests], marks, zero=True)
     axes.set_xlabel("difference in test accuracy (points)")
     title = "Paired differences with 95 % intervals, not corrected; a diamond's interval leaves out zero."
-    if any(one.over == "items" for one in shown):
+    if any(test.over == "items" for test in tests):
         title += " With one seed the interval is over test images."
     return Figure("differences", title, "Paired differences; the same numbers are in the tables of comparisons.", figure)
 
@@ -108,31 +94,8 @@ def _families(block: list[Row]) -> dict[str, list[Row]]:
     return families
 
 
-def _curves(runs: tuple[Run, ...], stage: str, split: str, key: str) -> tuple[NDArray[np.float64], ...] | None:
-    """Epochs, and the mean, least and largest value over seeds at each, where every seed has that epoch."""
-    held = [series for series in (run.series(stage, split, key) for run in runs) if series]
-    epochs = sorted(set.intersection(*map(set, held))) if held else []
-    if not epochs:
-        return None
-    values = np.array([[series[epoch] for epoch in epochs] for series in held])
-    return np.array(epochs), values.mean(axis=0), values.min(axis=0), values.max(axis=0)
-
-
-def _line(
-    axes: Axes,
-    curve: tuple[NDArray[np.float64], ...],
-    colour: str,
-    scale: float = 1,
-    banded: bool = True,
-    **options: Any,
-) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    epochs, mean, low, high = curve
-    axes.plot(epochs, scale * mean, color=colour, **options)
-    if banded and np.any(high > low):
-        axes.fill_between(epochs, scale * low, scale * high, color=colour, alpha=0.15, linewidth=0)
+def _curve(row: Row, stage: str, split: str, key: str) -> Curve | None:
+    return mean_and_range(run.series(stage, split, key) for run in row.runs)
 
 
 def _colours(rows: list[Row]) -> list[str]:
@@ -146,21 +109,22 @@ def _colours(rows: list[Row]) -> list[str]:
 def curve_figure(block: list[Row], suffix: str, where: str) -> Figure | None:
     """Accuracy and loss over epochs, a column of panels for each method (CMDA figures 1 and 2)."""
     families = _families(block)
-    if not any(_curves(row.runs, "train", "validation", "loss") for row in block):
+    if not any(_curve(row, "train", "validation", "loss") for row in block):
         return None
     alone = len(families) == 1  # then the two panels lie side by side
     figure = blank(9.6, 3.6) if alone else blank(3.2 * len(families), 6)
-    grid: Any = figure.subplots(1, 2) if alone else figure.subplots(2, len(families), sharex="col", sharey="row")
-    axes = grid[:, None] if alone else grid
+    shared: Any = {"squeeze": False} if alone else {"squeeze": False, "sharex": "col", "sharey": "row"}
+    axes: Any = figure.subplots(1, 2, **shared).T if alone else figure.subplots(2, len(families), **shared)
+    dashed: Any = {"linestyle": (0, (3, 2)), "linewidth": 1, "band": 0}
     for column, (name, rows) in enumerate(families.items()):
-        for place, (row, colour) in enumerate(zip(rows, _colours(rows), strict=True)):
+        for i, (row, colour) in enumerate(zip(rows, _colours(rows), strict=True)):
+            solid = {"markersize": 3.5, "marker": SHAPES[i % len(SHAPES)], "linewidth": 1.5, "label": clean(row.label, 38)}
             for panel, key, scale in ((axes[0][column], "accuracy", 100), (axes[1][column], "loss", 1)):
-                options = {"markersize": 3.5, "marker": MARKERS[place % len(MARKERS)], "linewidth": 1.5}
-                for split, how in (("validation", options), ("train", {"linestyle": (0, (3, 2)), "linewidth": 1})):
-                    curve = _curves(row.runs, "train", split, key)
+                for split, style in (("validation", solid), ("train", dashed)):
+                    curve = _curve(row, "train", split, key)
                     if curve is not None:
-                        label = clean(row.label, 38) if split == "validation" else None
-                        _line(panel, curve, colour, scale, split == "validation", label=label, **how)
+                        draw_curve(panel, curve, scale, color=colour, **style)
+                        whole_numbers(panel)
         axes[0][column].set_title("" if alone else name)
         for panel in axes[:, column] if alone else axes[1:, column]:
             panel.set_xlabel("epoch")
@@ -191,20 +155,20 @@ def align_figure(block: list[Row], suffix: str, where: str) -> Figure | None:
         return None
     figure = blank(11, 6.2)
     axes: Any = figure.subplots(2, 2, sharex=True)
-    # One colour for one divergence, one marker for one method: nine lines are read by two keys, not nine.
+    # One colour for one divergence, one shape for one method: nine lines are read by two keys, not nine.
     methods = list(dict.fromkeys((row.method, row.weights) for row in rows))
     for panel, (key, split, text_key, label) in zip(axes.flat, ALIGN_PANELS, strict=True):
         for row in rows:
-            curve = _curves(row.runs, "align", split, key)
+            curve, text = _curve(row, "align", split, key), _curve(row, "align", split, text_key)
             if curve is None:
                 continue
-            marker = MARKERS[methods.index((row.method, row.weights)) % len(MARKERS)]
-            first = abs(float(curve[1][0])) if key == "divergence" else 1.0
-            colour = ALIGN_COLOURS.get(row.align, RED)
-            _line(panel, curve, colour, 1 / (first or 1.0), marker=marker, markersize=3.5, label=clean(row.label))
-            text = _curves(row.runs, "align", split, text_key) if text_key else None
+            shape = SHAPES[methods.index((row.method, row.weights)) % len(SHAPES)]
+            style: Any = {"color": ALIGN_COLOURS.get(row.align, RED), "marker": shape, "markersize": 3.5}
+            first = abs(float(curve.mean[0])) if key == "divergence" else 1.0
+            draw_curve(panel, curve, 1 / (first or 1.0), label=clean(row.label), **style)
+            whole_numbers(panel)
             if text is not None:
-                panel.plot(text[0], text[1], color=MUTED, linestyle=":", linewidth=1.5)
+                draw_curve(panel, text, band=0, color=MUTED, linestyle=":", linewidth=1.5)
         panel.set_ylabel(label)
     for panel in axes[1]:
         panel.set_xlabel("epoch of alignment")
@@ -238,10 +202,10 @@ def confusion_figure(row: Row) -> Figure | None:
     """Which class is taken for which, in percent of the true class."""
     from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
-    held = confusion_counts(row)
-    if held is None:
+    confusions = confusion_counts(row)
+    if confusions is None:
         return None
-    names, counts = held
+    names, counts = confusions
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     written = len(names) <= 20
     side = min(7.5, 2.2 + 0.42 * len(names)) if written else 6.5
@@ -257,8 +221,7 @@ def confusion_figure(row: Row) -> Figure | None:
         for (i, j), value in np.ndenumerate(share):
             if value >= 0.5:
                 axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 55 else INK)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
+    axes.set(xlabel="predicted class", ylabel="true class")
     seeds = f", {len(row.runs)} seeds" if len(row.runs) > 1 else ""
     title = f"Confusion matrix of “{row.label}”{seeds}: percent of each true class."
     return Figure("confusion", title, f"{title} The most frequent confusions are in the table beside it.", figure)
@@ -267,18 +230,17 @@ def confusion_figure(row: Row) -> Figure | None:
 def reliability_figure(rows: list[Row]) -> Figure | None:
     """Confidence against accuracy in ten bins, for the best row of each method."""
     families = [family for block in blocks(rows) for family in _families(block).items()]
-    chosen = [(name, best(family)) for name, family in families if name != "Controls"] or [("", best(rows))]
-    held = [(row, run_bins(row)) for _, row in chosen]
-    shown = [(row, bins) for row, bins in held if bins is not None][:6]
-    if not shown:
+    chosen = [best(family) for name, family in families if name != "Controls"] or [best(rows)]
+    binned = [(row, bins) for row in chosen if (bins := run_bins(row)) is not None][:6]
+    if not binned:
         return None
-    columns = min(3, len(shown))
-    lines = -(-len(shown) // columns)
+    columns = min(3, len(binned))
+    lines = -(-len(binned) // columns)
     figure = blank(3.3 * columns + 0.4, 3.4 * lines)
     axes: Any = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    for panel in axes.flat[len(shown) :]:
+    for panel in axes.flat[len(binned) :]:
         panel.set_visible(False)
-    for panel, (row, (confidence, accuracy, weight)) in zip(axes.flat, shown, strict=False):
+    for panel, (row, (confidence, accuracy, weight)) in zip(axes.flat, binned, strict=False):
         panel.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle="--")
         for x, y in zip(confidence, accuracy, strict=True):
             panel.plot([x, x], [x, y], color=RED if y < x else GREEN, linewidth=2, alpha=0.7)
@@ -293,66 +255,53 @@ def reliability_figure(rows: list[Row]) -> Figure | None:
     return Figure("reliability", title, "Accuracy against confidence in ten bins; ECE is in the table of results.", figure)
 
 
-def run_bins(row: Row, bins: int = 10) -> tuple[NDArray[np.float64], ...] | None:
+def run_bins(row: Row, bins: int = 10) -> tuple[Array, Array, Array] | None:
     """Mean confidence and accuracy in percent, and the share of images, in equally wide bins over all seeds."""
-    held = [p for run in row.runs if (p := run.predictions) is not None and np.isfinite(p.confidence).all()]
-    if not held or not sum(len(p.label) for p in held):
+    predictions = [p for run in row.runs if (p := run.predictions) is not None and np.isfinite(p.confidence).all()]
+    if not sum(len(p.label) for p in predictions):
         return None
-    confidence = np.concatenate([p.confidence for p in held])
-    correct = np.concatenate([p.correct for p in held])
-    place = np.clip((confidence * bins).astype(int), 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
+    confidence = np.concatenate([p.confidence for p in predictions])
+    correct = np.concatenate([p.correct for p in predictions])
+    bin_of = np.clip((confidence * bins).astype(int), 0, bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
     full = count > 0
-    sums = [np.bincount(place, weights=values, minlength=bins) for values in (confidence, correct)]
-    return 100 * sums[0][full] / count[full], 100 * sums[1][full] / count[full], count[full] / count.sum()
+    sums = [np.bincount(bin_of, weights=values, minlength=bins)[full] for values in (confidence, correct)]
+    return 100 * sums[0] / count[full], 100 * sums[1] / count[full], count[full] / count.sum()
 
 
 def sweep_figures(study: Study) -> list[Figure]:
     """Validation accuracy against the learning rate, a line a row, the chosen one marked: a figure for each study."""
-    entries = [e for e in study.sweep if isinstance(e.get("learning_rate"), int | float)]
-    entries = [e for e in entries if isinstance(e.get("validation_accuracy"), int | float)]
-    studies = list(dict.fromkeys(str(e["study"]) for e in entries))
-    made = []
-    for place, name in enumerate(studies):
-        suffix, where = ("", "") if len(studies) == 1 else (f"-{place + 1}", f", {name}")
-        picture = _sweep_figure([e for e in entries if str(e["study"]) == name], suffix, where)
-        made += [picture] if picture is not None else []
-    return made
+    keys = ("learning_rate", "validation_accuracy")
+    entries = [entry for entry in study.sweep if all(isinstance(entry.get(key), int | float) for key in keys)]
+    studies = list(dict.fromkeys(str(entry["study"]) for entry in entries))
+    figures = []
+    for number, name in enumerate(studies, 1):
+        several = (f"-{number}", f", {name}") if len(studies) > 1 else ("", "")
+        figures.append(_sweep_figure([entry for entry in entries if str(entry["study"]) == name], *several))
+    return [figure for figure in figures if figure is not None]
 
 
 def _sweep_figure(entries: list[dict[str, Any]], suffix: str, where: str) -> Figure | None:
-    names = list(dict.fromkeys(str(e.get("row")) for e in entries))
-    if all(sum(str(e.get("row")) == name for e in entries) == 1 for name in names):
+    rows: dict[str, list[tuple[float, float, bool]]] = {}
+    for entry in entries:
+        point = entry["learning_rate"], 100 * entry["validation_accuracy"], bool(entry.get("chosen"))
+        rows.setdefault(str(entry.get("row")), []).append(point)
+    if all(len(points) == 1 for points in rows.values()):
         return None
-    figure = blank(9.6, max(3.8, 0.8 + 0.19 * len(names)))
+    figure = blank(9.6, max(3.8, 0.8 + 0.19 * len(rows)))
     axes = figure.add_subplot()
-    for place, name in enumerate(names):
-        mine = sorted(
-            (e["learning_rate"], 100 * e["validation_accuracy"], bool(e.get("chosen")))
-            for e in entries
-            if str(e.get("row")) == name
-        )
-        colour = PALETTE[place % len(PALETTE)]
-        style = ("-", "--", ":", "-.")[place // len(PALETTE) % 4]
-        rates, values = [m[0] for m in mine], [m[1] for m in mine]
-        axes.plot(rates, values, style, color=colour, marker=".", linewidth=1.3, label=clean(name))
-        for rate, accuracy, chosen in mine:
+    for i, (name, points) in enumerate(rows.items()):
+        style: Any = {"color": PALETTE[i % len(PALETTE)], "linestyle": ("-", "--", ":", "-.")[i // len(PALETTE) % 4]}
+        rates, values, _ = zip(*sorted(points), strict=True)
+        axes.plot(rates, values, marker=".", linewidth=1.3, label=clean(name), **style)
+        for rate, accuracy, chosen in points:
             if chosen:
-                axes.plot(rate, accuracy, "o", markersize=9, markerfacecolor="none", color=colour)
+                axes.plot(rate, accuracy, "o", markersize=9, markerfacecolor="none", color=style["color"])
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy (%)")
-    rates = sorted({float(e["learning_rate"]) for e in entries})
-    ticks = rates if len(rates) <= 8 else [10.0**power for power in range(-7, 1) if rates[0] <= 10.0**power <= rates[-1]]
+    known = sorted({float(entry["learning_rate"]) for entry in entries})
+    ticks = known if len(known) <= 8 else [10.0**power for power in range(-7, 1) if known[0] <= 10.0**power <= known[-1]]
     axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
     axes.minorticks_off()
     figure.legend(loc="outside right center")
     title = f"Learning-rate sweep{where}; a ring marks the rate chosen, on validation accuracy."
-    alt = "Validation accuracy by learning rate; the same numbers are in the table."
-    return Figure(f"sweep{suffix}", title, alt, figure)
-
-
-def draw_unfinished(runs: list[Run]) -> list[Figure]:
-    """Curves of runs that have no result yet, one row each."""
-    with styled():
-        rows = [Row(f"{run.name}, seed {run.seed}", (run,)) for run in runs]
-        made = [curve_figure(rows, "", " (incomplete)"), align_figure(rows, "", " (incomplete)")]
-    return [picture for picture in made if picture is not None]
+    return Figure(f"sweep{suffix}", title, "Validation accuracy by learning rate; the same numbers are in the table.", figure)

@@ -1,4 +1,4 @@
-"""What several figures are made of: the forest plot, and the curve with its range over seeds."""
+"""What several figures are made of: the forest plot, and curves with their range over seeds."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossalign.report.figures.drawing import BLUE, INK, PALETTE, name_rows
+from crossalign.report.figures.drawing import BLUE, INK, name_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Array = NDArray[np.float64]
+Series = Mapping[float, float]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Mark:
 
 
 def forest(axes: Axes, labels: Sequence[str], marks: Iterable[Mark], zero: bool = False, caps: float = 0) -> list[Any]:
-    """A row a label, first at the top, with its marks; what matplotlib drew for each, as a legend wants it.
+    """A row a label, first at the top, with its marks; returns what was drawn for each, as a legend takes it.
 
     Args:
         zero: whether the numbers are differences, with a line where there is none.
@@ -49,7 +50,7 @@ def forest(axes: Axes, labels: Sequence[str], marks: Iterable[Mark], zero: bool 
 
 @dataclass(frozen=True)
 class Curve:
-    """A number along a line, with what it ranges between; all arrays are (n,)."""
+    """A number over epochs or steps ``x``, and what it ranges between; all arrays are (n,)."""
 
     x: Array
     mean: Array
@@ -57,21 +58,21 @@ class Curve:
     high: Array
 
 
-def mean_and_range(series: Iterable[Mapping[float, float]]) -> Curve | None:
-    """The mean over seeds, the least and the largest value, wherever every seed has one; None where there is no such place."""
-    known = [one for one in series if one]
+def mean_and_range(series: Iterable[Series]) -> Curve | None:
+    """The mean over seeds, the least and the largest value, wherever every seed has one; None where that is nowhere."""
+    known = [values for values in series if values]
     x = sorted(set.intersection(*map(set, known))) if known else []
     if not x:
         return None
-    values = np.array([[one[place] for place in x] for one in known])
+    values = np.array([[values[place] for place in x] for values in known])
     return Curve(np.array(x), values.mean(axis=0), values.min(axis=0), values.max(axis=0))
 
 
-def draw_curve(axes: Axes, curve: Curve, colour: str, scale: float = 1, band: float = 0.15, **style: Any) -> None:
+def draw_curve(axes: Axes, curve: Curve, scale: float = 1, band: float = 0.15, **style: Any) -> None:
     """The mean as a line and, as a band of so much opacity, the range."""
-    axes.plot(curve.x, scale * curve.mean, color=colour, **style)
+    (line,) = axes.plot(curve.x, scale * curve.mean, **style)
     if band and np.any(curve.high > curve.low):
-        axes.fill_between(curve.x, scale * curve.low, scale * curve.high, color=colour, alpha=band, linewidth=0)
+        axes.fill_between(curve.x, scale * curve.low, scale * curve.high, color=line.get_color(), alpha=band, linewidth=0)
 
 
 def whole_numbers(axes: Axes) -> None:
@@ -79,8 +80,3 @@ def whole_numbers(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def line_style(number: int, dashes: Sequence[str]) -> dict[str, str]:
-    """Colour and dashes of so-and-so many lines that are all told apart."""
-    return {"color": PALETTE[number % len(PALETTE)], "linestyle": dashes[number // len(PALETTE) % len(dashes)]}
