@@ -68,11 +68,12 @@ def mean_and_range(series: Iterable[Series]) -> Curve | None:
     return Curve(np.array(x), values.mean(axis=0), values.min(axis=0), values.max(axis=0))
 
 
-def draw_curve(axes: Axes, curve: Curve, scale: float = 1, band: float = 0.15, **style: Any) -> None:
-    """The mean as a line and, as a band of so much opacity, the range."""
+def draw_curve(axes: Axes, curve: Curve, scale: float = 1, band: float = 0.15, **style: Any) -> Any:
+    """The mean as a line, which is returned, and as a band of so much opacity the range."""
     (line,) = axes.plot(curve.x, scale * curve.mean, **style)
     if band and np.any(curve.high > curve.low):
         axes.fill_between(curve.x, scale * curve.low, scale * curve.high, color=line.get_color(), alpha=band, linewidth=0)
+    return line
 
 
 def whole_numbers(axes: Axes) -> None:
