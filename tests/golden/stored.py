@@ -63,7 +63,7 @@ MEASURE = ("measure", "--language", "runs/pretrain", "--vision", "file:features.
            "--block", "16", "--device", "cpu", "--output", "measured")  # fmt: skip
 SEARCH = ("tune", "small-fpt", "--trials", "5", "--rungs", "3", "--seeds", "1", "--threads", "1", "--space", "space.yaml",
           "--tracking.no-mlflow", "--set", *SETTINGS, "loop.epochs=4")  # fmt: skip
-STUDY = ("reproduce", "cmda-table1", "--rows", "fpt", "none", "--seeds", "2", "--lrs", "1e-3", "3e-2", "--sweep-epochs", "1",
+STUDY = ("reproduce", "cmda-table1", "--rows", "fpt", "none", "--seeds", "2", "--lrs", "1e-3", "3e-2", "--sweep-epochs", "4",
          "--output", "study", "--set", *SETTINGS)  # fmt: skip
 
 

@@ -156,7 +156,7 @@ def test_what_was_evaluated_is_not_scored_again_and_scores_the_same(expected: di
     assert close(read_json("anew/results.json")["tasks"]["copa"]["metrics"], expected["evaluation"]["copa"]["metrics"])
     samples = [pq.read_table(folder / "samples/copa.parquet").to_pylist() for folder in (Path("anew"), stored)]
     assert close(*samples)
-    assert "COPA" in run("compare", "runs/finetune", "runs/pretrain")
+    assert "COPA" in run("compare", "runs/finetune", "runs/pretrain", "--resamples", "200")
 
 
 def test_features_are_found_again_and_computed_the_same(run: Run) -> None:
@@ -187,6 +187,7 @@ def test_a_measurement_is_made_again_in_its_folder(expected: dict[str, Any], run
     assert close(scores, expected["scores"])
 
 
+@pytest.mark.timeout(300)  # its worker is a process that imports everything again
 def test_a_search_that_was_cut_off_goes_on_to_the_same(run: Run) -> None:
     cut, whole = Path("searches/cut"), Path("searches/whole")
     begun = read_json(cut / "search.json")["trials"]
@@ -211,7 +212,7 @@ def test_a_finished_search_is_returned_and_read(run: Run) -> None:
     assert "trial 3 has the best validation accuracy" in output
     run("report", "searches/whole", "--html", "page.html", "--markdown", "page.md")
     assert "trial 3" in Path("page.md").read_text() and Path("page.html").stat().st_size > 10_000
-    assert "FPT" in run("compare", "searches/whole", "runs/full")
+    assert "FPT" in run("compare", "searches/whole", "runs/full", "--resamples", "200")
     settings = ["--config", "searches/whole/winner.yaml", "--seed", "1", "--tracking.no-mlflow"]
     run("adapt", "small-fpt", *settings, "--output", "again")
     assert close(plain_result(Path("again")), plain_result(Path("searches/whole/winner/seed-1")))
@@ -225,7 +226,7 @@ def test_a_finished_study_is_returned_and_read(run: Run) -> None:
     assert {path: content for path, (_, content) in after.items()} == {path: content for path, (_, content) in before.items()}
     assert all(after[path] == before[path] for path in before if path.parent.name != "study"), "it trained again"
     run("report", "study", "--html", "page.html", "--markdown", "page.md")
-    compared = run("compare", "study", "--json", "numbers.json")
+    compared = run("compare", "study", "--resamples", "200", "--json", "numbers.json")
     for text in (output, Path("page.md").read_text(), compared):
         assert "FPT" in text and "No backbone" in text
     assert Path("numbers.json").stat().st_size > 100
@@ -238,5 +239,5 @@ def test_runs_are_read_by_report_and_compare(run: Run) -> None:
     ):
         folders = [f"runs/{name}" for name in names]
         run("report", *folders, "--html", "page.html", "--markdown", "page.md")
-        page, compared = Path("page.md").read_text(), run("compare", *folders, "--by", "sample")
+        page, compared = Path("page.md").read_text(), run("compare", *folders, "--by", "sample", "--resamples", "200")
         assert all(row in page and row in compared for row in rows)
