@@ -22,17 +22,9 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e0
 PAPER = "#fefefe"
 """Behind text that lies on lines; the page makes it its own background."""
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
-VARIABLES = {
-    INK: "ink",
-    MUTED: "muted",
-    PAPER: "page",
-    BLUE: "blue",
-    ORANGE: "orange",
-    GREEN: "green",
-    RED: "red",
-    PURPLE: "purple",
-    SKY: "sky",
-}
+NAMES = "ink", "muted", "page", "blue", "orange", "green", "red", "purple", "sky"
+VARIABLES = dict(zip((INK, MUTED, PAPER, *PALETTE), NAMES, strict=True))
+"""What the page calls each colour, so that it can change them."""
 STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # class and run names are not ours: a dollar sign is a dollar sign
@@ -41,19 +33,13 @@ STYLE: Any = {
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.alpha": 0.25,
     "grid.linewidth": 0.6,
-    "grid.color": MUTED,
-    "axes.edgecolor": MUTED,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(("grid.color", "axes.edgecolor"), MUTED),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
     "legend.frameon": False,
     "legend.fontsize": 8,
     "figure.constrained_layout.use": True,
@@ -87,16 +73,16 @@ def clean(text: str, longest: int = 48) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def svg(picture: Figure) -> str:
+def svg(figure: Figure) -> str:
     """The figure as SVG for the inside of a page, in the page's colour variables, with no reference to the outside."""
     with styled():
         import matplotlib
 
-        with matplotlib.rc_context({"svg.hashsalt": picture.name}):
-            held = io.StringIO()
+        with matplotlib.rc_context({"svg.hashsalt": figure.name}):
+            written = io.StringIO()
             metadata: Any = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-            picture.figure.savefig(held, format="svg", transparent=True, metadata=metadata)
-    text = held.getvalue()
+            figure.figure.savefig(written, format="svg", transparent=True, metadata=metadata)
+    text = written.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     head, body = text.split(">", 1)
     view = re.search(r'viewBox="0 0 ([0-9.]+) [0-9.]+"', head)
@@ -104,22 +90,22 @@ def svg(picture: Figure) -> str:
     for colour, name in VARIABLES.items():
         body = body.replace(colour, f"var(--{name})")
     used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', body))  # an id is kept where something points to it
-    body = re.sub(r' id="([^"]*)"', lambda held: held.group() if held.group(1) in used else "", body)
+    body = re.sub(r' id="([^"]*)"', lambda match: match.group() if match.group(1) in used else "", body)
     width = float(view.group(1)) * 1.55  # points to pixels, somewhat larger than life
     return f'<svg {view.group()} style="max-width: {width:.0f}px" aria-hidden="true" focusable="false">{body}'
 
 
-def png(picture: Figure, dpi: int = 100) -> bytes:
+def png(figure: Figure, dpi: int = 100) -> bytes:
     """The figure as a PNG file on white, in 256 colours: fewer make lines of one colour out of two.
 
     They are chosen to cover what occurs: by count, a lone red cross would come out in the orange of a hundred lines.
     """
     from PIL import Image
 
-    held, small = io.BytesIO(), io.BytesIO()
+    large, small = io.BytesIO(), io.BytesIO()
     with styled():
-        picture.figure.savefig(held, format="png", dpi=dpi, facecolor="white")
-    Image.open(held).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(small, format="PNG", optimize=True)
+        figure.figure.savefig(large, format="png", dpi=dpi, facecolor="white")
+    Image.open(large).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(small, format="PNG", optimize=True)
     return small.getvalue()
 
 
