@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from crossalign.training import meters
 from crossalign.training.optim import build_optimizer, lr_factor
 from crossalign.training.sharding import load_optimizer_state, optimizer_state, reshard, shard, whole
 from crossalign.training.signals import catch_signals
-from crossalign.training.stops import DiskFull, Diverged, Interrupted, Paused
+from crossalign.training.stops import DiskFull, Diverged, Interrupted, Paused, StageResult
 from crossalign.training.tracking import RunLog
 
 Batch = Mapping[str, Any]
@@ -64,20 +64,6 @@ class Stage:
     """Called with the number of steps done, before the first and after each, on all processes."""
     replicated: bool = False
     """Every process computes the whole step (batch-coupled losses of small modules): no sharding, no reduction."""
-
-
-@dataclass
-class StageResult:
-    """What a stage leaves behind."""
-
-    best_epoch: int
-    best: dict[str, float]
-    """Validation numbers of that epoch."""
-    seconds: float
-    """Time in training steps, without evaluation and checkpoints."""
-    examples: int
-    """Examples trained on in that time by this call."""
-    history: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass

@@ -1,13 +1,24 @@
-"""How training ends before its end. Nothing heavy is imported here."""
+"""How a stage of training ends: what it leaves behind, or what stopped it. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 from crossalign.core.errors import UserError
 
-if TYPE_CHECKING:
-    from crossalign.training.loop import StageResult
+
+@dataclass
+class StageResult:
+    """What a stage leaves behind."""
+
+    best_epoch: int
+    best: dict[str, float]
+    """Validation numbers of that epoch."""
+    seconds: float
+    """Time in training steps, without evaluation and checkpoints."""
+    examples: int
+    """Examples trained on in that time by this call."""
+    history: list[dict[str, float]] = field(default_factory=list)
 
 
 class Interrupted(RuntimeError):

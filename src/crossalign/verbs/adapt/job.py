@@ -31,8 +31,9 @@ from crossalign.runs.folder import read_json, resolved
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
-from crossalign.training.loop import Batch, Run, Stage, StageResult, fit
+from crossalign.training.loop import Batch, Run, Stage, fit
 from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, peak_memory_bytes, seed_all
+from crossalign.training.stops import StageResult
 from crossalign.verbs.adapt import row_name
 from crossalign.verbs.adapt.alignment import align, find_divergence
 from crossalign.verbs.adapt.scoring import Scores, score

@@ -32,8 +32,9 @@ from crossalign.models.language.inner import attend_without_mask, checkpoint_gra
 from crossalign.models.language.likelihood import perplexity, total_nll
 from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.taps import resolve_layers
-from crossalign.training.loop import Run, StageResult, fit
+from crossalign.training.loop import Run, fit
 from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, peak_memory_bytes, seed_all
+from crossalign.training.stops import StageResult
 from crossalign.training.term import check_sources, open_held_out, open_term, reads_captions
 from crossalign.training.text import (
     blocks_of,
