@@ -45,7 +45,7 @@ from crossalign.core.machine import environment
 from crossalign.data.images.load import ImageSet, ImageSplits
 from crossalign.data.model_files import locate
 from crossalign.models.language.families import family_of
-from crossalign.training.loop import Run, fit
+from crossalign.training.loop import Session, fit
 from crossalign.training.session import make_accelerator, peak_memory_bytes
 from crossalign.training.tracking import RunLog
 from crossalign.verbs.adapt.job import build_model, resolve_speed, training_stage
@@ -132,7 +132,7 @@ def run_ours(job: Job, clock: Clock, folder: Path) -> str:
     model = build_model(config, images)
     config = resolve_speed(config, model, images)
     with RunLog(folder, config.tracking, "benchmark", {}) as log:
-        run = Run(folder, make_accelerator(config.loop), config.loop, log, identity="")
+        run = Session(folder, make_accelerator(config.loop), config.loop, log, identity="")
         stage = training_stage(config, model, splits, run)
         epoch = stage.steps
 

@@ -52,7 +52,7 @@ from crossalign.features.regularizer import AlignmentRegularizer
 from crossalign.models.language.causal import new_gpt2
 from crossalign.models.taps import Taps
 from crossalign.models.vision.teacher import open_teacher
-from crossalign.training.loop import Run, fit
+from crossalign.training.loop import Session, fit
 from crossalign.training.optim import build_optimizer
 from crossalign.training.session import make_accelerator
 from crossalign.training.term import Term
@@ -148,7 +148,7 @@ def run_stage(model: Any, tokens: np.ndarray, clock: Clock, precision: str, fold
     batches = Batches(TokenRows(tokens, BLOCK), batch_size=BATCH, seed=0)
     term = Term(regularizer, 0) if regularizer else None
     with RunLog(folder / "run", config.tracking, "benchmark", {}) as log:
-        run = Run(folder / "run", make_accelerator(loop), loop, log, identity="")
+        run = Session(folder / "run", make_accelerator(loop), loop, log, identity="")
         stage = text_stage(config, model, batches, lambda _: {}, term, run)
         steps = stage.steps
 

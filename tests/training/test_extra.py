@@ -20,7 +20,7 @@ from crossalign.cli import leave_group
 from crossalign.config import LoopConfig, OptimConfig, TrackingConfig
 from crossalign.data.batches import Step
 from crossalign.training import checkpoint as ckpt
-from crossalign.training.loop import Interrupted, Run, Stage, fit
+from crossalign.training.loop import Interrupted, Session, Stage, fit
 from crossalign.training.session import make_accelerator
 from crossalign.training.tracking import RunLog
 
@@ -83,7 +83,7 @@ def train(
     )
     saved = ckpt.latest(folder / "checkpoints", rank=rank)
     with RunLog(folder, TrackingConfig(mlflow=False), "run", {}, saved.extra["rows"] if saved else 0) as log:
-        run = Run(folder, make_accelerator(LOOP), LOOP, log, "", saved)
+        run = Session(folder, make_accelerator(LOOP), LOOP, log, "", saved)
         fit(stage, run)
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 

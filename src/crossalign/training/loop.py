@@ -67,7 +67,7 @@ class Stage:
 
 
 @dataclass
-class Run:
+class Session:
     """What all stages of a run share."""
 
     folder: Path
@@ -91,7 +91,7 @@ class Run:
         return int(self.accelerator.num_processes)
 
 
-def fit(stage: Stage, run: Run) -> StageResult:
+def fit(stage: Stage, run: Session) -> StageResult:
     """Train ``stage`` to its end, from the run's checkpoint if that one is of this stage.
 
     Raises:
@@ -106,7 +106,7 @@ def fit(stage: Stage, run: Run) -> StageResult:
 class _Fit:
     """The loop's working state; one object, so that saving and restoring are each one place."""
 
-    def __init__(self, stage: Stage, run: Run) -> None:
+    def __init__(self, stage: Stage, run: Session) -> None:
         self.stage, self.run, self.loop = stage, run, run.loop
         if run.sharded:
             shard(stage.model.to(run.accelerator.device), run.accelerator.device)

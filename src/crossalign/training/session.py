@@ -21,7 +21,7 @@ from crossalign.runs.folder import claim_folder, locked, read_json, resolved, wr
 from crossalign.runs.names import RunFolder
 
 if TYPE_CHECKING:
-    from crossalign.training.loop import Run
+    from crossalign.training.loop import Session
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -46,7 +46,7 @@ def in_folder(config: C, train: Callable[[C], dict[str, Any]]) -> dict[str, Any]
 
 
 @contextmanager
-def opened_run(config: Any, identity: str, made_of: str, until: int | None = None) -> Iterator[Run]:
+def opened_run(config: Any, identity: str, made_of: str, until: int | None = None) -> Iterator[Session]:
     """A run with its settings resolved: facts written down, checkpoint found, log open, random state as the seed says.
 
     Args:
@@ -61,7 +61,7 @@ def opened_run(config: Any, identity: str, made_of: str, until: int | None = Non
     import torch
 
     from crossalign.training import checkpoint as ckpt
-    from crossalign.training.loop import Run
+    from crossalign.training.loop import Session
     from crossalign.training.tracking import RunLog
 
     if is_main_process():
@@ -77,7 +77,7 @@ def opened_run(config: Any, identity: str, made_of: str, until: int | None = Non
     torch.use_deterministic_algorithms(config.loop.deterministic)
     reset_peak_memory(config.loop.device)
     with RunLog(config.output, config.tracking, f"{config.row}, seed {config.seed}", flatten(to_dict(config)), rows) as log:
-        run = Run(config.output, make_accelerator(config.loop), config.loop, log, identity, resume, until)
+        run = Session(config.output, make_accelerator(config.loop), config.loop, log, identity, resume, until)
         seed_all(config.seed)
         yield run
         run.accelerator.wait_for_everyone()

@@ -25,7 +25,7 @@ from crossalign.runs.folder import resolved
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
-from crossalign.training.loop import Batch, Run, Stage
+from crossalign.training.loop import Batch, Session, Stage
 from crossalign.training.sharding import put, reshard, whole
 from crossalign.training.stops import DiskFull
 from crossalign.training.term import Term, check_align
@@ -41,7 +41,7 @@ def text_stage(
     batches: Batches[TextBatch],
     evaluate: Callable[[nn.Module], dict[str, float]],
     term: Term | None,
-    run: Run,
+    run: Session,
     tokenizer: Any,
 ) -> Stage:
     """``config.loop.steps`` optimiser steps of next-token prediction, with the alignment term on the steps that are due.
@@ -84,7 +84,7 @@ def text_stage(
     )
 
 
-def keep_snapshot(folder: Path, model: Any, tokenizer: Any, run: Run) -> None:
+def keep_snapshot(folder: Path, model: Any, tokenizer: Any, run: Session) -> None:
     """Write the model as it is now, whole or not at all; one that a resumed run has written already stays."""
     state = whole_state(model, run)
     if run.accelerator.is_main_process and not folder.exists():
@@ -114,13 +114,13 @@ def resolve_speed(config: C, model: Any, block: int, quiet: bool) -> C:
     return precision.resolve_speed(config, model, lambda form: form(ids, use_cache=False).logits, signature, steps, quiet)
 
 
-def whole_state(model: nn.Module, run: Run) -> dict[str, Tensor] | None:
+def whole_state(model: nn.Module, run: Session) -> dict[str, Tensor] | None:
     """Every tensor of a model in shares, which all processes ask for together; None of one that is whole."""
     reshard(model)
     return _gathered(model.state_dict(), run) if run.sharded else None
 
 
-def _gathered(state: dict[str, Tensor], run: Run) -> dict[str, Tensor]:
+def _gathered(state: dict[str, Tensor], run: Session) -> dict[str, Tensor]:
     """The whole of tensors in shares, on the first process's CPU, one by one: together they need not fit on a device."""
     if not run.sharded:
         return state
@@ -138,7 +138,7 @@ def stream_metrics(model: nn.Module, blocks: EvaluationBlocks, accelerator: Any,
 
 
 def score_streams(
-    model: nn.Module, streams: dict[str, TokenFile], block: int, batch_size: int, run: Run, quiet: bool
+    model: nn.Module, streams: dict[str, TokenFile], block: int, batch_size: int, run: Session, quiet: bool
 ) -> dict[str, dict[str, float]]:
     """:func:`stream_metrics` of whole streams by a trained model, in the run's precision."""
     with run.accelerator.autocast():
@@ -150,7 +150,7 @@ def score_streams(
         }
 
 
-def blocks_of(stream: TokenFile, block: int, batch_size: int, run: Run, limit: int | None = None) -> EvaluationBlocks:
+def blocks_of(stream: TokenFile, block: int, batch_size: int, run: Session, limit: int | None = None) -> EvaluationBlocks:
     """This process's share of the blocks of ``stream``, or of its first ``limit`` blocks."""
     if limit is not None and limit * block + 1 < len(stream):
         share = (limit * block + 1) / len(stream)  # of the bytes, nearly: bits per byte is exact for the whole alone

@@ -24,13 +24,13 @@ from crossalign.data.images.load import ImageSplits
 from crossalign.models.classifier.model import ImageClassifier
 from crossalign.models.classifier.targets import TextTargets, text_targets
 from crossalign.models.taps import masked_mean
-from crossalign.training.loop import Batch, Run, Stage, fit
+from crossalign.training.loop import Batch, Session, Stage, fit
 
 Objective = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 HELD_OUT = 512  # validation images, and text sequences, on which health is measured
 
 
-def align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Run) -> dict[str, Any]:
+def align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Session) -> dict[str, Any]:
     """Run the stage; returns its cost and the health of the embeddings before and after.
 
     Raises:
@@ -111,7 +111,7 @@ def _stage(
     config: AdaptConfig,
     model: ImageClassifier,
     splits: ImageSplits,
-    run: Run,
+    run: Session,
     objective: Objective,
     measure: Callable[[nn.Module], dict[str, float]],
 ) -> Stage:

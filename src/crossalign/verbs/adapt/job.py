@@ -31,7 +31,7 @@ from crossalign.runs.folder import read_json, resolved
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
-from crossalign.training.loop import Batch, Run, Stage, fit
+from crossalign.training.loop import Batch, Session, Stage, fit
 from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, peak_memory_bytes, seed_all
 from crossalign.training.stops import StageResult
 from crossalign.verbs.adapt import row_name
@@ -142,7 +142,7 @@ def resolve_speed(config: AdaptConfig, model: ImageClassifier, train: ImageSet, 
     return precision.resolve_speed(config, model.to(loop.device), lambda form: form(images), signature, steps, quiet)
 
 
-def _align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Run) -> dict[str, Any]:
+def _align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Session) -> dict[str, Any]:
     """The alignment stage, or what it found if the run is past it."""
     file = RunFolder(config.output).alignment
     if config.align.metric == "none":
@@ -155,7 +155,7 @@ def _align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run
     return found
 
 
-def training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Run) -> Stage:
+def training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Session) -> Stage:
     """Training proper (CMDA §3.1.3): cross-entropy on augmented images, validation after every epoch."""
     device, settings = run.accelerator.device, config.data.augment
     batches = Batches(

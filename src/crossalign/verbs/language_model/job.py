@@ -32,7 +32,7 @@ from crossalign.models.language.inner import attend_without_mask, checkpoint_gra
 from crossalign.models.language.likelihood import perplexity, total_nll
 from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.taps import resolve_layers
-from crossalign.training.loop import Run, fit
+from crossalign.training.loop import Session, fit
 from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, peak_memory_bytes, seed_all
 from crossalign.training.stops import StageResult
 from crossalign.training.term import check_sources, open_held_out, open_term, reads_captions
@@ -91,7 +91,7 @@ class Text:
     rows: Rows[TextBatch]
     tokens: float
     """That a step predicts, on average."""
-    evaluate: Callable[[nn.Module, Run], dict[str, float]]
+    evaluate: Callable[[nn.Module, Session], dict[str, float]]
     """Loss and perplexity of what is held out, over all processes."""
     held_out: dict[str, TokenFile]
     """Streams held out, which are scored whole at the end; none where every evaluation looks at all that is held out."""
@@ -172,7 +172,7 @@ def _corpus(config: PretrainConfig) -> Text:
     with main_process_first(loop.device):  # the others then find the corpus in the cache
         corpus = open_corpus(config.prepared) if config.prepared else cached_corpus(config.corpus)
 
-    def evaluate(model: nn.Module, run: Run) -> dict[str, float]:
+    def evaluate(model: nn.Module, run: Session) -> dict[str, float]:
         blocks = blocks_of(corpus.validation, config.block, loop.eval_batch_size, run, loop.evaluate_blocks)
         return stream_metrics(model, blocks, run.accelerator, "evaluating")
 
@@ -215,7 +215,7 @@ def _instructions(config: FinetuneConfig) -> Text:
     with main_process_first(loop.device):
         data = open_instructions(config.data, tokenizer)
 
-    def evaluate(model: nn.Module, run: Run) -> dict[str, float]:
+    def evaluate(model: nn.Module, run: Session) -> dict[str, float]:
         part = (run.accelerator.process_index, run.world)
         batches = evaluation_examples(data.validation, loop.eval_batch_size, config.data.padding, *part)
         batches = followed(batches, -(-len(data.validation) // max(loop.eval_batch_size, run.world)), "evaluating", "batch")
