@@ -18,7 +18,7 @@ from PIL import Image
 from crossalign import cli
 from crossalign.models.vision.teacher import TABLE2
 from crossalign.recipes import get_recipe
-from crossalign.studies.reproduce import QUICKSTART, STUDIES, Job, configured, quickstart
+from crossalign.studies.reproduce import QUICKSTART, STUDIES, StudyRun, configured, quickstart
 from crossalign.training.probe import timed
 from crossalign.verbs.language_model import row_name
 
@@ -149,7 +149,7 @@ def test_rows_and_seeds_of_either_scale(
     """Table 3 is a baseline and seven teachers, five runs each; a row that has a recipe can be asked for."""
     ran: list[tuple[str, int, str]] = []
 
-    def run_all(jobs: list[Job], workers: int) -> tuple[dict[str, Any], dict[str, str]]:
+    def run_all(jobs: list[StudyRun], workers: int) -> tuple[dict[str, Any], dict[str, str]]:
         ran.extend((job.recipe, job.config.seed, job.config.row) for job in jobs)
         return {}, {}
 

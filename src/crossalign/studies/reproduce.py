@@ -35,7 +35,7 @@ Config: TypeAlias = AdaptConfig | PretrainConfig | FinetuneConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class Study:
     """A study: rows, and the recipe of each at either scale."""
 
     title: str
@@ -75,14 +75,14 @@ class Table:
 TABLE1 = [m if a == "none" else f"{m}-{a}" for m in METHODS for a in METRICS] + list(CONTROLS)
 TERMS = ("baseline", "aligned", "unpaired", "mean", "random-teacher", "l2", "captions")
 _STUDIES = {
-    "cmda-table1": Table(
+    "cmda-table1": Study(
         "CMDA Table 1, with cosine and the controls",
         tuple(TABLE1),
         "small-{}",
         "cmda-{}",
         paper_rows=(*TABLE1, "fpt-matched"),
     ),
-    "cmar-pretrain": Table(
+    "cmar-pretrain": Study(
         "CMAR: pre-training with and without alignment, with controls",
         TERMS,
         "small-pretrain-{}",
@@ -90,15 +90,15 @@ _STUDIES = {
         paper_rows=("baseline", *TEACHERS),  # Table 3 and Fig. 3
         paper_seeds=5,
     ),
-    "cmar-finetune": Table("CMAR: fine-tuning with and without alignment, with controls", TERMS, "small-finetune-{}"),
-    "quickstart": Table(
+    "cmar-finetune": Study("CMAR: fine-tuning with and without alignment, with controls", TERMS, "small-finetune-{}"),
+    "quickstart": Study(
         "MiniLM learns to read digits", ("fpt", "fpt-random", "lora", "lora-mmd", "full", "full-random"), "small-{}"
     ),
-    "quickstart-text": Table(
+    "quickstart-text": Study(
         "A small GPT learns Python's documentation", ("baseline", "aligned", "unpaired"), "small-pretrain-{}"
     ),
 }
-STUDIES: Registry[Table] = Registry("study", _STUDIES)
+STUDIES: Registry[Study] = Registry("study", _STUDIES)
 
 QUICKSTART: dict[str, tuple[str, tuple[str, ...], str]] = {
     "quickstart": (
@@ -126,7 +126,7 @@ QUICKSTART: dict[str, tuple[str, tuple[str, ...], str]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class StudyRun:
     """One run of a study."""
 
     name: str
@@ -178,7 +178,7 @@ def reproduce(
             raise UserError("the study has no model or no data: give --set model=FOLDER data.source=[tasks.jsonl]")
     _write_study(output, table.title, [base[row].row for row in rows], settings)
     sweep = [
-        Job(f"sweep/{row}/lr-{lr:g}", recipes[row], _sweep_config(base[row], output, row, lr, sweep_epochs))
+        StudyRun(f"sweep/{row}/lr-{lr:g}", recipes[row], _sweep_config(base[row], output, row, lr, sweep_epochs))
         for lr in lrs
         for row in rows
     ]
@@ -191,7 +191,7 @@ def reproduce(
             optim = dataclasses.replace(base[row].optim, lr=best.get(row, base[row].optim.lr))
             config = dataclasses.replace(base[row], seed=seed, optim=optim, output=output / row / f"seed-{seed}")
             config.overwrite = bool(lrs) and _differs_in_rate_alone(config)
-            finals.append(Job(f"{row}/seed-{seed}", recipes[row], config))
+            finals.append(StudyRun(f"{row}/seed-{seed}", recipes[row], config))
     done, failed_finals = _run_all(finals, workers)
     for name, reason in (failed | failed_finals).items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
@@ -290,7 +290,7 @@ def _validation(result: dict[str, Any]) -> tuple[str, float, float]:
 
 
 def _choose(
-    rows: list[str], base: dict[str, Config], sweep: list[Job], found: dict[str, dict[str, Any]], output: Path
+    rows: list[str], base: dict[str, Config], sweep: list[StudyRun], found: dict[str, dict[str, Any]], output: Path
 ) -> dict[str, float]:
     """The learning rate of each row with the best validation number; the whole sweep goes into sweep.json.
 
@@ -315,7 +315,7 @@ def _choose(
     return best
 
 
-def _run_all(jobs: list[Job], workers: int) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def _run_all(jobs: list[StudyRun], workers: int) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Run every job; results and the reasons of failures, by name. A failed run costs no other."""
     from tqdm import tqdm
 
@@ -330,7 +330,7 @@ def _run_all(jobs: list[Job], workers: int) -> tuple[dict[str, dict[str, Any]], 
     threads = max(1, usable_cores() // workers)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(threads,)) as pool:
-        futures: dict[Future[dict[str, Any]], Job] = {pool.submit(_run_job, job): job for job in jobs}
+        futures: dict[Future[dict[str, Any]], StudyRun] = {pool.submit(_run_job, job): job for job in jobs}
         try:
             for future in tqdm(as_completed(futures), total=len(jobs), desc="runs", unit="run"):
                 _record(futures[future], future.result, found, failed)
@@ -340,7 +340,7 @@ def _run_all(jobs: list[Job], workers: int) -> tuple[dict[str, dict[str, Any]], 
     return found, failed
 
 
-def _record(job: Job, result: Any, found: dict[str, dict[str, Any]], failed: dict[str, str]) -> None:
+def _record(job: StudyRun, result: Any, found: dict[str, dict[str, Any]], failed: dict[str, str]) -> None:
     try:
         found[job.name] = result()
     except (Interrupted, KeyboardInterrupt):
@@ -349,7 +349,7 @@ def _record(job: Job, result: Any, found: dict[str, dict[str, Any]], failed: dic
         failed[job.name] = f"{type(error).__name__}: {error}"
 
 
-def _run_job(job: Job) -> dict[str, Any]:
+def _run_job(job: StudyRun) -> dict[str, Any]:
     if orphaned.is_set():  # what was queued for this worker is not to begin
         os._exit(1)
     return run_verb(job.config, job.recipe)
