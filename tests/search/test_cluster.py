@@ -26,7 +26,7 @@ from crossalign.studies.reproduce import configured
 from crossalign.studies.search import cluster
 from crossalign.studies.search import jobs as work
 from crossalign.studies.search.cluster import cluster_pool, halt
-from crossalign.studies.search.jobs import Outcome, Work, pack, train, unpack, validations
+from crossalign.studies.search.jobs import JobResult, Work, pack, train, unpack, validations
 from crossalign.training.stops import Interrupted
 
 distributed = pytest.importorskip("distributed")
@@ -148,11 +148,11 @@ def test_a_job_waits_for_a_folder_in_use(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(work, "TELL_SECONDS", 0.0)
     calls = []
 
-    def job() -> Outcome:
+    def job() -> JobResult:
         calls.append(1)
         if len(calls) < 3:
             raise InUse("another process is running there")
-        return Outcome(score=7.0)
+        return JobResult(score=7.0)
 
     assert work._patiently(job, None).stopped == "another process is running there"
     assert work._patiently(job, threading.Event()).score == 7.0

@@ -75,7 +75,7 @@ def test_a_fault_of_the_machine_fails_no_trial(tmp_path: Path, tiny: tuple[str, 
     config = settings(tmp_path, (tiny[0], f"data.source={mine}", *tiny[2:]), seeds=0)
     train, jobs = work.train, list[str]()
 
-    def counted(job: work.Work) -> work.Outcome:
+    def counted(job: work.Work) -> work.JobResult:
         jobs.append(job.config.output.name)
         if len(jobs) == 6:
             mine.rename(tmp_path / "away")
@@ -189,7 +189,7 @@ def test_gpu_memory_of_a_job_is_given_back_once_nothing_holds_it(tmp_path: Path,
     assert alive == [False]
 
 
-def on_a_failing_gpu(job: work.Work) -> work.Outcome:
+def on_a_failing_gpu(job: work.Work) -> work.JobResult:
     """A job in a worker where a kernel has failed, after which every other call on the GPU fails too."""
 
     def failing(*_: Any) -> None:
@@ -219,7 +219,7 @@ def test_a_validation_score_that_is_no_number_keeps_its_curve(
 ) -> None:
     outcome = work._outcome
 
-    def no_number(job: work.Work) -> work.Outcome:
+    def no_number(job: work.Work) -> work.JobResult:
         found = outcome(job)
         if job.config.output.name == "0000" and found.curve:
             return dataclasses.replace(found, curve=[*found.curve[:-1], float("nan")], reason="the validation accuracy is nan")

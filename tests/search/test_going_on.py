@@ -149,7 +149,7 @@ def test_a_search_is_known_from_its_start(tmp_path: Path, tiny: tuple[str, ...],
     monkeypatch.setattr(sys.modules["crossalign.studies.tune"], "RECORD_SECONDS", 0.0)
     train, seen = work.train, list[tuple[int, int]]()
 
-    def looked(job: work.Work) -> work.Outcome:
+    def looked(job: work.Work) -> work.JobResult:
         if job.config.output.name != "base":
             until, told = time.monotonic() + 20, (0, 0)
             while told != (len(seen) + 1, 1) and len(seen) < 2 and time.monotonic() < until:

@@ -28,7 +28,7 @@ from crossalign.runs.folder import locked, write_config
 from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.runs.promotion import resources
 from crossalign.studies.reproduce import configured, read_setting
-from crossalign.studies.search.drive import RESUMED, Pool, Search, base_work, check_base, drive, outcomes
+from crossalign.studies.search.drive import RESUMED, Pool, SearchSession, base_work, check_base, drive, results_of
 from crossalign.studies.search.follow import Follower
 from crossalign.studies.search.jobs import Config, watched
 from crossalign.studies.search.journal import Journal
@@ -69,7 +69,7 @@ def tune(config: SearchConfig) -> list[str]:
         raise missing_extra("optuna", "search", "a search")
     with locked(config.output, mark=SearchFolder.token.name), _pool(config) as pool, ExitStack() as locks:
         _token(config.output)
-        searches: list[Search] = []
+        searches: list[SearchSession] = []
         for name in names:
             home = (config.output / name if len(names) > 1 else config.output).resolve()
             if len(names) > 1:
@@ -172,7 +172,7 @@ def _pool(config: SearchConfig) -> Iterator[Pool]:
 
 def _open(
     config: SearchConfig, recipe: str, base: Config, space: Space, ends: list[int], home: Path, pool: Pool, like: Config | None
-) -> Search:
+) -> SearchSession:
     """The search in its folder, new or gone on with; its base resolved by a run that trains nothing.
 
     ``like`` is another method's base, whose number format is taken where this one leaves it open: a comparison has one.
@@ -191,7 +191,7 @@ def _open(
         with atomic_path(file) as temporary:
             temporary.write_text(yaml.safe_dump(asked | {"resolved": resolved}, sort_keys=False), encoding="utf-8")
     journal = Journal(SearchFolder(home).journal, recipe, watched(base)[1], ends, config.factor)
-    return Search(config, recipe, update(base, {"loop": resolved}), space, journal, home, token)
+    return SearchSession(config, recipe, update(base, {"loop": resolved}), space, journal, home, token)
 
 
 def _token(folder: Path) -> str:
@@ -222,14 +222,14 @@ def _resolve(base: Config, recipe: str, home: Path, token: str, pool: Pool) -> d
     After it images, corpus and features are in the cache.
     """
     waiting, loop = [base_work(base, recipe, home, token)], dict[str, Any]()
-    for work, outcome in outcomes(pool, lambda flying: waiting.pop() if waiting else None, lambda flying: None):
+    for work, outcome in results_of(pool, lambda flying: waiting.pop() if waiting else None, lambda flying: None):
         file = RunFolder(work.config.output).config
         loop = yaml.safe_load(file.read_text(encoding="utf-8"))["loop"] if file.is_file() else {}
         check_base(work, outcome)
     return {key: loop[key] for key in ("device", "precision", "compile")}
 
 
-def _run(search: Search, pool: Pool) -> list[str]:
+def _run(search: SearchSession, pool: Pool) -> list[str]:
     """One search to its end: the trials, the winner's seeds, the record. Returns what failed, a sentence each."""
     started, before = time.monotonic(), seconds_so_far(search.home)
     follower, journal = Follower(search), search.journal

@@ -15,7 +15,7 @@ from crossalign.recipes.space import Space, nested
 from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.runs.promotion import Job
 from crossalign.studies.search.board import Board
-from crossalign.studies.search.jobs import Config, Outcome, Work, pack, train, unpack
+from crossalign.studies.search.jobs import Config, JobResult, Work, pack, train, unpack
 from crossalign.studies.search.journal import Journal
 from crossalign.training.signals import catch_signals
 from crossalign.training.stops import Interrupted
@@ -37,7 +37,7 @@ class Pool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class SearchSession:
     """One search: its base configuration, its space, its record and its folder."""
 
     config: SearchConfig
@@ -73,9 +73,9 @@ class Search:
         return Work(self.settled(job.trial), self.recipe, until, self.home, self.token, done=done, threads=threads)
 
 
-def outcomes(
+def results_of(
     pool: Pool, more: Callable[[Collection[Work]], Work | None], look: Callable[[Collection[Work]], None]
-) -> Iterator[tuple[Work, Outcome]]:
+) -> Iterator[tuple[Work, JobResult]]:
     """Hand out work while there is any, and give what comes of it as it comes.
 
     Args:
@@ -85,7 +85,7 @@ def outcomes(
     Raises:
         Interrupted: a signal came, a worker found the disk full, or the cluster is gone.
     """
-    flying: dict[Future[Outcome], Work] = {}
+    flying: dict[Future[JobResult], Work] = {}
     with catch_signals() as stopped:
         while True:
             while len(flying) < pool.free() and (work := more(flying.values())) is not None:
@@ -109,7 +109,7 @@ def outcomes(
                 yield work, outcome
 
 
-def _outcome(future: Future[Outcome]) -> Outcome:
+def _outcome(future: Future[JobResult]) -> JobResult:
     try:
         return future.result()
     except CancelledError as error:  # Dask cancels all jobs of whoever loses the scheduler, even for a moment
@@ -117,15 +117,15 @@ def _outcome(future: Future[Outcome]) -> Outcome:
     except Exception as error:  # the worker came to an end, not the training
         told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if type(error).__name__ == "KilledWorker":  # Dask has given the job to other workers already: no second death
-            return Outcome(reason=f"every worker that trained it was killed, out of memory perhaps ({told})", bad_input=True)
-        return Outcome(died=told)
+            return JobResult(reason=f"every worker that trained it was killed, out of memory perhaps ({told})", bad_input=True)
+        return JobResult(died=told)
 
 
-def drive(search: Search, pool: Pool, follow: Callable[[list[int]], None]) -> None:
+def drive(search: SearchSession, pool: Pool, follow: Callable[[list[int]], None]) -> None:
     """Train until the rule has nothing more to do; ``follow`` is called about once a second, with trials that ended a job.
 
     Raises:
-        Interrupted: see :func:`outcomes`.
+        Interrupted: see :func:`results_of`.
         UserError: the base's settings cannot be trained any more, as where a disk or a device is gone. No trial has failed
             for it: the same command goes on.
     """
@@ -137,7 +137,7 @@ def drive(search: Search, pool: Pool, follow: Callable[[list[int]], None]) -> No
             ended, state.ended = state.ended, []
             follow(ended)
 
-        for work, outcome in outcomes(pool, state.more, look):
+        for work, outcome in results_of(pool, state.more, look):
             state.take(work, outcome)
         look([])
 
@@ -149,7 +149,7 @@ class _Drive:
     if it fails too, the search stops; else, or when any trial succeeds, the fault was theirs.
     """
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: SearchSession) -> None:
         self.search, self.journal = search, search.journal
         self.base = base_work(search.base, search.recipe, search.home, search.token)
         self.trusted = not search.journal.trials  # a new search has just tried its base
@@ -181,7 +181,7 @@ class _Drive:
         self.jobs[work.config.output] = job
         return work
 
-    def take(self, work: Work, outcome: Outcome) -> None:
+    def take(self, work: Work, outcome: JobResult) -> None:
         """What came of ``work``."""
         if work is self.base:
             check_base(work, outcome)
@@ -226,7 +226,7 @@ def base_work(base: Config, recipe: str, home: Path, token: str) -> Work:
     return Work(dataclasses.replace(base, output=SearchFolder(home).trials / "base"), recipe, 0, home, token)
 
 
-def check_base(work: Work, outcome: Outcome) -> None:
+def check_base(work: Work, outcome: JobResult) -> None:
     """Raise what is wrong with the base's settings, if anything is, after its run; else delete that run."""
     if outcome.reason or outcome.died:
         trace = work.config.output.with_suffix(".error.txt")

@@ -15,7 +15,7 @@ from typing import Any
 from crossalign.config import flatten, to_dict
 from crossalign.runs.folder import read_json
 from crossalign.runs.names import RunFolder, SearchFolder
-from crossalign.studies.search.drive import RESUMED, Search
+from crossalign.studies.search.drive import RESUMED, SearchSession
 from crossalign.studies.search.jobs import watched
 from crossalign.training.tracking import RETRY_SECONDS, SEND_SECONDS, Status, log_results
 
@@ -23,7 +23,7 @@ from crossalign.training.tracking import RETRY_SECONDS, SEND_SECONDS, Status, lo
 class Follower:
     """Keeps MLflow up to date with ``search``; where there is no MLflow, does nothing."""
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: SearchSession) -> None:
         self.search = search
         tracking = search.config.tracking
         store = tracking.mlflow_uri or f"sqlite:///{search.config.output.resolve().parent / 'mlflow.db'}"

@@ -62,7 +62,7 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class JobResult:
     """What came of a job."""
 
     curve: list[float] = dataclasses.field(default_factory=list)
@@ -90,7 +90,7 @@ def watched(config: Config) -> tuple[str, bool]:
     return ("accuracy", True) if isinstance(config, AdaptConfig) else ("loss", False)
 
 
-def train(work: Work) -> Outcome:
+def train(work: Work) -> JobResult:
     """Do a job. It raises nothing: an exception of the future then means that the worker itself came to an end."""
     if orphaned.is_set() or _broken.is_set():  # what was queued for this worker is not to begin
         os._exit(1)
@@ -101,7 +101,7 @@ def train(work: Work) -> Outcome:
             done = _where_the_run_is(work, stop)
     except Exception as error:  # a disk perhaps; what goes wrong in training itself is told by _outcome
         told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        done = Outcome(stopped=f"the worker on {socket.gethostname()} cannot work in its folders ({told})")
+        done = JobResult(stopped=f"the worker on {socket.gethostname()} cannot work in its folders ({told})")
     if not _broken.is_set():  # then even this would fail
         _let_go()
     return dataclasses.replace(done, seconds=time.monotonic() - started)
@@ -116,17 +116,17 @@ def _let_go() -> None:
         torch.cuda.empty_cache()
 
 
-def _where_the_run_is(work: Work, stop: threading.Event | None) -> Outcome:
+def _where_the_run_is(work: Work, stop: threading.Event | None) -> JobResult:
     """The outcome of a job in the search's folder, or in this host's copy of the run's."""
     if _shares(work):
         return _patiently(lambda: _outcome(work), stop)
     mine = cache_dir("search") / work.token / work.config.output.relative_to(work.home)
     if work.files is None and len(validations(mine)) < work.done:
-        return Outcome(wants_files=True)
+        return JobResult(wants_files=True)
     tracking = dataclasses.replace(work.config.tracking, mlflow=False)
     here = dataclasses.replace(work, config=dataclasses.replace(work.config, output=mine, tracking=tracking))
 
-    def job() -> Outcome:
+    def job() -> JobResult:
         if work.files is not None:
             unpack(work.files, mine)
         return _outcome(here)
@@ -191,7 +191,7 @@ def _shares(work: Work) -> bool:
         return False
 
 
-def _patiently(job: Callable[[], Outcome], stop: threading.Event | None) -> Outcome:
+def _patiently(job: Callable[[], JobResult], stop: threading.Event | None) -> JobResult:
     """What ``job`` gives, once a worker of a search that was killed has saved and let go of the run's folder.
 
     Here such a worker is gone after a while; on a cluster, where there is ``stop``, this waits as long as there is one.
@@ -203,40 +203,40 @@ def _patiently(job: Callable[[], Outcome], stop: threading.Event | None) -> Outc
         except InUse as error:
             now = time.monotonic()
             if stop is None and now - began > 2 * ORPHAN_SECONDS:
-                return Outcome(stopped=str(error))
+                return JobResult(stopped=str(error))
             if now - told > TELL_SECONDS:
                 print(f"waiting since {now - began:.0f} s: {error}", flush=True)
                 told = now
         time.sleep(0.5)
-    return Outcome(died="told to end before it began")
+    return JobResult(died="told to end before it began")
 
 
-def _outcome(work: Work) -> Outcome:
+def _outcome(work: Work) -> JobResult:
     name, larger = watched(work.config)
     try:
         run_verb(work.config, work.recipe, work.until)
     except Paused as paused:
         curve = [numbers[name] for numbers in paused.result.history]
         if not curve:
-            return Outcome()
+            return JobResult()
         score = max(curve) if larger else -curve[-1]  # adapt keeps its best epoch, a text run its last weights
-        return Outcome(curve, score) if math.isfinite(score) else Outcome(curve, reason=f"the validation {name} is {score}")
+        return JobResult(curve, score) if math.isfinite(score) else JobResult(curve, reason=f"the validation {name} is {score}")
     except InUse:
         raise
     except Interrupted as error:  # somebody told this worker alone: the run is saved
-        return Outcome(died=str(error))
+        return JobResult(died=str(error))
     except (DiskFull, NoRoom) as error:
-        return Outcome(stopped=str(error))
+        return JobResult(stopped=str(error))
     except UserError as error:
-        return Outcome(reason=str(error), bad_input=True)
+        return JobResult(reason=str(error), bad_input=True)
     except Diverged as error:
-        return Outcome(_curve(work.config.output, name), reason=str(error))
+        return JobResult(_curve(work.config.output, name), reason=str(error))
     except Exception as error:
         return _failure(error, work.config.output, name)
-    return Outcome()
+    return JobResult()
 
 
-def _failure(error: Exception, folder: Path, name: str) -> Outcome:
+def _failure(error: Exception, folder: Path, name: str) -> JobResult:
     """What comes of a job that ended by an exception that nobody foresaw; its trace is left beside the run's folder."""
     import torch
 
@@ -244,7 +244,7 @@ def _failure(error: Exception, folder: Path, name: str) -> Outcome:
 
     text = " ".join(str(error).split())[:300]
     if is_full(error):
-        return Outcome(stopped=text)
+        return JobResult(stopped=text)
     trace = folder.with_suffix(".error.txt")
     with contextlib.suppress(OSError):
         trace.write_text(traceback.format_exc(), encoding="utf-8")
@@ -254,7 +254,7 @@ def _failure(error: Exception, folder: Path, name: str) -> Outcome:
             torch.cuda.synchronize()
         except Exception:  # a failed kernel leaves a process in which every other call fails too
             _broken.set()
-    return Outcome(_curve(folder, name), reason=f"{'out of memory' if memory else type(error).__name__}: {text}")
+    return JobResult(_curve(folder, name), reason=f"{'out of memory' if memory else type(error).__name__}: {text}")
 
 
 def _curve(folder: Path, name: str) -> list[float]:

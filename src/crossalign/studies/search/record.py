@@ -10,12 +10,12 @@ from crossalign.config import AdaptConfig
 from crossalign.core.files import write_json
 from crossalign.runs.metrics import plain
 from crossalign.runs.names import SearchFolder
-from crossalign.studies.search.drive import Search
+from crossalign.studies.search.drive import SearchSession
 from crossalign.studies.search.jobs import watched
 from crossalign.studies.search.journal import Trial
 
 
-def write_record(search: Search, title: str, seconds: float) -> dict[str, Any]:
+def write_record(search: SearchSession, title: str, seconds: float) -> dict[str, Any]:
     """Write search.json and return what it holds; ``seconds`` is the wall clock of all calls."""
     journal, config = search.journal, search.config
     name, larger = watched(search.base)
@@ -61,7 +61,7 @@ def write_record(search: Search, title: str, seconds: float) -> dict[str, Any]:
     return record
 
 
-def _alignment_epochs(search: Search) -> int:
+def _alignment_epochs(search: SearchSession) -> int:
     """Epochs of the stage before training, in all trials: no rung counts them, as in CMDA §3.1.4."""
     settled = [search.settled(trial.number) for trial in search.journal.trials if trial.curve]
     return sum(c.align.epochs for c in settled if isinstance(c, AdaptConfig) and c.align.metric != "none")

@@ -14,17 +14,17 @@ from crossalign.config import AdaptConfig
 from crossalign.core.progress import progress
 from crossalign.runs.folder import differences
 from crossalign.runs.names import RunFolder, SearchFolder
-from crossalign.studies.search.drive import DEATHS, Pool, Search, outcomes
+from crossalign.studies.search.drive import DEATHS, Pool, SearchSession, results_of
 from crossalign.studies.search.jobs import Config, Work
 
 
-def train_winner(search: Search, trial: int, pool: Pool) -> list[str]:
+def train_winner(search: SearchSession, trial: int, pool: Pool) -> list[str]:
     """Train a trial's settings with seeds that chose nothing, to the end; only these runs score the test set.
 
     Runs of an earlier winner, whom a longer search has overtaken, are deleted. Returns what failed, a sentence a run.
 
     Raises:
-        Interrupted: see :func:`outcomes`.
+        Interrupted: see :func:`results_of`.
     """
     _drop_overtaken(search, trial)
     configs = [seeded(search, trial, seed) for seed in range(1, search.config.seeds + 1)]
@@ -37,7 +37,7 @@ def train_winner(search: Search, trial: int, pool: Pool) -> list[str]:
         return waiting.pop(0) if waiting else None
 
     with progress(len(waiting), "winner's seeds", unit="run") as bar:
-        for work, outcome in outcomes(pool, more, lambda flying: None):
+        for work, outcome in results_of(pool, more, lambda flying: None):
             deaths[work.config.output] += bool(outcome.died)
             if outcome.died and deaths[work.config.output] < DEATHS:
                 waiting.append(work)
@@ -48,7 +48,7 @@ def train_winner(search: Search, trial: int, pool: Pool) -> list[str]:
     return failed
 
 
-def seeded(search: Search, trial: int, seed: int) -> Config:
+def seeded(search: SearchSession, trial: int, seed: int) -> Config:
     """A trial's settings for one of the final runs; ``seed`` counts from 1, as the base's own is the one that chose."""
     config = search.settled(trial)
     seed += config.seed
@@ -56,12 +56,12 @@ def seeded(search: Search, trial: int, seed: int) -> Config:
     return dataclasses.replace(config, score_test=True) if isinstance(config, AdaptConfig) else config
 
 
-def _drop_overtaken(search: Search, trial: int) -> None:
+def _drop_overtaken(search: SearchSession, trial: int) -> None:
     for folder in sorted(SearchFolder(search.home).winner.glob("seed-*")):
         file, seed = RunFolder(folder).config, int(folder.name.removeprefix("seed-")) - search.config.seed
         if not file.is_file() or differences(seeded(search, trial, seed), yaml.safe_load(file.read_text(encoding="utf-8"))):
             shutil.rmtree(folder)
 
 
-def _work(search: Search, config: Config) -> Work:
+def _work(search: SearchSession, config: Config) -> Work:
     return Work(config, search.recipe, None, search.home, search.token, threads=search.config.threads)
