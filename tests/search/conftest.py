@@ -18,7 +18,7 @@ from PIL import Image
 import crossalign.studies.tune  # noqa: F401
 from crossalign.config import SearchConfig
 from crossalign.core import progress
-from crossalign.studies.search.drive import Pool
+from crossalign.studies.workers import WorkerPool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,8 +75,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The work is done in this process, one job after the other."""
 
     @contextmanager
-    def one_thread(config: SearchConfig) -> Iterator[Pool]:
+    def one_thread(config: SearchConfig) -> Iterator[WorkerPool]:
         with ThreadPoolExecutor(1) as executor:
-            yield Pool(executor, lambda: 1)
+            yield WorkerPool(executor, lambda: 1)
 
     monkeypatch.setattr(sys.modules["crossalign.studies.tune"], "_pool", one_thread)

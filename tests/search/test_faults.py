@@ -26,9 +26,8 @@ from crossalign.config import AdaptConfig, SearchConfig
 from crossalign.core.errors import UserError
 from crossalign.runs.names import SearchFolder
 from crossalign.studies.search import jobs as work
-from crossalign.studies.search.drive import Pool
 from crossalign.studies.tune import tune
-from crossalign.studies.workers import Workers
+from crossalign.studies.workers import WorkerPool, Workers
 from crossalign.training.stops import Interrupted
 
 
@@ -125,8 +124,8 @@ def test_a_killed_worker_costs_a_trial_at_its_second_death(
     tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, deaths: int
 ) -> None:
     @contextmanager
-    def dying(config: SearchConfig) -> Iterator[Pool]:
-        yield Pool(Dying(deaths), lambda: 1)
+    def dying(config: SearchConfig) -> Iterator[WorkerPool]:
+        yield WorkerPool(Dying(deaths), lambda: 1)
 
     monkeypatch.setattr(sys.modules["crossalign.studies.tune"], "_pool", dying)
     config = settings(tmp_path, tiny, trials=4, seeds=0)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
-import os
 import sys
 import time
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Collection, Iterable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,7 +20,7 @@ import yaml
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, update
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import write_json
-from crossalign.core.machine import command_line, usable_cores
+from crossalign.core.machine import command_line
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
 from crossalign.recipes import all_recipes, get_recipe
@@ -28,7 +28,7 @@ from crossalign.recipes.cmar import TEACHERS
 from crossalign.recipes.cmda import CONTROLS, METHODS, METRICS
 from crossalign.runs.folder import differences
 from crossalign.runs.names import RunFolder, StudyFolder
-from crossalign.studies.workers import orphaned, run_verb, start_worker
+from crossalign.studies.workers import hand_out, process_pool, run_verb
 from crossalign.training.stops import Interrupted
 
 Config: TypeAlias = AdaptConfig | PretrainConfig | FinetuneConfig
@@ -182,8 +182,8 @@ def reproduce(
         for lr in lrs
         for row in rows
     ]
-    found, failed = _run_all(sweep, workers)
-    best = _choose(rows, base, sweep, found, output)
+    swept, failed = _run_all(sweep, workers)
+    best = _choose(rows, base, sweep, swept, output)
     rows = [row for row in rows if row in best or not lrs]  # a row whose sweep failed has no learning rate of its own
     finals = []
     for seed in range((table.paper_seeds if scale == "paper" else 3) if seeds is None else seeds):
@@ -317,41 +317,35 @@ def _choose(
 
 def _run_all(jobs: list[StudyRun], workers: int) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Run every job; results and the reasons of failures, by name. A failed run costs no other."""
+    if workers == 1 or not jobs:
+        return _collect(((job, partial(_run_job, job)) for job in jobs), len(jobs))
+    waiting = list(jobs)
+
+    def more(flying: Collection[StudyRun]) -> StudyRun | None:
+        return waiting.pop(0) if waiting else None
+
+    with process_pool(workers) as pool, closing(hand_out(pool, _run_job, more)) as done:
+        return _collect(((job, future.result) for job, future in done), len(jobs))
+
+
+def _collect(
+    done: Iterable[tuple[StudyRun, Callable[[], dict[str, Any]]]], total: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     from tqdm import tqdm
 
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
-    if not jobs:
-        return found, failed
-    if workers == 1:
-        for job in tqdm(jobs, desc="runs", unit="run", disable=len(jobs) == 1):
-            _record(job, lambda job=job: _run_job(job), found, failed)
-        return found, failed
-    threads = max(1, usable_cores() // workers)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(threads,)) as pool:
-        futures: dict[Future[dict[str, Any]], StudyRun] = {pool.submit(_run_job, job): job for job in jobs}
+    for job, result in tqdm(done, total=total, desc="runs", unit="run", disable=total < 2):
         try:
-            for future in tqdm(as_completed(futures), total=len(jobs), desc="runs", unit="run"):
-                _record(futures[future], future.result, found, failed)
-        except BaseException:  # Ctrl-C reaches the workers too, which save; nothing new is to begin
-            pool.shutdown(wait=False, cancel_futures=True)
+            results[job.name] = result()
+        except (Interrupted, KeyboardInterrupt):
             raise
-    return found, failed
-
-
-def _record(job: StudyRun, result: Any, found: dict[str, dict[str, Any]], failed: dict[str, str]) -> None:
-    try:
-        found[job.name] = result()
-    except (Interrupted, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        failed[job.name] = f"{type(error).__name__}: {error}"
+        except Exception as error:
+            failed[job.name] = f"{type(error).__name__}: {error}"
+    return results, failed
 
 
 def _run_job(job: StudyRun) -> dict[str, Any]:
-    if orphaned.is_set():  # what was queued for this worker is not to begin
-        os._exit(1)
     return run_verb(job.config, job.recipe)
 
 

@@ -13,8 +13,7 @@ import multiprocessing
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,15 @@ from crossalign.runs.folder import locked, write_config
 from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.runs.promotion import resources
 from crossalign.studies.reproduce import configured, read_setting
-from crossalign.studies.search.drive import RESUMED, Pool, SearchSession, base_work, check_base, drive, results_of
+from crossalign.studies.search.drive import RESUMED, SearchSession, base_work, check_base, drive, results_of
 from crossalign.studies.search.follow import Follower
 from crossalign.studies.search.jobs import Config, watched
 from crossalign.studies.search.journal import Journal
 from crossalign.studies.search.record import seconds_so_far, write_record
 from crossalign.studies.search.winner import train_winner
+from crossalign.studies.workers import WorkerPool, process_pool
 from crossalign.training.stops import Interrupted
 
-STOP_SECONDS = 60.0  # for workers to save in
 OWN = ("output", "overwrite", "score_test")
 """What a search says itself of each of its runs."""
 RECORD_SECONDS = 10.0  # between two writings of search.json
@@ -148,30 +147,24 @@ def _ends(config: SearchConfig, base: Config) -> list[int]:
     return list(config.resources)
 
 
-@contextmanager
-def _pool(config: SearchConfig) -> Iterator[Pool]:
+def _pool(config: SearchConfig) -> AbstractContextManager[WorkerPool]:
     """Processes here, or the workers of a cluster; they are told to save and end when the search stops before its end."""
-    if config.cluster:
-        from crossalign.studies.search.cluster import cluster_pool
+    if not config.cluster:
+        return process_pool(config.workers, config.threads)
+    from crossalign.studies.search.cluster import cluster_pool
 
-        with cluster_pool(config.cluster, config.workers, config.output) as pool:
-            yield pool
-        return
-    from crossalign.core.machine import usable_cores
-    from crossalign.studies.workers import Workers
-
-    workers = Workers(config.workers, config.threads or max(1, usable_cores() // config.workers))
-    try:
-        yield Pool(workers, lambda: config.workers)
-    except BaseException:
-        workers.stop(STOP_SECONDS)
-        raise
-    finally:
-        workers.shutdown(wait=False, cancel_futures=True)
+    return cluster_pool(config.cluster, config.workers, config.output)
 
 
 def _open(
-    config: SearchConfig, recipe: str, base: Config, space: Space, ends: list[int], home: Path, pool: Pool, like: Config | None
+    config: SearchConfig,
+    recipe: str,
+    base: Config,
+    space: Space,
+    ends: list[int],
+    home: Path,
+    pool: WorkerPool,
+    like: Config | None,
 ) -> SearchSession:
     """The search in its folder, new or gone on with; its base resolved by a run that trains nothing.
 
@@ -216,20 +209,20 @@ def _check_same(home: Path, saved: dict[str, Any], asked: dict[str, Any]) -> Non
         raise UserError(f"{home} holds a search with other settings ({told}): choose another --output")
 
 
-def _resolve(base: Config, recipe: str, home: Path, token: str, pool: Pool) -> dict[str, Any]:
+def _resolve(base: Config, recipe: str, home: Path, token: str, pool: WorkerPool) -> dict[str, Any]:
     """Device, number format and compiling, which are to be the same for all trials; and whatever is wrong with the base.
 
     After it images, corpus and features are in the cache.
     """
     waiting, loop = [base_work(base, recipe, home, token)], dict[str, Any]()
-    for work, outcome in results_of(pool, lambda flying: waiting.pop() if waiting else None, lambda flying: None):
+    for work, result in results_of(pool, lambda flying: waiting.pop() if waiting else None):
         file = RunFolder(work.config.output).config
         loop = yaml.safe_load(file.read_text(encoding="utf-8"))["loop"] if file.is_file() else {}
-        check_base(work, outcome)
+        check_base(work, result)
     return {key: loop[key] for key in ("device", "precision", "compile")}
 
 
-def _run(search: SearchSession, pool: Pool) -> list[str]:
+def _run(search: SearchSession, pool: WorkerPool) -> list[str]:
     """One search to its end: the trials, the winner's seeds, the record. Returns what failed, a sentence each."""
     started, before = time.monotonic(), seconds_so_far(search.home)
     follower, journal = Follower(search), search.journal

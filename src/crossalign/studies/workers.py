@@ -8,33 +8,37 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
-from typing import Any
+from collections.abc import Callable, Collection, Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+from crossalign.core.machine import usable_cores
+from crossalign.core.progress import silence
+from crossalign.training.signals import catch_signals
+from crossalign.training.stops import Interrupted
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 ORPHAN_SECONDS = 60.0  # for the step and the checkpoint of a worker that nobody waits for any more
-
-orphaned = threading.Event()
-"""Set in a worker whose parent is gone: what was queued for it is not to begin."""
+STOP_SECONDS = 60.0  # for workers to save in
+POLL_SECONDS = 1.0
 
 
 def start_worker(threads: int, device: str = "") -> None:
-    """What a new worker does first: its share of the cores, its GPU where there are several, and an eye on its parent."""
+    """What a new worker does first: its share of the cores, its GPU where there are several, and an eye on its parent.
+
+    It has no bars of its own, and Ctrl-C reaches it through the process that started it.
+    """
+    silence()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     threading.Thread(target=_die_with_parent, daemon=True).start()  # first: the parent may be killed during the import
     import torch
 
     torch.set_num_threads(threads)
-
-
-def start_quiet_worker(threads: int, device: str = "") -> None:
-    """The same for a worker without bars of its own, that Ctrl-C reaches through the process that started it."""
-    from crossalign.core.progress import silence
-
-    silence()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    start_worker(threads, device)
 
 
 def run_verb(config: Any, recipe: str, until: int | None = None) -> dict[str, Any]:
@@ -56,10 +60,64 @@ def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    orphaned.set()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(ORPHAN_SECONDS)  # then whatever still goes on is stopped
     os._exit(1)
+
+
+@dataclass(frozen=True)
+class WorkerPool:
+    """Who does the work: an executor, and how many jobs it can have in training now."""
+
+    executor: Executor
+    free: Callable[[], int]
+
+
+@contextmanager
+def process_pool(count: int, threads: int = 0) -> Iterator[WorkerPool]:
+    """``count`` processes here that compute with ``threads`` each, or with an equal share of the cores.
+
+    They are told to save and end when the block ends by an exception.
+    """
+    workers = Workers(count, threads or max(1, usable_cores() // count))
+    try:
+        yield WorkerPool(workers, lambda: count)
+    except BaseException:
+        workers.stop(STOP_SECONDS)
+        raise
+    finally:
+        workers.shutdown(wait=False, cancel_futures=True)
+
+
+def hand_out(
+    pool: WorkerPool,
+    function: Callable[[Job], Result],
+    more: Callable[[Collection[Job]], Job | None],
+    look: Callable[[Collection[Job]], None] = lambda flying: None,
+) -> Generator[tuple[Job, Future[Result]], None, None]:
+    """Hand out jobs while there are any, and give each with its future when that is done; close it, as it catches signals.
+
+    Args:
+        function: does a job, in a worker.
+        more: the jobs in training → what to begin beside them, or None.
+        look: called about once a second with the jobs in training, while no worker waits.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    flying: dict[Future[Result], Job] = {}
+    with catch_signals() as stopped:
+        while True:
+            while len(flying) < pool.free() and (job := more(flying.values())) is not None:
+                flying[pool.executor.submit(function, job)] = job
+            if not flying:
+                return
+            look(flying.values())
+            done, _ = wait(flying, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            if stopped.is_set():
+                raise Interrupted("stopped by a signal")
+            for future in done:
+                yield flying.pop(future), future
 
 
 class Workers(Executor):
@@ -117,7 +175,7 @@ class Workers(Executor):
     def _new(self, place: int) -> ProcessPoolExecutor:
         device = self._devices[place % len(self._devices)] if self._devices else ""
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(1, context, initializer=start_quiet_worker, initargs=(self._threads, device))
+        pool = ProcessPoolExecutor(1, context, initializer=start_worker, initargs=(self._threads, device))
         pool.submit(warm_up)
         return pool
 

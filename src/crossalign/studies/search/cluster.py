@@ -11,19 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import cache_dir
 from crossalign.runs.names import SearchFolder
+from crossalign.studies.workers import STOP_SECONDS, WorkerPool
 from crossalign.training.signals import stopped_by
 from crossalign.training.stops import Interrupted
 
-if TYPE_CHECKING:
-    from crossalign.studies.search.drive import Pool
-
 CONNECT_SECONDS = 20
-STOP_SECONDS = 60.0  # for workers to save in
 LOOK_SECONDS = 1.0  # how often a job looks whether its search is still there
 WORKER = "dask worker {} --nthreads 1 --memory-limit 0"
 _jobs: dict[threading.Event, str] = {}
@@ -31,17 +28,15 @@ _jobs: dict[threading.Event, str] = {}
 
 
 @contextmanager
-def cluster_pool(address: str, most: int, home: Path) -> Iterator[Pool]:
+def cluster_pool(address: str, most: int, home: Path) -> Iterator[WorkerPool]:
     """The workers connected to the scheduler at ``address``, ``most`` of them at the most (0: all); they may come and go.
 
     When the block ends by an exception, the workers are told to save and end what they train for the searches in the folder
     ``home``; when it ends well, they delete their copies of the trials.
 
     Raises:
-        UserError: no Dask here, or no scheduler there. Interrupted: ``Pool.free`` finds that the scheduler has gone away.
+        UserError: no Dask here, or no scheduler there. Interrupted: ``WorkerPool.free`` finds that the scheduler has gone away.
     """
-    from crossalign.studies.search.drive import Pool
-
     try:
         from distributed import Client
     except ImportError as error:
@@ -71,7 +66,7 @@ def cluster_pool(address: str, most: int, home: Path) -> Iterator[Pool]:
 
     executor = client.get_executor(pure=False)
     try:
-        yield Pool(executor, free)
+        yield WorkerPool(executor, free)
     except BaseException as error:
         if client.status == "running":
             with contextlib.suppress(Exception):  # what brought us here is to be told

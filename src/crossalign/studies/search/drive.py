@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from concurrent.futures import CancelledError, Future
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,14 @@ from crossalign.runs.promotion import Job
 from crossalign.studies.search.board import Board
 from crossalign.studies.search.jobs import Config, JobResult, Work, pack, train, unpack
 from crossalign.studies.search.journal import Journal
-from crossalign.training.signals import catch_signals
+from crossalign.studies.workers import WorkerPool, hand_out
 from crossalign.training.stops import Interrupted
 
-POLL_SECONDS = 1.0
 SUSPECTS = 3  # trials that fail one after the other as if for something that is not theirs, before the base is tried again
 DEATHS = 2  # workers that a trial may cost
 RESUMED = ("trials", "workers", "threads", "seeds", "cluster", "output", "show_space", "keep_checkpoints", "tracking",
            "set", "rungs")  # fmt: skip
 """Settings in which a call may differ from the one that it goes on with; what the last two come to is compared itself."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Pool:
-    """Who does the work: an executor, and how many jobs it can have in training now."""
-
-    executor: Executor
-    free: Callable[[], int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,54 +66,42 @@ class SearchSession:
 
 
 def results_of(
-    pool: Pool, more: Callable[[Collection[Work]], Work | None], look: Callable[[Collection[Work]], None]
+    pool: WorkerPool,
+    more: Callable[[Collection[Work]], Work | None],
+    look: Callable[[Collection[Work]], None] = lambda flying: None,
 ) -> Iterator[tuple[Work, JobResult]]:
-    """Hand out work while there is any, and give what comes of it as it comes.
-
-    Args:
-        more: the work in training → what to begin beside it, or None.
-        look: called about once a second with the work in training, while no worker waits.
+    """Hand out work while there is any, and give what comes of it as it comes; see :func:`crossalign.studies.workers.hand_out`.
 
     Raises:
         Interrupted: a signal came, a worker found the disk full, or the cluster is gone.
     """
-    flying: dict[Future[JobResult], Work] = {}
-    with catch_signals() as stopped:
-        while True:
-            while len(flying) < pool.free() and (work := more(flying.values())) is not None:
-                flying[pool.executor.submit(train, work)] = work
-            if not flying:
-                return
-            look(flying.values())
-            done, _ = wait(flying, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-            if stopped.is_set():
-                raise Interrupted("stopped by a signal")
-            for future in done:
-                work, outcome = flying.pop(future), _outcome(future)
-                if outcome.wants_files:
-                    again = dataclasses.replace(work, files=pack(work.config.output))
-                    flying[pool.executor.submit(train, again)] = work
-                    continue
-                if outcome.files is not None:
-                    unpack(outcome.files, work.config.output)
-                if outcome.stopped:
-                    raise Interrupted(outcome.stopped)
-                yield work, outcome
+    again: list[Work] = []
+    with closing(hand_out(pool, train, lambda flying: again.pop() if again else more(flying), look)) as done:
+        for work, future in done:
+            result = _result(future)
+            if result.wants_files:
+                again.append(dataclasses.replace(work, files=pack(work.config.output)))
+                continue
+            if result.files is not None:
+                unpack(result.files, work.config.output)
+            if result.stopped:
+                raise Interrupted(result.stopped)
+            yield work, result
 
 
-def _outcome(future: Future[JobResult]) -> JobResult:
+def _result(future: Future[JobResult]) -> JobResult:
     try:
         return future.result()
     except CancelledError as error:  # Dask cancels all jobs of whoever loses the scheduler, even for a moment
         raise Interrupted("the cluster's scheduler has gone away, and the jobs with it") from error
     except Exception as error:  # the worker came to an end, not the training
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if type(error).__name__ == "KilledWorker":  # Dask has given the job to other workers already: no second death
-            return JobResult(reason=f"every worker that trained it was killed, out of memory perhaps ({told})", bad_input=True)
-        return JobResult(died=told)
+            return JobResult(reason=f"every worker that trained it was killed, out of memory perhaps ({cause})", bad_input=True)
+        return JobResult(died=cause)
 
 
-def drive(search: SearchSession, pool: Pool, follow: Callable[[list[int]], None]) -> None:
+def drive(search: SearchSession, pool: WorkerPool, follow: Callable[[list[int]], None]) -> None:
     """Train until the rule has nothing more to do; ``follow`` is called about once a second, with trials that ended a job.
 
     Raises:
@@ -137,8 +117,8 @@ def drive(search: SearchSession, pool: Pool, follow: Callable[[list[int]], None]
             ended, state.ended = state.ended, []
             follow(ended)
 
-        for work, outcome in results_of(pool, state.more, look):
-            state.take(work, outcome)
+        for work, result in results_of(pool, state.more, look):
+            state.take(work, result)
         look([])
 
 
@@ -181,25 +161,25 @@ class _Drive:
         self.jobs[work.config.output] = job
         return work
 
-    def take(self, work: Work, outcome: JobResult) -> None:
+    def take(self, work: Work, result: JobResult) -> None:
         """What came of ``work``."""
         if work is self.base:
-            check_base(work, outcome)
+            check_base(work, result)
             self.trusted = True
             self._convict()
             return
         job = self.jobs[work.config.output]
-        if outcome.died:  # the job stays open, so that the rule gives it out again
+        if result.died:  # the job stays open, so that the rule gives it out again
             deaths = self.journal.died(job)
             if deaths >= DEATHS:
-                told = f"its worker was killed {deaths} times, out of memory perhaps ({outcome.died})"
+                told = f"its worker was killed {deaths} times, out of memory perhaps ({result.died})"
                 self.suspects[job.trial] = job, told
-        elif outcome.bad_input:
-            self.suspects[job.trial] = job, outcome.reason
-        elif outcome.reason:
-            self._fail(job, outcome.reason, outcome.curve)
+        elif result.bad_input:
+            self.suspects[job.trial] = job, result.reason
+        elif result.reason:
+            self._fail(job, result.reason, result.curve)
         else:
-            self.journal.end(job, outcome.score, outcome.curve, outcome.seconds)
+            self.journal.end(job, result.score, result.curve, result.seconds)
             self._convict()
             if job.rung == len(self.journal.ends) - 1:
                 self._drop_checkpoints(job.trial)
@@ -226,10 +206,10 @@ def base_work(base: Config, recipe: str, home: Path, token: str) -> Work:
     return Work(dataclasses.replace(base, output=SearchFolder(home).trials / "base"), recipe, 0, home, token)
 
 
-def check_base(work: Work, outcome: JobResult) -> None:
+def check_base(work: Work, result: JobResult) -> None:
     """Raise what is wrong with the base's settings, if anything is, after its run; else delete that run."""
-    if outcome.reason or outcome.died:
+    if result.reason or result.died:
         trace = work.config.output.with_suffix(".error.txt")
-        told = f"; see {trace}" if trace.is_file() and not outcome.bad_input else ""
-        raise UserError((outcome.reason or f"the worker came to an end: {outcome.died}") + told)
+        told = f"; see {trace}" if trace.is_file() and not result.bad_input else ""
+        raise UserError((result.reason or f"the worker came to an end: {result.died}") + told)
     shutil.rmtree(work.config.output)

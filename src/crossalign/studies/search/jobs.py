@@ -30,7 +30,7 @@ from crossalign.core.progress import silence
 from crossalign.runs.folder import InUse, locked
 from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.studies.search.cluster import stoppable
-from crossalign.studies.workers import ORPHAN_SECONDS, orphaned, run_verb
+from crossalign.studies.workers import ORPHAN_SECONDS, run_verb
 from crossalign.training.stops import DiskFull, Diverged, Interrupted, NoRoom, Paused
 
 Config = AdaptConfig | PretrainConfig | FinetuneConfig
@@ -92,7 +92,7 @@ def watched(config: Config) -> tuple[str, bool]:
 
 def train(work: Work) -> JobResult:
     """Do a job. It raises nothing: an exception of the future then means that the worker itself came to an end."""
-    if orphaned.is_set() or _broken.is_set():  # what was queued for this worker is not to begin
+    if _broken.is_set():
         os._exit(1)
     silence()
     started = time.monotonic()

@@ -14,11 +14,12 @@ from crossalign.config import AdaptConfig
 from crossalign.core.progress import progress
 from crossalign.runs.folder import differences
 from crossalign.runs.names import RunFolder, SearchFolder
-from crossalign.studies.search.drive import DEATHS, Pool, SearchSession, results_of
+from crossalign.studies.search.drive import DEATHS, SearchSession, results_of
 from crossalign.studies.search.jobs import Config, Work
+from crossalign.studies.workers import WorkerPool
 
 
-def train_winner(search: SearchSession, trial: int, pool: Pool) -> list[str]:
+def train_winner(search: SearchSession, trial: int, pool: WorkerPool) -> list[str]:
     """Train a trial's settings with seeds that chose nothing, to the end; only these runs score the test set.
 
     Runs of an earlier winner, whom a longer search has overtaken, are deleted. Returns what failed, a sentence a run.
@@ -37,13 +38,13 @@ def train_winner(search: SearchSession, trial: int, pool: Pool) -> list[str]:
         return waiting.pop(0) if waiting else None
 
     with progress(len(waiting), "winner's seeds", unit="run") as bar:
-        for work, outcome in results_of(pool, more, lambda flying: None):
-            deaths[work.config.output] += bool(outcome.died)
-            if outcome.died and deaths[work.config.output] < DEATHS:
+        for work, result in results_of(pool, more):
+            deaths[work.config.output] += bool(result.died)
+            if result.died and deaths[work.config.output] < DEATHS:
                 waiting.append(work)
                 continue
-            if outcome.reason or outcome.died:
-                failed.append(f"seed {work.config.seed} of the winner failed: {outcome.reason or outcome.died}")
+            if result.reason or result.died:
+                failed.append(f"seed {work.config.seed} of the winner failed: {result.reason or result.died}")
             bar.update(1)
     return failed
 
