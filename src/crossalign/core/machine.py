@@ -48,7 +48,7 @@ def environment() -> dict[str, Any]:
         "cpu_features": cpu_features(),
         "cores": usable_cores(),
         "threads": _threads(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": world_size(),
         "memory_bytes": _memory_bytes(),
         "gpus": _gpus(),
         "packages": {name: _version(name) for name in PACKAGES if _version(name)},
@@ -62,6 +62,11 @@ def environment() -> dict[str, Any]:
 def is_main_process() -> bool:
     """True in the one process that writes files and talks to the user; torchrun and accelerate number them in RANK."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def world_size() -> int:
+    """The number of processes of a distributed run, 1 of any other; torchrun and accelerate give it as WORLD_SIZE."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def command_line(argv: list[str] | None = None) -> str:

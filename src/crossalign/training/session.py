@@ -16,7 +16,7 @@ from crossalign.config import LoopConfig, flatten, to_dict, validate
 from crossalign.core.device import resolve_device
 from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
-from crossalign.core.machine import environment, is_main_process
+from crossalign.core.machine import environment, is_main_process, world_size
 from crossalign.runs.folder import claim_folder, locked, read_json, resolved, write_config
 from crossalign.runs.names import RunFolder
 
@@ -94,7 +94,7 @@ def main_process_first(device: str) -> AbstractContextManager[None]:
     """Let the first process go ahead, so that the others find in the cache what it made."""
     from accelerate import PartialState
 
-    waits = {"timeout": timedelta(days=1)} if int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}  # it may tokenise a corpus
+    waits = {"timeout": timedelta(days=1)} if world_size() > 1 else {}  # it may tokenise a corpus
     return PartialState(cpu=device == "cpu", **waits).main_process_first()  # type: ignore[no-any-return]
 
 
@@ -104,7 +104,7 @@ def agreed(choose: Callable[[], T]) -> T:
     Raises:
         RuntimeError: there are several processes, and torch.distributed is not initialised.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world_size() == 1:
         return choose()
     from torch import distributed
 

@@ -6,7 +6,6 @@ Shapes: N pairs, p student features, q teacher features.
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import sys
 import warnings
@@ -21,9 +20,9 @@ from torch import Tensor, nn
 
 from crossalign.alignment import get_similarity, penalties, similarities
 from crossalign.alignment.health import participation_ratio
-from crossalign.config import PairsConfig, RegularizeConfig, TeacherConfig
+from crossalign.config import FinetuneConfig, PretrainConfig, RegularizeConfig, TeacherConfig
 from crossalign.core.errors import UserError, unknown
-from crossalign.core.machine import is_main_process
+from crossalign.core.machine import is_main_process, world_size
 from crossalign.core.refs import UNTRAINED, Ref
 from crossalign.data.batches import IGNORED
 from crossalign.data.pairs.batches import PairBatch, PairBatches
@@ -34,8 +33,10 @@ from crossalign.features.teachers import check_teacher, teacher_features
 from crossalign.models.language.likelihood import nll_sum
 from crossalign.models.taps import Taps, unwrapped
 
+Config = PretrainConfig | FinetuneConfig
 PREFIX = "regularizer."
 HELD_OUT = 512
+BATCH = 64  # held-out captions a forward pass
 FEWEST_HELD_OUT = 8
 HELD_OUT_METRICS = ("cka-linear-debiased", "cka-rbf-debiased")
 
@@ -71,12 +72,6 @@ class CaptionExposure:
     def score(self, model: nn.Module) -> Tensor:
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
             return self.loss(model)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"pairs": self.pairs.fingerprint, "queue": []}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
 
     def try_out(self, model: nn.Module) -> Tensor:
         batch = self.pairs.batch(0)
@@ -122,8 +117,8 @@ class Term:
             raise UserError(f"the alignment term cannot be computed: {error}") from error
         finally:
             model.train(was_training)
-        for told in dict.fromkeys(str(one.message) for one in warned):
-            _note(told)
+        for sentence in dict.fromkeys(str(warning.message) for warning in warned):
+            _note(sentence)
         if not value.requires_grad:
             raise UserError("the alignment term has no gradient in what trains: tap another layer with --align.layers")
 
@@ -143,13 +138,14 @@ class Term:
 
     def state(self) -> dict[str, Tensor]:
         """The feature queue, as tensors of a checkpoint."""
-        queue = self.regularizer.state_dict()["queue"]
+        queue = self.regularizer.state_dict()["queue"] if isinstance(self.regularizer, AlignmentRegularizer) else []
         return {f"{PREFIX}queue.{i}": tensor for i, tensor in enumerate(queue)}
 
     def load_state(self, saved: dict[str, Tensor]) -> dict[str, Tensor]:
         """Put :meth:`state` back and return what is left of ``saved``."""
         queue = [saved[name] for name in sorted(saved) if name.startswith(PREFIX)]
-        self.regularizer.load_state_dict(self.regularizer.state_dict() | {"queue": queue})
+        if isinstance(self.regularizer, AlignmentRegularizer):
+            self.regularizer.load_state_dict(self.regularizer.state_dict() | {"queue": queue})
         return {name: tensor for name, tensor in saved.items() if not name.startswith(PREFIX)}
 
 
@@ -157,42 +153,38 @@ class Term:
 class HeldOut:
     """Pairs that are never trained on, with which alignment is measured."""
 
-    names: frozenset[str]
-    ids: list[Tensor]
-    masks: list[Tensor]
-    features: Tensor
-    """(N, q)"""
+    pairs: PairBatch
     taps: Taps
 
     @torch.no_grad()
     def measure(self, model: nn.Module, accelerator: Any) -> dict[str, float]:
         """Debiased CKA, whose value does not depend on N, and the number of directions that the student's features fill."""
         device = accelerator.device
+        batches = zip(self.pairs.input_ids.split(BATCH), self.pairs.attention_mask.split(BATCH), strict=True)
         with accelerator.autocast():
-            pieces = [self.taps(model, i.to(device), m.to(device)) for i, m in zip(self.ids, self.masks, strict=True)]
-        student = torch.cat(pieces)
-        teacher = self.features.to(device, student.dtype)
-        found = {f"held_out_{name}": get_similarity(name)(student, teacher) for name in HELD_OUT_METRICS}
-        return {name: float(v) for name, v in (found | {"held_out_directions": participation_ratio(student)}).items()}
+            student = torch.cat([self.taps(model, ids.to(device), mask.to(device)) for ids, mask in batches])
+        teacher = self.pairs.features.to(device, student.dtype)
+        numbers = {f"held_out_{name}": get_similarity(name)(student, teacher) for name in HELD_OUT_METRICS}
+        return {name: float(v) for name, v in (numbers | {"held_out_directions": participation_ratio(student)}).items()}
 
 
-def check_sources(align: RegularizeConfig, teacher: TeacherConfig, pairs: PairsConfig) -> None:
+def check_sources(config: Config) -> None:
     """Find out before long work whether the pairs and the teachers are there; no image is looked at.
 
     Raises:
         UserError: a source of pairs, a list of ids, a teacher, or one of its layers does not exist.
     """
-    measured = _held_out_count(align) > 0
-    if not measured and not _has_term(align):
+    align = config.align
+    if not _has_term(align) and _held_out_count(align) < 1:
         return
-    check_source(pairs.source)
-    for name in filter(None, (pairs.split_file, align.held_out_file)):
+    check_source(config.pairs.source)
+    for name in filter(None, (config.pairs.split_file, align.held_out_file)):
         if not Path(name).expanduser().is_file():
             raise UserError(f"there is no split file '{name}': give a text file with one id a line")
-    teachers = [teacher] if _has_term(align) and align.metric in similarities else []
-    teachers += [_held_out_teacher(align, teacher)] if measured else []
-    for one in {one.ref: one for one in teachers}.values():
-        check_teacher(one)
+    teachers = [config.teacher] if _has_term(align) and align.metric in similarities else []
+    teachers += [_held_out_teacher(config)] if _held_out_count(align) > 0 else []
+    for teacher in {teacher.ref: teacher for teacher in teachers}.values():
+        check_teacher(teacher)
 
 
 def _has_term(align: RegularizeConfig) -> bool:
@@ -208,41 +200,31 @@ def _held_out_count(align: RegularizeConfig) -> int:
     return align.held_out if align.held_out is not None else (HELD_OUT if align.metric != "none" else 0)
 
 
-def _held_out_teacher(align: RegularizeConfig, teacher: TeacherConfig) -> TeacherConfig:
+def _held_out_teacher(config: Config) -> TeacherConfig:
     """A control's teacher is for training: all rows of a table are measured with the same one."""
-    return replace(teacher, ref=align.held_out_teacher or Ref(teacher.ref, UNTRAINED).base)
+    return replace(config.teacher, ref=config.align.held_out_teacher or Ref(config.teacher.ref, UNTRAINED).base)
 
 
-def open_term(
-    align: RegularizeConfig,
-    teacher: TeacherConfig,
-    pairs: PairsConfig,
-    tokenizer: Any,
-    *,
-    tokens: float,
-    seed: int,
-    device: str,
-) -> Term | None:
-    """The term that ``align`` asks for; None where it asks for none.
+def open_term(config: Config, tokenizer: Any, tokens: float) -> Term | None:
+    """The term that ``config.align`` asks for; None where it asks for none.
 
     Args:
-        align, teacher, pairs: settings.
+        config: settings, with the device where the teacher computes, if its features are not in the cache.
         tokenizer: of the student.
         tokens: of the text, that a step trains on.
-        seed: of the order of the pairs.
-        device: where the teacher computes, if its features are not in the cache.
 
     Raises:
         UserError: pairs, a teacher or a metric that cannot be used.
     """
+    align = config.align
     if not _has_term(align):
         return None
-    opened = open_pairs(pairs)
+    opened, device = open_pairs(config.pairs), config.loop.device
     # Captions and penalties look at no image: zeros stand in for features.
     looks = align.metric in similarities
-    features = teacher_features(teacher, opened, device=device).values if looks else torch.zeros(len(opened), 1)
+    features = teacher_features(config.teacher, opened, device=device).values if looks else torch.zeros(len(opened), 1)
     batches = PairBatches(
-        opened.texts, features, tokenizer, batch_size=align.batch_size, seed=seed, max_length=align.max_length
+        opened.texts, features, tokenizer, batch_size=align.batch_size, seed=config.seed, max_length=align.max_length
     )
     if align.metric == "captions":
         return Term(CaptionExposure(batches, align.weight, align.every, tokens), align.log_every)
@@ -260,20 +242,18 @@ def open_term(
     return Term(regularizer, align.log_every, warns=align.on_degenerate == "warn")
 
 
-def open_held_out(
-    align: RegularizeConfig, teacher: TeacherConfig, pairs: PairsConfig, tokenizer: Any, *, device: str, batch_size: int = 64
-) -> HeldOut | None:
-    """The held-out pairs that ``align`` asks for; None where it asks for none.
+def open_held_out(config: Config, tokenizer: Any) -> HeldOut | None:
+    """The held-out pairs that ``config.align`` asks for; None where it asks for none.
 
     Raises:
         UserError: pairs or a teacher that cannot be used.
     """
-    wanted = _held_out_count(align)
+    align, wanted = config.align, _held_out_count(config.align)
     if wanted < 1:
         return None
-    held_out = open_pairs(replace(pairs, split="validation", split_file=align.held_out_file, limit=None))
+    held_out = open_pairs(replace(config.pairs, split="validation", split_file=align.held_out_file, limit=None))
     if align.metric != "none":
-        shared = set(names_of(held_out)) & set(names_of(open_pairs(pairs)))
+        shared = set(names_of(held_out)) & set(names_of(open_pairs(config.pairs)))
         if shared:
             raise UserError(
                 f"{len(shared)} held-out pairs are trained on, such as {min(shared)}: list others in --align.held-out-file, "
@@ -286,9 +266,9 @@ def open_held_out(
         )
     if align.held_out is not None and wanted > len(held_out):
         _note(f"--align.held-out {wanted} is more than there are: all {len(held_out)} are used ({held_out.source})")
-    teacher = _held_out_teacher(align, teacher)
+    teacher = _held_out_teacher(config)
     try:
-        features = teacher_features(teacher, held_out, device=device).values
+        features = teacher_features(teacher, held_out, device=config.loop.device).values
     except UserError as error:
         if not Ref(teacher.ref).file:
             raise
@@ -298,14 +278,9 @@ def open_held_out(
             "--align.held-out 0"
         ) from error
     rows = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:wanted].sort().values
-    batch = _first_texts(held_out, features, tokenizer, align.max_length, rows)
-    return HeldOut(
-        frozenset(names_of(held_out)),
-        list(batch.input_ids.split(batch_size)),
-        list(batch.attention_mask.split(batch_size)),
-        batch.features,
-        Taps(list(align.layers), align.pool),
-    )
+    texts = [held_out.texts[row][0] for row in rows.tolist()]
+    batches = PairBatches(texts, features[rows], tokenizer, batch_size=len(texts), max_length=align.max_length)
+    return HeldOut(batches.batch(0), Taps(list(align.layers), align.pool))
 
 
 def _note(sentence: str) -> None:
@@ -334,7 +309,7 @@ def check_align(align: RegularizeConfig) -> None:
         )
     if not align.layers:
         raise UserError("--align.layers names no layer: give one, such as penultimate")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     if align.batch_size < world:
         raise UserError(f"--align.batch-size {align.batch_size} is smaller than the number of processes, {world}: raise it")
     if align.metric in ("none", "captions"):
@@ -358,10 +333,3 @@ def _options(align: RegularizeConfig) -> dict[str, Any]:
     """Arguments of a similarity that not all of them have."""
     takes = inspect.signature(get_similarity(align.metric)).parameters
     return {"on_degenerate": align.on_degenerate} if "on_degenerate" in takes else {}
-
-
-def _first_texts(pairs: Pairs, features: Tensor, tokenizer: Any, max_length: int, rows: Tensor) -> PairBatch:
-    """The first text of each of ``rows``, padded to one length, with its features."""
-    texts = [pairs.texts[row][0] for row in rows.tolist()]
-    batches = PairBatches(texts, features[rows], tokenizer, batch_size=len(texts), max_length=max_length)
-    return batches.batch(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from crossalign.config import FinetuneConfig, PretrainConfig, TextLoopConfig
 from crossalign.core.errors import UserError
+from crossalign.core.machine import world_size
 from crossalign.core.progress import followed
 from crossalign.data.batches import Batches, Step
 from crossalign.data.records import read_text
@@ -105,7 +105,7 @@ def resolve_speed(config: C, model: Any, block: int, quiet: bool) -> C:
     if loop.shard:  # too large, it may be, to be measured whole
         chosen = {"cuda": "bf16"}.get(loop.device, "fp32") if loop.precision == "auto" else loop.precision
         return resolved(config, loop={"precision": chosen, "compile": bool(loop.compile)})
-    rows = max(1, loop.batch_size // loop.accumulation // int(os.environ.get("WORLD_SIZE", "1")))
+    rows = max(1, loop.batch_size // loop.accumulation // world_size())
     ids = torch.zeros(rows, block, dtype=torch.int64, device=loop.device)
     trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
     signature = f"{type(model).__name__} {model.num_parameters()} {trains} {tuple(ids.shape)}"
@@ -186,7 +186,7 @@ def check_text_run(config: PretrainConfig | FinetuneConfig) -> None:
     if loop.steps % loop.evaluate_every:
         near = max(d for d in range(1, loop.evaluate_every + 1) if loop.steps % d == 0)
         raise UserError(f"--loop.evaluate-every {loop.evaluate_every} does not divide --loop.steps {loop.steps}; {near} would")
-    if loop.shard and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if loop.shard and world_size() == 1:
         raise UserError("--loop.shard needs several processes: start them with torchrun --nproc-per-node 2 -m crossalign.cli …")
     if loop.shard and config.align.metric in WEIGHT_PENALTIES:
         raise UserError(f"--align.metric {config.align.metric} looks at whole weights: leave --loop.shard out")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from crossalign.config import AdaptConfig
 from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, write_json
-from crossalign.core.machine import is_main_process
+from crossalign.core.machine import is_main_process, world_size
 from crossalign.data.batches import Batches
 from crossalign.data.images.augment import augment
 from crossalign.data.images.batches import ImageRows, eval_batches
@@ -115,7 +114,7 @@ def _resolve(config: AdaptConfig, train: ImageSet) -> AdaptConfig:
 def _check_before_training(config: AdaptConfig, splits: ImageSplits, model: ImageClassifier) -> None:
     """All that can be known to fail later fails here, before any long work."""
     loop, align_config = config.loop, config.align
-    if loop.accumulation * int(os.environ.get("WORLD_SIZE", "1")) > loop.batch_size:
+    if loop.accumulation * world_size() > loop.batch_size:
         raise UserError(f"--loop.batch-size {loop.batch_size} has fewer images than processes x --loop.accumulation")
     if loop.batch_size > len(splits.train):
         raise UserError(f"--loop.batch-size {loop.batch_size} is larger than the {len(splits.train)} training images")
@@ -135,7 +134,7 @@ def _check_before_training(config: AdaptConfig, splits: ImageSplits, model: Imag
 def resolve_speed(config: AdaptConfig, model: ImageClassifier, train: ImageSet, quiet: bool = False) -> AdaptConfig:
     """Number format and compiling, where left open, as the hardware or a short measurement on it says is best."""
     loop = config.loop
-    share = loop.batch_size // loop.accumulation // int(os.environ.get("WORLD_SIZE", "1"))  # of a step, in one pass
+    share = loop.batch_size // loop.accumulation // world_size()  # of a step, in one pass
     images = torch.from_numpy(train.pixels[:share].copy()).to(loop.device)
     signature = f"2 {model.language_model.config.__class__.__name__} {model.plan} {tuple(images.shape)}"
     steps = loop.epochs * loop.accumulation * math.ceil(len(train) / loop.batch_size)

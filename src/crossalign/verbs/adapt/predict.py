@@ -39,14 +39,7 @@ class PredictArgs:
 
 def run(args: PredictArgs, _: str) -> None:
     """Print a line for each image."""
-    predict_files(
-        args.model,
-        args.images,
-        top_k=args.top_k,
-        batch_size=args.batch_size,
-        backbone=args.backbone,
-        device=args.device,
-    )
+    predict_files(**vars(args))
 
 
 def predict_files(

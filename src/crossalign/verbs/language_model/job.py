@@ -7,7 +7,6 @@ every evaluation and choose nothing: the last weights are kept.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import nn
 from crossalign.config import FinetuneConfig, PretrainConfig
 from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, write_json
-from crossalign.core.machine import is_main_process
+from crossalign.core.machine import is_main_process, world_size
 from crossalign.core.progress import followed
 from crossalign.core.refs import Ref
 from crossalign.data.batches import Batches, Rows
@@ -113,12 +112,12 @@ def _train(config: Any, recipe: str, quiet: bool, until: int | None) -> dict[str
     strings = read_texts(config.score)
     config.row = config.row or row_name(config)
     with main_process_first(config.loop.device):
-        check_sources(config.align, config.teacher, config.pairs)
+        check_sources(config)
     text = _corpus(config) if new else _instructions(config)
-    settings, model = (config.align, config.teacher, config.pairs, text.tokenizer), text.model
     with main_process_first(config.loop.device):  # the others then find the features in the cache
-        term = open_term(*settings, tokens=text.tokens, seed=config.seed, device=config.loop.device)
-        held_out = open_held_out(*settings, device=config.loop.device)
+        term = open_term(config, text.tokenizer, text.tokens)
+        held_out = open_held_out(config, text.tokenizer)
+    model = text.model
     streams = {name: as_stream(string, text.tokenizer, text.separator) for name, string in strings.items()}
     check_room(config.output, model, config.loop)
     config = resolve_speed(config, model, text.block, quiet)
@@ -177,7 +176,7 @@ def _corpus(config: PretrainConfig) -> Text:
         return stream_metrics(model, blocks, run.accelerator, "evaluating")
 
     rows = TokenRows(corpus.train.tokens, config.block)
-    _batches(config, rows, 0, int(os.environ.get("WORLD_SIZE", "1")))  # refuses what cannot be
+    _batches(config, rows, 0, world_size())  # refuses what cannot be
     names = [name for name, _ in corpus.meta["settings"]["source"]]
     gpt = new_gpt2(config.gpt, vocabulary=corpus.vocabulary, block=config.block, separator=corpus.separator, seed=config.seed)
     return Text(
@@ -224,7 +223,7 @@ def _instructions(config: FinetuneConfig) -> Text:
         return {"loss": loss, "perplexity": perplexity(loss)}
 
     rows = ExampleRows(data.train, config.data.block if config.data.packing else 0, config.data.padding)
-    _batches(config, rows, 0, int(os.environ.get("WORLD_SIZE", "1")))  # refuses what cannot be
+    _batches(config, rows, 0, world_size())  # refuses what cannot be
     notes = {"without an answer": data.empty, "with the answer cut": data.train.truncated, "too long": data.train.dropped}
     left_out = "".join(f", {count:,} {why}" for why, count in notes.items() if count)
     names = [Path(name).name for name in config.data.source]
