@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from crossalign.core.machine import free_memory
 
 
 class Scorer(HFLM):
@@ -70,7 +71,7 @@ class Scorer(HFLM):
     def tokens_per_batch(self) -> int:
         """Tokens whose logits, log-probabilities and their copy take a fifth of the memory that is free; few on a CPU, where
         more gain nothing."""
-        free, most = _free_memory(), 4096
+        free, most = free_memory() or 4 << 30, 4096
         if self.device.type == "cuda":
             free, most = torch.cuda.mem_get_info(self.device)[0], 65_536
         return int(max(1, min(most, free // 5 // (12 * self.model.config.vocab_size))))
@@ -84,10 +85,3 @@ def batch_ends(lengths: Sequence[int], tokens: int) -> dict[int, int]:
             ends[i] = i + 1 - first
             first = i + 1
     return ends
-
-
-def _free_memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # macOS does not tell
-        return 4 << 30
