@@ -38,13 +38,6 @@ class PredictArgs:
 
 
 def run(args: PredictArgs, _: str) -> None:
-    """Print a line for each image."""
-    predict_files(**vars(args))
-
-
-def predict_files(
-    model: str, images: list[Path], *, top_k: int = 1, batch_size: int = 64, backbone: str = "", device: str = "auto"
-) -> None:
     """Print ``{"file", "label", "score"}`` (or a list of classes for ``top_k`` > 1) for each file, as a line of JSON.
 
     A file that cannot be read costs its own line only: it is reported as ``{"file", "error"}``, and the rest goes on.
@@ -55,12 +48,12 @@ def predict_files(
     from crossalign.core.device import resolve_device
     from crossalign.models.classifier.model import ImageClassifier
 
-    files = list(_files(images))
-    device = resolve_device(device)
-    classifier = ImageClassifier.from_pretrained(model, backbone=backbone or None).to(device)
+    files = list(_files(args.images))
+    device = resolve_device(args.device)
+    classifier = ImageClassifier.from_pretrained(args.model, backbone=args.backbone or None).to(device)
     failed = 0
-    for start in range(0, len(files), batch_size):
-        for file, answer in _answers(classifier, files[start : start + batch_size], top_k):
+    for start in range(0, len(files), args.batch_size):
+        for file, answer in _answers(classifier, files[start : start + args.batch_size], args.top_k):
             failed += "error" in answer
             print(json.dumps({"file": str(file), **answer}, ensure_ascii=False))
     if failed:
