@@ -18,7 +18,6 @@ from scipy import stats
 from crossalign import cli
 from crossalign.core.errors import UserError
 from crossalign.report.compared import Compared, as_json
-from crossalign.report.pages import compare_page
 from crossalign.report.render.markdown import write_markdown
 from crossalign.report.render.terminal import terminal
 from crossalign.results.contrasts import Pair, pair_up
@@ -202,7 +201,7 @@ def test_no_difference_is_ever_shown_without_its_uncertainty(tmp_path: Path, new
     assert any("no predictions.parquet" in note for note in bare.notes)
     assert as_json(bare)["comparisons"][0]["t"]["difference"] is None
     for found in (whole, bare, compare([evaluated]), compare([evaluated], by="sample")):
-        for line in terminal(compare_page(found)).splitlines():
+        for line in terminal(found.page).splitlines():
             for sign in ("+", "−"):
                 if f" {sign}" in line and not line.startswith("reference"):
                     assert "±" in line, line
@@ -395,7 +394,7 @@ def test_markdown_json_and_terminal_say_the_same(evaluated: Path, tmp_path: Path
     text = page.read_text()
     assert text.startswith("# Comparison with “Baseline”") and text.count("| Baseline |") == 1
     again = tmp_path / "again.md"
-    write_markdown(compare_page(compare([evaluated], tasks=("arc.acc", "copa.acc"), resamples=300)), again)
+    write_markdown(compare([evaluated], tasks=("arc.acc", "copa.acc"), resamples=300).page, again)
     assert again.read_text() == text  # nothing of it is left to chance
 
 

@@ -169,6 +169,28 @@ def test_a_comparison_has_the_numbers_that_went_in(tmp_path: Path, new_run: Make
     assert one.t.p_value == pytest.approx(0.07418, abs=1e-4) and one.p_holm == one.p == one.t.p_value
 
 
+def test_over_images_every_paired_seed_needs_its_predictions(tmp_path: Path, new_run: Maker) -> None:
+    for seed in (0, 1, 2):
+        new_run(tmp_path / f"a{seed}", correct=mask(40 + seed), images=100, seed=seed)
+        folder = new_run(tmp_path / f"b{seed}", "FPT + MMD", align="mmd", correct=mask(50), images=100, seed=seed)
+    (whole,) = asked(tmp_path)
+    assert len(whole.mcnemar) == 3 and whole.p_mcnemar is not None
+    (folder / "predictions.parquet").unlink()
+    (one,) = asked(tmp_path)
+    assert one.seeds == (0, 1, 2) and one.t == whole.t and one.mcnemar is None and one.p_mcnemar is None
+    assert one.notes == (f"no predictions.parquet in {folder} to pair images by; only running it again makes it",)
+
+
+def test_accuracies_are_those_of_the_predictions_where_there_are_any(tmp_path: Path, new_run: Maker) -> None:
+    for row, align, right in (("FPT", "none", 40), ("FPT + MMD", "mmd", 45)):
+        path = new_run(tmp_path / align, row, align=align, correct=mask(right), images=100) / "result.json"
+        result = json.loads(path.read_text())
+        result["test"]["accuracy"] += 4e-5  # as if rounded
+        path.write_text(json.dumps(result))
+    (one,) = asked(tmp_path)
+    assert (one.reference_values, one.other_values) == ((0.4,), (0.45,))
+
+
 def test_comparisons_ask_the_three_questions(study_folder: Path) -> None:
     results = Results(open_study([study_folder]))
     frame = contrasts(results, image_pairs(results))

@@ -120,6 +120,20 @@ def test_a_row_with_images_is_compared_with_each_control(study: Path) -> None:
     assert controlled[0] == CONTROLS.title and "Beside “Pre-training + cka (unpaired)”" in str(controlled)
 
 
+def test_data_of_another_fingerprint_and_another_vision_model_are_not_paired(study: Path) -> None:
+    """One name may stand for other data: the fingerprint tells."""
+    for seed in range(4):
+        for row, change in (("l2", {"data_fingerprint": "g"}), ("cka", {"teacher": "package:other"})):
+            path = study / row / f"seed-{seed}" / "result.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    tests, align = asked(study)
+    reasons = {(one.question, align[one.other]): one.reason for one in tests}
+    assert reasons["predicts", "l2"] == "different data or another tokenizer" and reasons["predicts", "cka"] == ""
+    assert reasons["aligns", "cka"] == "alignment with another vision model"
+    assert "could not be paired: different data or another tokenizer" in str(blocks_of(study, Findings))
+    assert "not paired: alignment with another vision model" in str(blocks_of(study, Table))
+
+
 def test_terms_without_images_are_named() -> None:
     from crossalign.alignment import penalties
     from crossalign.features.regularizer import WEIGHT_PENALTIES

@@ -1,4 +1,4 @@
-"""A comparison, and the same as JSON."""
+"""A comparison, its page, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossalign.core.files import write_json
-from crossalign.report.blocks import Table
+from crossalign.report.blocks import Block, Listing, Only, Page, Prose, Table
 from crossalign.report.contrasts import items_table, means_table, seeds_table
 from crossalign.report.words import sentence
 from crossalign.results.contrasts import By
@@ -44,6 +44,13 @@ class Compared:
     @cached_property
     def sentences(self) -> list[str]:
         return [sentence(self.results, one) for one in self.contrasts.itertuples()]
+
+    @property
+    def page(self) -> Page:
+        """The comparison in tables and in words."""
+        blocks: list[Block] = [Only("terminal", (Prose((f"reference: {self.rows[0]}",)),)), *self.tables]
+        blocks += [Listing("In words", tuple(self.sentences)), Listing("Notes", tuple(self.notes))]
+        return Page(f"Comparison with “{self.rows[0]}”", tuple(blocks), "compare")
 
 
 def as_json(compared: Compared) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,110 +21,59 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 STARS = ((0.001, "***"), (0.01, "**"), (LEVEL, "*"))
-Column = Callable[[Any, Outcome], str]
+SEEDS = ["Row", "In", "Seeds", "Difference", "95 % interval", "p (Holm)", "g_z (95 %)", "Visible", "Seeds needed (Holm)"]
+ITEMS = ["Row", "In", "Items", "Difference", "95 % interval", "p, bootstrap (Holm)", "Right alone, row : reference"]
+ITEMS += ["p, McNemar (Holm)"]
+IMAGES = ["Row − reference", "Seeds", "Difference", "95 % interval", "p, seeds (Holm)", "p, images (Holm)"]
+IMAGES += ["p, images, each seed", "Smallest visible", "Seeds needed"]
+TEXTS = ["Row − reference", "Measure", "Seeds", "Difference", "95 % interval", "p (Holm)", "Smallest visible", "Seeds needed"]
 
 
-def _pair(one: Any, outcome: Outcome) -> str:
-    return f"{one.other} − {one.reference}"
+def line(results: Results, one: Any, heads: Sequence[str], over: str = "") -> list[str]:
+    """The cells of a contrast under column heads; of one that could not be paired, why.
 
-
-def _seeds(one: Any, outcome: Outcome) -> str:
-    return str(one.t.n)
-
-
-def _difference(one: Any, outcome: Outcome) -> str:
-    return difference_text(outcome, one.difference, one.error) + _mark(one)
-
-
-def _interval(one: Any, outcome: Outcome) -> str:
-    return UNKNOWN if one.low is None else interval_text(outcome, (one.low, one.high)) + _mark(one)
-
-
-def _mark(one: Any) -> str:
-    return "†" if one.over == "items" and one.low is not None else ""
-
-
-def _visible(one: Any, outcome: Outcome) -> str:
-    return UNKNOWN if one.detectable is None else value_text(outcome, one.detectable)
-
-
-def _needed(one: Any, outcome: Outcome) -> str:
-    return seeds_text(one.needed) if one.t.sd else UNKNOWN
-
-
-def _needed_corrected(one: Any, outcome: Outcome) -> str:
-    return f"{seeds_text(one.needed)} ({seeds_text(one.needed_corrected)})" if one.t.sd else UNKNOWN
-
-
-def _effect(one: Any, outcome: Outcome) -> str:
-    size = one.effect
-    return UNKNOWN if size is None else f"{number(size.g)} ({number(size.interval[0])} to {number(size.interval[1])})"
-
-
-def _over_items(one: Any, outcome: Outcome) -> str:
-    return difference_text(outcome, one.t.difference, one.over_items[0]) if one.over_items else str(one.bootstrap.reason)
-
-
-def _p(test: str) -> Column:
-    return lambda one, outcome: p_values(getattr(one, f"p_{test}"), getattr(one, f"p_{test}_holm"))
-
-
-SEEDS: dict[str, Column] = {
-    "Row": lambda one, outcome: str(one.other),
-    "In": lambda one, outcome: outcome.label,
-    "Seeds": _seeds,
-    "Difference": lambda one, outcome: difference_text(outcome, one.t.difference, one.t.error),
-    "95 % interval": lambda one, outcome: interval_text(outcome, one.t.interval),
-    "p (Holm)": _p("seeds"),
-    "g_z (95 %)": _effect,
-    "Visible": _visible,
-    "Seeds needed (Holm)": _needed_corrected,
-}
-"""Of ``compare``, over seeds; a line is cut short where the test gives no interval."""
-ITEMS: dict[str, Column] = {
-    "Row": lambda one, outcome: str(one.other),
-    "In": lambda one, outcome: outcome.label,
-    "Items": lambda one, outcome: f"{one.bootstrap.n:,}",
-    "Difference": _over_items,
-    "95 % interval": lambda one, outcome: interval_text(outcome, one.over_items[1]) if one.over_items else UNKNOWN,
-    "p, bootstrap (Holm)": _p("bootstrap"),
-    "Right alone, row : reference": lambda one, outcome: (
-        ", ".join(f"{test.only_b:,} : {test.only_a:,}" for test in one.mcnemar or ()) or UNKNOWN
-    ),
-    "p, McNemar (Holm)": _p("mcnemar"),
-}
-IMAGES: dict[str, Column] = {
-    "Row − reference": _pair,
-    "Seeds": _seeds,
-    "Difference": _difference,
-    "95 % interval": _interval,
-    "p, seeds (Holm)": _p("seeds"),
-    "p, images (Holm)": _p("mcnemar"),
-    "p, images, each seed": lambda one, outcome: ", ".join(p_text(test.p_value) for test in one.mcnemar or ()) or UNKNOWN,
-    "Smallest visible": _visible,
-    "Seeds needed": _needed,
-}
-TEXTS: dict[str, Column] = {
-    "Row − reference": _pair,
-    "Measure": lambda one, outcome: outcome.label,
-    "Seeds": _seeds,
-    "Difference": _difference,
-    "95 % interval": _interval,
-    "p (Holm)": _p("seeds"),
-    "Smallest visible": _visible,
-    "Seeds needed": _needed,
-}
-
-
-def cells(results: Results, one: Any, columns: dict[str, Column]) -> list[str]:
-    """The line of a contrast; of one without a test, why there is none."""
-    outcome, names = results.outcome[one.outcome], list(columns)
-    if one.t is None or (columns is SEEDS and one.t.interval is None):
-        names = names[: names.index("Seeds")]
-    line = [columns[name](one, outcome) for name in names]
-    if len(line) < len(columns):
-        line += ["0", f"not paired: {one.reason}"] if one.t is None else [str(one.t.n), one.t.reason]
-    return line + [UNKNOWN] * (len(columns) - len(line))
+    ``over``: of ``seeds`` or ``items`` difference and interval are; empty: of what decides, with † where it is over items.
+    """
+    outcome, t = results.outcome[one.outcome], one.t
+    names = {
+        "Row": one.other,
+        "Row − reference": f"{one.other} − {one.reference}",
+        "In": outcome.label,
+        "Measure": outcome.label,
+    }
+    if t is None:
+        known = [names[head] for head in heads if head in names] + ["0", f"not paired: {one.reason}"]
+        return known + [UNKNOWN] * (len(heads) - len(known))
+    error, interval = one.error, None if one.low is None else (one.low, one.high)
+    if over:
+        error, interval = (t.error, t.interval) if over == "seeds" else one.over_items or (None, None)
+    mark = "†" if not over and one.over == "items" and interval else ""
+    difference = difference_text(outcome, t.difference, error) + mark
+    if over and interval is None:
+        difference = t.reason if over == "seeds" else one.bootstrap.reason
+    visible = UNKNOWN if one.detectable is None else value_text(outcome, one.detectable)
+    needed = seeds_text(one.needed) if t.sd else UNKNOWN
+    p_seeds, p_mcnemar = p_values(one.p_seeds, one.p_seeds_holm), p_values(one.p_mcnemar, one.p_mcnemar_holm)
+    size, exact = one.effect, one.mcnemar or ()
+    cells = names | {
+        "Seeds": str(t.n),
+        "Items": f"{one.bootstrap.n:,}" if one.bootstrap else UNKNOWN,
+        "Difference": difference,
+        "95 % interval": interval_text(outcome, interval) + mark if interval else UNKNOWN,
+        "p (Holm)": p_seeds,
+        "p, seeds (Holm)": p_seeds,
+        "p, images (Holm)": p_mcnemar,
+        "p, McNemar (Holm)": p_mcnemar,
+        "p, images, each seed": ", ".join(p_text(test.p_value) for test in exact) or UNKNOWN,
+        "p, bootstrap (Holm)": p_values(one.p_bootstrap, one.p_bootstrap_holm),
+        "Right alone, row : reference": ", ".join(f"{test.only_b:,} : {test.only_a:,}" for test in exact) or UNKNOWN,
+        "g_z (95 %)": f"{number(size.g)} ({number(size.interval[0])} to {number(size.interval[1])})" if size else UNKNOWN,
+        "Visible": visible,
+        "Smallest visible": visible,
+        "Seeds needed": needed,
+        "Seeds needed (Holm)": f"{needed} ({seeds_text(one.needed_corrected)})" if t.sd else UNKNOWN,
+    }
+    return [cells[head] for head in heads]
 
 
 def strong(tests: Iterable[Any]) -> frozenset[int]:
@@ -139,8 +88,8 @@ def question_tables(results: Results, contrasts: DataFrame) -> list[Table]:
         tests = [one for one in contrasts.itertuples() if one.question == question.name]
         also = sorted({key for one in tests for key in one.also})
         notes = [f"Some rows compared here also differ in: {', '.join(also)}."] if also else []
-        shown = [cells(results, one, IMAGES) for one in tests]
-        tables += [Table(question.title, list(IMAGES), shown, notes, strong=strong(tests))] if tests else []
+        shown = [line(results, one, IMAGES) for one in tests]
+        tables += [Table(question.title, IMAGES, shown, notes, strong=strong(tests))] if tests else []
     if tables:
         tables[-1].notes += _question_notes(len(contrasts), any(one.t and one.t.n == 1 for one in contrasts.itertuples()))
     return tables
@@ -173,8 +122,8 @@ def text_table(results: Results, contrasts: DataFrame) -> Table:
         "Smallest visible: the true difference that the test would have found with 80 % power at α = 0.05 (uncorrected), at "
         "the spread seen. Seeds needed: for a true difference as large as the one seen.",
     ]
-    shown = [cells(results, one, TEXTS) for one in tests]
-    return Table("With and without the term", list(TEXTS), shown, notes, frozenset({1}), strong(tests))
+    shown = [line(results, one, TEXTS) for one in tests]
+    return Table("With and without the term", TEXTS, shown, notes, frozenset({1}), strong(tests))
 
 
 def means_table(results: Results, labels: Sequence[str], outcomes: Sequence[Outcome], contrasts: DataFrame, by: By) -> Table:
@@ -244,8 +193,8 @@ def seeds_table(results: Results, contrasts: DataFrame) -> Table:
         "needed: as many for a true difference as large as the one seen; in brackets, at the level of Holm's first step. All "
         "rest on the spread seen in these few seeds.",
     ]
-    shown = [cells(results, one, SEEDS) for one in tests]
-    return _without_single(Table("Over seeds: the methods", list(SEEDS), shown, notes, frozenset({1}), shown_here))
+    shown = [line(results, one, SEEDS, "seeds") for one in tests]
+    return _without_single(Table("Over seeds: the methods", SEEDS, shown, notes, frozenset({1}), shown_here))
 
 
 def items_table(results: Results, contrasts: DataFrame, resamples: int) -> Table | None:
@@ -263,7 +212,7 @@ def items_table(results: Results, contrasts: DataFrame, resamples: int) -> Table
         f"correction over {_families(tests)}.",
     ]
     columns = [items.capitalize() if name == "Items" else name for name in ITEMS]
-    shown = [cells(results, one, ITEMS) for one in tests]
+    shown = [line(results, one, ITEMS, "items") for one in tests]
     return _without_single(Table(f"Over {items}: these trained models", columns, shown, notes, frozenset({1}), shown_here))
 
 

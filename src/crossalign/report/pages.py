@@ -1,4 +1,4 @@
-"""Which blocks a page has, and in which order: one of runs and searches, a summary of them, one of a comparison."""
+"""Which blocks a page has, and in which order: one of runs and searches and a summary of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from crossalign.report.blocks import (
     Folded,
     Group,
     Heading,
-    Listing,
     Only,
     Page,
     Prose,
@@ -26,7 +25,6 @@ from crossalign.report.blocks import (
     Table,
     Warnings,
 )
-from crossalign.report.compared import Compared
 from crossalign.report.contrasts import question_tables, text_table
 from crossalign.report.figures.classifiers import classifier_figures, confusion_counts, unfinished_figures
 from crossalign.report.figures.search import search_figures
@@ -203,14 +201,6 @@ def summary_page(study: Study) -> Page:
     if unfinished is not None:
         blocks += [Prose(("", f"{unfinished.title}:")), replace(unfinished, title="", notes=[])]
     return Page("Summary", tuple(blocks))
-
-
-def compare_page(compared: Compared) -> Page:
-    """The page of a comparison, in tables and in words."""
-    reference = compared.rows[0]
-    blocks: list[Block] = [Only("terminal", (Prose((f"reference: {reference}",)),)), *compared.tables]
-    blocks += [Listing("In words", tuple(compared.sentences)), Listing("Notes", tuple(compared.notes))]
-    return Page(f"Comparison with “{reference}”", tuple(blocks), "compare")
 
 
 def _are_texts(study: Study) -> bool:

@@ -33,16 +33,14 @@ class CompareArgs:
 def run(args: CompareArgs, _: str) -> None:
     """Compare, print the page, and write the files asked for."""
     from crossalign.report.compared import write_numbers
-    from crossalign.report.pages import compare_page
     from crossalign.report.render.markdown import write_markdown
     from crossalign.report.render.terminal import terminal
     from crossalign.verbs.compare.job import compare
 
     compared = compare(args.runs, args.by, args.reference, args.tasks, args.resamples)
-    page = compare_page(compared)
-    print(terminal(page))
+    print(terminal(compared.page))
     if args.markdown is not None:
-        write_markdown(page, args.markdown)
+        write_markdown(compared.page, args.markdown)
     if args.json is not None:
         write_numbers(compared, args.json)
 
