@@ -16,11 +16,11 @@ import pytest
 
 from crossalign.core.errors import UserError
 from crossalign.report import report, summary_table
+from crossalign.report.classifiers import results_table
 from crossalign.report.contrasts import question_tables
 from crossalign.report.render.terminal import as_text
-from crossalign.report.tables import results_table, sweep_table
-from crossalign.report.wording import p_text, points
-from crossalign.report.words import findings, sentence
+from crossalign.report.tables import sweep_table
+from crossalign.report.words import findings, p_text, points, sentence
 from crossalign.results.contrasts import contrasts
 from crossalign.results.frame import Results
 from crossalign.results.questions import image_pairs

@@ -9,9 +9,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from crossalign.report.blocks import Table
-from crossalign.report.tables import ONE_SEED, plus_minus
-from crossalign.report.wording import UNKNOWN, number, p_text
-from crossalign.report.words import difference_text, interval_text, p_values, seeds_text, value_text
+from crossalign.report.words import (
+    UNKNOWN,
+    difference_text,
+    interval_text,
+    number,
+    p_text,
+    p_values,
+    plus_minus,
+    seeds_text,
+    value_text,
+)
 from crossalign.results.contrasts import LEVEL, By
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import Outcome
@@ -20,6 +28,7 @@ from crossalign.results.questions import IMAGE_QUESTIONS
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+ONE_SEED = "† One seed: the ± is the standard error over test images and says nothing of other seeds."
 STARS = ((0.001, "***"), (0.01, "**"), (LEVEL, "*"))
 SEEDS = ["Row", "In", "Seeds", "Difference", "95 % interval", "p (Holm)", "g_z (95 %)", "Visible", "Seeds needed (Holm)"]
 ITEMS = ["Row", "In", "Items", "Difference", "95 % interval", "p, bootstrap (Holm)", "Right alone, row : reference"]

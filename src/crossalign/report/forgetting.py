@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 from crossalign.report.blocks import Table
-from crossalign.report.tables import plus_minus
-from crossalign.report.wording import number
+from crossalign.report.words import number, plus_minus
 from crossalign.results.contrasts import contrasts
 from crossalign.results.frame import Results
 from crossalign.results.questions import before_and_after

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from crossalign.core.errors import UserError
-from crossalign.report import tables, text, wording
+from crossalign.report import classifiers, tables, text, words
 from crossalign.report.blocks import (
     Block,
     Code,
@@ -212,12 +212,12 @@ def _are_texts(study: Study) -> bool:
 
 
 def _unfinished(study: Study) -> str:
-    count = wording.counted(len(study.incomplete), "run")
+    count = words.counted(len(study.incomplete), "run")
     return f"No run is complete: {count} stopped before the end or still running."
 
 
 def _image_results(results: Results) -> tuple[Table, ...]:
-    return (tables.results_table(results), *forgetting_tables(results)) if results.row else ()
+    return (classifiers.results_table(results), *forgetting_tables(results)) if results.row else ()
 
 
 def _image_parts(results: Results, rows: list[Row]) -> Parts:
@@ -226,10 +226,10 @@ def _image_parts(results: Results, rows: list[Row]) -> Parts:
     if not rows:
         return Parts(_unfinished(study), figures=tuple(unfinished_figures(study.incomplete)))
     tests, top, single = contrasts(results, image_pairs(results)), best(rows), _single(rows)
-    remarks = [wording.chance(top.first), wording.calibration(single) if single else ""]
+    remarks = [classifiers.chance(top.first), classifiers.calibration(single) if single else ""]
     counts = confusion_counts(top)
     return Parts(
-        wording.headline(rows, top),
+        classifiers.headline(rows, top),
         tuple(filter(None, remarks)),
         tuple(_run_facts(single) if single else _study_facts(study, rows, top)),
         findings(results, tests),
@@ -244,30 +244,30 @@ def _image_parts(results: Results, rows: list[Row]) -> Parts:
 
 def _run_facts(run: Run) -> list[tuple[str, str]]:
     return [
-        ("test accuracy", f"{wording.percent(run.number('test', 'accuracy'), 1)} %"),
-        ("calibration error", f"{wording.percent(run.number('test', 'ece'), 1)} %"),
+        ("test accuracy", f"{words.percent(run.number('test', 'accuracy'), 1)} %"),
+        ("calibration error", f"{words.percent(run.number('test', 'ece'), 1)} %"),
         ("best epoch", f"{run.number('best_epoch'):g} of {run.number('epochs'):g}"),
-        ("parameters that train", wording.number(run.number("parameters", "trainable"), 0)),
-        ("training", wording.duration(run.number("seconds", "train"))),
-        ("peak memory", wording.size(run.number("peak_memory_bytes"))),
+        ("parameters that train", words.number(run.number("parameters", "trainable"), 0)),
+        ("training", words.duration(run.number("seconds", "train"))),
+        ("peak memory", words.size(run.number("peak_memory_bytes"))),
     ]
 
 
 def _study_facts(study: Study, rows: list[Row], top: Row) -> list[tuple[str, str]]:
     seeds = sorted({len(row.runs) for row in rows})
     return [
-        ("best validation accuracy", f"{wording.percent(top.mean('validation', 'accuracy').mean, 1)} %"),
-        ("its test accuracy", f"{wording.percent(top.mean('test', 'accuracy').mean, 1)} %"),
+        ("best validation accuracy", f"{words.percent(top.mean('validation', 'accuracy').mean, 1)} %"),
+        ("its test accuracy", f"{words.percent(top.mean('test', 'accuracy').mean, 1)} %"),
         ("rows", str(len(rows))),
         ("seeds a row", " to ".join(dict.fromkeys((str(seeds[0]), str(seeds[-1]))))),
-        ("test images", wording.number(top.first.number("test", "n"), 0)),
+        ("test images", words.number(top.first.number("test", "n"), 0)),
         ("time of all runs", _time(study, "align", "train")),
     ]
 
 
 def _time(study: Study, *stages: str) -> str:
     seconds = [run.number("seconds", stage) for run in study.complete for stage in stages]
-    return wording.duration(sum(s for s in seconds if s == s))
+    return words.duration(sum(s for s in seconds if s == s))
 
 
 def _text_results(results: Results) -> tuple[Table, ...]:
@@ -285,8 +285,8 @@ def _text_parts(results: Results, rows: list[Row]) -> Parts:
     facts = [
         ("rows", str(len(rows))),
         ("runs", str(len(study.complete))),
-        ("parameters", ", ".join(wording.number(group[0].first.number("parameters", "total"), 0) for group in models)),
-        ("tokens a run", ", ".join(wording.number(group[0].first.number("tokens"), 0) for group in models)),
+        ("parameters", ", ".join(words.number(group[0].first.number("parameters", "total"), 0) for group in models)),
+        ("tokens a run", ", ".join(words.number(group[0].first.number("tokens"), 0) for group in models)),
         ("time of all runs", _time(study, "train")),
     ]
     return Parts(

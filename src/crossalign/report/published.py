@@ -7,9 +7,7 @@ from typing import Any
 
 from crossalign.core.refs import Ref
 from crossalign.report.blocks import Table
-from crossalign.report.tables import plus_minus
-from crossalign.report.wording import percent, points
-from crossalign.report.words import p_values
+from crossalign.report.words import p_values, percent, plus_minus, points
 from crossalign.results.contrasts import Pair, contrasts
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import ACCURACY

@@ -16,7 +16,7 @@ from crossalign.report.searches import (
     winner_text,
     with_unit,
 )
-from crossalign.report.wording import UNKNOWN, counted, duration, number
+from crossalign.report.words import UNKNOWN, counted, duration, number
 from crossalign.runs.search import Search
 
 MOST_TRIALS = 10

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crossalign.report.tables import plain, plus_minus
-from crossalign.report.wording import UNKNOWN, counted, duration, number, percent
+from crossalign.report.tables import plain
+from crossalign.report.words import UNKNOWN, counted, duration, number, percent, plus_minus
 from crossalign.runs.records import Run
 from crossalign.runs.search import Search, Trial
 from crossalign.stats import Mean, mean_and_error

@@ -9,73 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossalign.core.refs import Ref
 from crossalign.report.blocks import Table
-from crossalign.report.wording import UNKNOWN, duration, image_error, number, percent, points, size
-from crossalign.results.contrasts import contrasts
-from crossalign.results.frame import Results
-from crossalign.results.questions import beside_baseline
-from crossalign.results.rows import Row, best, blocks, differing, flat, settings
+from crossalign.report.words import UNKNOWN, duration, number, percent, size
+from crossalign.results.rows import Row, differing, flat, settings
 from crossalign.runs.records import Run, Study
-
-ONE_SEED = "† One seed: the ± is the standard error over test images and says nothing of other seeds."
-
-
-def results_table(results: Results) -> Table:
-    """CMDA's Table 1: test accuracy and its difference from the FPT row without alignment, each ± standard error."""
-    rows = list(results.row.values())
-    many = len({row.backbone for row in rows if row.backbone}) > 1
-    beside = {one.other: one for one in contrasts(results, beside_baseline(results)).itertuples()}
-    shown = []
-    for row in rows:
-        loss, rates = row.mean("test", "loss"), {number_text(run.number("learning_rate")) for run in row.runs}
-        cells = [
-            row.label,
-            _accuracy(row),
-            _delta(beside.get(row.label)),
-            plus_minus(loss.mean, loss.error, 3),
-            percent(row.mean("test", "ece").mean),
-            percent(row.mean("validation", "accuracy").mean),
-            ", ".join(sorted(rates)),
-            str(len(row.runs)),
-        ]
-        shown.append(cells[:1] + [Ref(row.model).short_name or UNKNOWN] * many + cells[1:])
-    head = ["Method", "Test accuracy (%)", "Δ from FPT baseline", "Test loss", "ECE (%)", "Validation accuracy (%)"]
-    columns = head[:1] + ["Backbone"] * many + head[1:] + ["Learning rate", "Seeds"]
-    strong = frozenset(rows.index(best(block)) for block in blocks(rows)) if len(rows) > 1 else frozenset()
-    notes = ["Mean ± standard error over seeds. Δ in percentage points, paired by seed. ECE: expected calibration error."]
-    notes += ["Bold: the highest validation accuracy; the test set chose nothing."] * bool(strong)
-    notes += [ONE_SEED] * any("†" in cell for line in shown for cell in line[1:])
-    return Table("Test results", columns, shown, notes, frozenset({1} if many else ()), strong)
 
 
 def number_text(value: float) -> str:
     """A setting such as a learning rate, short: ``0.001``, ``3e-05``."""
     return UNKNOWN if math.isnan(value) else f"{value:g}"
-
-
-def plus_minus(mean: float, error: float | None, digits: int = 2) -> str:
-    """``1.23 ± 0.04``, or the mean alone where there is no error."""
-    return number(mean, digits) + (f" ± {number(error, digits)}" if error is not None else "")
-
-
-def _accuracy(row: Row) -> str:
-    """Accuracy in percent with its standard error, over images (†) where there is one seed."""
-    accuracy = row.mean("test", "accuracy")
-    error = image_error(row.first)
-    if accuracy.n != 1 or math.isnan(error):
-        return plus_minus(100 * accuracy.mean, 100 * accuracy.error if accuracy.error is not None else None)
-    return plus_minus(100 * accuracy.mean, 100 * error) + "†"
-
-
-def _delta(one: Any) -> str:
-    """The difference from the baseline with its standard error, over images (†) where there is one seed."""
-    if one is None or one.t is None:
-        return UNKNOWN if one is None else f"{UNKNOWN} ({one.reason})"
-    if one.error is None:
-        return f"{points(one.difference)} (one seed, no ±)"
-    mark = "†" if one.over == "items" else ""
-    return f"{points(one.difference)} ± {number(100 * one.error)}{mark}"
 
 
 def efficiency_table(rows: list[Row], rate: str = "images_per_second") -> Table:

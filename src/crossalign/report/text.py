@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crossalign.report import tables, wording
+from crossalign.report import words
 from crossalign.report.blocks import Table
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import HELD_OUT
@@ -27,14 +27,14 @@ def is_text(run: Run) -> bool:
 
 def headline(results: Results, contrasts: DataFrame) -> str:
     """The page's first sentence."""
-    rows = wording.counted(len(results.row), "row")
+    rows = words.counted(len(results.row), "row")
     if not len(contrasts):
-        return f"{wording.counted(len(results.study.complete), 'run')} of {rows}."
+        return f"{words.counted(len(results.study.complete), 'run')} of {rows}."
     if contrasts.p.isna().all():
         return f"{rows} of one seed: differences are shown, of chance nothing can be said."
     verdicts = list(contrasts.verdict[contrasts.question == PREDICTS.name])
     return (
-        f"Of {wording.counted(len(verdicts), 'comparison')} of losses with those of the row without any term, "
+        f"Of {words.counted(len(verdicts), 'comparison')} of losses with those of the row without any term, "
         f"{verdicts.count('gain')} show a lower loss and {verdicts.count('loss')} a higher one after correction; of the rest "
         "no difference could be shown."
     )
@@ -59,12 +59,12 @@ def results_table(title: str, rows: list[Row]) -> Table:
         cells = [row.label]
         for text in texts:
             found = row.mean("scores", text, "perplexity")
-            cells.append(tables.plus_minus(found.mean, found.error))
+            cells.append(words.plus_minus(found.mean, found.error))
         for text in texts:
             found = row.mean("scores", text, "loss")
-            cells.append(tables.plus_minus(found.mean, found.error, 4))
+            cells.append(words.plus_minus(found.mean, found.error, 4))
         aligned, wide = row.mean("held_out", HELD_OUT), row.mean("held_out", "held_out_directions")
-        cells += [tables.plus_minus(aligned.mean, aligned.error, 3), tables.plus_minus(wide.mean, wide.error, 1)]
+        cells += [words.plus_minus(aligned.mean, aligned.error, 3), words.plus_minus(wide.mean, wide.error, 1)]
         shown.append([*cells, str(len(row.runs))])
     columns = ["Row", *(f"Perplexity, {t}" for t in texts), *(f"Loss (nats a token), {t}" for t in texts)]
     notes = [

@@ -1,11 +1,11 @@
-"""Contrasts as a reader wants them: a difference in its unit, and one plain sentence."""
+"""Numbers and contrasts as a reader wants them: percent, points, durations, and one plain sentence a contrast."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from crossalign.report.wording import counted, number, p_equals, p_text, percent, points
 from crossalign.results.contrasts import LEVEL
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import Outcome
@@ -14,6 +14,70 @@ from crossalign.stats import Interval
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+MINUS = "\N{MINUS SIGN}"
+UNKNOWN = "–"
+
+
+def number(value: float, digits: int = 2, sign: bool = False) -> str:
+    """A number with a true minus sign; a dash where it is unknown."""
+    if math.isnan(value):
+        return UNKNOWN
+    value = round(value, digits) + 0.0  # no negative zero
+    text = f"{value:{'+' if sign else ''},.{digits}f}"
+    return text.replace("-", MINUS)
+
+
+def percent(value: float, digits: int = 2) -> str:
+    """A share as percent, without the sign: 0.4251 is ``42.51``."""
+    return number(100 * value, digits)
+
+
+def points(value: float, digits: int = 2) -> str:
+    """A difference of shares in percentage points, always signed."""
+    return number(100 * value, digits, sign=True)
+
+
+def p_text(p: float | None) -> str:
+    """``0.45``, ``0.013``, ``<0.001``; a dash where there is no p-value."""
+    if p is None or math.isnan(p):
+        return UNKNOWN
+    if p < 0.001:
+        return "<0.001"
+    return f"{p:.2f}" if p >= 0.1 else f"{p:.3f}"
+
+
+def p_equals(p: float | None) -> str:
+    """``p = 0.45``, ``p < 0.001``."""
+    text = p_text(p)
+    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12.5 min``, ``3.2 h``."""
+    if math.isnan(seconds):
+        return UNKNOWN
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """Bytes as MB or GB (powers of ten, as in CMDA's Table 2)."""
+    if math.isnan(count):
+        return UNKNOWN
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def counted(n: int, noun: str) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def plus_minus(mean: float, error: float | None, digits: int = 2) -> str:
+    """``1.23 ± 0.04``, or the mean alone where there is no error."""
+    return number(mean, digits) + (f" ± {number(error, digits)}" if error is not None else "")
+
 
 Phrases = dict[str, str]
 """How the contrasts of a question are told: a sentence for each case, and the end of one for each verdict, with fields."""

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from crossalign.core.refs import Ref
 from crossalign.report.blocks import Figure
+from crossalign.report.classifiers import image_error
 from crossalign.report.figures import drawing
 from crossalign.report.figures.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PALETTE, RED, blank, clean, styled
 from crossalign.report.figures.shared import Array, Curve, Mark, draw_curve, forest, mean_and_range, whole_numbers
-from crossalign.report.wording import image_error
 from crossalign.results.rows import ALIGNMENTS, Row, best, blocks
 from crossalign.runs.records import Run, Study
 

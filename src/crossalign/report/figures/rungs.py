@@ -10,7 +10,7 @@ from crossalign.report.blocks import Figure
 from crossalign.report.figures.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, SKY, blank, name_rows
 from crossalign.report.figures.shared import whole_numbers
 from crossalign.report.searches import in_percent, score_name
-from crossalign.report.wording import counted
+from crossalign.report.words import counted
 from crossalign.runs.search import Search, Trial
 
 if TYPE_CHECKING:

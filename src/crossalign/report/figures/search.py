@@ -12,7 +12,7 @@ from crossalign.report.figures.drawing import BLUE, INK, MUTED, PAPER, RED, SKY,
 from crossalign.report.figures.rungs import bound_losses, curve_figure, in_units, rung_colours, rung_figure, rung_legend
 from crossalign.report.searches import score_name, score_text, short_names
 from crossalign.report.tables import number_text, plain
-from crossalign.report.wording import counted, number
+from crossalign.report.words import counted, number
 from crossalign.runs.search import Field, Search
 
 if TYPE_CHECKING:

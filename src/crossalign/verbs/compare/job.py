@@ -14,7 +14,7 @@ from pathlib import Path
 
 from crossalign.core.errors import UserError, unknown
 from crossalign.report.compared import Compared
-from crossalign.report.wording import counted
+from crossalign.report.words import counted
 from crossalign.results.contrasts import By, contrasts
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import BEFORE, Outcome

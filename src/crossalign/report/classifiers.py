@@ -1,71 +1,23 @@
-"""Numbers and findings as a reader wants them: percent, points, durations, and one plain sentence a comparison."""
+"""What a report says of image classifiers: accuracy, its difference from the baseline, chance and calibration."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
+
+import numpy as np
 
 from crossalign.core.refs import Ref
-from crossalign.results.rows import Row
+from crossalign.report.blocks import Table
+from crossalign.report.contrasts import ONE_SEED
+from crossalign.report.tables import number_text
+from crossalign.report.words import UNKNOWN, counted, number, percent, plus_minus, points
+from crossalign.results.contrasts import contrasts
+from crossalign.results.frame import Results
+from crossalign.results.questions import beside_baseline
+from crossalign.results.rows import Row, best, blocks
 from crossalign.runs.records import Run
 from crossalign.stats import wilson
-
-MINUS = "\N{MINUS SIGN}"
-UNKNOWN = "–"
-
-
-def number(value: float, digits: int = 2, sign: bool = False) -> str:
-    """A number with a true minus sign; a dash where it is unknown."""
-    if math.isnan(value):
-        return UNKNOWN
-    value = round(value, digits) + 0.0  # no negative zero
-    text = f"{value:{'+' if sign else ''},.{digits}f}"
-    return text.replace("-", MINUS)
-
-
-def percent(value: float, digits: int = 2) -> str:
-    """A share as percent, without the sign: 0.4251 is ``42.51``."""
-    return number(100 * value, digits)
-
-
-def points(value: float, digits: int = 2) -> str:
-    """A difference of shares in percentage points, always signed."""
-    return number(100 * value, digits, sign=True)
-
-
-def p_text(p: float | None) -> str:
-    """``0.45``, ``0.013``, ``<0.001``; a dash where there is no p-value."""
-    if p is None or math.isnan(p):
-        return UNKNOWN
-    if p < 0.001:
-        return "<0.001"
-    return f"{p:.2f}" if p >= 0.1 else f"{p:.3f}"
-
-
-def p_equals(p: float | None) -> str:
-    """``p = 0.45``, ``p < 0.001``."""
-    text = p_text(p)
-    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``12.5 min``, ``3.2 h``."""
-    if math.isnan(seconds):
-        return UNKNOWN
-    if seconds < 90:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def size(count: float) -> str:
-    """Bytes as MB or GB (powers of ten, as in CMDA's Table 2)."""
-    if math.isnan(count):
-        return UNKNOWN
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def counted(n: int, noun: str) -> str:
-    """``1 seed``, ``3 seeds``."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def headline(rows: list[Row], top: Row) -> str:
@@ -119,8 +71,6 @@ def chance(run: Run) -> str:
     predictions = run.predictions
     if predictions is None or not len(predictions.label):
         return ""
-    import numpy as np
-
     counts = np.unique(predictions.label, return_counts=True)[1]
     share = float(counts.max() / counts.sum())
     return f"Always answering the commonest class would give {percent(share, 1)} %."
@@ -135,3 +85,50 @@ def calibration(run: Run) -> str:
     gap = confidence - accuracy
     kind = "well calibrated on average" if abs(gap) < 0.01 else "overconfident" if gap > 0 else "underconfident"
     return f"It is {kind}: mean confidence {percent(confidence, 1)} % against {percent(accuracy, 1)} % correct."
+
+
+def results_table(results: Results) -> Table:
+    """CMDA's Table 1: test accuracy and its difference from the FPT row without alignment, each ± standard error."""
+    rows = list(results.row.values())
+    many = len({row.backbone for row in rows if row.backbone}) > 1
+    beside = {one.other: one for one in contrasts(results, beside_baseline(results)).itertuples()}
+    shown = []
+    for row in rows:
+        loss, rates = row.mean("test", "loss"), {number_text(run.number("learning_rate")) for run in row.runs}
+        cells = [
+            row.label,
+            _accuracy(row),
+            _delta(beside.get(row.label)),
+            plus_minus(loss.mean, loss.error, 3),
+            percent(row.mean("test", "ece").mean),
+            percent(row.mean("validation", "accuracy").mean),
+            ", ".join(sorted(rates)),
+            str(len(row.runs)),
+        ]
+        shown.append(cells[:1] + [Ref(row.model).short_name or UNKNOWN] * many + cells[1:])
+    head = ["Method", "Test accuracy (%)", "Δ from FPT baseline", "Test loss", "ECE (%)", "Validation accuracy (%)"]
+    columns = head[:1] + ["Backbone"] * many + head[1:] + ["Learning rate", "Seeds"]
+    strong = frozenset(rows.index(best(block)) for block in blocks(rows)) if len(rows) > 1 else frozenset()
+    notes = ["Mean ± standard error over seeds. Δ in percentage points, paired by seed. ECE: expected calibration error."]
+    notes += ["Bold: the highest validation accuracy; the test set chose nothing."] * bool(strong)
+    notes += [ONE_SEED] * any("†" in cell for line in shown for cell in line[1:])
+    return Table("Test results", columns, shown, notes, frozenset({1} if many else ()), strong)
+
+
+def _accuracy(row: Row) -> str:
+    """Accuracy in percent with its standard error, over images (†) where there is one seed."""
+    accuracy = row.mean("test", "accuracy")
+    error = image_error(row.first)
+    if accuracy.n != 1 or math.isnan(error):
+        return plus_minus(100 * accuracy.mean, 100 * accuracy.error if accuracy.error is not None else None)
+    return plus_minus(100 * accuracy.mean, 100 * error) + "†"
+
+
+def _delta(one: Any) -> str:
+    """The difference from the baseline with its standard error, over images (†) where there is one seed."""
+    if one is None or one.t is None:
+        return UNKNOWN if one is None else f"{UNKNOWN} ({one.reason})"
+    if one.error is None:
+        return f"{points(one.difference)} (one seed, no ±)"
+    mark = "†" if one.over == "items" else ""
+    return f"{points(one.difference)} ± {number(100 * one.error)}{mark}"
