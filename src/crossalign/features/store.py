@@ -124,9 +124,9 @@ class FeatureStore:
         values = _load(path)
         if len(values) != len(self.pairs):
             raise UserError(f"'{path}' holds {len(values)} rows for {len(self.pairs)} pairs: {AGAIN}")
-        names, widths = json.loads(facts["layers"]), json.loads(facts["widths"])
-        layers = {"features": values.shape[1]} if facts.get("combine") == "sum" else dict(zip(names, widths, strict=True))
-        return Features(values, facts["teacher_key"], layers)
+        apart = facts.get("combine") != "sum" and {"layers", "widths"} <= facts.keys()
+        layers = dict(zip(json.loads(facts["layers"]), json.loads(facts["widths"]), strict=True)) if apart else {}
+        return Features(values, facts["teacher_key"], layers or {"features": values.shape[1]})
 
     def _file(self, source: Source, output: Path | None) -> Path:
         """The file, made if it is not there."""
