@@ -16,7 +16,7 @@ from crossalign.core import progress
 
 SCRIPT = """
 import time
-from crossalign import progress as module
+from crossalign.core import progress as module
 module.QUIET_SECONDS, module.LINE_SECONDS = 0.2, 0.1
 with module.progress(50, "train", initial=10) as bar:
     for step in range(40):
