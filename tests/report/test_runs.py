@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from crossalign.core.errors import UserError
+from crossalign.report.blocks import Findings, Table
+from crossalign.report.pages import study_page
 from crossalign.results.contrasts import Pair, contrasts
 from crossalign.results.frame import Results
 from crossalign.results.questions import image_pairs
 from crossalign.results.rows import baseline, best, group_rows, warnings
 from crossalign.runs.records import open_study
+from crossalign.stats import holm
 
 Maker = Callable[..., Path]
 
@@ -233,3 +236,40 @@ def test_the_nearest_reference_is_taken_and_what_else_differs_is_told(tmp_path: 
     (one,) = asked(tmp_path)
     assert one.reference == "FPT conv"
     assert one.also == ("head.dropout",)
+    assert (one.verdict, one.family, one.p_holm) == ("apart", "", None)
+
+
+def test_a_family_holds_rows_that_differ_in_what_is_asked_alone(tmp_path: Path, new_run: Maker) -> None:
+    matched = {"embedder": {"match_scale": True}}
+    rows = {
+        "FPT": {"right": 400, "config": {"embedder": {"match_scale": False}}},
+        "FPT, input scale matched": {"right": 450, "config": matched},
+        "FPT, random weights": {"right": 300, "weights": "random", "config": {"embedder": {"match_scale": False}}},
+        "No backbone": {"right": 200, "method": "none", "weights": "none", "config": {"embedder": {"match_scale": False}}},
+    }
+    for row, told in rows.items():
+        for seed, luck in enumerate((0, 11, 4)):
+            right = told["right"] + luck * (1 + len(row) % 3)
+            facts = {key: value for key, value in told.items() if key != "right"}
+            new_run(tmp_path / row / f"{seed}", row, seed=seed, correct=mask(right, 1000), images=1000, **facts)
+    tests = {(one.question, one.other): one for one in asked(tmp_path)}
+    assert len(tests) == 4
+    apart = tests.pop(("pretraining", "FPT, input scale matched"))
+    assert apart.reference == "FPT, random weights" and apart.also == ("embedder.match_scale",)
+    assert (apart.verdict, apart.p_holm, apart.p_seeds_holm, apart.p_mcnemar_holm) == ("apart", None, None, None)
+    # Without a language model there is no text whose scale could be matched: that is part of what is asked.
+    assert all(not one.also and one.family == "images" for one in tests.values())
+    assert [one.p_seeds_holm for one in tests.values()] == holm([one.p_seeds for one in tests.values()])
+    assert max(one.p_seeds_holm / one.p_seeds for one in tests.values()) == pytest.approx(3)  # a family of three
+    page = study_page(open_study([tmp_path]))
+    ((_, pretraining, said), _) = next(block for block in page.blocks if isinstance(block, Findings)).questions
+    assert pretraining == "The one comparison shows a gain." and len(said) == 1
+    tables = {block.title: block for block in page.blocks if isinstance(block, Table)}
+    assert [line[0] for line in tables["Do the pretrained weights help?"].rows] == ["FPT − FPT, random weights"]
+    (line,) = tables["Rows that differ in more than what is asked"].rows
+    assert line[:3] == [
+        "FPT, input scale matched − FPT, random weights",
+        "Do the pretrained weights help?",
+        "embedder.match_scale",
+    ]
+    assert any("over all 3 comparisons" in note for note in tables["Does the language model help at all?"].notes)

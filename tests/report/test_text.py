@@ -120,6 +120,19 @@ def test_a_row_with_images_is_compared_with_each_control(study: Path) -> None:
     assert controlled[0] == CONTROLS.title and "Beside “Pre-training + cka (unpaired)”" in str(controlled)
 
 
+def test_rows_that_differ_in_more_than_the_term_are_in_no_family(study: Path) -> None:
+    for path in (study / "l2").rglob("config.yaml"):
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"block": 128}))
+    tests, align = asked(study)
+    assert {(one.question, align[one.other]) for one in tests if one.verdict == "apart"} == {
+        *(("predicts", "l2"), ("aligns", "l2"), ("controls", "cka")),
+    }
+    assert all(one.also == ("block",) and one.p_holm is None for one in tests if one.verdict == "apart")
+    assert all(one.p_holm == one.p for one in tests if one.verdict != "apart")  # of each question one is left
+    (apart,) = [table for table in blocks_of(study, Table) if table.title == "Rows that differ in more than what is asked"]
+    assert len(apart.rows) == 3 and {line[2] for line in apart.rows} == {"block"}
+
+
 def test_data_of_another_fingerprint_and_another_vision_model_are_not_paired(study: Path) -> None:
     """One name may stand for other data: the fingerprint tells."""
     for seed in range(4):

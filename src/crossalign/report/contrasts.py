@@ -23,7 +23,7 @@ from crossalign.report.words import (
 from crossalign.results.contrasts import LEVEL, By
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import Outcome
-from crossalign.results.questions import IMAGE_QUESTIONS
+from crossalign.results.questions import IMAGE_QUESTIONS, QUESTIONS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -36,6 +36,7 @@ ITEMS += ["p, McNemar (Holm)"]
 IMAGES = ["Row − reference", "Seeds", "Difference", "95 % interval", "p, seeds (Holm)", "p, images (Holm)"]
 IMAGES += ["p, images, each seed", "Smallest visible", "Seeds needed"]
 TEXTS = ["Row − reference", "Measure", "Seeds", "Difference", "95 % interval", "p (Holm)", "Smallest visible", "Seeds needed"]
+APART = ["Row − reference", "Asked", "Also differ in", "Measure", "Seeds", "Difference", "95 % interval"]
 
 
 def line(results: Results, one: Any, heads: Sequence[str], over: str = "") -> list[str]:
@@ -49,6 +50,8 @@ def line(results: Results, one: Any, heads: Sequence[str], over: str = "") -> li
         "Row − reference": f"{one.other} − {one.reference}",
         "In": outcome.label,
         "Measure": outcome.label,
+        "Asked": QUESTIONS[one.question].title if one.question in QUESTIONS else "",
+        "Also differ in": ", ".join(one.also),
     }
     if t is None:
         known = [names[head] for head in heads if head in names] + ["0", f"not paired: {one.reason}"]
@@ -95,10 +98,8 @@ def question_tables(results: Results, contrasts: DataFrame) -> list[Table]:
     tables = []
     for question in IMAGE_QUESTIONS:
         tests = [one for one in contrasts.itertuples() if one.question == question.name]
-        also = sorted({key for one in tests for key in one.also})
-        notes = [f"Some rows compared here also differ in: {', '.join(also)}."] if also else []
         shown = [line(results, one, IMAGES) for one in tests]
-        tables += [Table(question.title, IMAGES, shown, notes, strong=strong(tests))] if tests else []
+        tables += [Table(question.title, IMAGES, shown, strong=strong(tests))] if tests else []
     if tables:
         tables[-1].notes += _question_notes(len(contrasts), any(one.t and one.t.n == 1 for one in contrasts.itertuples()))
     return tables
@@ -119,6 +120,19 @@ def _question_notes(count: int, one_seed: bool) -> list[str]:
         "(uncorrected), at the spread seen. Seeds needed: for a true difference as large as the one seen. Both rest on "
         "a spread estimated from few seeds.",
     ] + [ONE_SEED] * one_seed
+
+
+def apart_tables(results: Results, contrasts: DataFrame) -> list[Table]:
+    """A table of the contrasts of rows that differ in more than what is asked; none where there are no such."""
+    shown = [line(results, one, APART) for one in contrasts.itertuples()]
+    if not shown:
+        return []
+    notes = [
+        "What differs beside what is asked may be why these differ. So none of them has a verdict, is counted, or is among "
+        "those that are corrected for each other. Accuracies in percentage points; ± standard error; intervals are not "
+        "corrected."
+    ]
+    return [Table("Rows that differ in more than what is asked", APART, shown, notes, frozenset({1, 2, 3}))]
 
 
 def text_table(results: Results, contrasts: DataFrame) -> Table:

@@ -25,7 +25,7 @@ from crossalign.report.blocks import (
     Table,
     Warnings,
 )
-from crossalign.report.contrasts import question_tables, text_table
+from crossalign.report.contrasts import apart_tables, question_tables, text_table
 from crossalign.report.figures.classifiers import classifier_figures, confusion_counts, unfinished_figures
 from crossalign.report.figures.search import search_figures
 from crossalign.report.figures.texts import text_figures
@@ -225,7 +225,8 @@ def _image_parts(results: Results, rows: list[Row]) -> Parts:
     study = results.study
     if not rows:
         return Parts(_unfinished(study), figures=tuple(unfinished_figures(study.incomplete)))
-    tests, top, single = contrasts(results, image_pairs(results)), best(rows), _single(rows)
+    every, top, single = contrasts(results, image_pairs(results)), best(rows), _single(rows)
+    tests, apart = every[every.verdict != "apart"], every[every.verdict == "apart"]
     remarks = [classifiers.chance(top.first), classifiers.calibration(single) if single else ""]
     counts = confusion_counts(top)
     return Parts(
@@ -234,7 +235,7 @@ def _image_parts(results: Results, rows: list[Row]) -> Parts:
         tuple(_run_facts(single) if single else _study_facts(study, rows, top)),
         findings(results, tests),
         _image_results(results),
-        (*published_tables(results), *question_tables(results, tests)),
+        (*published_tables(results), *question_tables(results, tests), *apart_tables(results, apart)),
         tables.efficiency_table(rows),
         tuple(classifier_figures(study, rows, tests)),
         top,
@@ -281,7 +282,8 @@ def _text_parts(results: Results, rows: list[Row]) -> Parts:
     study = results.study
     if not rows:
         return Parts(_unfinished(study))
-    tests, models = contrasts(results, text_pairs(results)), list(text.groups(results).values())
+    every, models = contrasts(results, text_pairs(results)), list(text.groups(results).values())
+    tests, apart = every[every.verdict != "apart"], every[every.verdict == "apart"]
     facts = [
         ("rows", str(len(rows))),
         ("runs", str(len(study.complete))),
@@ -294,7 +296,7 @@ def _text_parts(results: Results, rows: list[Row]) -> Parts:
         facts=tuple(facts),
         findings=findings(results, tests),
         results=_text_results(results),
-        comparisons=(text_table(results, tests),) if len(tests) else (),
+        comparisons=(*([text_table(results, tests)] if len(tests) else []), *apart_tables(results, apart)),
         efficiency=tables.efficiency_table(rows, "tokens_per_second"),
         figures=tuple(text_figures(results, tests)),
     )

@@ -48,9 +48,9 @@ class Pair:
     reference: str
     other: str
     family: str
-    """Of one question or several: Holm's correction is made within it, apart for each kind of test."""
+    """Of one question or several: Holm's correction is made within it, apart for each kind of test; empty: it is in none."""
     also: tuple[str, ...] = ()
-    """Settings in which the rows differ beside the one that is asked about."""
+    """Settings in which the rows differ beside the one that is asked about: such a pair is in no family and has no verdict."""
     reference_outcome: str = ""
     """The outcome of the reference, where it is another one."""
 
@@ -84,7 +84,8 @@ def contrasts(results: Results, pairs: Iterable[Pair], resamples: int = 0, by: B
     standard error and interval: the bootstrap's, or that of McNemar's cells for one seed; p-values, raw and corrected, of the
     three tests; and what decides: ``over`` seeds or items, the difference, its standard error and 95 %
     interval, ``p``, ``p_holm`` and the ``verdict``: ``gain`` or ``loss`` (shown after correction), ``alone`` (before it only),
-    ``none``, ``undefined`` (no test was possible) or ``unpaired``. None stands for what is not known.
+    ``none``, ``undefined`` (no test was possible), ``unpaired``, or ``apart`` (more differs than what is asked). None stands
+    for what is not known.
     """
     pairs = list(pairs)
     records = []
@@ -195,14 +196,16 @@ def _decision(record: dict[str, Any], by: By, outcomes: dict[str, Outcome]) -> d
     """What decides: the test over seeds, or over items where it is asked for or there is one seed."""
     t = record["t"]
     if t is None:
-        return {"verdict": "unpaired"}
+        return {"verdict": "apart" if record["also"] else "unpaired"}
     over, kind, known = "seeds", "p_seeds", (t.error, t.interval)
     if by == "sample" or t.n == 1:
         over, kind = "items", "p_bootstrap" if record["p_mcnemar"] is None else "p_mcnemar"
         known = record["over_items"] or (None, None)
     error, (low, high) = known[0], known[1] or (None, None)
     p, corrected = record[kind], record[f"{kind}_holm"]
-    if p is None or corrected is None:
+    if record["also"]:
+        verdict = "apart"
+    elif p is None or corrected is None:
         verdict = "undefined"
     elif corrected > LEVEL:
         verdict = "alone" if p <= LEVEL else "none"

@@ -12,8 +12,8 @@ from crossalign.results.outcomes import ACCURACY, BEFORE, Outcome
 from crossalign.results.rows import Row, baseline, differing
 from crossalign.runs.evaluations import BITS_PER_BYTE
 
-CHOSEN = ("optim.lr", "loop.precision", "loop.compile")
-"""Settings that each row chose for itself: by a sweep, or by what the machine is fast at."""
+CHOSEN = ("optim.lr", "loop.device", "loop.precision", "loop.compile")
+"""Settings that each row chose for itself: by a sweep, or by what the machine has and is fast at."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Question:
     settings: tuple[str, ...]
     """Beginnings of the settings that are asked about."""
 
+    def pair(self, outcome: str, reference: Row, other: Row, family: str) -> Pair:
+        """The question for two rows; in no family where they differ in more than what is asked."""
+        also = self.also(reference, other)
+        return Pair(self.name, outcome, reference.label, other.label, "" if also else family, also)
+
     def also(self, reference: Row, other: Row) -> tuple[str, ...]:
         """Settings in which two rows differ beside those that are asked about, and those that each chose for itself."""
         return tuple(key for key in differing((reference.first, other.first)) if not key.startswith((*self.settings, *CHOSEN)))
@@ -32,7 +37,10 @@ class Question:
 
 ALIGNMENT = Question("alignment", "Does alignment before training help?", ("align.", "backbone.ref", "tune.method"))
 PRETRAINING = Question("pretraining", "Do the pretrained weights help?", ALIGNMENT.settings)
-BACKBONE = Question("backbone", "Does the language model help at all?", ALIGNMENT.settings)
+# Without a language model there is no part of one to set, to train or to align, and no text whose scale inputs could have.
+BACKBONE = Question(
+    "backbone", "Does the language model help at all?", ("align.", "backbone.", "tune.", "embedder.match_scale")
+)
 IMAGE_QUESTIONS = (ALIGNMENT, PRETRAINING, BACKBONE)
 PREDICTS = Question("predicts", "Does the term change how well text is predicted?", ("align.", "teacher.", "pairs."))
 CONTROLS = Question("controls", "Is it the images? Losses with them beside those of controls", PREDICTS.settings)
@@ -61,13 +69,12 @@ def beside_baseline(results: Results) -> Iterator[Pair]:
 def image_pairs(results: Results) -> Iterator[Pair]:
     """The three questions about image classifiers, each row beside the reference that differs from it in the fewest settings.
 
-    All of them are one family.
+    All that differ in what is asked alone are one family.
     """
     for question, row, references in _image_questions(list(results.row.values())):
         if references:
             reference = min(references, key=lambda other: len(question.also(other, row)))
-            also = question.also(reference, row) if question is not BACKBONE else ()
-            yield Pair(question.name, ACCURACY.name, reference.label, row.label, "images", also)
+            yield question.pair(ACCURACY.name, reference, row, "images")
 
 
 def _image_questions(rows: list[Row]) -> Iterator[tuple[Question, Row, list[Row]]]:
@@ -105,7 +112,7 @@ def text_pairs(results: Results) -> Iterator[Pair]:
                             and results.outcome[outcome].family == family
                             and (reference.label, outcome) in known
                         ):
-                            yield Pair(question.name, outcome, reference.label, row.label, f"{block}: {question.name}")
+                            yield question.pair(outcome, reference, row, f"{block}: {question.name}")
 
 
 def _known(results: Results) -> dict[tuple[str, str], None]:
