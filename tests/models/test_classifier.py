@@ -225,7 +225,7 @@ def test_what_does_not_fit_is_refused(tiny_folder: Folder, tmp_path: Path) -> No
     folder = build(tiny_folder("llama")).save_pretrained(tmp_path / "m")
     state = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in state.items() if "head.bias" not in k}, folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"missing \['head.bias'\]"):
+    with pytest.raises(UserError, match=r"lack tensors of the model: head\.bias$"):
         ImageClassifier.from_pretrained(folder)
 
 
@@ -233,13 +233,13 @@ def test_a_damaged_folder_is_one_sentence(tiny_folder: Folder, tmp_path: Path) -
     folder = build(tiny_folder("llama")).save_pretrained(tmp_path / "m")
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot read the weights in"):
         ImageClassifier.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot read the weights in"):
         ImageClassifier.from_pretrained(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="it is no JSON"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         ImageClassifier.from_pretrained(folder)
 
 

@@ -45,7 +45,7 @@ def test_package_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_folder_without_configuration(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is not a Hugging Face model folder: it has no config.json"):
+    with pytest.raises(UserError, match=r"is not a model folder: it has no config.json"):
         open_language_model(str(tmp_path))
 
 
@@ -120,7 +120,7 @@ def test_published_bin_is_read_with_weights_only(tiny_folder: Folder, tmp_path: 
 def test_damaged_weights(tiny_folder: Folder, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_folder("llama"), tmp_path / "damaged")
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
-    with pytest.raises(UserError, match="cannot load the weights of"):
+    with pytest.raises(UserError, match="cannot read the weights of"):
         open_language_model(str(folder))
 
 
@@ -147,7 +147,7 @@ def test_other_architecture_under_the_same_name(tiny_folder: Folder, tmp_path: P
     for key, value, sentence in (
         ("num_hidden_layers", 3, r"lack tensors of the model: layers\.2\..* and 6 more$"),
         ("num_hidden_layers", 1, r"has no place for: .*layers\.1\..* and 6 more$"),
-        ("intermediate_size", 40, r"do not fit its config.json: .*down_proj.weight \(32, 48\), not \(32, 40\)"),
+        ("intermediate_size", 40, r"do not fit the model: .*down_proj.weight \(32, 48\), not \(32, 40\)"),
     ):
         folder = shutil.copytree(tiny_folder("llama"), tmp_path / f"{key}-{value}")
         config = json.loads((folder / "config.json").read_text())

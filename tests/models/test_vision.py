@@ -18,7 +18,8 @@ from torch import nn
 import crossalign
 from crossalign.config import TeacherConfig
 from crossalign.core.errors import UserError
-from crossalign.models.vision.body import Request, load_strictly
+from crossalign.models.loading import put_tensors
+from crossalign.models.vision.body import Request
 from crossalign.models.vision.sources import lite_names
 from crossalign.models.vision.teacher import TABLE2, Teacher, open_teacher
 
@@ -287,11 +288,11 @@ def test_the_packaged_efficientnet_is_loaded_tensor_by_tensor(lite: Teacher) -> 
     assert list(lite.transform["timm"]["mean"]) == pytest.approx([0.498] * 3, abs=1e-3)
     assert list(lite.transform["timm"]["std"]) == pytest.approx([0.502] * 3, abs=1e-3)
     for change in ({"conv_stem.weight": torch.zeros(1)}, {"more": torch.zeros(1)}):
-        with pytest.raises(UserError, match=r"do not fit its architecture: conv_stem|no place for: more"):
-            load_strictly(timm.create_model("tf_efficientnet_lite0"), renamed | change, "package:x")
+        with pytest.raises(UserError, match=r"do not fit the model: conv_stem|no place for: more"):
+            put_tensors(timm.create_model("tf_efficientnet_lite0").state_dict(), renamed | change, "'package:x'")
     renamed.pop("bn2.bias")
     with pytest.raises(UserError, match=r"lack tensors of the model: bn2\.bias"):
-        load_strictly(timm.create_model("tf_efficientnet_lite0"), renamed, "package:x")
+        put_tensors(timm.create_model("tf_efficientnet_lite0").state_dict(), renamed, "'package:x'")
 
 
 def dogs(shared_data: Path, count: int) -> list[Image.Image]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossalign.core.errors import UserError, missing_extra, unknown
+from crossalign.core.errors import UserError, first_line, missing_extra, unknown
 from crossalign.core.refs import CONTROLS, Ref
 from crossalign.core.registry import Registry
 
@@ -193,9 +193,29 @@ def _shards(folder: Path, index: str) -> list[Path]:
     return [folder / name for name in names]
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model's folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"'{folder}' is not a model folder: it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"'{path}' is not valid JSON ({error}): copy the model again") from error
+    return config if isinstance(config, dict) else {}
+
+
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and load reports of transformers: what matters in them is checked here and raised."""
+def quiet(doing: str = "") -> Iterator[None]:
+    """No progress bars and load reports of transformers: what matters in them is checked here and raised.
+
+    Raises:
+        UserError: transformers cannot do what is named by ``doing``, such as "read 'config.json'".
+    """
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -203,6 +223,10 @@ def quiet() -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        if not doing:
+            raise
+        raise UserError(f"cannot {doing}: {first_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
         if bar:

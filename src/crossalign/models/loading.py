@@ -1,16 +1,19 @@
-"""What opening a language model and opening a vision model have in common."""
+"""The one loader of weights: files to tensors, tensors into a model, and one sentence for those that do not fit."""
 
 from __future__ import annotations
 
+import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from crossalign.core.errors import UserError
+from crossalign.core.errors import UserError, first_line
+from crossalign.data.model_files import Source, quiet, weight_files
 
 T = TypeVar("T")
 
@@ -34,37 +37,119 @@ def shuffle_weights(model: nn.Module, seed: int) -> None:
         parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
-def check_keys(ref: str, info: dict[str, Any], heads: re.Pattern[str]) -> None:
-    """Refuse what transformers' loading report calls missing, mismatched or unexpected.
-
-    A tensor that was not loaded would be left at random without a word; one left over shows a wrong architecture.
+def load_pretrained(model_class: Any, source: Source, config: Any, heads: re.Pattern[str], **arguments: Any) -> Any:
+    """A model of transformers with its weights in fp32, from safetensors, a .bin or a .gguf file, whole or in shards.
 
     Args:
-        ref: for the message.
-        info: transformers' loading report.
+        model_class: whose ``from_pretrained`` it is.
+        source: where the files lie.
+        config: its configuration.
         heads: names of tensors that published checkpoints hold beside the base model.
+        arguments: further ones of ``from_pretrained``.
 
     Raises:
-        UserError: naming the first three.
+        UserError: weights that cannot be read, hold more than tensors, or do not fit.
     """
-    extra = [key for key in info["unexpected_keys"] if not heads.search(key) and not CONSTANTS.search(key)]
-    resized = [f"{key} {tuple(theirs)}, not {tuple(ours)}" for key, theirs, ours in info["mismatched_keys"]]
-    for names, fault in (
-        (resized, "do not fit its config.json"),
-        (info["missing_keys"], "lack tensors of the model"),
-        (extra, "hold tensors that the model has no place for"),
-    ):
-        if names:
-            some = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise UserError(f"the weights of '{ref}' {fault}: {some}")
+    import transformers
+
+    files = weight_files(source)
+    if not source.gguf:
+        arguments["use_safetensors"] = files[0].suffix == ".safetensors"
+    else:
+        arguments["gguf_file"] = source.gguf
+        if hasattr(transformers, "GgufConfig"):  # newer releases keep the blocks packed, which cannot train, unless told
+            arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    with _reading(f"of '{source.ref}'", files[0]), quiet():
+        model, info = model_class.from_pretrained(
+            source.folder,
+            config=config,
+            dtype=torch.float32,  # transformers would keep a half-precision checkpoint's type
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to be told of them, and to refuse them, in a sentence
+            local_files_only=True,
+            trust_remote_code=False,
+            weights_only=True,  # of a .bin
+            **arguments,
+        )
+    resized = [(name, theirs, ours) for name, theirs, ours in info["mismatched_keys"]]
+    extra = [name for name in info["unexpected_keys"] if not heads.search(name) and not CONSTANTS.search(name)]
+    _refuse(f"'{source.ref}'", info["missing_keys"], extra, resized)
+    return model
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or UserError where it cannot be read."""
-    from safetensors import SafetensorError
+def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
+    """The tensors of safetensors files, or of pickles as far as those hold nothing but tensors.
+
+    Raises:
+        UserError: a damaged file, or a pickle with more in it.
+    """
     from safetensors.torch import load_file
 
+    state: dict[str, Tensor] = {}
+    for file in files:
+        with _reading(f"in '{file}'", file):
+            is_pickle = file.suffix != ".safetensors"
+            state |= torch.load(file, weights_only=True, map_location="cpu") if is_pickle else load_file(file)
+    return state
+
+
+@contextmanager
+def _reading(weights: str, file: Path) -> Iterator[None]:
+    """Reading weights: what goes wrong is told in a sentence."""
+    from safetensors import SafetensorError
+
     try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"the weights {file} cannot be read ({error}); copy the whole model/ folder again") from error
+        yield
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"'{file}' holds more than tensors, so it was not opened: save the model as safetensors with its save_pretrained"
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, ImportError, SafetensorError) as error:
+        raise UserError(f"cannot read the weights {weights} ({first_line(error)}): copy or fetch them again") from error
+
+
+@torch.no_grad()
+def put_tensors(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], whose: str, put: Callable[[Tensor, Tensor], Any] = Tensor.copy_
+) -> None:
+    """Copy ``given`` into a model's ``own`` tensors, which it must name all, no others, and in their shapes.
+
+    Args:
+        own: the tensors to fill.
+        given: the values.
+        whose: for messages, such as "'package:minilm'".
+        put: copies a value into a tensor that may be held in shares.
+
+    Raises:
+        UserError: a tensor is missing, unexpected or of another shape; nothing is ever left at its initial value silently.
+    """
+    check_fit(own, given, whose)
+    for name, tensor in given.items():
+        put(own[name], tensor)
+
+
+def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], whose: str) -> None:
+    """Raise UserError unless ``given`` has the names and shapes of ``own``; see :func:`put_tensors`."""
+    resized = [(k, given[k].shape, own[k].shape) for k in own.keys() & given.keys() if given[k].shape != own[k].shape]
+    _refuse(whose, own.keys() - given.keys(), given.keys() - own.keys(), resized)
+
+
+def _refuse(whose: str, missing: Iterable[str], unexpected: Iterable[str], resized: Iterable[tuple[str, Any, Any]]) -> None:
+    """Raise UserError, naming the first three, where there is any.
+
+    A tensor that was not loaded would be left at random without a word; one left over shows a wrong architecture.
+    """
+    for names, fault in (
+        ([f"{name} {tuple(theirs)}, not {tuple(ours)}" for name, theirs, ours in resized], "do not fit the model"),
+        (missing, "lack tensors of the model"),
+        (unexpected, "hold tensors that the model has no place for"),
+    ):
+        first, *more = sorted(names) or [""]
+        if first:
+            some = ", ".join([first, *more[:2]]) + (f" and {len(more) - 2} more" if len(more) > 2 else "")
+            raise UserError(f"the weights of {whose} {fault}: {some}")
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that training changes, tied ones once; a checkpoint holds these alone."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,10 +1,10 @@
-"""Taps: pooled hidden states of chosen layers of a language model, with their gradient, from an ordinary forward pass.
+"""Taps: what chosen layers of a model give in an ordinary forward pass, with its gradient; only the layers asked for are kept.
 
-Layer i is ``hidden_states[i]`` of transformers: 0 what enters the first block, i < L what enters block i + 1, and L the
-output after the final norm. Only the layers asked for are kept.
-
-A tap is a hook on what *enters* a block. What leaves one is, under reentrant checkpointing, a tensor without gradient;
-and hooks that are registered after ``torch.compile`` never fire, so the pass runs on the module that was compiled.
+``choose_layers`` says which layers a list of indices, words and names of modules means, and ``watching`` keeps them, of any
+model. ``Taps`` does both for language models, and pools. There layer i is ``hidden_states[i]`` of transformers: 0 what enters
+the first block, i < L what enters block i + 1, and L the output after the final norm. (What leaves a block is, under
+reentrant checkpointing, a tensor without gradient; and hooks that are registered after ``torch.compile`` never fire, so the
+pass runs on the module that was compiled.)
 
 Shapes: B batch, T tokens, D width, K layers.
 """
@@ -12,8 +12,8 @@ Shapes: B batch, T tokens, D width, K layers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,99 @@ from crossalign.models.language.families import FAMILIES
 
 Pool = Literal["mean", "last"]
 Layer = int | str
+
+
+def block_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of the blocks, or stages: the one list of modules that is as long as the configuration says; () without one."""
+    config = getattr(model, "config", None)
+    depths = getattr(config, "depths", None)
+    count = len(depths) if depths else getattr(config, "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return tuple(f"{name}.{i}" for i in range(count))
+    return ()
+
+
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    """The list of blocks; see :func:`block_names`.
+
+    Raises:
+        UserError: the model has no such list.
+    """
+    names = block_names(model)
+    if not names:
+        raise UserError(f"{type(model).__name__} has no list of blocks that is as long as its configuration says")
+    return model.get_submodule(names[0].rpartition(".")[0])  # type: ignore[return-value]
+
+
+def choose_layers(
+    model: nn.Module, layers: Sequence[Layer], blocks: Sequence[str], words: Mapping[str, Sequence[Layer]], whose: str
+) -> tuple[Layer, ...]:
+    """``layers`` as indices from 0 to the number of blocks and names of modules, in the order given, each once.
+
+    Args:
+        model: whose layers they are.
+        layers: indices (negative ones count from the end), ``words``, or names of modules.
+        blocks: names of the blocks, none where they are not known.
+        words: what else layers are called, and which ones that is; none of those that only blocks would give.
+        whose: for messages, such as "the teacher".
+
+    Raises:
+        UserError: a layer that the model does not have; those that it has are listed.
+    """
+    count, depth = len(blocks), max((name.count(".") for name in blocks), default=1)
+    names = {name for name, _ in model.named_modules() if name}
+    found: list[Layer] = []
+    for layer in layers:
+        if isinstance(layer, str) and layer.lstrip("-").isdigit():  # from a command line or a file
+            layer = int(layer)
+        if isinstance(layer, int) and count and -count - 1 <= layer <= count:
+            found.append(layer % (count + 1))
+        elif isinstance(layer, str) and words.get(layer):
+            found += words[layer]
+        elif layer in names:
+            found.append(layer)
+        elif isinstance(layer, str) and layer not in words:
+            # A large model has thousands of modules below its blocks.
+            raise unknown("layer", layer, [*words, *(name for name in names if name.count(".") <= depth)])
+        else:
+            *others, last = words
+            listed = (
+                f"the layers 0 to {count}, {', '.join(others)} and {last}" if count else "no blocks to count: name a module"
+            )
+            raise UserError(f"there is no layer {layer}: {whose} has {listed}")
+    return tuple(dict.fromkeys(found))
+
+
+@contextmanager
+def watching(
+    places: Mapping[Layer, tuple[nn.Module, bool]], keep: Callable[[Layer, Any], Tensor]
+) -> Iterator[dict[Layer, Tensor]]:
+    """Hooks for one forward pass, which fill a dictionary; they are gone before a backward pass runs parts of the model again.
+
+    Args:
+        places: by layer the module, and whether the layer is what enters it, or else what leaves it.
+        keep: the layer and what was seen there → what is kept of it.
+    """
+    seen: dict[Layer, Tensor] = {}
+
+    def note(layer: Layer, value: Any) -> None:
+        seen.setdefault(layer, keep(layer, value))
+
+    with ExitStack() as hooks:
+        for layer, (module, enters) in places.items():
+
+            def before(_: nn.Module, args: Any, kwargs: dict[str, Any], layer: Layer = layer) -> None:
+                note(layer, args[0] if args else kwargs["hidden_states"])
+
+            def after(_: nn.Module, __: Any, output: Any, layer: Layer = layer) -> None:
+                note(layer, output)
+
+            handle = (
+                module.register_forward_pre_hook(before, with_kwargs=True) if enters else module.register_forward_hook(after)
+            )
+            hooks.callback(handle.remove)
+        yield seen
 
 
 class Taps:
@@ -61,18 +154,41 @@ class Taps:
     def hidden_states(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
         """The tapped layers, each (B, T, D)."""
         model = unwrapped(model)
-        places = resolve_layers(model, self.layers)
-        with _recording(model, places) as seen:
+        places = {layer: _place(model, layer) for layer in resolve_layers(model, self.layers)}
+        with watching(places, lambda _, value: value if isinstance(value, Tensor) else value[0]) as seen:
             _run(model, input_ids, attention_mask)
-        for place in places:
-            if place not in seen:
-                raise RuntimeError(f"layer {place} did not run; a part of the model that was compiled alone cannot be tapped")
-        if torch.is_grad_enabled() and not any(h.requires_grad for h in seen.values()) and _trains(model):
+        for layer in places:
+            if layer not in seen:
+                raise RuntimeError(f"layer {layer} did not run; a part of the model that was compiled alone cannot be tapped")
+        trains = any(p.requires_grad for p in model.parameters())
+        if torch.is_grad_enabled() and trains and not any(h.requires_grad for h in seen.values()):
             raise RuntimeError(
                 f"layers {', '.join(map(str, places))} have no gradient: tap one above what trains, by its index, or "
                 "checkpoint with use_reentrant=False"
             )
-        return [seen[place] for place in places]
+        return [seen[layer] for layer in places]
+
+
+def resolve_layers(model: nn.Module, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """``layers`` of a language model, see :class:`Taps`, as indices 0 to L and module names, in the order given, each once.
+
+    Raises:
+        UserError: a layer that the model does not have; those that it has are listed.
+    """
+    blocks = block_names(model)
+    every = range(len(blocks) + 1) if blocks else ()
+    words = {"penultimate": every[-2:-1], "last": every[-1:], "all": every}
+    return choose_layers(model, layers, blocks, words, "the model")
+
+
+def _place(model: nn.Module, layer: Layer) -> tuple[nn.Module, bool]:
+    """The module of a layer of a language model, and whether the layer is what enters it."""
+    if isinstance(layer, str):
+        return model.get_submodule(layer), False
+    blocks = block_names(model)
+    if layer < len(blocks):
+        return model.get_submodule(blocks[layer]), True
+    return model.get_submodule(blocks[0].rpartition(".")[0].rpartition(".")[0]), False  # whose output has the final norm
 
 
 def pooled(h_BTD: Tensor, mask_BT: Tensor, pool: Pool) -> Tensor:
@@ -106,89 +222,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def blocks_of(model: nn.Module) -> nn.ModuleList:
-    """The stack of blocks: the one list of modules that is as long as the configuration says.
-
-    Raises:
-        UserError: the model has no such list.
-    """
-    config = getattr(model, "config", None)
-    count = getattr(config, "num_hidden_layers", None)
-    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if not stacks:
-        raise UserError(f"{type(model).__name__} has no list of {count} blocks to count layers in; name modules to tap instead")
-    return stacks[0]
-
-
-def resolve_layers(model: nn.Module, layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """``layers`` as indices 0 to L and module names, in the order given, each once.
-
-    Raises:
-        UserError: a layer that the model does not have; those that it has are listed.
-    """
-    found: list[Layer] = []
-    names: set[str] = set()
-    for layer in layers:
-        if isinstance(layer, str) and layer.lstrip("-").isdigit():  # from a command line or a file
-            layer = int(layer)
-        if isinstance(layer, int) or layer in ("penultimate", "last", "all"):
-            found += _indices(layer, len(blocks_of(model)))
-            continue
-        names = names or {name for name, _ in model.named_modules() if name}
-        if layer not in names:
-            blocks = sorted(name for name in names if name.count(".") < 3)  # a large model has thousands below
-            raise unknown("layer", layer, ["penultimate", "last", "all", *blocks])
-        found.append(layer)
-    return tuple(dict.fromkeys(found))
-
-
-def _indices(layer: Layer, count: int) -> list[int]:
-    if layer == "all":
-        return list(range(count + 1))
-    index = {"penultimate": count - 1, "last": count}.get(str(layer), layer)
-    assert isinstance(index, int)
-    if not -count - 1 <= index <= count:
-        raise UserError(f"there is no layer {layer}: the model has the layers 0 to {count}, penultimate, last and all")
-    return [index % (count + 1)]
-
-
-@contextmanager
-def _recording(model: nn.Module, places: Sequence[Layer]) -> Iterator[dict[Layer, Tensor]]:
-    """Hooks for one forward pass; they are gone before a backward pass runs parts of the model again."""
-    seen: dict[Layer, Tensor] = {}
-
-    def entering(place: Layer) -> Callable[..., None]:
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.setdefault(place, args[0] if args else kwargs["hidden_states"])
-
-        return keep
-
-    def leaving(place: Layer) -> Callable[..., None]:
-        def keep(_: nn.Module, __: Any, output: Any) -> None:
-            if not isinstance(output, Tensor):
-                output = output[0]
-            seen.setdefault(place, output)
-
-        return keep
-
-    handles = []
-    for place in places:
-        if isinstance(place, str):
-            handles.append(model.get_submodule(place).register_forward_hook(leaving(place)))
-            continue
-        blocks = blocks_of(model)
-        if place < len(blocks):
-            handles.append(blocks[place].register_forward_pre_hook(entering(place), with_kwargs=True))
-        else:
-            owner = next(m for m in model.modules() if any(child is blocks for child in m.children()))
-            handles.append(owner.register_forward_hook(leaving(place)))
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _run(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> None:
     """One forward pass, at the root (FSDP2 gathers weights there), with logits of one token only where there is a head."""
     takes = inspect.signature(model.forward).parameters
@@ -203,7 +236,3 @@ def _run(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> None:
         options["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp_min(0)
     # A module compiled in place would run without our hooks.
     nn.Module._call_impl(model, input_ids=input_ids, attention_mask=attention_mask, **options)
-
-
-def _trains(model: nn.Module) -> bool:
-    return any(p.requires_grad for p in model.parameters())

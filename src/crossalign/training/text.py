@@ -19,8 +19,9 @@ from crossalign.data.batches import Batches, Step
 from crossalign.data.records import read_text
 from crossalign.data.text.tokens import EvaluationBlocks, TextBatch, TokenFile, evaluation_blocks
 from crossalign.features.regularizer import WEIGHT_PENALTIES
-from crossalign.models.language.causal import load_trained_state, save_causal, trained_state
+from crossalign.models.language.causal import save_causal
 from crossalign.models.language.likelihood import nll_sum, total_nll
+from crossalign.models.loading import put_tensors, trained_state
 from crossalign.runs.folder import resolved
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
@@ -59,7 +60,7 @@ def text_stage(
 
     def load(saved: dict[str, Tensor]) -> None:
         kept = term.load_state(saved) if term else saved
-        load_trained_state(model, kept, put)
+        put_tensors(trained_state(model), kept, "the checkpoint", put)
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return nll_sum(wrapped, batch, device), {}

@@ -48,10 +48,8 @@ def _open_folder(ref: str) -> Any:
 
     path = Path(ref)
     if path.is_dir() and (path / "tokenizer_config.json").is_file() and not (path / "config.json").is_file():
-        try:
+        with quiet(f"open the tokenizer of '{ref}'"):
             return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise UserError(f"cannot open the tokenizer of '{ref}': {first_line(error)}") from error
     if Ref(ref, ()).kind == "hf":  # of a published configuration only that is known, not the tokenizer
         return read_tokenizer(Source(ref, hub_folder(ref, weights=False)))
     return read_tokenizer(locate(ref, weights=False))
@@ -69,13 +67,10 @@ def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
     if folder is None or not (gguf or any((folder / name).is_file() for name in files)):
         raise UserError(f"'{source.ref}' has no tokenizer (tokenizer.json) beside its configuration")
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, **({"gguf_file": gguf} if gguf else {})
-            )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"cannot open the tokenizer of '{source.ref}': {first_line(error)}") from error
+    with quiet(f"open the tokenizer of '{source.ref}'"):
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **({"gguf_file": gguf} if gguf else {})
+        )
 
 
 def _open_file(path: Path) -> Any:

@@ -24,7 +24,7 @@ from crossalign.models.classifier.freezing import FreezePlan, apply_freeze_plan
 from crossalign.models.classifier.saved import FORMAT, InputSpec, ModelSettings, model_card, read_saved
 from crossalign.models.language.inner import add_lora
 from crossalign.models.language.model import LanguageModel, open_language_model
-from crossalign.models.loading import read_weights
+from crossalign.models.loading import put_tensors, read_tensors, trained_state
 
 
 class ImageClassifier(nn.Module):
@@ -134,24 +134,15 @@ class ImageClassifier(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """The tensors that training changes; a checkpoint holds these alone."""
-        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        return trained_state(self)
 
-    def load_trained_state(self, state: dict[str, Tensor], place: str = "the checkpoint") -> None:
+    def load_trained_state(self, state: dict[str, Tensor], whose: str = "the checkpoint") -> None:
         """Put :meth:`trained_state` back; names and shapes must be the same.
 
         Raises:
             UserError: a tensor is missing, unexpected or of another shape (nothing is ever left at its init silently).
         """
-        own = self.trained_state()
-        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        if missing or extra:
-            raise UserError(
-                f"{place} does not fit the model: missing {missing[:3] or 'none'}, unexpected {extra[:3] or 'none'}"
-            )
-        for name, tensor in state.items():
-            if tensor.shape != own[name].shape:
-                raise UserError(f"{place} holds {name} of shape {tuple(tensor.shape)}, the model {tuple(own[name].shape)}")
-            own[name].copy_(tensor)
+        put_tensors(self.trained_state(), state, whose)
 
     def save_pretrained(self, folder: str | Path, *, facts: dict[str, Any] | None = None) -> Path:
         """Write the model as a folder: config.json, model.safetensors (only what was trained) and a model card.
@@ -211,7 +202,7 @@ class ImageClassifier(nn.Module):
         if not whole and language_model.fingerprint != saved["fingerprint"]:
             raise UserError(f"the backbone '{ref}' is not the one that {folder} was trained with: its weights differ")
         model = cls(language_model, spec, settings)
-        model.load_trained_state(read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
+        model.load_trained_state(read_tensors([folder / "model.safetensors"]), f"'{folder}'")
         return model.eval()
 
     def merge_lora(self) -> ImageClassifier:

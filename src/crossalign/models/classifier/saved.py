@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from crossalign.config import BackboneConfig, EmbedderConfig, HeadConfig, TuneConfig
 from crossalign.core.errors import UserError
+from crossalign.data.model_files import read_config
 from crossalign.models.classifier.freezing import FreezePlan
 from crossalign.models.language.model import LanguageModel
 
@@ -44,11 +44,8 @@ def read_saved(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"no saved classifier at '{folder}': it has no config.json; give the model/ folder of a finished run")
-    try:
-        saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: it is no JSON ({error})") from error
-    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+    saved = read_config(folder)
+    if saved.get("format") != FORMAT:
         raise UserError(f"{file} is not a crossalign classifier of format {FORMAT!r}: give the model/ folder of a finished run")
     missing = {"backbone", "embedder", "tune", "head", "input", "fingerprint", "seed"} - saved.keys()
     if missing:

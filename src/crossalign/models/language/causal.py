@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from crossalign.config import GPTConfig, TuneConfig, validate
 from crossalign.core.errors import UserError
@@ -70,25 +68,6 @@ def choose_trained(model: Any, tune: TuneConfig, seed: int) -> Any | None:
     if tune.method != "lora":
         raise UserError("a language model is fine-tuned with --tune.method full or lora; fpt is for images")
     return built(lambda: add_lora(model, tune), seed, meta=False)
-
-
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors that training changes, tied ones once."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-@torch.no_grad()
-def load_trained_state(model: nn.Module, state: dict[str, Tensor], put: Callable[[Tensor, Tensor], Any] = Tensor.copy_) -> None:
-    """Put :func:`trained_state` back; ``put`` copies a value into a parameter that may be held in shares.
-
-    Raises:
-        UserError: the state is of another model.
-    """
-    own = trained_state(model)
-    if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in state.items()}:
-        raise UserError("the checkpoint is of another model: its tensors have other names or shapes")
-    for name, tensor in state.items():
-        put(own[name], tensor)
 
 
 def save_causal(model: Any, peft: Any | None, tokenizer: Any, folder: Path, state: dict[str, Tensor] | None = None) -> None:

@@ -12,8 +12,6 @@ vit:REF               a transformer encoder from scratch of REF's depth, width, 
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from crossalign.core.errors import UserError, first_line
+from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, files_hash
 from crossalign.core.refs import Ref
-from crossalign.data.model_files import Source, locate, quiet, weight_files
+from crossalign.data.model_files import Source, locate, quiet, read_config, weight_files
 from crossalign.data.text.tokenizer import read_tokenizer
 from crossalign.models.language.families import Family, family_named, family_of
-from crossalign.models.loading import built, check_keys, shuffle_weights
+from crossalign.models.loading import built, load_pretrained, shuffle_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -107,19 +105,25 @@ def open_language_model(ref: str, head: Head = "none", weights: bool = True, see
         UserError: nothing lies at ``ref``, its architecture is not supported, it has no weights or weights that do not
             fit, or they are pickles of a kind that is never opened.
     """
+    from transformers import AutoModel, AutoModelForCausalLM
+
     kind, base = _kind_and_base(ref)
     loads = weights and kind in ("pretrained", "shuffled")
     source = locate(base, weights=loads)
-    config = _control_config(kind, _read_config(source))
+    config = _read_config(source, kind)
     family = family_of(config)
     if head == "causal" and family.attention != "causal":
         raise UserError(f"'{ref}' is a {family.name} model, which does not predict the next token: name a causal one")
+    model_class: Any = AutoModel if head == "none" else AutoModelForCausalLM
+    arguments: dict[str, Any] = {"attn_implementation": "sdpa"}
+    if head == "none" and family.pooler:
+        arguments["add_pooling_layer"] = False
     if loads:
-        model = _load(source, config, head)
+        model = load_pretrained(model_class, source, config, _HEADS, **arguments)
         if kind == "shuffled":
             shuffle_weights(model, seed)
     else:
-        model = _build(config, head, seed, meta=not weights)
+        model = built(lambda: model_class.from_config(config, dtype=torch.float32, **arguments), seed, meta=not weights)
     return LanguageModel(model.eval(), model.config, ref, kind, seed, source)
 
 
@@ -151,24 +155,25 @@ def _kind_and_base(ref: str) -> tuple[Kind, str]:
     return parts.control or "pretrained", parts.base  # type: ignore[return-value]
 
 
-def _read_config(source: Source) -> Any:
+def _read_config(source: Source, kind: Kind) -> Any:
+    """The configuration to build: the model's own, or that of the control which takes its place."""
     from transformers import AutoConfig
 
-    from crossalign.models.language import scratch  # noqa: F401  (registers the controls' configurations)
+    from crossalign.models.language import scratch  # it also registers the controls' configurations
 
     if source.published:
-        return AutoConfig.for_model(**source.published)
-    if not source.gguf:
-        _check_config(source)
-    gguf = {"gguf_file": source.gguf} if source.gguf else {}
-    try:
-        with quiet():
+        config = AutoConfig.for_model(**source.published)
+    else:
+        if not source.gguf:
+            _check_config(source)
+        gguf = {"gguf_file": source.gguf} if source.gguf else {}
+        with quiet(f"read the configuration of '{source.ref}'"):
             config = AutoConfig.from_pretrained(str(source.folder), local_files_only=True, trust_remote_code=False, **gguf)
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        raise UserError(f"cannot read the configuration of '{source.ref}': {first_line(error)}") from error
-    if not source.gguf and getattr(config, "quantization_config", None):
-        raise UserError(f"'{source.ref}' is quantized, so its weights cannot train: name the unquantized model")
-    return config
+        if not source.gguf and getattr(config, "quantization_config", None):
+            raise UserError(f"'{source.ref}' is quantized, so its weights cannot train: name the unquantized model")
+    if kind == "vit":
+        return scratch.vit_config_like(config)
+    return scratch.NoBackboneConfig(hidden_size=_input_width(config)) if kind == "none" else config
 
 
 def _check_config(source: Source) -> None:
@@ -177,84 +182,13 @@ def _check_config(source: Source) -> None:
     Before transformers reads it, whose own message for a model with code in its folder tells how to run that code.
     """
     assert source.folder is not None
-    path = source.folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"'{source.folder}' is not a Hugging Face model folder: it has no config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"'{path}' is not valid JSON ({error}): copy the model again") from error
-    if not isinstance(config, dict) or not config.get("model_type"):
-        raise UserError(f"'{path}' names no model_type: it is not the configuration of a transformers model")
+    config = read_config(source.folder)
+    if not config.get("model_type"):
+        raise UserError(
+            f"'{source.folder / 'config.json'}' names no model_type: it is not the configuration of a transformers model"
+        )
     family_named(str(config["model_type"]))
-
-
-def _control_config(kind: Kind, config: Any) -> Any:
-    """The configuration to build: REF's own, or that of the control which takes its place."""
-    from crossalign.models.language import scratch
-
-    if kind == "vit":
-        return scratch.vit_config_like(config)
-    if kind == "none":
-        return scratch.NoBackboneConfig(hidden_size=_input_width(config))
-    return config
 
 
 def _input_width(config: Any) -> int:
     return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)  # OPT-350m's inputs are narrower
-
-
-def _auto_class(head: Head) -> Any:
-    from transformers import AutoModel, AutoModelForCausalLM
-
-    return AutoModel if head == "none" else AutoModelForCausalLM
-
-
-def _extra_arguments(config: Any, head: Head) -> dict[str, Any]:
-    return {"add_pooling_layer": False} if head == "none" and family_of(config).pooler else {}
-
-
-def _load(source: Source, config: Any, head: Head) -> Any:
-    """Pretrained weights in fp32, every tensor of the model found in the files."""
-    from safetensors import SafetensorError
-
-    files = weight_files(source)
-    arguments = {
-        "config": config,
-        "dtype": torch.float32,  # transformers would keep a half-precision checkpoint's type
-        "attn_implementation": "sdpa",
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,  # to be told of them, and to refuse them, in a sentence
-        "local_files_only": True,
-        "trust_remote_code": False,
-        "weights_only": True,  # of a .bin
-        **_extra_arguments(config, head),
-        **(_gguf_arguments(source) if source.gguf else {"use_safetensors": files[0].suffix == ".safetensors"}),
-    }
-    try:
-        with quiet():
-            model, info = _auto_class(head).from_pretrained(source.folder, **arguments)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"'{files[0]}' holds more than tensors, so it was not opened: "
-            "save the model as safetensors with its save_pretrained"
-        ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(f"cannot load the weights of '{source.ref}': {first_line(error)}") from error
-    check_keys(source.ref, info, _HEADS)
-    return model
-
-
-def _gguf_arguments(source: Source) -> dict[str, Any]:
-    import transformers
-
-    arguments: dict[str, Any] = {"gguf_file": source.gguf}
-    if hasattr(transformers, "GgufConfig"):  # newer releases keep the blocks packed, which cannot train, unless told
-        arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    return arguments
-
-
-def _build(config: Any, head: Head, seed: int, meta: bool) -> Any:
-    """The model's own initialisation under ``seed``, or no memory at all."""
-    arguments = {"dtype": torch.float32, "attn_implementation": "sdpa", **_extra_arguments(config, head)}
-    return built(lambda: _auto_class(head).from_config(config, **arguments), seed, meta)

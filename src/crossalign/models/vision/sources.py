@@ -1,14 +1,13 @@
 """Vision models from timm, transformers, torchvision and pip packages, each made into one form: a ``Body``.
 
 A further library is one function in ``OPENERS``; a further pip package with weights is one row of ``PACKAGES``; a further
-architecture of transformers is one row of ``vision_hf.FAMILIES``.
+architecture of transformers is one row of ``hugging_face.FAMILIES``.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,10 @@ from torch import Tensor, nn
 from crossalign.core.errors import UserError, first_line, missing_extra, unknown
 from crossalign.core.refs import UNTRAINED, Ref
 from crossalign.core.registry import Registry
-from crossalign.data.model_files import Source, hub_folder, weight_files
-from crossalign.models.vision.body import GROUP, Body, Pool, Request, finish, load_strictly, pool_places, read_state
+from crossalign.data.model_files import Source, hub_folder, read_config, weight_files
+from crossalign.models.vision.body import GROUP, Body, Files, Pool, Request, finish, pool_places
+from crossalign.models.vision.hugging_face import open_transformers
 
-Files = Callable[[], list[Path]]
 REFUSED = {
     "checkpoint_path",
     "pretrained",
@@ -70,10 +69,8 @@ def open_timm(name: str, request: Request) -> Body:
     return _timm_body(request, lambda: timm.create_model(name, pretrained=False), files, name)
 
 
-def open_timm_folder(folder: Path, config: dict[str, Any], request: Request, files: Files | None = None) -> Body:
+def open_timm_folder(folder: Path, config: dict[str, Any], request: Request, files: Files) -> Body:
     """A folder as timm's ``save_for_hf`` writes it: config.json, with the architecture, and the weights.
-
-    ``files`` finds the weights where they are not in the folder yet.
 
     Raises:
         UserError: an architecture that timm does not have, or weights that do not fit it.
@@ -95,24 +92,21 @@ def open_timm_folder(folder: Path, config: dict[str, Any], request: Request, fil
         except TypeError as error:
             raise UserError(f"'{folder / 'config.json'}' does not fit timm's '{name}': {first_line(error)}") from error
 
-    return _timm_body(request, build, files or (lambda: weight_files(Source(request.ref, folder))), [name, arguments])
+    return _timm_body(request, build, files, [name, arguments])
 
 
 def _timm_body(
     request: Request,
     build: Callable[[], nn.Module],
-    files: Callable[[], list[Path]],
+    files: Files,
     identity: Any,
-    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state,
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
     **data: Any,
 ) -> Body:
     """Any model of timm, with its own pooling and its own transform, in which ``data`` takes the place of what timm says."""
     from timm.data import create_transform, resolve_model_data_config
 
-    def load(model: nn.Module, found: list[Path]) -> None:
-        load_strictly(model, rename(read_state(found)), request.ref)
-
-    model, fingerprint = finish(request, build, files, load, identity)
+    model, fingerprint = finish(request, build, files, identity, rename)
     transform = resolve_model_data_config(model) | data
     pipeline = create_transform(**transform, is_training=False)
     prefix = int(getattr(model, "num_prefix_tokens", 0))
@@ -150,7 +144,7 @@ class Packaged:
     file: str
     install: str
     """What pip is told."""
-    open: Callable[[Callable[[], list[Path]], Request], Body]
+    open: Callable[[Files, Request], Body]
 
 
 def open_package(name: str, request: Request) -> Body:
@@ -172,7 +166,7 @@ def open_package(name: str, request: Request) -> Body:
     return package.open(files, request)
 
 
-def _efficientnet_lite0(files: Callable[[], list[Path]], request: Request) -> Body:
+def _efficientnet_lite0(files: Files, request: Request) -> Body:
     """EfficientNet-Lite0, ImageNet-1k, with TensorFlow's padding; its inputs are (byte - 127) / 128."""
     timm = _timm(request.ref)
     scale = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
@@ -204,14 +198,11 @@ def lite_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _mobilenet_v2(files: Callable[[], list[Path]], request: Request) -> Body:
+def _mobilenet_v2(files: Files, request: Request) -> Body:
     """Torchvision's MobileNetV2, ImageNet-1k; layer i is the output of features.i."""
     from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
-    def load(model: nn.Module, found: list[Path]) -> None:
-        load_strictly(model, read_state(found), request.ref)
-
-    model, fingerprint = finish(request, mobilenet_v2, files, load, "mobilenet_v2")
+    model, fingerprint = finish(request, mobilenet_v2, files, "mobilenet_v2")
     pipeline = MobileNet_V2_Weights.IMAGENET1K_V1.transforms()
 
     def penultimate(model: Any, pixels: Tensor, pool: Pool) -> Tensor:
@@ -261,28 +252,20 @@ def open_local(name: str, request: Request) -> Body:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        return _open_folder(path, request)
+        return _open_folder(path, request, lambda: weight_files(Source(request.ref, path)))
     kind = Ref(name, ()).kind
     if kind != "path" and not path.exists():
         raise unknown("kind of teacher reference", f"{kind}:", [f"{known}:" for known in (*OPENERS, *UNTRAINED, "file")])
     raise UserError(f"no model folder at '{path}': give a folder, timm:NAME, hf:ORG/NAME or package:{'|'.join(PACKAGES)}")
 
 
-def _open_folder(folder: Path, request: Request, files: Files | None = None) -> Body:
-    from crossalign.models.vision.hugging_face import open_transformers
-
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"'{folder}' is not a model folder: it has no config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"'{path}' is not valid JSON ({error}): copy the model again") from error
-    if isinstance(config, dict) and config.get("architecture"):
+def _open_folder(folder: Path, request: Request, files: Files) -> Body:
+    config = read_config(folder)
+    if config.get("architecture"):
         return open_timm_folder(folder, config, request, files)
-    if isinstance(config, dict) and config.get("model_type"):
+    if config.get("model_type"):
         return open_transformers(folder, str(config["model_type"]), request, files)
-    raise UserError(f"'{path}' names neither a model_type (transformers) nor an architecture (timm)")
+    raise UserError(f"'{folder / 'config.json'}' names neither a model_type (transformers) nor an architecture (timm)")
 
 
 Opener = Callable[[str, Request], Body]

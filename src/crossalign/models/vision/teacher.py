@@ -18,7 +18,6 @@ Shapes: B batch, T tokens, D width, H and W pixels or places.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +30,12 @@ from crossalign.config import TeacherConfig
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import content_key
 from crossalign.core.refs import UNTRAINED, Ref
+from crossalign.models.taps import Layer, choose_layers, watching
 from crossalign.models.vision.body import Body, Request, pool_places
 from crossalign.models.vision.sources import OPENERS, open_local
 
 VERSION = 1  # of what the features of a teacher are; count up when they would come out otherwise
 PENULTIMATE = "penultimate"
-Layer = int | str
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Teacher(nn.Module):
         self.ref = ref
         self.settings = settings
         self._body = body
-        self.taps = _Taps(body, _canonical(body, settings.layers), settings)
+        self.taps = _Taps(body, settings)
         self.layer_names: tuple[str, ...] = tuple(str(layer) for layer in self.taps.layers)
         """The layers chosen, in order: "penultimate", indices counted from 0, names of modules."""
         self.widths: tuple[int, ...] = tuple(part.shape[-1] for part in self._probe())
@@ -180,25 +179,33 @@ class Teacher(nn.Module):
 class _Taps(nn.Module):
     """The model and its chosen layers: pixels → a list of (B, D), one a layer."""
 
-    def __init__(self, body: Body, layers: tuple[Layer, ...], settings: TeacherConfig) -> None:
+    def __init__(self, body: Body, settings: TeacherConfig) -> None:
         super().__init__()
         self.model = body.model
-        self.body, self.layers, self.pool = body, layers, settings.pool
+        self.body, self.pool = body, settings.pool
+        if not settings.layers:
+            raise UserError("no layer of the teacher is chosen: name one, such as penultimate")
+        layers = [body.blocks.index(layer) + 1 if layer in body.blocks else layer for layer in settings.layers]
+        words: dict[str, Sequence[Layer]] = {"all": range(1, len(body.blocks) + 1), PENULTIMATE: (PENULTIMATE,)}
+        self.layers = choose_layers(body.model, layers, body.blocks, words, "the teacher")
         if self.pool not in ("auto", "cls", "mean"):
             raise unknown("pooling", str(self.pool), ("auto", "cls", "mean"))
         if self.pool == "cls" and not body.prefix:
             raise UserError("pool=cls: the teacher has no class token; use mean or auto")
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        seen: dict[Layer, Tensor] = {}
         last = len(self.body.blocks)
-        with ExitStack() as hooks:
-            for layer in {*self.layers, last} - {PENULTIMATE, *((0,) if not last else ())}:
-                hooks.callback(_watch(self.model, self.body.blocks, layer, seen).remove)
+        watched = {*self.layers, last or PENULTIMATE} - {PENULTIMATE}
+        with watching({layer: self._place(layer) for layer in watched}, _features) as seen:
             final = self.body.penultimate(self.model, pixels, self.pool)
         # A module before the blocks may give places alone: the tokens that the blocks work on tell which.
         tokens = seen[last].shape[1] if last in seen and seen[last].ndim == 3 else None
         return [final.float() if layer == PENULTIMATE else self._pooled(layer, seen, tokens) for layer in self.layers]
+
+    def _place(self, layer: Layer) -> tuple[nn.Module, bool]:
+        """The module of a layer, and whether the layer is what enters it."""
+        name = layer if isinstance(layer, str) else self.body.blocks[max(layer - 1, 0)]
+        return self.model.get_submodule(name), layer == 0
 
     def _pooled(self, layer: Layer, seen: dict[Layer, Tensor], tokens: int | None) -> Tensor:
         if layer not in seen:
@@ -212,55 +219,13 @@ class _Taps(nn.Module):
         return pool_places(h, pool, self.body.prefix if has_prefix else 0, channels_last)
 
 
-def _watch(model: nn.Module, blocks: tuple[str, ...], layer: Layer, seen: dict[Layer, Tensor]) -> Any:
-    """A hook that keeps a layer's tensor from one pass."""
-
-    def keep(value: Any) -> None:
-        value = value if isinstance(value, Tensor) else value[0] if isinstance(value, tuple) else None
-        if not isinstance(value, Tensor) or value.ndim not in (2, 3, 4) or not value.is_floating_point():
-            raise UserError(f"layer {layer} of the teacher gives no tokens, map or vector: choose another")
-        # What follows a module of one's own choice may change its output in place.
-        seen.setdefault(layer, value.clone() if isinstance(layer, str) else value)
-
-    if layer == 0:
-        first = model.get_submodule(blocks[0])
-        return first.register_forward_pre_hook(
-            lambda _, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
-    name = blocks[layer - 1] if isinstance(layer, int) else layer
-    return model.get_submodule(name).register_forward_hook(lambda _, __, output: keep(output))
-
-
-def _canonical(body: Body, layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """ "penultimate", indices 0 to L and names of modules, each once, in the order given.
-
-    Raises:
-        UserError: a layer that the model does not have; those that it has are listed.
-    """
-    if not layers:
-        raise UserError("no layer of the teacher is chosen: name one, such as penultimate")
-    count = len(body.blocks)
-    names = {name for name, _ in body.model.named_modules() if name}
-    found: list[Layer] = []
-    for layer in layers:
-        if isinstance(layer, str) and layer.lstrip("-").isdigit():  # from a command line or a file
-            layer = int(layer)
-        if layer == "all" and count:
-            found += range(1, count + 1)
-        elif layer == PENULTIMATE:
-            found.append(layer)
-        elif isinstance(layer, int) and count and -count - 1 <= layer <= count:
-            found.append(layer % (count + 1))
-        elif isinstance(layer, str) and layer in body.blocks:
-            found.append(body.blocks.index(layer) + 1)
-        elif isinstance(layer, str) and layer in names:
-            found.append(layer)
-        elif isinstance(layer, str) and layer != "all":
-            raise unknown("layer", layer, [PENULTIMATE, "all", *sorted(n for n in names if n.count(".") < 2)])
-        else:
-            have = f"the layers 0 to {count}, all and {PENULTIMATE}" if count else f"{PENULTIMATE} and its modules by name only"
-            raise UserError(f"there is no layer {layer}: the teacher has {have}")
-    return tuple(dict.fromkeys(found))
+def _features(layer: Layer, value: Any) -> Tensor:
+    """What a layer of the teacher gives, if it can be pooled."""
+    value = value[0] if isinstance(value, tuple) else value
+    if not isinstance(value, Tensor) or value.ndim not in (2, 3, 4) or not value.is_floating_point():
+        raise UserError(f"layer {layer} of the teacher gives no tokens, map or vector: choose another")
+    # What follows a module of one's own choice may change its output in place.
+    return value.clone() if isinstance(layer, str) else value
 
 
 def _combination(settings: TeacherConfig, names: tuple[str, ...], widths: tuple[int, ...]) -> tuple[float, ...]:

@@ -19,7 +19,7 @@ from crossalign.data.text.tokenizer import read_tokenizer
 from crossalign.models.classifier.saved import FORMAT, read_saved
 from crossalign.models.language.inner import add_lora
 from crossalign.models.language.model import LanguageModel, open_language_model
-from crossalign.models.loading import read_weights
+from crossalign.models.loading import check_fit, put_tensors, read_tensors
 from crossalign.runs.names import RunFolder
 
 ADAPTER = "adapter_model.safetensors"
@@ -119,10 +119,9 @@ def _merged(folder: Path, run: Path | None) -> LanguageModel:
         opened = open_language_model(base, head="causal")
     except UserError as error:
         raise UserError(f"the model that the adapter '{folder}' belongs to cannot be opened: {error}") from error
-    state = read_weights(folder / ADAPTER)
+    state = read_tensors([folder / ADAPTER])
     peft = PeftModel.from_pretrained(opened.model, str(folder))
-    if set(get_peft_model_state_dict(peft)) != set(state):
-        raise UserError(f"'{folder / ADAPTER}' does not fit '{base}': its tensors have other names")
+    check_fit(get_peft_model_state_dict(peft), state, f"'{folder}'")
     merged = LanguageModel(peft.merge_and_unload().eval(), opened.config, str(folder), opened.kind, opened.seed, opened.source)
     files = [folder / ADAPTER, folder / "adapter_config.json"]
     merged.fingerprint = content_key(base=opened.fingerprint, adapter=files_hash(files))
@@ -147,14 +146,11 @@ def _unadapted(folder: Path) -> tuple[LanguageModel, str]:
     tune = update(TuneConfig(), saved["tune"])
     base = opened.model.base_model
     peft = add_lora(base, tune) if tune.method == "lora" else None
-    places = {f"backbone.model.{name}": parameter for name, parameter in base.named_parameters()}
     file = folder / "model.safetensors"
-    for name, tensor in read_weights(file).items():
-        if not name.startswith("backbone."):
-            continue  # the embedder and the head of the classifier
-        if name not in places or places[name].shape != tensor.shape:
-            raise UserError(f"'{file}' does not fit '{ref}': it holds {name} of shape {tuple(tensor.shape)}")
-        places[name].data.copy_(tensor)
+    # Without the embedder and the head of the classifier.
+    state = {name: tensor for name, tensor in read_tensors([file]).items() if name.startswith("backbone.")}
+    places = {f"backbone.model.{name}": parameter.data for name, parameter in base.named_parameters()}
+    put_tensors({name: tensor for name, tensor in places.items() if name in state}, state, f"'{folder}'")
     if peft is not None:
         peft.merge_and_unload()
     given = content_key(before=opened.fingerprint, trained=files_hash([file]))
