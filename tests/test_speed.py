@@ -12,6 +12,7 @@ import pytest
 
 HEAVY = {"torch", "transformers", "mlflow", "lm_eval"}
 COMMAND = "import sys; from crossalign.cli import main; sys.argv = ['crossalign', *sys.argv[1:]]; sys.exit(main())"
+LIBRARY = ["-c", "import tyro"]
 CALLS = {
     "import crossalign": (["-c", "import crossalign"], 0.3),
     "crossalign --help": (["-c", COMMAND, "--help"], 0.5),
@@ -36,20 +37,30 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def timed(arguments: list[str]) -> tuple[float, float]:
+    """Seconds by the clock and of a processor."""
+    started, used = time.perf_counter(), cpu_seconds()
+    done = run(arguments)
+    assert done.returncode == 0, done.stderr
+    return time.perf_counter() - started, cpu_seconds() - used
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_it_answers_at_once(call: str) -> None:
     arguments, limit = CALLS[call]
-    wall, work = [], []
+    wall, work, library = [], [], []
     for _ in range(3):
-        started, used = time.perf_counter(), cpu_seconds()
-        done = run(arguments)
-        wall.append(time.perf_counter() - started)
-        work.append(cpu_seconds() - used)
-        assert done.returncode == 0, done.stderr
+        seconds, used = timed(arguments)
+        wall.append(seconds)
+        work.append(used)
         if wall[-1] < limit:
             return
-    # On a machine that is busy with other work the wall clock measures that; what we add to it is processor time.
-    assert min(work) < limit and min(wall) < 4 * limit, f"{call}: {min(wall):.2f} s, {min(work):.2f} s of a processor"
+        library.append(timed(LIBRARY)[1])
+    # On a busy or a slow machine the wall clock measures that. What we answer for there is processor time, beside that of
+    # the library which reads the command line: on a quiet machine of 2024 it is .1 s of the .2 s that `adapt --help` takes.
+    most = max(limit, 3 * min(library))
+    message = f"{call}: {min(wall):.2f} s, {min(work):.2f} s of a processor, the library alone {min(library):.2f} s"
+    assert min(work) < most and min(wall) < 8 * limit, message
 
 
 @pytest.mark.parametrize("call", CALLS)
