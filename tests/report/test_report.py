@@ -110,21 +110,22 @@ def test_one_seed_never_shows_a_difference_without_uncertainty(tmp_path: Path, n
     assert table.rows[1][2].startswith("+1.00 ± 0.") and table.rows[1][2].endswith("†")
     assert any("One seed" in note for note in table.notes)
     told = told_of_one(tmp_path)
-    assert "1 seed; over test images 95 % interval" in told and "no difference could be shown" in told
+    assert "points (1 seed, over 400 images, p = " in told and "no difference could be shown" in told
 
 
 def test_a_null_result_is_said_plainly(tmp_path: Path, new_run: Maker) -> None:
     three_seeds(tmp_path, new_run, [400, 420, 410], [405, 415, 411])
     told = told_of_one(tmp_path)
-    assert told.startswith("Alignment (MMD) changed the accuracy of “FPT” by +0.03 ± 0.29 points (3 seeds, p = 0.92)")
-    assert "no difference could be shown" in told and "would probably be missed" in told
+    expected = "“FPT + MMD” against “FPT”, test accuracy: +0.03 ± 0.29 points (3 seeds, p = 0.92, corrected 0.92)"
+    assert told.startswith(f"{expected}: no difference could be shown")
+    assert "would probably be missed" in told and "seeds would be needed to see a difference of that size" in told
     assert findings(*asked(tmp_path))[0][1] == "The one comparison shows no difference."
 
 
 @pytest.mark.parametrize(("aligned", "word"), [([450, 471, 460], "gain"), ([350, 371, 360], "loss")])
 def test_a_shown_difference_is_said_plainly(tmp_path: Path, new_run: Maker, aligned: list[int], word: str) -> None:
     three_seeds(tmp_path, new_run, [400, 420, 410], aligned)
-    assert told_of_one(tmp_path).endswith(f"a {word} was shown.")
+    assert f"): shown to be {'better' if word == 'gain' else 'worse'}. " in told_of_one(tmp_path)
     results, frame = asked(tmp_path)
     assert findings(results, frame)[0][2][0][0] == frame.verdict[0] == word
     assert question_tables(results, frame)[0].strong == {0}
@@ -291,7 +292,7 @@ def test_a_run_without_a_test_score_says_so(tmp_path: Path, new_run: Maker) -> N
         (folder / "predictions.parquet").unlink()
     page = Page(report([tmp_path]).read_text(encoding="utf-8"))
     assert "classified 41.00 % of the validation images correctly (1 seed); no test image was scored" in page.text
-    assert "could not be paired: no test accuracy" in page.text
+    assert "not compared, no test accuracy" in page.text
     one = Page(report([tmp_path / "a"]).read_text(encoding="utf-8"))
     assert "no test image was scored" in one.text and "nan" not in one.text
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from crossalign.results.contrasts import LEVEL
 from crossalign.results.frame import Results
-from crossalign.results.outcomes import Outcome
+from crossalign.results.outcomes import ALIGNED, Outcome
 from crossalign.results.questions import IMAGE_QUESTIONS, QUESTIONS
 from crossalign.stats import Interval
 
@@ -79,52 +78,6 @@ def plus_minus(mean: float, error: float | None, digits: int = 2) -> str:
     return number(mean, digits) + (f" ± {number(error, digits)}" if error is not None else "")
 
 
-Phrases = dict[str, str]
-"""How the contrasts of a question are told: a sentence for each case, and the end of one for each verdict, with fields."""
-
-BESIDE: Phrases = {
-    "subject": "“{other}” against “{reference}”, {measure}",
-    "unpaired": "{subject}: not compared, {reason}.",
-    "unknown": "{subject}: no difference is stated, for nothing is known of its chance ({why}).",
-    "elsewhere": "{subject}: {why}; the table over documents says more.",
-    "seeds": "{subject}: {difference}{unit} ({seeds}, {p}, corrected {corrected}): {end}. {needed}",
-    "items": "{subject}: {difference}{unit} ({seeds}{over}, {p}, corrected {corrected}): {end}. {needed}",
-    "none": "no difference could be shown",
-    "alone": "a hint at a difference, lost on correction",
-    "shown over seeds": "shown to be {better}",
-    "shown over items": "these trained models differ, it has the {better} ones",
-}
-REPORTED: Phrases = {
-    "unpaired": "“{other}” and “{reference}” could not be paired: {reason}.",
-    "unknown": "{subject} {difference} ({seeds}; {why}).",
-    "seeds": "{subject} {difference} ({seeds}, {p}{correction}): {end}.",
-    "none": "no difference could be shown",
-    "alone": "a hint at a difference, lost on correction",
-    "shown over seeds": "it is shown to be {better}",
-}
-ACCURACIES = REPORTED | {
-    "unknown": "{subject} {difference} points ({seeds}; {why}).",
-    "one seed": "{subject} {difference} points (1 seed, no predictions by image): nothing can be said of chance.",
-    "seeds": "{subject} {difference} points ({seeds}, {p}{correction}): {end}{besides}.",
-    "items": "{subject} {bare} points (1 seed; over test images 95 % interval {low} to {high}, {p}): {end}.",
-    "alone over items": "a hint that does not outlast the correction for all comparisons here",
-    "shown over seeds": "a {verdict} was shown",
-    "shown over items": "these two trained models differ; one seed cannot say whether the methods do",
-    "trained": ", though these trained models differ on the test images ({p_items})",
-    "missed": "; a true difference under {visible} points would probably be missed",
-}
-PHRASES: dict[str, Phrases] = {
-    "beside": BESIDE,
-    "alignment": ACCURACIES | {"subject": "Alignment ({align}) changed the accuracy of “{reference}” by"},
-    "pretraining": ACCURACIES | {"subject": "Pretrained instead of {weights} weights changed the accuracy of “{other}” by"},
-    "backbone": ACCURACIES | {"subject": "“{other}” instead of {instead} changed the accuracy by"},
-    "predicts": REPORTED | {"subject": "“{other}” changed the {measure} by"},
-    "controls": REPORTED | {"subject": "Beside “{reference}”, “{other}” changed the {measure} by"},
-    "aligns": REPORTED | {"subject": "“{other}” changed the {measure} by"},
-}
-INSTEAD = {"none": "no backbone", "vit": "a small ViT from scratch"}
-
-
 def value_text(outcome: Outcome, value: float, sign: bool = False) -> str:
     """A value or, signed, a difference in the outcome's unit; shares in percent or points."""
     if outcome.share:
@@ -154,55 +107,30 @@ def seeds_text(needed: int | None) -> str:
 
 def sentence(results: Results, one: Any) -> str:
     """One contrast in plain language, with its uncertainty, null results included."""
-    phrases, outcome, reference = PHRASES[one.question], results.outcome[one.outcome], results.row[one.reference]
-    fields = {"other": one.other, "reference": one.reference, "measure": outcome.label, "reason": one.reason}
-    fields |= {"align": results.row[one.other].align.upper(), "weights": reference.weights}
-    fields["instead"] = INSTEAD.get(reference.method, "")
-    if one.t is not None:
-        fields |= _numbers(one, outcome, phrases)
-    fields["subject"] = phrases["subject"].format(**fields)
-    return phrases[_case(one, phrases)].format(**fields)
-
-
-def _case(one: Any, phrases: Phrases) -> str:
-    """Which of the sentences fits what is known of a contrast."""
-    if one.t is None:
-        return "unpaired"
-    if one.low is not None:
-        return str(one.over)
-    if one.over == "seeds" and one.over_items is not None and "elsewhere" in phrases:
-        return "elsewhere"
-    return "one seed" if one.t.n == 1 and "one seed" in phrases else "unknown"
-
-
-def _numbers(one: Any, outcome: Outcome, phrases: Phrases) -> dict[str, str]:
-    shown = one.verdict in ("gain", "loss")
-    ends = (f"shown over {one.over}",) if shown else (f"{one.verdict} over {one.over}", one.verdict)
-    kinds = ("better", "worse") if one.outcome != "alignment" or one.question != "beside" else ("higher", "lower")
-    bootstrap, besides = one.bootstrap, ""
-    if not shown and one.p_mcnemar_holm is not None and one.p_mcnemar_holm <= LEVEL:
-        besides = phrases.get("trained", "").format(p_items=p_equals(one.p_mcnemar_holm))
-    if not shown and one.detectable is not None:
-        besides += phrases.get("missed", "").format(visible=value_text(replace(outcome, digits=1), one.detectable))
-    return {
-        "difference": difference_text(outcome, one.difference, one.error),
-        "bare": value_text(outcome, one.difference, True),
-        "low": "" if one.low is None else value_text(replace(outcome, digits=1), one.low, True),
-        "high": "" if one.high is None else value_text(replace(outcome, digits=1), one.high, True),
-        "unit": f" {outcome.unit}" if outcome.unit else "",
-        "seeds": counted(one.t.n, "seed"),
-        "over": f", over {bootstrap.n:,} {outcome.items}" if bootstrap else "",
-        "p": p_equals(one.p),
-        "corrected": p_text(one.p_holm),
-        "correction": "" if one.verdict == "none" else f", corrected {p_text(one.p_holm)}",
-        "verdict": one.verdict,
-        "end": next((phrases[end] for end in ends if end in phrases), "").format(
-            better=kinds[one.verdict == "loss"], verdict=one.verdict
-        ),
-        "besides": besides,
-        "why": "; ".join(filter(None, [one.t.reason, bootstrap.reason if bootstrap else ""])),
-        "needed": needed_text(one),
-    }
+    outcome, t, bootstrap = results.outcome[one.outcome], one.t, one.bootstrap
+    subject, unit = f"“{one.other}” against “{one.reference}”, {outcome.label}", f" {outcome.unit}" if outcome.unit else ""
+    if t is None:
+        return f"{subject}: not compared, {one.reason}."
+    if one.low is None:
+        why = "; ".join(filter(None, [t.reason, bootstrap.reason if bootstrap else ""]))
+        if one.over == "seeds" and one.over_items is not None:
+            return f"{subject}: {why}; the table over {outcome.items} says more."
+        return f"{subject}: no difference is stated, for nothing is known of its chance ({why})."
+    better, worse = ("higher", "lower") if one.outcome == ALIGNED else ("better", "worse")
+    kind, besides = worse if one.verdict == "loss" else better, ""
+    end = {"none": "no difference could be shown", "alone": "a hint at a difference, lost on correction"}.get(one.verdict)
+    if end is None:
+        end = f"shown to be {kind}" if one.over == "seeds" else f"these trained models differ, it has the {kind} ones"
+    else:
+        p_items = one.p_bootstrap_holm if one.p_mcnemar is None else one.p_mcnemar_holm
+        if one.over == "seeds" and p_items is not None and p_items <= LEVEL:
+            besides = f", though these trained models differ on these {outcome.items} ({p_equals(p_items)})"
+        if one.detectable is not None:
+            besides += f"; a true difference under {value_text(outcome, one.detectable)}{unit} would probably be missed"
+    over = f", over {(bootstrap or one.mcnemar[0]).n:,} {outcome.items}" if one.over == "items" else ""
+    tests = f"{counted(t.n, 'seed')}{over}, {p_equals(one.p)}, corrected {p_text(one.p_holm)}"
+    difference = difference_text(outcome, one.difference, one.error)
+    return f"{subject}: {difference}{unit} ({tests}): {end}{besides}. {needed_text(one)}"
 
 
 def needed_text(one: Any) -> str:

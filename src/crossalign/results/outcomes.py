@@ -22,6 +22,8 @@ from crossalign.runs.evaluations import BITS_PER_BYTE, Answers, Evaluation, is_l
 from crossalign.runs.records import Run, read_columns
 
 HELD_OUT = "held_out_cka-linear-debiased"
+ALIGNED = "alignment"
+"""The outcome of which more is neither better nor worse."""
 BEFORE = "before"
 """Prefix, and family, of a task's score before the language model became a classifier; only forgetting asks for it."""
 FAMILIES = ("tasks", "test accuracy", "losses", "held-out alignment")
@@ -143,7 +145,7 @@ def _language_model(run: Run) -> Iterator[Score]:
     for text in (run.result or {}).get("scores") or {}:
         loss = Outcome(f"loss.{text}", f"loss on {text}", "losses", "nats a token", lower_is_better=True)
         yield Score(loss, run.number("scores", text, "loss"), (data,), str)
-    aligned = Outcome("alignment", "held-out alignment", "held-out alignment")
+    aligned = Outcome(ALIGNED, "held-out alignment", "held-out alignment")
     model = ("alignment with another vision model", _measured_with(run))
     yield Score(aligned, run.number("held_out", HELD_OUT), (data, model), str)
 
