@@ -23,7 +23,7 @@ SPLITS |= {"dev": "validation", "test": "test", "testing": "test"}
 
 
 @dataclass(frozen=True)
-class Listing:
+class ImageListing:
     """One split of a source, as found: labels and names are known, pixels are still encoded."""
 
     title: str
@@ -41,7 +41,7 @@ class Listing:
     """What it is read from."""
 
 
-Listings: TypeAlias = dict[str, Listing]
+Listings: TypeAlias = dict[str, ImageListing]
 """By split, as far as the source has them: train, validation, test."""
 
 

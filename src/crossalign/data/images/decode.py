@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key, write_json
-from crossalign.data.sources import Listing, Raw
+from crossalign.data.sources import ImageListing, Raw
 
 Channels: TypeAlias = Literal["rgb", "gray"]
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class _BadImage(Exception):
     """Why one image cannot be used."""
 
 
-def decode_listing(listing: Listing, image_size: int | None, channels: Channels) -> Decoded:
+def decode_listing(listing: ImageListing, image_size: int | None, channels: Channels) -> Decoded:
     """Decode and check every image of ``listing``, or find them in the cache.
 
     The cache knows a listing by its files (path, size, time of change), the size and the channels asked for. Unreadable
@@ -79,9 +79,9 @@ def decode_listing(listing: Listing, image_size: int | None, channels: Channels)
     return Decoded(np.load(pixels_file, mmap_mode="r"), np.load(hashes_file), bad)
 
 
-def _decode_all(listing: Listing, image_size: int | None, channels: Channels, path: Path) -> tuple[np.ndarray, dict[int, str]]:
+def _decode_all(listing: ImageListing, side: int | None, channels: Channels, path: Path) -> tuple[np.ndarray, dict[int, str]]:
     """Write the pixels as .npy to ``path``; return (N,) hashes and the unreadable rows."""
-    size = None if image_size is None else (image_size, image_size)
+    size = None if side is None else (side, side)
     count = len(listing.labels)
     with path.open("wb") as file:
         writer = _PixelWriter(file, listing)
@@ -128,7 +128,7 @@ def _decode_or_reason(raw: Raw, size: tuple[int, int] | None, channels: Channels
 class _PixelWriter:
     """Writes images one after the other as one .npy array, whose shape the first readable image tells."""
 
-    def __init__(self, file: BinaryIO, listing: Listing) -> None:
+    def __init__(self, file: BinaryIO, listing: ImageListing) -> None:
         self.file, self.listing = file, listing
         self.shape: tuple[int, ...] | None = None
         self.first = ""

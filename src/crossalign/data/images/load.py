@@ -16,7 +16,7 @@ from crossalign.core.files import atomic_path, cache_dir, content_key
 from crossalign.data.images.decode import Decoded, decode_listing, sizes_differ, write_npy_header
 from crossalign.data.images.sources import list_source
 from crossalign.data.images.split import Pool, split_rows
-from crossalign.data.sources import Listing, Listings
+from crossalign.data.sources import ImageListing, Listings
 
 IN_MEMORY_BYTES = 1 << 30
 """A split that is a part of its file is copied to memory up to this size, beyond it to a file of its own."""
@@ -126,7 +126,7 @@ def _list(config: DataConfig) -> Listings:
     return {split: _with_classes(listing, classes) for split, listing in listings.items()}
 
 
-def _with_classes(listing: Listing, classes: tuple[str, ...]) -> Listing:
+def _with_classes(listing: ImageListing, classes: tuple[str, ...]) -> ImageListing:
     """The listing with its labels in terms of ``classes``, matched by name."""
     if listing.classes == classes:
         return listing
@@ -136,7 +136,7 @@ def _with_classes(listing: Listing, classes: tuple[str, ...]) -> Listing:
     if (labels < 0).any():
         name = listing.classes[listing.labels[np.argmax(labels < 0)]]
         raise UserError(f"{listing.title} has class '{name}', which the training images lack ({', '.join(classes)})")
-    return Listing(listing.title, labels, classes, listing.names, listing.records, listing.identity, listing.files)
+    return ImageListing(listing.title, labels, classes, listing.names, listing.records, listing.identity, listing.files)
 
 
 def _pools(listings: Listings, rows: dict[str, np.ndarray]) -> dict[str, Pool]:
@@ -160,7 +160,7 @@ def _skipped(listings: Listings, decoded: dict[str, Decoded], config: DataConfig
     return tuple(bad)
 
 
-def _image_set(listing: Listing, decoded: Decoded, rows: np.ndarray) -> ImageSet:
+def _image_set(listing: ImageListing, decoded: Decoded, rows: np.ndarray) -> ImageSet:
     labels = torch.from_numpy(listing.labels[rows])
     names = tuple(listing.names[row] for row in rows)
     shape = decoded.pixels.shape[1:]

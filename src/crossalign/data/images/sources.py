@@ -17,7 +17,7 @@ from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
 from crossalign.data.hub import load_hub
 from crossalign.data.records import IMAGE_COLUMNS, HubTable, ParquetTable, Table
-from crossalign.data.sources import EXTENSIONS, SPLITS, Listing, Listings, Raw, by_split, file_identity, files_below, split_name
+from crossalign.data.sources import EXTENSIONS, SPLITS, ImageListing, Listings, by_split, file_identity, files_below, split_name
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label", "class", "target")
 
@@ -74,7 +74,7 @@ def _parquet_folder(folder: Path, files: list[Path]) -> Listings:
     return {split: _parquet(files) for split, files in found.items()}
 
 
-def _parquet(files: list[Path]) -> Listing:
+def _parquet(files: list[Path]) -> ImageListing:
     table = ParquetTable(files)
     return _listing(table, table.title + (f" ({table.note})" if table.note else ""))
 
@@ -91,14 +91,14 @@ def _hub(name: str) -> Listings:
     return {split: _listing(table, table.title, table.title, len(table)) for split, table in tables.items()}
 
 
-def _listing(table: Table, title: str, *identity: Any) -> Listing:
+def _listing(table: Table, title: str, *identity: Any) -> ImageListing:
     image, label = table.find("image", IMAGE_COLUMNS, "Image"), table.find("label", LABEL_COLUMNS, "ClassLabel")
     if isinstance(table, ParquetTable):
         table.check_images(image)
     names = [table.row_name(row) for row in range(len(table))]
     labels, classes = _labels(table.column(label), table.class_names(label), label, names, table.title)
     known_by = [image, file_identity(table.files), *identity]
-    return Listing(title, labels, classes, names, lambda: table.images(image), known_by, table.files)
+    return ImageListing(title, labels, classes, names, lambda: table.images(image), known_by, table.files)
 
 
 def _labels(
@@ -142,7 +142,7 @@ def _sklearn(name: str) -> Listings:
     names = [f"digit {i}" for i in range(len(images))]
     classes = tuple(str(c) for c in data.target_names)
     labels = data.target.astype(np.int64)
-    return {"train": Listing("scikit-learn digits", labels, classes, names, lambda: iter(images), "digits")}
+    return {"train": ImageListing("scikit-learn digits", labels, classes, names, lambda: iter(images), "digits")}
 
 
 SOURCES: Registry[Callable[[str], Listings]] = Registry(
@@ -162,7 +162,7 @@ def _cifar_binary(folder: Path) -> Listings:
     return found
 
 
-def _binary_listing(files: list[Path], classes: tuple[str, ...], title: str) -> Listing:
+def _binary_listing(files: list[Path], classes: tuple[str, ...], title: str) -> ImageListing:
     size = 1 + 3 * 32 * 32
     labels, names = [], []
     for file in files:
@@ -174,13 +174,13 @@ def _binary_listing(files: list[Path], classes: tuple[str, ...], title: str) -> 
         if labels[-1].max() >= len(classes):
             raise UserError(f"'{file}' holds label {labels[-1].max()}, but there are {len(classes)} class names")
 
-    def records() -> Iterator[Raw]:
+    def records() -> Iterator[np.ndarray]:
         for file in files:
             for row in np.memmap(file, dtype=np.uint8, mode="r").reshape(-1, size):
                 yield row[1:].reshape(3, 32, 32).transpose(1, 2, 0)
 
     identity = file_identity(files)
-    return Listing(title, np.concatenate(labels), classes, names, records, identity, tuple(files))
+    return ImageListing(title, np.concatenate(labels), classes, names, records, identity, tuple(files))
 
 
 def _image_folder(path: Path) -> Listings:
@@ -192,7 +192,7 @@ def _image_folder(path: Path) -> Listings:
     return {"train": _class_folders(path, path.name)}
 
 
-def _class_folders(path: Path, title: str) -> Listing:
+def _class_folders(path: Path, title: str) -> ImageListing:
     """Each folder is a class and holds its images, at any depth; the order of classes is that of their sorted names."""
     folders = _subfolders(path)
     if not folders:
@@ -209,7 +209,7 @@ def _class_folders(path: Path, title: str) -> Listing:
     classes = tuple(folder.name for folder in folders)
     names = [f.relative_to(path).as_posix() for f in files]
     labels = np.repeat(np.arange(len(folders), dtype=np.int64), counts)
-    return Listing(title, labels, classes, names, lambda: iter(files), file_identity(files), tuple(files))
+    return ImageListing(title, labels, classes, names, lambda: iter(files), file_identity(files), tuple(files))
 
 
 def _subfolders(path: Path) -> list[Path]:

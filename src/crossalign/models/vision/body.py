@@ -43,7 +43,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Body:
+class VisionBody:
     """A vision model with what must be known to take features from it."""
 
     model: nn.Module

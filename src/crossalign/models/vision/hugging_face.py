@@ -17,7 +17,7 @@ from crossalign.core.registry import Registry
 from crossalign.data.model_files import Source, quiet
 from crossalign.models.loading import load_pretrained
 from crossalign.models.taps import block_names
-from crossalign.models.vision.body import GROUP, Body, Files, Pool, Request, finish, pool_places
+from crossalign.models.vision.body import GROUP, Files, Pool, Request, VisionBody, finish, pool_places
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ _HEADS = re.compile(
 )
 
 
-def open_transformers(folder: Path, model_type: str, request: Request, files: Files) -> Body:
+def open_transformers(folder: Path, model_type: str, request: Request, files: Files) -> VisionBody:
     """A folder with config.json, preprocessor_config.json and weights, whose ``files`` need not be there yet.
 
     ViT-MAE hides three quarters of the patches at random, even in eval mode; here it sees all of them, in order.
@@ -107,4 +107,6 @@ def open_transformers(folder: Path, model_type: str, request: Request, files: Fi
         return processor(images=list(images), return_tensors="pt")["pixel_values"]  # type: ignore[no-any-return]
 
     transform = {"transformers": processor.to_dict()}
-    return Body(model, penultimate, block_names(model), prefix, "cls" if prefix else "mean", preprocess, transform, fingerprint)
+    return VisionBody(
+        model, penultimate, block_names(model), prefix, "cls" if prefix else "mean", preprocess, transform, fingerprint
+    )

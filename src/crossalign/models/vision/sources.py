@@ -1,4 +1,4 @@
-"""Vision models from timm, transformers, torchvision and pip packages, each made into one form: a ``Body``.
+"""Vision models from timm, transformers, torchvision and pip packages, each made into one form: a ``VisionBody``.
 
 A further library is one function in ``OPENERS``; a further pip package with weights is one row of ``PACKAGES``; a further
 architecture of transformers is one row of ``hugging_face.FAMILIES``.
@@ -21,7 +21,7 @@ from crossalign.core.errors import UserError, first_line, missing_extra, unknown
 from crossalign.core.refs import UNTRAINED, Ref
 from crossalign.core.registry import Registry
 from crossalign.data.model_files import Source, hub_folder, read_config, weight_files
-from crossalign.models.vision.body import GROUP, Body, Files, Pool, Request, finish, pool_places
+from crossalign.models.vision.body import GROUP, Files, Pool, Request, VisionBody, finish, pool_places
 from crossalign.models.vision.hugging_face import open_transformers
 
 REFUSED = {
@@ -44,7 +44,7 @@ def _timm(ref: str) -> Any:
     return timm
 
 
-def open_timm(name: str, request: Request) -> Body:
+def open_timm(name: str, request: Request) -> VisionBody:
     """``timm:NAME``: the weights of timm's own hub page, from the local cache or, with a network, fetched there.
 
     Raises:
@@ -69,7 +69,7 @@ def open_timm(name: str, request: Request) -> Body:
     return _timm_body(request, lambda: timm.create_model(name, pretrained=False), files, name)
 
 
-def open_timm_folder(folder: Path, config: dict[str, Any], request: Request, files: Files) -> Body:
+def open_timm_folder(folder: Path, config: dict[str, Any], request: Request, files: Files) -> VisionBody:
     """A folder as timm's ``save_for_hf`` writes it: config.json, with the architecture, and the weights.
 
     Raises:
@@ -102,7 +102,7 @@ def _timm_body(
     identity: Any,
     rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
     **data: Any,
-) -> Body:
+) -> VisionBody:
     """Any model of timm, with its own pooling and its own transform, in which ``data`` takes the place of what timm says."""
     from timm.data import create_transform, resolve_model_data_config
 
@@ -123,7 +123,7 @@ def _timm_body(
         return torch.stack([pipeline(image) for image in images])
 
     blocks = _timm_blocks(model)
-    return Body(model, penultimate, blocks, prefix, auto, preprocess, {"timm": transform}, fingerprint)
+    return VisionBody(model, penultimate, blocks, prefix, auto, preprocess, {"timm": transform}, fingerprint)
 
 
 def _timm_blocks(model: nn.Module) -> tuple[str, ...]:
@@ -144,10 +144,10 @@ class Packaged:
     file: str
     install: str
     """What pip is told."""
-    open: Callable[[Files, Request], Body]
+    open: Callable[[Files, Request], VisionBody]
 
 
-def open_package(name: str, request: Request) -> Body:
+def open_package(name: str, request: Request) -> VisionBody:
     """``package:NAME``: weights that a pip package carries; see ``PACKAGES``.
 
     Raises:
@@ -166,7 +166,7 @@ def open_package(name: str, request: Request) -> Body:
     return package.open(files, request)
 
 
-def _efficientnet_lite0(files: Files, request: Request) -> Body:
+def _efficientnet_lite0(files: Files, request: Request) -> VisionBody:
     """EfficientNet-Lite0, ImageNet-1k, with TensorFlow's padding; its inputs are (byte - 127) / 128."""
     timm = _timm(request.ref)
     scale = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
@@ -198,7 +198,7 @@ def lite_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _mobilenet_v2(files: Files, request: Request) -> Body:
+def _mobilenet_v2(files: Files, request: Request) -> VisionBody:
     """Torchvision's MobileNetV2, ImageNet-1k; layer i is the output of features.i."""
     from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
@@ -212,7 +212,7 @@ def _mobilenet_v2(files: Files, request: Request) -> Body:
         return torch.stack([pipeline(image) for image in images])
 
     blocks = tuple(f"features.{i}" for i in range(1, len(list(model.get_submodule("features").children()))))
-    return Body(model, penultimate, blocks, 0, "mean", preprocess, {"torchvision": repr(pipeline)}, fingerprint)
+    return VisionBody(model, penultimate, blocks, 0, "mean", preprocess, {"torchvision": repr(pipeline)}, fingerprint)
 
 
 _PACKAGES = {
@@ -235,7 +235,7 @@ _PACKAGES = {
 PACKAGES: Registry[Packaged] = Registry("teacher package", _PACKAGES, group=GROUP)
 
 
-def open_hub(name: str, request: Request) -> Body:
+def open_hub(name: str, request: Request) -> VisionBody:
     """``hf:ORG/NAME[@REVISION]``: a hub page in the format of transformers or of timm."""
 
     def files() -> list[Path]:  # fetched when they are asked for: for the weights, or for their hash
@@ -244,7 +244,7 @@ def open_hub(name: str, request: Request) -> Body:
     return _open_folder(hub_folder(f"hf:{name}", weights=request.loads), request, files)
 
 
-def open_local(name: str, request: Request) -> Body:
+def open_local(name: str, request: Request) -> VisionBody:
     """A local folder in the format of transformers or of timm.
 
     Raises:
@@ -259,7 +259,7 @@ def open_local(name: str, request: Request) -> Body:
     raise UserError(f"no model folder at '{path}': give a folder, timm:NAME, hf:ORG/NAME or package:{'|'.join(PACKAGES)}")
 
 
-def _open_folder(folder: Path, request: Request, files: Files) -> Body:
+def _open_folder(folder: Path, request: Request, files: Files) -> VisionBody:
     config = read_config(folder)
     if config.get("architecture"):
         return open_timm_folder(folder, config, request, files)
@@ -268,7 +268,7 @@ def _open_folder(folder: Path, request: Request, files: Files) -> Body:
     raise UserError(f"'{folder / 'config.json'}' names neither a model_type (transformers) nor an architecture (timm)")
 
 
-Opener = Callable[[str, Request], Body]
+Opener = Callable[[str, Request], VisionBody]
 _OPENERS: dict[str, Opener] = {"timm": open_timm, "hf": open_hub, "package": open_package}
 OPENERS: Registry[Opener] = Registry("kind of teacher reference", _OPENERS, group=GROUP)
 """By the word before the colon; without one it is a local folder."""

@@ -31,7 +31,7 @@ from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import content_key
 from crossalign.core.refs import UNTRAINED, Ref
 from crossalign.models.taps import Layer, choose_layers, watching
-from crossalign.models.vision.body import Body, Request, pool_places
+from crossalign.models.vision.body import Request, VisionBody, pool_places
 from crossalign.models.vision.sources import OPENERS, open_local
 
 VERSION = 1  # of what the features of a teacher are; count up when they would come out otherwise
@@ -103,7 +103,7 @@ class Teacher(nn.Module):
     minimises over it).
     """
 
-    def __init__(self, body: Body, settings: TeacherConfig, ref: str) -> None:
+    def __init__(self, body: VisionBody, settings: TeacherConfig, ref: str) -> None:
         super().__init__()
         self.ref = ref
         self.settings = settings
@@ -179,7 +179,7 @@ class Teacher(nn.Module):
 class _Taps(nn.Module):
     """The model and its chosen layers: pixels → a list of (B, D), one a layer."""
 
-    def __init__(self, body: Body, settings: TeacherConfig) -> None:
+    def __init__(self, body: VisionBody, settings: TeacherConfig) -> None:
         super().__init__()
         self.model = body.model
         self.body, self.pool = body, settings.pool
