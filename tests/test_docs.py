@@ -15,6 +15,9 @@ import torch
 from crossalign import cli
 from crossalign.alignment import divergences, similarities
 from crossalign.config import AdaptConfig, FinetuneConfig, PairsConfig, PretrainConfig, SearchConfig, flatten, to_dict
+from crossalign.data.images import sources as image_sources
+from crossalign.data.images.decode import decode_listing
+from crossalign.data.pairs import sources as pair_sources
 from crossalign.models.classifier.embedding import EMBEDDERS
 from crossalign.models.language.families import FAMILIES
 from crossalign.models.vision.sources import OPENERS
@@ -51,7 +54,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder; what the code registers is gone afterwards."""
     monkeypatch.chdir(tmp_path)
     all_recipes()
-    for registry in (divergences, similarities, EMBEDDERS, FAMILIES, OPENERS, RECIPES):
+    sources = (image_sources.SOURCES, pair_sources.SOURCES)
+    for registry in (divergences, similarities, EMBEDDERS, FAMILIES, OPENERS, RECIPES, *sources):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     return tmp_path
 
@@ -77,8 +81,11 @@ def test_the_code_of_extend_runs(place: Path) -> None:
     assert names["accuracy"] > 0.9
     assert names["seen"] == {"attention": "bidirectional", "positions": True}
     assert (names["splits"].train.classes, len(names["splits"].test)) == (("bright", "dark"), 12)
-    assert names["decoded"].pixels.shape == (60, 3, 16, 16)
-    assert np.array_equal(names["decoded"].pixels[7], np.moveaxis(names["pictures"][7], -1, 0))
+    assert len(names["listed"].test) == 12
+    decoded = decode_listing(image_sources.list_source("shades:60")["train"], image_size=None, channels="rgb")
+    assert decoded.pixels.shape == (60, 3, 16, 16)
+    assert np.array_equal(decoded.pixels[7], np.moveaxis(names["pictures"][7], -1, 0))
+    assert len(pair_sources.list_pairs(PairsConfig(source="shades:60"))[0].ids) == 60
     assert names["planned"] == 0
     assert 0 < float(names["regularizer"].numbers["score"]) < 1
     assert names["teacher"](names["teacher"].preprocess([names["picture"]])).shape == (1, 48)

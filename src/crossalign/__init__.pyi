@@ -141,8 +141,16 @@ from .config import (
     TuneConfig as TuneConfig,
 )
 from .core.errors import UserError as UserError
+from .data.images.sources import register_images as register_images
 from .data.pairs.batches import PairBatches as PairBatches
 from .data.pairs.load import open_pairs as open_pairs
+from .data.pairs.sources import (
+    PairListing as PairListing,
+)
+from .data.pairs.sources import (
+    register_pairs as register_pairs,
+)
+from .data.sources import ImageListing as ImageListing
 from .features.regularizer import AlignmentRegularizer as AlignmentRegularizer
 from .features.teachers import live_features as live_features
 from .features.teachers import teacher_features as teacher_features
@@ -150,7 +158,10 @@ from .integrations.hf_trainer import AlignedTrainerMixin as AlignedTrainerMixin
 from .integrations.hf_trainer import AlignmentCallback as AlignmentCallback
 from .integrations.lightning import LightningAlignmentCallback as LightningAlignmentCallback
 from .models.classifier.model import ImageClassifier as ImageClassifier
+from .models.language.families import register_backbone as register_backbone
 from .models.language.model import open_language_model as open_language_model
+from .models.vision.body import VisionBody as VisionBody
+from .models.vision.sources import register_teacher as register_teacher
 from .models.vision.teacher import open_teacher as open_teacher
 from .recipes import get_recipe as get_recipe
 from .report import report as report

@@ -7,13 +7,12 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
+import numpy as np
+from PIL import Image
 
-Raw: TypeAlias = "Path | bytes | np.ndarray | Image.Image | None"
+Raw: TypeAlias = Path | bytes | np.ndarray | Image.Image | None
 """An image before decoding: a file, its bytes, uint8 values (H, W) or (H, W, 3), a picture; None where missing."""
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from crossalign.config import TeacherConfig, validate
@@ -102,6 +103,7 @@ def live_features(model: Teacher, pairs: Pairs) -> Callable[[Tensor], Tensor]:
     """A function of pairs' indices (B,) that gives their features (B, D) from a teacher in memory, without any file."""
 
     def compute(indices: Tensor) -> Tensor:
-        return model(model.preprocess(pairs.images(indices.tolist())).to(next(model.parameters()).device))  # type: ignore[no-any-return]
+        device = next(model.parameters(), torch.empty(0)).device  # a plug-in's may have no parameters
+        return model(model.preprocess(pairs.images(indices.tolist())).to(device))  # type: ignore[no-any-return]
 
     return compute

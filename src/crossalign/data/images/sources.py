@@ -151,6 +151,11 @@ SOURCES: Registry[Callable[[str], Listings]] = Registry(
 """What lists a source without decoding it, by the word before the colon; it is given what follows the colon."""
 
 
+def register_images(kind: str) -> Callable[[Callable[[str], Listings]], Callable[[str], Listings]]:
+    """Decorator: make a function usable for the sources of images ``kind:NAME``; it takes the name, and lists each split."""
+    return SOURCES.register(kind)
+
+
 def _cifar_binary(folder: Path) -> Listings:
     """CIFAR-10's original binary version: a label byte, then 3x32x32 colour planes, 10,000 times a file."""
     meta = folder / "batches.meta.txt"

@@ -210,3 +210,8 @@ SOURCES: Registry[Callable[[str], PairListing]] = Registry("kind of pair source"
 """What lists the pairs of a user's own kind of source, by the word before the colon; it is given what follows the colon."""
 READERS: dict[str, Callable[[list[Any], PairsConfig], PairListing]] = {".parquet": _parquet, ".tar": _tar}
 """By the suffix of files."""
+
+
+def register_pairs(kind: str) -> Callable[[Callable[[str], PairListing]], Callable[[str], PairListing]]:
+    """Decorator: make a function usable for the sources of pairs ``kind:NAME``; it takes the name, and lists the pairs."""
+    return SOURCES.register(kind)

@@ -92,6 +92,11 @@ VIT = Family(
 NONE = Family("crossalign_none", "none", "none", "", (), ())
 
 
+def register_backbone(model_type: str, **facts: Any) -> Family:
+    """Make an architecture of transformers usable as a backbone; ``facts`` are the other fields of :class:`Family`."""
+    return FAMILIES.register(model_type, Family(model_type, **facts))
+
+
 def family_of(config: Any) -> Family:
     """The family of a backbone by its transformers configuration.
 

@@ -272,3 +272,8 @@ Opener = Callable[[str, Request], VisionBody]
 _OPENERS: dict[str, Opener] = {"timm": open_timm, "hf": open_hub, "package": open_package}
 OPENERS: Registry[Opener] = Registry("kind of teacher reference", _OPENERS, group=GROUP)
 """By the word before the colon; without one it is a local folder."""
+
+
+def register_teacher(kind: str) -> Callable[[Opener], Opener]:
+    """Decorator: make a function usable for the references ``kind:NAME``; it takes the name and the request."""
+    return OPENERS.register(kind)
