@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,12 +18,16 @@ from scipy import stats
 
 from crossalign import cli
 from crossalign.core.errors import UserError
+from crossalign.report import summary_table
+from crossalign.report.blocks import Figures
 from crossalign.report.compared import Compared, as_json
-from crossalign.report.render.markdown import write_markdown
+from crossalign.report.pages import study_page
+from crossalign.report.render.markdown import markdown, write_markdown
 from crossalign.report.render.terminal import terminal
 from crossalign.results.contrasts import Pair, pair_up
-from crossalign.results.outcomes import HELD_OUT
+from crossalign.results.outcomes import HELD_OUT, Outcome, outcomes_of, stated
 from crossalign.runs.evaluations import Answers
+from crossalign.runs.records import open_study, read_run
 from crossalign.stats import combine_mcnemar, holm, mcnemar, paired_bootstrap, seeds_needed
 from crossalign.verbs.compare.job import compare
 
@@ -448,3 +453,56 @@ def test_frames_are_tidy(evaluated: Path) -> None:
     assert results.rows.row.tolist() == list(results.row) and results.rows.verb.unique().tolist() == ["pretrain"]
     assert results.outcomes.set_index("outcome").lower_is_better.to_dict()["wiki.bits_per_byte"]
     assert results.curves.empty
+
+
+def page_of(folder: Path) -> str:
+    """The report of the runs."""
+    return markdown(study_page(open_study([folder])))
+
+
+@pytest.mark.parametrize("kind", ["classifiers", "texts"])
+def test_stated_outcomes_are_those_of_a_record_that_states_none(tmp_path: Path, new_run: NewRun, kind: str) -> None:
+    for seed in range(3):
+        for row, skill in (("FPT", 0.4), ("LoRA", 0.5)):
+            if kind == "classifiers":
+                new_run(tmp_path / row / f"seed-{seed}", row, method=row.lower(), seed=seed, skill=skill, images=200)
+            else:
+                text_run(tmp_path / row / f"seed-{seed}", "Baseline" if row == "FPT" else row, seed, 4.0 - skill + seed / 100)
+    before, page = compare([tmp_path], resamples=200), page_of(tmp_path)
+    for run in open_study([tmp_path]).runs:
+        whole = {**(run.result or {}), "outcomes": outcomes_of(run)}
+        (run.folder / "result.json").write_text(json.dumps(whole))
+    after = compare([tmp_path], resamples=200)
+    assert json.loads((tmp_path / "FPT" / "seed-0" / "result.json").read_text())["outcomes"]
+    pandas.testing.assert_frame_equal(after.results.values, before.results.values)
+    pandas.testing.assert_frame_equal(after.results.outcomes, before.results.outcomes)
+    assert as_json(after) == as_json(before) and page_of(tmp_path) == page
+
+
+@pytest.mark.parametrize("verb", ["adapt", "segment"])
+def test_an_outcome_of_a_new_name_goes_the_whole_way(tmp_path: Path, new_run: NewRun, verb: str) -> None:
+    """A run states it, with a file of its own: it is in tables, figures and comparisons, beside others or alone."""
+    area = Outcome("auroc", "area under the curve", "areas", digits=3, items="lesions")
+    answers = {"file": "lesions.parquet", "id": "lesion", "amount": ["true", "said"]}
+    for row, skill in (("FPT", 0.3), ("LoRA", 0.9)):
+        for seed in range(3):
+            folder = new_run(tmp_path / row / f"seed-{seed}", row, method=row.lower(), seed=seed, images=50)
+            true = np.arange(80) % 2
+            said = np.where(np.random.default_rng(seed).random(80) < skill, true, 1 - true)
+            pq.write_table(pa.table({"lesion": np.arange(80), "true": true, "said": said}), folder / answers["file"])
+            entry = stated(area, float((true == said).mean()), (("other lesions", "a"),), answers)
+            run = read_run(folder)
+            result = {**(run.result or {}), "verb": verb, "outcomes": [*(outcomes_of(run) if verb == "adapt" else []), entry]}
+            if verb != "adapt":
+                del result["test"], result["validation"]
+            (folder / "result.json").write_text(json.dumps(result))
+    found = compare([tmp_path], reference="FPT", resamples=200)
+    one = one_of(found, "LoRA", "auroc")
+    assert one.t.n == 3 and one.bootstrap.n == 80 and one.verdict == "gain" and len(one.mcnemar) == 3
+    assert found.results.outcomes.outcome.tolist() == ["accuracy"] * (verb == "adapt") + ["auroc"]
+    page = study_page(open_study([tmp_path]))
+    told = markdown(page)
+    assert "area under the curve ↑" in told and "Over seeds: the methods, area under the curve" in told
+    drawn = [block.figures for block in page.of("markdown") if isinstance(block, Figures)]
+    assert any(figure.name == "differences-further" for figures in drawn for figure in figures)
+    assert "area under the curve" in summary_table([tmp_path])

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from crossalign.core.errors import UserError
 from crossalign.report import classifiers, tables, text, words
 from crossalign.report.blocks import (
     Block,
@@ -25,10 +24,10 @@ from crossalign.report.blocks import (
     Table,
     Warnings,
 )
-from crossalign.report.contrasts import apart_tables, question_tables, text_table
+from crossalign.report.contrasts import apart_tables, means_table, question_tables, seeds_table, text_table
 from crossalign.report.figures.classifiers import classifier_figures, confusion_counts, unfinished_figures
 from crossalign.report.figures.search import search_figures
-from crossalign.report.figures.texts import text_figures
+from crossalign.report.figures.texts import further_figures, text_figures
 from crossalign.report.forgetting import forgetting_tables
 from crossalign.report.published import published_tables
 from crossalign.report.search_tables import failure_table, method_table, rung_table, trial_table
@@ -36,7 +35,8 @@ from crossalign.report.searches import Lead, Section, headline, lead, remarks, s
 from crossalign.report.words import findings
 from crossalign.results.contrasts import contrasts
 from crossalign.results.frame import Results
-from crossalign.results.questions import image_pairs, text_pairs
+from crossalign.results.outcomes import BEFORE, FAMILIES, Outcome
+from crossalign.results.questions import beside, image_pairs, text_pairs
 from crossalign.results.rows import Row, best, warnings
 from crossalign.runs.records import Run, Study
 
@@ -70,7 +70,7 @@ def study_page(study: Study) -> Page:
     """
     results = Results(study)
     rows, doubles = list(results.row.values()), results.notes
-    parts = (_text_parts if _are_texts(study) else _image_parts)(results, rows)
+    parts = _parts(results, rows)
     single, sections = _single(rows), sections_of(study.searches, study.complete)
     opening = _opening(study, Lead(_title(rows), parts.headline, parts.remarks, parts.facts), sections)
     cautions = Warnings(tuple(doubles + warnings(study, rows)))
@@ -187,7 +187,7 @@ def summary_page(study: Study) -> Page:
         UserError: image classifiers and language models in one report.
     """
     results = Results(study)
-    shown = _text_results(results) if _are_texts(study) else _image_results(results)
+    shown = RESULTS[results.kind("report")](results)
     unfinished = tables.incomplete_table(study.incomplete)
     blocks: list[Block] = []
     for section in sections_of(study.searches, study.complete):
@@ -203,28 +203,53 @@ def summary_page(study: Study) -> Page:
     return Page("Summary", tuple(blocks))
 
 
-def _are_texts(study: Study) -> bool:
-    """Whether the runs are of language models; raises UserError where some are and others are image classifiers."""
-    kinds = {text.is_text(run) for run in study.runs}
-    if len(kinds) > 1:
-        raise UserError("these runs are of image classifiers and of language models: report each kind apart")
-    return True in kinds
+def _parts(results: Results, rows: list[Row]) -> Parts:
+    """What is said of the runs, with every outcome that is of no kind of runs in particular."""
+    study = results.study
+    if not rows:
+        count = words.counted(len(study.incomplete), "run")
+        told = f"No run is complete: {count} stopped before the end or still running."
+        classified = [run for run in study.incomplete if any("accuracy" in line for line in run.metrics)]
+        return Parts(told, figures=tuple(unfinished_figures(classified)))
+    makers = {"image classifiers": _image_parts, "language models": _text_parts}
+    parts = makers.get(results.kind("report"), _plain_parts)(results, rows)
+    further = _further(results)
+    if not further:
+        return parts
+    tests = contrasts(results, beside(results, rows[0].label, further))
+    return replace(
+        parts,
+        comparisons=(*parts.comparisons, *([seeds_table(results, tests)] if len(tests) else [])),
+        figures=(*parts.figures, *further_figures(results, tests)),
+    )
 
 
-def _unfinished(study: Study) -> str:
-    count = words.counted(len(study.incomplete), "run")
-    return f"No run is complete: {count} stopped before the end or still running."
+def _further(results: Results) -> list[Outcome]:
+    """The outcomes that no part of a page is about."""
+    return [outcome for outcome in results.outcome.values() if outcome.family not in (*FAMILIES, BEFORE)]
+
+
+def _further_results(results: Results) -> tuple[Table, ...]:
+    """Means of the outcomes that no other table has."""
+    further = _further(results)
+    tests = contrasts(results, ())
+    table = means_table(results, list(results.row), further, tests, "seed")
+    return (replace(table, title="Further outcomes" if results.kind("report") else "Results"),) if further else ()
+
+
+def _plain_parts(results: Results, rows: list[Row]) -> Parts:
+    """What is said of runs that are of no known kind."""
+    told = f"{words.counted(len(results.study.complete), 'run')} of {words.counted(len(rows), 'row')}."
+    return Parts(told, results=_further_results(results), efficiency=tables.efficiency_table(rows))
 
 
 def _image_results(results: Results) -> tuple[Table, ...]:
-    return (classifiers.results_table(results), *forgetting_tables(results)) if results.row else ()
+    return (classifiers.results_table(results), *forgetting_tables(results), *_further_results(results))
 
 
 def _image_parts(results: Results, rows: list[Row]) -> Parts:
     """What is said of image classifiers."""
     study = results.study
-    if not rows:
-        return Parts(_unfinished(study), figures=tuple(unfinished_figures(study.incomplete)))
     every, top, single = contrasts(results, image_pairs(results)), best(rows), _single(rows)
     tests, apart = every[every.verdict != "apart"], every[every.verdict == "apart"]
     remarks = [classifiers.chance(top.first), classifiers.calibration(single) if single else ""]
@@ -274,14 +299,17 @@ def _time(study: Study, *stages: str) -> str:
 def _text_results(results: Results) -> tuple[Table, ...]:
     models = text.groups(results)
     titles = [f"Results: {name}" for name in models] if len(models) > 1 else ["Results"] * len(models)
-    return tuple(text.results_table(title, group) for title, group in zip(titles, models.values(), strict=True))
+    own = (text.results_table(title, group) for title, group in zip(titles, models.values(), strict=True))
+    return (*own, *_further_results(results))
+
+
+RESULTS = {"image classifiers": _image_results, "language models": _text_results, "": _further_results}
+"""The tables of results of each kind of runs."""
 
 
 def _text_parts(results: Results, rows: list[Row]) -> Parts:
     """What is said of language models that were trained on text."""
     study = results.study
-    if not rows:
-        return Parts(_unfinished(study))
     every, models = contrasts(results, text_pairs(results)), list(text.groups(results).values())
     tests, apart = every[every.verdict != "apart"], every[every.verdict == "apart"]
     facts = [

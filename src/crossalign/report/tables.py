@@ -64,7 +64,9 @@ def sweep_table(study: Study) -> Table | None:
     entries = [entry for entry in study.sweep if {"row", "learning_rate"} <= set(entry) and _sweep_kind(entry)]
     if not entries:
         return None
-    what = {"validation_accuracy": "accuracy (%)", "validation_loss": "loss (nats a token)"}[_sweep_kind(entries[0])]
+    kind = _sweep_kind(entries[0])
+    units = {"validation_accuracy": "accuracy (%)", "validation_loss": "loss (nats a token)"}
+    what = units.get(kind, kind.removeprefix("validation_"))
     many = len({entry["study"] for entry in entries}) > 1
     rows = list(dict.fromkeys(_sweep_name(entry, many) for entry in entries))
     rates = sorted({float(entry["learning_rate"]) for entry in entries})
@@ -95,14 +97,14 @@ def _sweep_name(entry: dict[str, Any], many: bool) -> str:
 
 
 def _sweep_kind(entry: dict[str, Any]) -> str:
-    return next((kind for kind in ("validation_accuracy", "validation_loss") if kind in entry), "")
+    return next((key for key in entry if key.startswith("validation_")), "")
 
 
 def _sweep_cell(entry: dict[str, Any]) -> list[str]:
-    if _sweep_kind(entry) == "validation_loss":
-        return [number(float(entry["validation_loss"]), 4) + (" ✓" if entry.get("chosen") else "")]
-    value = entry["validation_accuracy"]
-    return [(percent(float(value)) if isinstance(value, int | float) else UNKNOWN) + (" ✓" if entry.get("chosen") else "")]
+    kind = _sweep_kind(entry)
+    value = float(entry[kind]) if isinstance(entry[kind], int | float) else math.nan
+    shown = percent(value) if kind == "validation_accuracy" else number(value, 4)
+    return [shown + (" ✓" if entry.get("chosen") else "")]
 
 
 def incomplete_table(runs: Sequence[Run]) -> Table | None:

@@ -13,16 +13,10 @@ from crossalign.report.blocks import Table
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import HELD_OUT
 from crossalign.results.questions import PREDICTS
-from crossalign.results.rows import TEXT_VERBS, Row
-from crossalign.runs.records import Run
+from crossalign.results.rows import Row
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-
-def is_text(run: Run) -> bool:
-    """Whether a run is of a language model that was trained on text."""
-    return run.text("verb") in TEXT_VERBS or (run.result is None and ("gpt" in run.config or "model" in run.config))
 
 
 def headline(results: Results, contrasts: DataFrame) -> str:

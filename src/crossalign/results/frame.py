@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from crossalign.core.errors import missing_extra
-from crossalign.results.outcomes import FAMILIES, Outcome, Score, scores_of
+from crossalign.core.errors import UserError, missing_extra
+from crossalign.results.outcomes import FAMILIES, KINDS, Outcome, Score, scores_of
 from crossalign.results.rows import Row, group_rows
 from crossalign.runs.evaluations import Answers
 from crossalign.runs.records import Study
@@ -50,6 +50,18 @@ class Results:
         known = {family: place for place, family in enumerate(FAMILIES)}
         self.outcome: dict[str, Outcome] = dict(sorted(last.items(), key=lambda item: known.get(item[1].family, len(known))))
         """Every outcome that a run has a number of, by name."""
+
+    def kind(self, verb: str) -> str:
+        """What the runs are of, such as image classifiers, by what they were measured in; empty where nothing tells.
+
+        Raises:
+            UserError: of several kinds, and ``verb`` says what to do with each apart.
+        """
+        families = {outcome.family for outcome in self.outcome.values()}
+        kinds = [kind for family, kind in KINDS.items() if family in families]
+        if len(kinds) > 1:
+            raise UserError(f"these runs are of {' and of '.join(kinds)}: {verb} each kind apart")
+        return "".join(kinds)
 
     @cached_property
     def values(self) -> DataFrame:

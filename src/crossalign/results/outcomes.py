@@ -1,14 +1,14 @@
 """What runs are compared in: accuracy on test images, losses on texts, held-out alignment, scores of tasks.
 
-This is the one place where a run's record becomes outcomes. A result.json that states its ``outcomes`` itself is taken as it
-stands; one from before that has a field for each kind.
+A verb states the outcomes of a run in its result.json, and this is the one place where they are read. ``outcomes_of`` says what
+the record of a version that did not state them comes to.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,15 +17,17 @@ import numpy as np
 
 from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
-from crossalign.results.rows import TEXT_VERBS
 from crossalign.runs.evaluations import BITS_PER_BYTE, Answers, Evaluation, is_likelihood
-from crossalign.runs.records import Run, read_columns
+from crossalign.runs.names import RunFolder
+from crossalign.runs.records import Predictions, Run, read_columns
 
 HELD_OUT = "held_out_cka-linear-debiased"
 ALIGNED = "alignment"
 """The outcome of which more is neither better nor worse."""
 BEFORE = "before"
 """Prefix, and family, of a task's score before the language model became a classifier; only forgetting asks for it."""
+VALIDATION = "validation"
+"""Family of the number that a run's weights and settings are chosen by; nothing is compared in it."""
 FAMILIES = ("tasks", "test accuracy", "losses", "held-out alignment")
 """The order in which outcomes are listed; those of other families follow."""
 
@@ -51,12 +53,21 @@ class Outcome:
     remedy: str = ""
     """The command that makes the number, where a run lacks it; ``{run}`` stands for the run's folder."""
 
+    def better(self, numbers: Mapping[str, float], others: Mapping[str, float]) -> bool:
+        """Whether it is better in ``numbers`` than in ``others``, which have it under its name."""
+        new, old = numbers[self.name], others[self.name]
+        return new < old if self.lower_is_better else new > old
+
     def lacking(self, run: str) -> str:
         """What to say of a run that has no number."""
         return f"no {self.name} in {run}; {self.remedy.format(run=run)} makes it" if self.remedy else f"no {self.label}"
 
 
 ACCURACY = Outcome("accuracy", "test accuracy", "test accuracy", "points", share=True, digits=2, items="images")
+VALIDATION_ACCURACY = Outcome("accuracy", "validation accuracy", VALIDATION, "points", share=True, digits=2)
+VALIDATION_LOSS = Outcome("loss", "validation loss", VALIDATION, "nats a token", lower_is_better=True)
+KINDS = {ACCURACY.family: "image classifiers", "losses": "language models"}
+"""What runs are of, by a family of outcomes that no others have."""
 
 Fingerprint = tuple[tuple[str, Any], ...]
 """What must be equal for two runs to be compared, each behind the sentence that tells it is not; None: not known."""
@@ -89,72 +100,109 @@ def scores_of(run: Run) -> Iterator[Score]:
     """
     if run.evaluation is not None:
         yield from _tasks(run, run.evaluation)
-    stated = (run.result or {}).get("outcomes")
-    if stated is not None:
-        yield from (_stated(run, entry) for entry in stated)
-    elif run.text("verb") in TEXT_VERBS:
-        yield from _language_model(run)
-    else:
-        yield _classifier(run)
+    yield from (_stated(run, entry) for entry in outcomes_of(run) if entry.get("family") != VALIDATION)
+
+
+def chosen_by(run: Run) -> Score:
+    """The validation number by which a run is chosen among others."""
+    return next(_stated(run, entry) for entry in outcomes_of(run) if entry.get("family") == VALIDATION)
+
+
+def stated(outcome: Outcome, value: float | None, fingerprint: Fingerprint = (), answers: Any = None) -> dict[str, Any]:
+    """What result.json says of an outcome.
+
+    Args:
+        value: None where the run has none.
+        fingerprint: see ``Fingerprint``.
+        answers: where the run folder has what was done on each item: ``{"file", "id", "amount"}``, a parquet file and its
+            columns, and ``"size"`` where that isn't 1. ``"amount"`` of two columns: 1 where they are equal, else 0.
+    """
+    facts = {field.name: getattr(outcome, field.name) for field in dataclasses.fields(Outcome)}
+    usual = {field.name: field.default for field in dataclasses.fields(Outcome)}
+    entry = {name: fact for name, fact in facts.items() if fact != usual[name]} | {"value": value}
+    entry |= {"fingerprint": [list(part) for part in fingerprint]} if fingerprint else {}
+    return entry | ({"answers": answers} if answers else {})
+
+
+def classifier_outcomes(result: dict[str, Any], predictions: Predictions | None) -> list[dict[str, Any]]:
+    """What an image classifier's result.json states: accuracy on test images, and on those that chose its weights."""
+    test, other = result.get("test") or {}, "different test images"
+    data = ("different data", str(result.get("data") or "")), (other, str(result.get("data_fingerprint") or ""))
+    count, images = (test.get("n"), None) if predictions is None else (len(predictions.index), predictions.images)
+    answers = {"file": RunFolder.predictions.name, "id": "index", "amount": ["label", "predicted"]}
+    validation = (result.get("validation") or {}).get("accuracy")
+    return [
+        stated(ACCURACY, test.get("accuracy"), (*data, (other, count), (other, images)), answers),
+        stated(VALIDATION_ACCURACY, validation),
+    ]
+
+
+def language_model_outcomes(result: dict[str, Any], measured_with: str) -> list[dict[str, Any]]:
+    """What a language model's result.json states: losses on texts, and the alignment of pairs held out.
+
+    Args:
+        measured_with: the vision model that held-out alignment was asked to be measured with; empty for the teacher's own.
+    """
+    scores = result.get("scores") or {}
+    data = ("different data or another tokenizer", str(result.get("data_fingerprint") or ""))
+    # A teacher that was never trained is measured by its trained original.
+    model = ("alignment with another vision model", measured_with or Ref(str(result.get("teacher") or "")).base)
+    entries = []
+    for text, numbers in scores.items():
+        loss = Outcome(f"loss.{text}", f"loss on {text}", "losses", "nats a token", lower_is_better=True)
+        entries.append(stated(loss, numbers.get("loss"), (data,)))
+    aligned = Outcome(ALIGNED, "held-out alignment", "held-out alignment")
+    entries.append(stated(aligned, (result.get("held_out") or {}).get(HELD_OUT), (data, model)))
+    own: dict[str, Any] = next((scores[name] for name in ("validation", "answers") if name in scores), {})
+    return [*entries, stated(VALIDATION_LOSS, own.get("loss"))]
+
+
+def outcomes_of(run: Run) -> list[dict[str, Any]]:
+    """What result.json states, or would if it were not of a version that had a field for each kind of run instead."""
+    result = run.result or {}
+    if "outcomes" in result:
+        return list(result["outcomes"])
+    if run.text("verb") in ("pretrain", "finetune"):
+        align = run.config.get("align")
+        return language_model_outcomes(result, str(align.get("held_out_teacher") or "") if isinstance(align, dict) else "")
+    return classifier_outcomes(result, run.predictions)
 
 
 def _stated(run: Run, entry: dict[str, Any]) -> Score:
-    """An outcome that a run states: fields of ``Outcome``, its value, and what answers and comparisons need.
-
-    ``fingerprint`` is a list of (sentence, value), ``answers`` a parquet file in the run folder with the columns id and amount,
-    and size where it isn't 1.
-    """
+    """An outcome that a run states, see ``stated``; ``answers`` may be the name of a file, with columns id, amount, size."""
     facts = {key: value for key, value in entry.items() if key not in ("value", "fingerprint", "answers")}
     try:
         outcome = Outcome(**{"label": facts["name"], "family": facts["name"], **facts})
     except (KeyError, TypeError) as error:
         raise UserError(f"{run.folder}/result.json has a damaged outcome ({error}); run it again") from error
-    file = str(entry.get("answers") or "")
-
-    def answers() -> Answers | str:
-        columns = read_columns(run.folder / file, ["id", "amount"], ["size"], run.notes) if file else None
-        if columns is None:
-            return f"no {file} in {run.folder} to pair {outcome.items} by; only running it again makes it" if file else ""
-        amount = np.asarray(columns["amount"], np.float64)
-        return Answers(np.asarray(columns["id"]), amount, np.asarray(columns.get("size", np.ones(len(amount))), np.float64))
-
     fingerprint = tuple((str(sentence), part) for sentence, part in entry.get("fingerprint") or [])
-    return Score(outcome, _number(entry.get("value")), fingerprint, answers)
+    value, told = _number(entry.get("value")), entry.get("answers")
+    where = {"id": "id", "amount": "amount", "size": "size"} | (told if isinstance(told, dict) else {"file": told or ""})
+    return Score(outcome, value, fingerprint, partial(_answers, run, outcome, value, **where))
+
+
+def _answers(
+    run: Run, outcome: Outcome, value: float, *, file: str, id: str, amount: str | list[str], size: str
+) -> Answers | str:
+    """What a run did on each item, in a file of its folder; a note where that does not come to the stated value."""
+    if not file:
+        return ""
+    named = [amount] if isinstance(amount, str) else amount
+    columns = read_columns(run.folder / file, [id, *named], [size], run.notes)
+    if columns is None:
+        return f"no {file} in {run.folder} to pair {outcome.items} by; only running it again makes it"
+    parts = [np.asarray(columns[name]) for name in named]
+    amounts = (parts[0] if len(parts) == 1 else parts[0] == parts[1]).astype(np.float64)
+    read = Answers(np.asarray(columns[id]), amounts, np.asarray(columns.get(size, np.ones(len(amounts))), np.float64))
+    if abs(read.score - value) > 1e-4 * (1 if outcome.share else max(1.0, abs(value))):
+        scores = [f"{100 * score:.2f} %" if outcome.share else f"{score:.4g}" for score in (read.score, value)]
+        right = " right" if outcome.share else ""
+        run.notes.append(f"{run.folder}/{file} has {scores[0]}{right}, result.json says {scores[1]}")
+    return read
 
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _classifier(run: Run) -> Score:
-    read = run.predictions
-    other, count = "different test images", run.number("test", "n") if read is None else len(read.index)
-    images = None if read is None else read.images
-    data = ("different data", run.text("data")), (other, run.text("data_fingerprint"))
-
-    def answers() -> Answers | str:
-        if read is None:
-            return f"no predictions.parquet in {run.folder} to pair images by; only running it again makes it"
-        return Answers(read.index, read.correct.astype(np.float64), np.ones(len(read.index)))
-
-    return Score(ACCURACY, run.number("test", "accuracy"), (*data, (other, count), (other, images)), answers)
-
-
-def _language_model(run: Run) -> Iterator[Score]:
-    data = ("different data or another tokenizer", run.text("data_fingerprint"))
-    for text in (run.result or {}).get("scores") or {}:
-        loss = Outcome(f"loss.{text}", f"loss on {text}", "losses", "nats a token", lower_is_better=True)
-        yield Score(loss, run.number("scores", text, "loss"), (data,), str)
-    aligned = Outcome(ALIGNED, "held-out alignment", "held-out alignment")
-    model = ("alignment with another vision model", _measured_with(run))
-    yield Score(aligned, run.number("held_out", HELD_OUT), (data, model), str)
-
-
-def _measured_with(run: Run) -> str:
-    """The vision model of held-out alignment: a teacher that was never trained is measured by its trained original."""
-    align = run.config.get("align")
-    named = str(align.get("held_out_teacher") or "") if isinstance(align, dict) else ""
-    return named or Ref(run.text("teacher")).base
 
 
 def _tasks(run: Run, evaluation: Evaluation) -> Iterator[Score]:

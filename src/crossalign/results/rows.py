@@ -14,7 +14,9 @@ METHODS = ("fpt", "lora", "full", "none", "vit")
 WEIGHTS = ("pretrained", "shuffled", "random", "none")
 ALIGNMENTS = ("none", "mse", "cosine", "mmd", "coral", "sinkhorn", "otdd")
 
-TEXT_VERBS = ("pretrain", "finetune")
+TRAINING = {"pretrain": "pre-training", "finetune": "fine-tuning", "finetune lora": "LoRA fine-tuning"}
+"""What a verb, or a verb with a method, does, whose rows are compared with none that were trained otherwise. Their weights are
+no question: all of them learn text from the same ones."""
 NO_IMAGES = ("captions", "l1", "l2", "koleo", "l1-weights", "l2-weights")
 """Terms that look at no image: controls of those that do."""
 
@@ -74,15 +76,13 @@ class Row:
     @property
     def control(self) -> bool:
         """Whether it shows what comes of it without images, or without pretrained weights."""
-        if self.verb not in TEXT_VERBS:
-            return self.weights != "pretrained"
-        return self.align in NO_IMAGES or self.mode != "paired" or Ref(self.teacher).control in UNTRAINED
+        blind = self.align in NO_IMAGES or self.mode != "paired" or Ref(self.teacher).control in UNTRAINED
+        return blind or (self.weights != "pretrained" and self.verb not in TRAINING)
 
     @property
     def block(self) -> str:
         """The rows that it can be compared with: of one data set and backbone; of texts, also of one kind of training."""
-        training = {"pretrain": "pre-training", "finetune": "fine-tuning"}.get(self.verb, "training")
-        training = f"LoRA {training}" if self.method == "lora" and self.verb in TEXT_VERBS else training
+        training = TRAINING.get(f"{self.verb} {self.method}") or TRAINING.get(self.verb, "training")
         return f"{Ref(self.backbone).short_name}, {training} on {self.data}"
 
     @property

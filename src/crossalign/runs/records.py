@@ -234,8 +234,9 @@ def read_run(folder: Path) -> Run:
     path = folder / "result.json"
     if path.is_file():
         result = _read_json(path, dict)
-        missing = [key for key in ("row", "seed", "test") if key not in result]
-        if not missing and result["test"] is not None and "accuracy" not in result["test"]:
+        wanted = ("row", "seed") if "outcomes" in result else ("row", "seed", "test")
+        missing = [key for key in wanted if key not in result]
+        if not missing and result.get("test") is not None and "outcomes" not in result and "accuracy" not in result["test"]:
             missing = ["test.accuracy"]  # test is null where it was not scored, as in a sweep
         if missing:
             raise UserError(f"{path} has no '{missing[0]}'; it isn't the result of a finished run")

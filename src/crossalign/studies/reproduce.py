@@ -26,8 +26,10 @@ from crossalign.core.registry import Registry
 from crossalign.recipes import all_recipes, get_recipe
 from crossalign.recipes.cmar import TEACHERS
 from crossalign.recipes.cmda import CONTROLS, METHODS, METRICS
+from crossalign.results.outcomes import chosen_by
 from crossalign.runs.folder import differences
 from crossalign.runs.names import RunFolder, StudyFolder
+from crossalign.runs.records import read_run
 from crossalign.studies.workers import hand_out, process_pool, run_verb
 from crossalign.training.stops import Interrupted
 
@@ -280,17 +282,8 @@ def _sweep_config(config: Config, output: Path, row: str, lr: float, epochs: int
     return dataclasses.replace(config, output=folder, optim=optim, loop=loop, score_test=False)
 
 
-def _validation(result: dict[str, Any]) -> tuple[str, float, float]:
-    """What a sweep chooses by, its value, and the same so that more is better."""
-    if result["verb"] == "adapt":
-        accuracy = result["validation"]["accuracy"]
-        return "validation_accuracy", accuracy, accuracy
-    loss = result["scores"]["validation" if result["verb"] == "pretrain" else "answers"]["loss"]
-    return "validation_loss", loss, -loss
-
-
 def _choose(
-    rows: list[str], base: dict[str, Config], sweep: list[StudyRun], found: dict[str, dict[str, Any]], output: Path
+    rows: list[str], base: dict[str, Config], sweep: list[StudyRun], done: Collection[str], output: Path
 ) -> dict[str, float]:
     """The learning rate of each row with the best validation number; the whole sweep goes into sweep.json.
 
@@ -301,15 +294,15 @@ def _choose(
     table = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     table = [entry for entry in table if entry["row"] not in titles]
     for row in rows:
-        tried = [(found[j.name], j) for j in sweep if j.name in found and j.name.split("/")[1] == row]
+        tried = [(chosen_by(read_run(j.config.output)), j) for j in sweep if j.name in done and j.name.split("/")[1] == row]
         if not tried:
             continue
-        top = max(tried, key=lambda pair: _validation(pair[0])[2])[1]
+        top = max(tried, key=lambda pair: pair[0].value * (-1 if pair[0].outcome.lower_is_better else 1))[1]
         best[row] = top.config.optim.lr
-        for result, job in tried:
-            name, value, _ = _validation(result)
+        for score, job in tried:
+            number = {f"validation_{score.outcome.name}": score.value}
             lr, epochs = job.config.optim.lr, getattr(job.config.loop, "epochs", None)
-            table.append({"row": base[row].row, "learning_rate": lr, name: value, "epochs": epochs, "chosen": job is top})
+            table.append({"row": base[row].row, "learning_rate": lr, **number, "epochs": epochs, "chosen": job is top})
     if table:
         write_json(file, table)
     return best

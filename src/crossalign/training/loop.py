@@ -23,6 +23,7 @@ from crossalign.config import LoopConfig, OptimConfig
 from crossalign.core.files import atomic_path
 from crossalign.core.progress import progress
 from crossalign.data.batches import Step
+from crossalign.results.outcomes import Outcome
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import meters
@@ -53,8 +54,8 @@ class Stage:
     load: Callable[[dict[str, Tensor]], None]
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     """Called at the end of every epoch, in eval mode, on all processes; its numbers become the validation row."""
-    select: str | None = None
-    """The validation number whose largest value picks the weights to keep; None keeps the last."""
+    select: Outcome | None = None
+    """The validation number whose best value picks the weights to keep; None keeps the last."""
     extra: Callable[[nn.Module, int], tuple[Tensor, dict[str, Tensor]] | None] | None = None
     """(model, step of the stage) → a term of the whole step's loss with numbers to log, or None where none is due.
 
@@ -270,7 +271,7 @@ class _Fit:
             numbers = stage.evaluate(self.model)
             self._log("validation", numbers)
             self.history.append(numbers)
-            if stage.select is None or not self.best or numbers[stage.select] > self.best[stage.select]:
+            if stage.select is None or not self.best or stage.select.better(numbers, self.best):
                 self.best_epoch, self.best = self.epoch, numbers
                 if stage.select is not None:
                     self._keep_best()

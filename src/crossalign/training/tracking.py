@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from crossalign.config import TrackingConfig
 from crossalign.core.machine import command_line, git_state, is_main_process
+from crossalign.results.outcomes import VALIDATION
 from crossalign.runs.metrics import Row, keep_rows, now, plain, rows_after
 from crossalign.runs.names import RunFolder
 
@@ -161,6 +162,15 @@ class RunLog:
         if kind is not None and self._status is None:
             self.set_status("FAILED" if issubclass(kind, Exception) else "KILLED")
         self.close()
+
+
+def summary(result: Mapping[str, Any]) -> dict[str, float]:
+    """What MLflow shows of a finished run: its numbers of the test set and of texts, and every outcome that it states."""
+    places = {"test": result.get("test") or {}} | result.get("scores", {})
+    values = {f"{place}/{name}": value for place, told in places.items() for name, value in told.items()}
+    compared = (entry for entry in result.get("outcomes", ()) if entry.get("family") != VALIDATION)
+    values |= {f"outcome/{entry['name']}": entry.get("value") for entry in compared}
+    return {name: value for name, value in values.items() if isinstance(value, float)}
 
 
 def log_results(

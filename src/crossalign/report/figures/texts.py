@@ -27,14 +27,23 @@ def text_figures(results: Results, contrasts: DataFrame) -> list[Figure]:
         for number, (name, group) in enumerate(models.items(), 1):
             suffix, start = (f"-{number}", f"{name}. ") if len(models) > 1 else ("", "")
             tests = contrasts[contrasts.other.isin([row.label for row in group])]
-            own = [difference_figure(results, tests), *curve_figures(group)]
+            losses = difference_figure(results, tests[tests.question == PREDICTS.name], ACROSS)
+            own = [losses, *curve_figures(group)]
             drawn += [replace(f, name=f.name + suffix, title=start + f.title, alt=start + f.alt) for f in own if f]
     return drawn
 
 
-def difference_figure(results: Results, contrasts: DataFrame) -> Figure | None:
-    """Every paired difference of losses from the row without the term, with its 95 % interval."""
-    tests = [test for test in contrasts.itertuples() if test.question == PREDICTS.name and test.low is not None]
+def further_figures(results: Results, contrasts: DataFrame) -> list[Figure]:
+    """Differences of outcomes that no other figure shows, from one row."""
+    with styled():
+        figure = difference_figure(results, contrasts)
+    title = "Other rows minus the first, paired by seed, with 95 % intervals, not corrected."
+    return [replace(figure, name="differences-further", title=title)] if figure else []
+
+
+def difference_figure(results: Results, contrasts: DataFrame, across: str = "") -> Figure | None:
+    """Every paired difference with its 95 % interval, an axis an outcome; ``across`` is what all the axes show."""
+    tests = [test for test in contrasts.itertuples() if test.low is not None]
     if not tests:
         return None
     measures = list(dict.fromkeys(test.outcome for test in tests))
@@ -47,11 +56,12 @@ def difference_figure(results: Results, contrasts: DataFrame) -> Figure | None:
         forest(axes, [clean(label, 60) for label in labels] if column == 1 else [""] * len(labels), marks, zero=True)
         axes.set_title(results.outcome[measure].label, fontsize="medium")
         axes.locator_params(axis="x", nbins=5)
-    figure.supxlabel("difference in loss (nats a token); below zero the term helps", fontsize="medium")
+    figure.supxlabel(across or "difference", fontsize="medium")
     title = "Loss with the term minus loss without it, paired by seed, with 95 % intervals, not corrected."
     return Figure("differences", title, "Paired differences; the same numbers are in the table of comparisons.", figure)
 
 
+ACROSS = "difference in loss (nats a token); below zero the term helps"
 CURVES = {
     "curves-loss": ("validation", "loss", "validation loss (nats a token)", "Validation loss over steps"),
     "curves-aligned": ("validation", HELD_OUT, "debiased linear CKA", "Alignment of held-out pairs over steps"),

@@ -17,7 +17,7 @@ from crossalign.runs.folder import read_json
 from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.studies.search.drive import RESUMED, SearchSession
 from crossalign.studies.search.jobs import watched
-from crossalign.training.tracking import RETRY_SECONDS, SEND_SECONDS, Status, log_results
+from crossalign.training.tracking import RETRY_SECONDS, SEND_SECONDS, Status, log_results, summary
 
 
 class Follower:
@@ -65,12 +65,8 @@ class Follower:
 
     def _send_result(self, folder: Path, parent: str) -> None:
         result = read_json(RunFolder(folder).result)
-        test = result.get("test") or {}
-        values = {f"test/{name}": value for name, value in test.items() if isinstance(value, float)}
-        for place, found in result.get("scores", {}).items():
-            values |= {f"{place}/{name}": value for name, value in found.items()}
         name = f"{self.search.base.row}, seed {result['seed']}"
-        self._send(folder, name, {"seed": result["seed"]}, values, "FINISHED", parent)
+        self._send(folder, name, {"seed": result["seed"]}, summary(result), "FINISHED", parent)
 
     def _send(
         self, folder: Path, name: str, params: Mapping[str, Any], values: Mapping[str, float], status: Status, parent: str

@@ -26,6 +26,7 @@ from crossalign.data.images.load import ImageSet, ImageSplits, channel_statistic
 from crossalign.models.classifier.backbone import probe
 from crossalign.models.classifier.model import ImageClassifier
 from crossalign.models.classifier.targets import corpus_path
+from crossalign.results.outcomes import VALIDATION_ACCURACY, classifier_outcomes
 from crossalign.runs.folder import read_json, resolved
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
@@ -33,6 +34,7 @@ from crossalign.training import precision
 from crossalign.training.loop import Batch, Session, Stage, fit
 from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, peak_memory_bytes, seed_all
 from crossalign.training.stops import StageResult
+from crossalign.training.tracking import summary
 from crossalign.verbs.adapt import row_name
 from crossalign.verbs.adapt.alignment import align, find_divergence
 from crossalign.verbs.adapt.scoring import Scores, score
@@ -71,7 +73,7 @@ def _adapt(config: AdaptConfig, recipe: str, quiet: bool, until: int | None) -> 
         result = _result(config, recipe, splits, model, trained, scores, alignment)
         if run.accelerator.is_main_process:
             _write(config, splits, model, scores, result)
-            run.log.summary({f"test/{name}": value for name, value in (scores.summary() if scores else {}).items()})
+            run.log.summary(summary(result))
     return result
 
 
@@ -187,7 +189,7 @@ def training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSpl
         state=model.trained_state,
         load=model.load_trained_state,
         evaluate=evaluate,
-        select="accuracy",
+        select=VALIDATION_ACCURACY,
     )
 
 
@@ -214,7 +216,7 @@ def _result(
 ) -> dict[str, Any]:
     """result.json: the numbers of tables, with what is needed to compare them fairly."""
     device, kind = config.loop.device, model.language_model.kind
-    return {
+    result = {
         "verb": "adapt",
         "recipe": recipe,
         "row": config.row,
@@ -239,6 +241,7 @@ def _result(
         "precision": config.loop.precision,
         "device": device_name(device),
     }
+    return result | {"outcomes": classifier_outcomes(result, scores.predictions if scores else None)}
 
 
 def _test_numbers(scores: Scores | None, classes: int) -> dict[str, Any] | None:

@@ -6,9 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from crossalign.runs.records import Predictions
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,12 @@ class Scores:
             "loss": self.losses.double().mean().item(),
             "ece": expected_calibration_error(self.confidence, correct),
         }
+
+    @property
+    def predictions(self) -> Predictions:
+        """As they are kept, to be compared with those of other runs."""
+        index, confidence = np.arange(len(self.labels)), self.confidence.double().numpy()
+        return Predictions(index, self.labels.numpy(), self.predicted.numpy(), confidence)
 
     def confusion(self, classes: int) -> list[list[int]]:
         """Counts by true class (row) and predicted class (column)."""

@@ -19,8 +19,8 @@ from crossalign.results.contrasts import By, contrasts
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import BEFORE, Outcome
 from crossalign.results.questions import beside
-from crossalign.results.rows import TEXT_VERBS, Row
-from crossalign.runs.records import Study, open_study
+from crossalign.results.rows import Row
+from crossalign.runs.records import open_study
 
 
 def compare(
@@ -47,7 +47,7 @@ def compare(
     study = open_study(runs)
     results = Results(study, strict=True)
     rows = list(results.row.values())
-    _check(study, rows)
+    _check(results, rows)
     first = _reference(rows, reference, runs).label
     known = set(results.values.outcome)
     outcomes = _chosen([one for one in results.outcome.values() if one.name in known and one.family != BEFORE], tasks)
@@ -60,15 +60,14 @@ def compare(
     return Compared(results, labels, outcomes, tests, by, resamples, list(dict.fromkeys(notes)))
 
 
-def _check(study: Study, rows: list[Row]) -> None:
+def _check(results: Results, rows: list[Row]) -> None:
+    study = results.study
     if not study.runs:
         raise UserError(f"nothing to compare: '{study.searches[0].folder}' holds a search without any run of its winner")
     if not rows:
         count, first = counted(len(study.incomplete), "run"), study.incomplete[0].folder
         raise UserError(f"nothing to compare: {count} not finished, such as '{first}'; the same command goes on with it")
-    texts = {row.verb in TEXT_VERBS for row in rows}
-    if len(texts) > 1:
-        raise UserError("these runs are of image classifiers and of language models: compare each kind apart")
+    results.kind("compare")
     if len(rows) < 2:
         seeds = ", ".join(map(str, rows[0].seeds))
         raise UserError(f"'{rows[0].label}' (seeds {seeds}) is the only row here; name runs of another setting as well")

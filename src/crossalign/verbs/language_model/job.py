@@ -31,6 +31,7 @@ from crossalign.models.language.inner import attend_without_mask, checkpoint_gra
 from crossalign.models.language.likelihood import perplexity, total_nll
 from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.taps import resolve_layers
+from crossalign.results.outcomes import language_model_outcomes
 from crossalign.training.loop import Session, fit
 from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, peak_memory_bytes, seed_all
 from crossalign.training.stops import StageResult
@@ -46,6 +47,7 @@ from crossalign.training.text import (
     text_stage,
     whole_state,
 )
+from crossalign.training.tracking import summary
 from crossalign.verbs.language_model import row_name
 
 Scores = dict[str, dict[str, float]]
@@ -148,7 +150,7 @@ def _train(config: Any, recipe: str, quiet: bool, until: int | None) -> dict[str
         if run.accelerator.is_main_process:
             save_causal(model, text.peft, text.tokenizer, config.output / "model", state)
             write_json(config.output / "result.json", result)
-            run.log.summary({f"{name}/{key}": value for name, values in scores.items() for key, value in values.items()})
+            run.log.summary(summary(result))
     return result
 
 
@@ -287,7 +289,7 @@ def _result(
     config: Any, recipe: str, text: Text, parameters: dict[str, int], trained: StageResult, scores: Scores
 ) -> dict[str, Any]:
     """result.json: the numbers of tables, with what is needed to compare them fairly."""
-    return {
+    result = {
         "verb": "pretrain" if isinstance(config, PretrainConfig) else "finetune",
         "recipe": recipe,
         "row": config.row,
@@ -304,3 +306,4 @@ def _result(
         "precision": config.loop.precision,
         "device": device_name(config.loop.device),
     }
+    return result | {"outcomes": language_model_outcomes(result, config.align.held_out_teacher)}
