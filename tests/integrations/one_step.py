@@ -1,8 +1,8 @@
 """One training step in somebody's trainer, with the term and without it: the difference of the gradients is the term's.
 
-    python one_step.py ENGINE --accumulation 4 --spread ddp --compile --checkpointing --out FILE
+    one_step.main([ENGINE, "--accumulation", "4", "--spread", "ddp", "--compile", "--checkpointing", "plain", "--out", FILE])
 
-Run by one process, or by two under torchrun. The tensors of FILE are the gradients' differences.
+Called in one process, or in two that know of each other as under torchrun. The tensors of FILE are the gradients' differences.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def norm(gradients: Gradients, without: Gradients) -> float:
     return float(torch.stack([(g - without.get(name, torch.zeros(()))).norm() for name, g in gradients.items()]).norm())
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("engine", choices=ENGINES)
     parser.add_argument("--accumulation", type=int, default=1)
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", choices=["", "plain", "reentrant"], default="")
     parser.add_argument("--mixin", action="store_true")
     parser.add_argument("--out", required=True)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     run = ENGINES[options.engine]
     with_term, without = run(10.0, options), run(0.0, options)
     assert with_term.keys() == without.keys()
@@ -252,7 +252,3 @@ def main() -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         save_file({name: (with_term[name] - without[name]).contiguous() for name in without}, options.out)
     leave_group(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,9 +6,6 @@ One term a step: trap 18 measured weights of 4, 0.25 and 0 times the right one w
 from __future__ import annotations
 
 import itertools
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from together import together
 
 from crossalign.core.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent))
 import one_step
 
-SCRIPT = Path(__file__).with_name("one_step.py")
 Cell = tuple[str, int, str, bool, str]
 ENGINES = ("plain", "trainer", "sft", "lightning")
 ALL: list[Cell] = [
@@ -68,17 +65,7 @@ def check(cell: Cell, reference: dict[str, torch.Tensor], out: Path, *more: str)
         pytest.importorskip(PACKAGES[engine])
     options = [engine, "--accumulation", str(accumulation), "--spread", spread, "--out", str(out), *more]
     options += ["--compile"] * compiled + ["--checkpointing", checkpointing] * bool(checkpointing)
-    command = [sys.executable, str(SCRIPT)]
-    if spread != "one":
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-        command = [*launcher, f"--master-port={port}", str(SCRIPT)]
-    done = subprocess.run(
-        [*command, *options], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    together(one_step.main, options, processes=1 if spread == "one" else 2)
     found = load_file(out)
     for name, expected in reference.items():
         torch.testing.assert_close(found.pop(name), expected, rtol=2e-3, atol=2e-5)

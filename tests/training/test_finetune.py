@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import socket
 import sys
 from collections.abc import Callable
 from io import BytesIO
@@ -19,8 +18,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from together import together
 from torch.nn import functional as F
 
+from crossalign import cli
 from crossalign.config import FinetuneConfig, update
 from crossalign.core import progress
 from crossalign.core.errors import UserError
@@ -213,9 +214,6 @@ def test_what_does_not_exist_is_told_before_a_model_is_opened(
 
 
 def test_lora_in_shares_over_two_processes_gives_what_one_gives(make: Make, tmp_path: Path) -> None:
-    import os
-    import subprocess
-
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -226,20 +224,7 @@ def test_lora_in_shares_over_two_processes_gives_what_one_gives(make: Make, tmp_
     finetune(alone, quiet=True)
     pair.loop.shard = True
     write_config(tmp_path / "file", pair)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    command += [
-        "--master-addr=127.0.0.1",
-        "-m",
-        "crossalign.cli",
-        "finetune",
-        "--config",
-        str(tmp_path / "file" / "config.yaml"),
-    ]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stderr[-5000:]
+    together(cli.main, ["finetune", "--config", str(tmp_path / "file" / "config.yaml")])
     for a, b in zip(steps(alone), steps(pair), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3) and a["grad_norm"] == pytest.approx(b["grad_norm"], rel=5e-3)
     one, two = (load_file(config.output / "model" / "adapter_model.safetensors") for config in (alone, pair))

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from io import BytesIO
@@ -21,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from together import together
 from torch.nn import functional as F
 
 from crossalign import cli
@@ -36,7 +34,7 @@ from crossalign.data.text.tokens import TokenRows
 from crossalign.models.language.causal import new_gpt2
 from crossalign.models.language.model import open_language_model
 from crossalign.models.taps import Taps
-from crossalign.runs.folder import write_config
+from crossalign.runs.folder import read_config, write_config
 from crossalign.training import loop
 from crossalign.training.loop import Interrupted
 from crossalign.training.term import Term
@@ -92,18 +90,6 @@ def make(sources: Path, tmp_path: Path) -> Make:
         return dataclasses.replace(config, **{k: v for k, v in changes.items() if not isinstance(v, dict)})
 
     return build
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def in_two_processes(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    command += ["--master-addr=127.0.0.1", *arguments]
-    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=110)
 
 
 def stop_at(step: int, patch: pytest.MonkeyPatch) -> list[int]:
@@ -226,33 +212,24 @@ def test_stopped_and_resumed_equals_never_stopped(make: Make, monkeypatch: pytes
     assert untimed == again
 
 
-THREE_RUNS = """
-import sys
-from pathlib import Path
-from crossalign.config import PretrainConfig
-from crossalign.verbs.language_model.job import pretrain
-from crossalign.training import loop
-from crossalign.runs.folder import read_config
+def three_runs(*files: Path) -> None:
+    """A run of eight steps, one that is stopped after four, and its resumption."""
+    train, done = loop._Fit._train_step, list[int]()
 
-train, done = loop._Fit._train_step, []
+    def stop(self: Any, *args: Any) -> None:
+        train(self, *args)
+        done.append(self.step)
+        if len(done) == 12:
+            self._save()
+            raise Interrupted
 
-def stop(self, *args):
-    train(self, *args)
-    done.append(self.step)
-    if len(done) == 12:
-        self._save()
-        raise loop.Interrupted
-
-loop._Fit._train_step = stop
-whole, parts = (read_config(PretrainConfig(), Path(file)) for file in sys.argv[1:])
-pretrain(whole, quiet=True)
-try:
+    loop._Fit._train_step = stop  # type: ignore[method-assign]
+    whole, parts = (read_config(PretrainConfig(), file) for file in files)
+    pretrain(whole, quiet=True)
+    with pytest.raises(Interrupted):
+        pretrain(parts, quiet=True)
     pretrain(parts, quiet=True)
-except loop.Interrupted:
-    pretrain(parts, quiet=True)
-assert done == [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8], done
-"""
-"""A run of eight steps, one that is stopped after four, and its resumption."""
+    assert done == [1, 2, 3, 4, 5, 6, 7, 8] * 2, done
 
 
 def test_two_processes_stopped_and_resumed_equal_never_stopped(make: Make, tmp_path: Path) -> None:
@@ -260,10 +237,7 @@ def test_two_processes_stopped_and_resumed_equal_never_stopped(make: Make, tmp_p
     whole, parts = make("whole", **settings), make("parts", **settings)
     for config in (whole, parts):
         write_config(tmp_path / f"{config.output.name}-file", config)
-    (tmp_path / "script.py").write_text(THREE_RUNS)
-    files = [str(tmp_path / f"{name}-file" / "config.yaml") for name in ("whole", "parts")]
-    done = in_two_processes(str(tmp_path / "script.py"), *files)
-    assert done.returncode == 0, done.stderr[-9000:]
+    together(three_runs, *(tmp_path / f"{name}-file" / "config.yaml" for name in ("whole", "parts")))
     for name, tensor in weights(whole).items():
         assert torch.equal(weights(parts)[name], tensor), name
     for split in ("train_step", "extra", "validation"):
@@ -398,8 +372,7 @@ def test_two_processes_give_what_one_gives(make: Make, tmp_path: Path, metric: s
     pretrain(alone, quiet=True)
     pair.loop.shard = shard
     write_config(tmp_path / "file", pair)
-    done = in_two_processes("-m", "crossalign.cli", "pretrain", "--config", str(tmp_path / "file/config.yaml"))
-    assert done.returncode == 0, done.stderr[-9000:]
+    together(cli.main, ["pretrain", "--config", str(tmp_path / "file/config.yaml")])
     for split in ("extra", "validation", "train_step"):
         for a, b in zip(rows(alone, split), rows(pair, split), strict=True):
             for name in a.keys() - {"stage", "split", "seconds", "examples_per_second"}:
