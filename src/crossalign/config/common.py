@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from crossalign.config.bounds import Amount, Count, Probability, Share
 from crossalign.core.errors import UserError, unknown
@@ -39,10 +39,20 @@ class OptimConfig:
     """Largest gradient norm; 0 turns clipping off."""
 
 
+@dataclass(frozen=True)
+class Watched:
+    """The validation number that a search chooses by, and what it is taken after: an epoch, or an evaluation."""
+
+    name: str
+    unit: str
+    larger_is_better: bool
+
+
 @dataclass
 class BaseLoopConfig:
     """How long, on what, and how safely."""
 
+    watched: ClassVar[Watched]
     batch_size: Count = 64
     """Images, or sequences of tokens, an optimiser step, over all processes and micro-batches."""
     accumulation: Count = 1

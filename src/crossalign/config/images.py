@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from crossalign.config.bounds import Amount, Count, Finite, Fraction, Limit, Positive, Probability, Seed, at_least, between
-from crossalign.config.common import BaseLoopConfig, OptimConfig, TrackingConfig
+from crossalign.config.common import BaseLoopConfig, OptimConfig, TrackingConfig, Watched
 
 Method = Literal["fpt", "lora", "full"]
 
@@ -150,8 +150,14 @@ class AlignConfig:
 class LoopConfig(BaseLoopConfig):
     """How long, on what, and how safely."""
 
+    watched = Watched("accuracy", "epoch", larger_is_better=True)
     epochs: Count = 10
     """Passes over the training images."""
+
+    @property
+    def validations(self) -> int:
+        """How often the watched number is taken."""
+        return self.epochs
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from crossalign.config.bounds import Amount, Count, Finite, Fraction, Limit, Probability, Seed, Whole, at_least
-from crossalign.config.common import BaseLoopConfig, OptimConfig, TrackingConfig
+from crossalign.config.common import BaseLoopConfig, OptimConfig, TrackingConfig, Watched
 from crossalign.config.images import TuneConfig
 
 
@@ -143,6 +143,7 @@ class GPTConfig:
 class TextLoopConfig(BaseLoopConfig):
     """How long, on what, and how safely."""
 
+    watched = Watched("loss", "evaluation", larger_is_better=False)
     steps: Count = 2000
     """Optimiser steps."""
     shard: bool = False
@@ -154,6 +155,11 @@ class TextLoopConfig(BaseLoopConfig):
     all of it."""
     keep_every: Whole = 0
     """Keep the whole model every this many steps, and the one before the first, for `crossalign measure`; 0 keeps none."""
+
+    @property
+    def validations(self) -> int:
+        """How often the watched number is taken."""
+        return self.steps // max(1, self.evaluate_every)
 
 
 @dataclass

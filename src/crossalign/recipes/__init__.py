@@ -38,14 +38,15 @@ def get_recipe(name: str, kind: type | tuple[type, ...] | None = None) -> Recipe
     recipes = all_recipes()
     if name not in recipes:
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        verb = _verb(kinds[0]) if len(kinds) == 1 and kinds[0] else "plan"  # which takes them all
+        verb = verb_of(kinds[0]) if len(kinds) == 1 and kinds[0] else "plan"  # which takes them all
         raise unknown("recipe", name, all_recipes(kind), listed=f"crossalign {verb} --list")
     if kind and not isinstance(recipes[name].make(), kind):
-        raise UserError(f"'{name}' is a recipe of crossalign {_verb(type(recipes[name].make()))}")
+        raise UserError(f"'{name}' is a recipe of crossalign {verb_of(type(recipes[name].make()))}")
     return recipes[name]
 
 
-def _verb(kind: type) -> str:
+def verb_of(kind: type) -> str:
+    """The verb that a class of configurations belongs to."""
     return kind.__name__.removesuffix("Config").lower()
 
 

@@ -87,6 +87,17 @@ class Field:
         return value in self.choices if self.choices else isinstance(value, int | float) and self.low <= value <= self.high
 
     @property
+    def distribution(self) -> Any:
+        """The same as Optuna has it."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.choices:
+            return CategoricalDistribution(self.choices)
+        if self.integer:
+            return IntDistribution(int(self.low), int(self.high), log=self.log)
+        return FloatDistribution(self.low, self.high, log=self.log)
+
+    @property
     def examples(self) -> tuple[Value, ...]:
         """Values that must be possible if all are."""
         return self.choices or ((int(self.low), int(self.high)) if self.integer else (self.low, self.high))
@@ -121,25 +132,17 @@ class Space:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask()
-        values, drawn = self._given(config), {}
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        values, drawn = self._given(config), dict[str, Value]()
         for field in self.fields:
             if field.matters(values):
-                values[field.name] = drawn[field.name] = _suggest(trial, field)
+                values |= (new := study.ask({field.name: field.distribution}).params)
+                drawn |= new
         return drawn
 
     def distributions(self, drawn: Mapping[str, Value]) -> dict[str, Any]:
         """Optuna's distribution of each field drawn, for its record."""
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-        def of(field: Field) -> Any:
-            if field.choices:
-                return CategoricalDistribution(field.choices)
-            if field.integer:
-                return IntDistribution(int(field.low), int(field.high), log=field.log)
-            return FloatDistribution(field.low, field.high, log=field.log)
-
-        return {field.name: of(field) for field in self.fields if field.name in drawn}
+        return {field.name: field.distribution for field in self.fields if field.name in drawn}
 
     def as_data(self) -> dict[str, Any]:
         """The space as its file has it."""
@@ -193,14 +196,6 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
             place = place.setdefault(section, {})
         place[last] = value
     return values
-
-
-def _suggest(trial: Any, field: Field) -> Value:
-    if field.choices:
-        return trial.suggest_categorical(field.name, field.choices)  # type: ignore[no-any-return]
-    if field.integer:
-        return trial.suggest_int(field.name, int(field.low), int(field.high), log=field.log)  # type: ignore[no-any-return]
-    return trial.suggest_float(field.name, field.low, field.high, log=field.log)  # type: ignore[no-any-return]
 
 
 def _load(text: str, place: str) -> dict[str, Any]:

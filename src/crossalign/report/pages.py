@@ -142,7 +142,7 @@ def _searches(sections: list[Section], opening: Lead) -> list[Block]:
         if first != opening.headline:
             blocks += [_html(Heading(search.title)), Only("markdown", (Heading(f"Search: {search.title}"),))]
             blocks += [Prose((first,)), Prose(tuple(remarks(search, section.runs)), "soft")]
-        blocks += [rung_table(search), *([trial_table(search)] if any(trial.rungs for trial in search.trials) else [])]
+        blocks += [rung_table(search), *([trial_table(search)] if search.ranked else [])]
         blocks += [*(Figures((figure,)) for figure in figures[:-1]), Figures(tuple(figures[-1:]), notes=tuple(left_out))]
         blocks += [failure_table(search)] if search.failed else []
     return blocks

@@ -17,7 +17,7 @@ from crossalign.report.searches import (
     with_unit,
 )
 from crossalign.report.words import UNKNOWN, counted, duration, number
-from crossalign.runs.search import Search
+from crossalign.runs.search import SearchRecord
 
 MOST_TRIALS = 10
 """In the table of the best ones."""
@@ -26,22 +26,22 @@ UNEQUAL = 1.1
 """Budgets further apart than this factor are pointed out."""
 
 
-def rung_table(search: Search) -> Table:
+def rung_table(search: SearchRecord) -> Table:
     """How many trials each rung saw, kept and lost, and their scores."""
-    lines, last = [], len(search.rungs) - 1
-    for rung, end in enumerate(search.rungs):
-        reached, begun = search.reached(rung), search.begun(rung)
+    lines, last = [], len(search.ends) - 1
+    for rung, end in enumerate(search.ends):
+        reached = search.reached(rung)
         scores = [score for _, score in search.scores(rung)] or [math.nan]
-        counts = [len(begun), *(len(search.stopped_in(rung, state)) for state in ("failed", "training")), len(reached)]
+        counts = [len(trials) for trials in (search.begun(rung), search.failed_in(rung), search.training_in(rung), reached)]
         lines.append(
             [
                 str(rung + 1),
                 number(end, 0),
                 *map(str, counts),
-                str(sum(trial in search.begun(rung + 1) for trial in reached)) if rung < last else UNKNOWN,
+                str(sum(trial.begun > rung for trial in reached)) if rung < last else UNKNOWN,
                 score_text(search, (max if search.larger_is_better else min)(scores)),
                 score_text(search, median(scores)),
-                duration(sum(trial.rungs[rung].seconds for trial in reached)),
+                duration(sum(trial.seconds[rung] for trial in reached)),
             ]
         )
     columns = ["Rung", f"Ends at {search.unit}", "Begun", "Failed", "In training", "Reached its end", "Promoted"]
@@ -55,13 +55,21 @@ def rung_table(search: Search) -> Table:
     return Table("Rungs", columns, lines, [f"{rule} Failed: on the way to the rung's end. Median: of those that reached it."])
 
 
-def trial_table(search: Search) -> Table:
+def trial_table(search: SearchRecord) -> Table:
     """The best trials by highest rung, then score, with their settings."""
-    best, short, space = [trial for trial in search.ranked if trial.rungs][:MOST_TRIALS], short_names(search), search.space
+    best, short, space = search.ranked[:MOST_TRIALS], short_names(search), search.space
     lines = []
     for trial in best:
         settings = [setting_text(trial.settings[one.name]) if one.name in trial.settings else UNKNOWN for one in space]
-        lines.append([str(trial.number), str(len(trial.rungs)), score_text(search, trial.score), *settings, trial.state])
+        lines.append(
+            [
+                str(trial.number),
+                str(len(trial.scores)),
+                score_text(search, trial.score),
+                *settings,
+                trial.state(len(search.ends)),
+            ]
+        )
     columns = ["Trial", "Rung", score_name(search).capitalize(), *short.values(), "State"]
     notes = ["By the highest rung reached, then by the score at its end; scores of different rungs are not comparable."]
     absent = [one for one in space if any(one.name not in trial.settings for trial in best)]
@@ -76,13 +84,12 @@ def trial_table(search: Search) -> Table:
     return Table(title, columns, lines, notes, frozenset(texts | {len(columns) - 1}), strong)
 
 
-def failure_table(search: Search) -> Table:
+def failure_table(search: SearchRecord) -> Table:
     """Every trial that failed, where, why, and with which settings."""
     lines = []
     for trial in search.failed[:MOST_FAILURES]:
-        rung = min(len(trial.rungs) + 1, len(search.rungs))
-        reason = trial.reason or "no reason recorded"
-        lines.append([str(trial.number), str(rung), number(len(trial.curve), 0), reason, settings_text(search, trial)])
+        rung = min(len(trial.scores) + 1, len(search.ends))
+        lines.append([str(trial.number), str(rung), number(len(trial.curve), 0), trial.reason, settings_text(search, trial)])
     left = len(search.failed) - len(lines)
     notes = [f"{counted(left, 'more trial')} failed; search.json has {'it' if left == 1 else 'them'}."] if left else []
     notes.append("A failed trial keeps its place in the count of its rung and is never promoted.")

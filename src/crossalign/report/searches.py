@@ -11,7 +11,7 @@ from typing import Any
 from crossalign.report.tables import plain
 from crossalign.report.words import UNKNOWN, counted, duration, number, percent, plus_minus
 from crossalign.runs.records import Run
-from crossalign.runs.search import Search, Trial
+from crossalign.runs.search import SearchRecord, TrialRecord
 from crossalign.stats import Mean, mean_and_error
 
 WHY_SHORT = 60
@@ -23,7 +23,7 @@ CHOSE = ("validation", "answers")
 class Section:
     """One search with its winner's complete runs; ``name`` tells it from the others of the report."""
 
-    search: Search
+    search: SearchRecord
     name: str
     runs: list[Run]
 
@@ -38,7 +38,7 @@ class Lead:
     facts: Sequence[tuple[str, str]] = ()
 
 
-def sections_of(searches: list[Search], runs: list[Run]) -> list[Section]:
+def sections_of(searches: list[SearchRecord], runs: list[Run]) -> list[Section]:
     """A section a search, under its row's name, and its folder's where two rows are called alike."""
     rows = Counter(search.row for search in searches)
     sections = []
@@ -85,14 +85,14 @@ def lead(sections: list[Section], runs: Lead, of_searches: bool, any_run: bool) 
     )
 
 
-def headline(search: Search) -> str:
+def headline(search: SearchRecord) -> str:
     """The best score, what it took, and what is still open."""
     winner, count, failed = search.winner, len(search.trials), len(search.failed)
     cost = f"It spent {number(search.epochs, 0)} of the {number(search.epochs_in_full, 0)} {search.unit}s that training "
     cost += f"{'every' if count > 1 else 'the'} configuration in full would take"
     cost += f", {percent(search.saved, 0)} % less." if winner and search.saved > 0.005 else "."
     if winner:
-        when = f"after {counted(int(winner.rungs[-1].epochs), search.unit)}: {with_unit(search, winner.score)}"
+        when = f"after {counted(search.ends[len(winner.scores) - 1], search.unit)}: {with_unit(search, winner.score)}"
         best = f"{search.score}{'' if search.over else ' so far'}"
         return f"Of {counted(count, 'configuration')}, trial {winner.number} has the best {best}, {when}. {cost}"
     if count and failed == count and search.over:
@@ -103,13 +103,13 @@ def headline(search: Search) -> str:
     return f"None of {counted(count, 'configuration')} has reached the last rung yet: there is no winner. {cost}"
 
 
-def remarks(search: Search, runs: list[Run]) -> list[str]:
+def remarks(search: SearchRecord, runs: list[Run]) -> list[str]:
     """The winner's settings, the failures, what is not finished, and what chose; ``runs``: the winner's."""
     winner, count, lines = search.winner, len(search.trials), []
     if winner:
         lines.append(f"Settings of trial {winner.number}: {settings_text(search, winner)}.")
     if not search.over:
-        training = sum(trial.state == "training" for trial in search.trials)
+        training = sum(trial.open is not None for trial in search.trials)
         lines.append(
             f"The search is not over: {count} of {counted(search.asked, 'configuration')} begun, {training} in training when "
             "this was written."
@@ -125,7 +125,7 @@ def remarks(search: Search, runs: list[Run]) -> list[str]:
     return [*lines, f"{_optimism(search, runs)} {_tests(search, runs)}"] if winner else lines
 
 
-def _optimism(search: Search, runs: list[Run]) -> str:
+def _optimism(search: SearchRecord, runs: list[Run]) -> str:
     """How much was chosen from, and what the score that chose becomes where nothing was chosen."""
     count, winner = len(search.trials), search.winner
     more = "one configuration."
@@ -139,7 +139,7 @@ def _optimism(search: Search, runs: list[Run]) -> str:
     return f"Validation chose, among {more}"
 
 
-def _tests(search: Search, runs: list[Run]) -> str:
+def _tests(search: SearchRecord, runs: list[Run]) -> str:
     """Which trials ever met the test data."""
     seeds = counted(len(runs), "seed")
     text = f"Test data were scored only for the winner's runs ({seeds})."
@@ -153,9 +153,9 @@ def _tests(search: Search, runs: list[Run]) -> str:
     return text
 
 
-def _reasons(search: Search) -> str:
+def _reasons(search: SearchRecord) -> str:
     """Why trials failed, the commonest first: ``3 of 64 (2: the loss is not finite; 1: out of memory)``."""
-    reasons = (trial.reason.strip().rstrip(".") or "no reason recorded" for trial in search.failed)
+    reasons = (trial.reason.strip().rstrip(".") for trial in search.failed)
     counts = Counter(text if len(text) <= WHY_SHORT else text[: WHY_SHORT - 1] + "…" for text in reasons).most_common()
     total = f"{len(search.failed)} of {len(search.trials)}"
     if len(counts) == 1:
@@ -164,7 +164,7 @@ def _reasons(search: Search) -> str:
     return f"{total} ({listed}{'; other reasons below' if len(counts) > 3 else ''})"
 
 
-def facts(search: Search, runs: list[Run]) -> list[tuple[str, str]]:
+def facts(search: SearchRecord, runs: list[Run]) -> list[tuple[str, str]]:
     """A few numbers to meet first, as (name, value); ``runs``: the winner's."""
     winner, pairs = search.winner, []
     if winner:
@@ -180,23 +180,23 @@ def facts(search: Search, runs: list[Run]) -> list[tuple[str, str]]:
     return [*pairs, ("wall time", duration(search.seconds))]
 
 
-def in_percent(search: Search) -> bool:
+def in_percent(search: SearchRecord) -> bool:
     """Whether the score is a share."""
     return "accuracy" in search.score
 
 
-def score_text(search: Search, score: float) -> str:
+def score_text(search: SearchRecord, score: float) -> str:
     """A score for a column."""
     return percent(score) if in_percent(search) else number(score, 4)
 
 
-def with_unit(search: Search, score: float) -> str:
+def with_unit(search: SearchRecord, score: float) -> str:
     """A score as text: an accuracy in percent."""
     text = score_text(search, score)
     return f"{text} %" if in_percent(search) and text != UNKNOWN else text
 
 
-def score_name(search: Search) -> str:
+def score_name(search: SearchRecord) -> str:
     """The score with its unit, for a column's head or an axis."""
     return f"{search.score} (%)" if in_percent(search) else search.score
 
@@ -206,21 +206,21 @@ def setting_text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else plain(value)
 
 
-def settings_text(search: Search, trial: Trial) -> str:
+def settings_text(search: SearchRecord, trial: TrialRecord) -> str:
     """A trial's settings in the order of the space."""
     order = [field.name for field in search.space if field.name in trial.settings]
     keys = dict.fromkeys([*order, *trial.settings])
     return ", ".join(f"{key} = {setting_text(trial.settings[key])}" for key in keys) or "the recipe's own"
 
 
-def short_names(search: Search) -> dict[str, str]:
+def short_names(search: SearchRecord) -> dict[str, str]:
     """Of each setting the last part of its key, or the whole key where two end alike."""
     last = {field.name: field.name.rsplit(".", 1)[-1] for field in search.space}
     counts = Counter(last.values())
     return {name: (short if counts[short] == 1 else name).replace("_", " ") for name, short in last.items()}
 
 
-def winner_tests(search: Search, runs: list[Run]) -> dict[str, Mean]:
+def winner_tests(search: SearchRecord, runs: list[Run]) -> dict[str, Mean]:
     """The winner's scores on data that chose nothing: test accuracy under no name, or the loss on each text by its name."""
     places: dict[str, tuple[str, ...]] = {"": ("test", "accuracy")}
     if not in_percent(search):
@@ -230,7 +230,7 @@ def winner_tests(search: Search, runs: list[Run]) -> dict[str, Mean]:
     return {name: mean for name, mean in means.items() if mean.n}
 
 
-def winner_text(search: Search, runs: list[Run]) -> str:
+def winner_text(search: SearchRecord, runs: list[Run]) -> str:
     """The winner's test scores, mean ± standard error over seeds; a dash where there is none."""
     tests = winner_tests(search, runs).items()
     if in_percent(search):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
 from crossalign.runs.evaluations import Evaluation, read_evaluation
-from crossalign.runs.search import Search, read_search
+from crossalign.runs.search import SearchRecord, read_search
 
 SKIPPED = {"checkpoints", "model", "mlruns", "mlartifacts", "sweep", "__pycache__"}
 """Folders that are not searched for runs: parts of a run, and a study's sweep, which sweep.json stands for."""
@@ -149,7 +149,7 @@ class Study:
     commands: list[str] = field(default_factory=list)
     sweep: list[dict[str, Any]] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
-    searches: list[Search] = field(default_factory=list)
+    searches: list[SearchRecord] = field(default_factory=list)
 
     @property
     def title(self) -> str:

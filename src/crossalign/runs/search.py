@@ -1,17 +1,18 @@
-"""Reading search.json, the record of a search over settings: finished, running or damaged."""
+"""A search over settings: its trials, as the journal keeps them and search.json records them, and reading that file."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from crossalign.core.errors import UserError
-from crossalign.runs.promotion import end_game, promotable
+from crossalign.runs.metrics import plain
+from crossalign.runs.promotion import Job, end_game, promotable
 
 STATES = ("complete", "paused", "training", "failed")
 RATES = ("lr", "learning_rate")
@@ -24,8 +25,106 @@ AS_WRITTEN: dict[str, Callable[[Any], Any]] = {
 """What search.json and a search call alike."""
 
 
+@dataclass
+class TrialRecord:
+    """One configuration and what came of it. Rungs are counted from 0."""
+
+    number: int
+    settings: dict[str, Any]
+    begun: int = -1
+    """The highest rung that it was given a job in."""
+    scores: list[float] = field(default_factory=list)
+    """At the end of each rung that it reached, as measured; NaN where it was no number."""
+    seconds: list[float] = field(default_factory=list)
+    """Of training in each rung."""
+    curve: list[float] = field(default_factory=list)
+    """The validation number after each unit of training, as measured."""
+    deaths: int = 0
+    """Workers that were killed while they trained it."""
+    again: int = 0
+    """Epochs that were trained a second time, where the checkpoint was gone."""
+    reason: str = ""
+    """Why it failed; empty if it did not."""
+
+    @property
+    def score(self) -> float:
+        """At the highest rung reached; NaN where none was."""
+        return self.scores[-1] if self.scores else math.nan
+
+    @property
+    def open(self) -> Job | None:
+        """The job that has not ended, or not begun though the trial was drawn."""
+        rung = max(0, self.begun)
+        return Job(self.number, rung) if rung >= len(self.scores) and not self.reason else None
+
+    def state(self, rungs: int) -> str:
+        """One of ``STATES``, in a search of so many rungs."""
+        if self.reason:
+            return "failed"
+        return "training" if self.open else "complete" if len(self.scores) == rungs else "paused"
+
+    def as_data(self, ends: Sequence[int]) -> dict[str, Any]:
+        """As search.json has it; ``ends`` are those of the rungs."""
+        rungs = [
+            {"epochs": end, "score": score, "seconds": round(spent, 3)}
+            for end, score, spent in zip(ends, self.scores, self.seconds, strict=False)
+        ]
+        return {
+            "number": self.number, "settings": self.settings, "state": self.state(len(ends)), "reason": self.reason,
+            "rungs": rungs, "curve": [plain(value) for value in self.curve],
+        }  # fmt: skip
+
+    @classmethod
+    def of_data(cls, entry: dict[str, Any], rungs: int) -> Self:
+        """A trial of search.json; raises KeyError, TypeError or ValueError where it is none."""
+        number, state = int(entry["number"]), str(entry["state"])
+        if state not in STATES:
+            raise ValueError(f"trial {number} is {state!r}, which is none of {', '.join(STATES)}")
+        scores = [_number(rung["score"]) for rung in entry["rungs"]]
+        if len(scores) > rungs:
+            raise ValueError(f"trial {number} reached {len(scores)} rungs of {rungs}")
+        begun = min(len(scores), rungs - 1) if state in ("failed", "training") else len(scores) - 1
+        reason = str(entry.get("reason") or "no reason recorded") if state == "failed" else ""
+        seconds, curve = [float(rung["seconds"]) for rung in entry["rungs"]], [_number(value) for value in entry["curve"]]
+        return cls(number, dict(entry["settings"]), begun, scores, seconds, curve, reason=reason)
+
+
+@dataclass
+class Ladder:
+    """Trials on the rungs of a search."""
+
+    ends: Sequence[int]
+    """Epochs, or evaluations, at the end of each rung."""
+    factor: int
+    """Of each rung one in this many goes on."""
+    larger_is_better: bool
+    trials: list[TrialRecord]
+
+    def worth(self, score: float) -> float:
+        """A score as a number of which more is better; -inf where it is none."""
+        return -math.inf if math.isnan(score) else score if self.larger_is_better else -score
+
+    def reached(self, rung: int) -> list[TrialRecord]:
+        """Trials that were trained to the end of a rung."""
+        return [trial for trial in self.trials if len(trial.scores) > rung]
+
+    def begun(self, rung: int) -> list[TrialRecord]:
+        """Trials that were ever given work in a rung."""
+        return [trial for trial in self.trials if trial.begun >= rung]
+
+    def standing(self) -> tuple[list[dict[int, float]], list[set[int]]]:
+        """For each rung, by number: what the scores of the trials that ended in it are worth, -inf for one that failed
+        there; and who began it."""
+        places = range(len(self.ends))
+        scores = [{trial.number: self.worth(trial.scores[rung]) for trial in self.reached(rung)} for rung in places]
+        for trial in self.trials:
+            if trial.reason:
+                scores[trial.begun][trial.number] = -math.inf
+        return scores, [{trial.number for trial in self.begun(rung)} for rung in places]
+
+
 @dataclass(frozen=True)
-class Field:
+class SearchedField:
     """A setting that was searched over: a range, or a list of choices."""
 
     name: str
@@ -38,48 +137,18 @@ class Field:
     """The condition under which a trial has this setting at all; empty where every trial has it."""
 
 
-@dataclass(frozen=True)
-class Rung:
-    """One trial at the end of a rung; ``score`` is NaN where it was no number."""
-
-    epochs: float
-    score: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One configuration, with the rungs whose end it reached and its validation number after each unit of training."""
-
-    number: int
-    settings: dict[str, Any]
-    state: str
-    reason: str
-    rungs: tuple[Rung, ...]
-    curve: tuple[float, ...]
-
-    @property
-    def score(self) -> float:
-        """At the highest rung reached; NaN where none was."""
-        return self.rungs[-1].score if self.rungs else math.nan
-
-
-@dataclass(frozen=True)
-class Search:
-    """One search. Rungs are counted from 0 here, and from 1 where a reader meets them."""
+@dataclass
+class SearchRecord(Ladder):
+    """One search as search.json has it. Rungs are counted from 0 here, and from 1 where a reader meets them."""
 
     folder: Path
     title: str
     row: str
     score: str
-    larger_is_better: bool
     unit: str
-    rungs: tuple[float, ...]
-    factor: int
     asked: int
-    space: tuple[Field, ...]
-    trials: tuple[Trial, ...]
-    winner: Trial | None
+    space: tuple[SearchedField, ...]
+    winner: TrialRecord | None
     scored: tuple[int, ...]
     """Trials that were a winner and were trained again to be scored on test data; the last one's runs are in ``winner/``."""
     epochs: float
@@ -88,41 +157,31 @@ class Search:
     """Before training, in all trials: no rung counts them."""
     seconds: float
 
-    def worth(self, score: float) -> float:
-        """A score as a number of which more is better; -inf where it is none."""
-        return -math.inf if math.isnan(score) else score if self.larger_is_better else -score
+    def failed_in(self, rung: int) -> list[TrialRecord]:
+        """Trials that failed on their way to the end of a rung."""
+        return [trial for trial in self.failed if trial.begun == rung]
 
-    def reached(self, rung: int) -> list[Trial]:
-        """Trials that were trained to the end of a rung."""
-        return [trial for trial in self.trials if len(trial.rungs) > rung]
+    def training_in(self, rung: int) -> list[TrialRecord]:
+        """Trials that are being trained on their way to the end of a rung."""
+        return [trial for trial in self.trials if trial.open and trial.open.rung == rung]
 
-    def stopped_in(self, rung: int, state: str) -> list[Trial]:
-        """Trials that failed, or are being trained, on their way to the end of a rung."""
-        last = len(self.rungs) - 1
-        return [trial for trial in self.trials if trial.state == state and min(len(trial.rungs), last) == rung]
-
-    def begun(self, rung: int) -> list[Trial]:
-        """Trials that were ever given work in a rung."""
-        on_the_way = [*self.stopped_in(rung, "failed"), *self.stopped_in(rung, "training")]
-        return [trial for trial in self.trials if len(trial.rungs) > rung or trial in on_the_way]
-
-    def scores(self, rung: int) -> list[tuple[Trial, float]]:
+    def scores(self, rung: int) -> list[tuple[TrialRecord, float]]:
         """Trials with their score at the end of a rung, those that have one."""
-        return [(t, t.rungs[rung].score) for t in self.reached(rung) if not math.isnan(t.rungs[rung].score)]
+        return [(trial, trial.scores[rung]) for trial in self.reached(rung) if not math.isnan(trial.scores[rung])]
 
     @property
-    def failed(self) -> list[Trial]:
-        return [trial for trial in self.trials if trial.state == "failed"]
+    def failed(self) -> list[TrialRecord]:
+        return [trial for trial in self.trials if trial.reason]
 
     @property
     def saved(self) -> float:
         """The share of training that was not spent; NaN where no trial is stopped early."""
-        return 1 - self.epochs / self.epochs_in_full if self.epochs_in_full and len(self.rungs) > 1 else math.nan
+        return 1 - self.epochs / self.epochs_in_full if self.epochs_in_full and len(self.ends) > 1 else math.nan
 
-    @cached_property
-    def ranked(self) -> list[Trial]:
-        """Trials by highest rung reached, then by their score there, then as they were drawn."""
-        return sorted(self.trials, key=lambda t: (-len(t.rungs), -self.worth(t.score), t.number))
+    @property
+    def ranked(self) -> list[TrialRecord]:
+        """Trials with a score, by the highest rung reached, then by their score there, then as they were drawn."""
+        return sorted(self.reached(0), key=lambda t: (-len(t.scores), -self.worth(t.score), t.number))
 
     @cached_property
     def over(self) -> bool:
@@ -132,12 +191,9 @@ class Search:
         for, found no more in its space.
         """
         drawn = len(self.trials) >= self.asked or self.winner is not None
-        if not drawn or any(trial.state == "training" for trial in self.trials):
+        if not drawn or any(trial.open for trial in self.trials):
             return False
-        begun = [{trial.number for trial in self.begun(rung)} for rung in range(len(self.rungs))]
-        scores = [{t.number: self.worth(t.rungs[rung].score) for t in self.reached(rung)} for rung in range(len(self.rungs))]
-        for rung, known in enumerate(scores):
-            known |= {trial.number: -math.inf for trial in self.stopped_in(rung, "failed")}
+        scores, begun = self.standing()
         return promotable(scores, begun, self.factor) is None and end_game(scores, begun) is None
 
     @property
@@ -156,7 +212,7 @@ class Search:
         return (self.folder / "winner").resolve() in run.resolve().parents
 
 
-def read_search(path: Path) -> Search:
+def read_search(path: Path) -> SearchRecord:
     """One search.json.
 
     Raises:
@@ -174,26 +230,26 @@ def read_search(path: Path) -> Search:
         raise UserError(f"{path} isn't the record of a search ({error}); restore or delete it") from error
 
 
-def _search(folder: Path, record: dict[str, Any]) -> Search:
+def _search(folder: Path, record: dict[str, Any]) -> SearchRecord:
     if not isinstance(record, dict):
         raise TypeError(f"it holds a {type(record).__name__}")
-    rungs = tuple(float(end) for end in record["rungs"])
+    rungs = tuple(int(end) for end in record["rungs"])
     if not rungs or list(rungs) != sorted(set(rungs)) or rungs[0] <= 0:
         raise ValueError(f"rungs that do not rise: {record['rungs']}")
     if int(record["factor"]) < 2:
         raise ValueError(f"factor {record['factor']}")
-    trials = {trial.number: trial for trial in (_trial(entry, len(rungs)) for entry in record["trials"])}
+    trials = {trial.number: trial for trial in (TrialRecord.of_data(entry, len(rungs)) for entry in record["trials"])}
     if len(trials) < len(record["trials"]):
         raise ValueError("two trials of one number")
     winner = record["winner"]
-    if winner is not None and not (winner in trials and trials[winner].rungs):
+    if winner is not None and not (winner in trials and trials[winner].scores):
         raise ValueError(f"winner {winner} is none of its trials with a score")
-    return Search(
+    return SearchRecord(
         folder=folder,
-        rungs=rungs,
+        ends=rungs,
         asked=int(record["trials_asked"]),
         space=tuple(_field(str(name), entry) for name, entry in record["space"].items()),
-        trials=tuple(trials.values()),
+        trials=list(trials.values()),
         winner=None if winner is None else trials[winner],
         scored=tuple(int(number) for number in record.get("scored", ())),
         alignment_epochs=float(record.get("alignment_epochs", 0)),
@@ -201,24 +257,13 @@ def _search(folder: Path, record: dict[str, Any]) -> Search:
     )
 
 
-def _field(name: str, entry: dict[str, Any]) -> Field:
+def _field(name: str, entry: dict[str, Any]) -> SearchedField:
     choices = tuple(entry["choices"]) if "choices" in entry else ()
     low, high = (math.nan, math.nan) if "choices" in entry else (float(entry["low"]), float(entry["high"]))
     log = bool(entry.get("log", False))
     if low > high or (log and low <= 0):
         raise ValueError(f"the range of {name}, {low:g} to {high:g}")
-    return Field(name, low, high, log, choices, str(entry.get("when") or ""))
-
-
-def _trial(entry: dict[str, Any], rungs: int) -> Trial:
-    number, state = int(entry["number"]), str(entry["state"])
-    if state not in STATES:
-        raise ValueError(f"trial {number} is {state!r}, which is none of {', '.join(STATES)}")
-    reached = tuple(Rung(float(r["epochs"]), _number(r["score"]), float(r["seconds"])) for r in entry["rungs"])
-    if len(reached) > rungs:
-        raise ValueError(f"trial {number} reached {len(reached)} rungs of {rungs}")
-    curve = tuple(map(_number, entry["curve"]))
-    return Trial(number, dict(entry["settings"]), state, str(entry.get("reason") or ""), reached, curve)
+    return SearchedField(name, low, high, log, choices, str(entry.get("when") or ""))
 
 
 def _number(value: float | None) -> float:

@@ -22,16 +22,15 @@ import yaml
 from crossalign.config import AdaptConfig, FinetuneConfig, SearchConfig, flatten, to_dict, update, validate
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import atomic_path
-from crossalign.recipes.space import Space, open_space
+from crossalign.recipes.space import Config, Space, open_space
 from crossalign.runs.folder import locked, write_config
 from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.runs.promotion import resources
 from crossalign.studies.reproduce import configured, read_setting
-from crossalign.studies.search.drive import RESUMED, SearchSession, base_work, check_base, drive, results_of
+from crossalign.studies.search.drive import base_work, check_base, drive, results_of
 from crossalign.studies.search.follow import Follower
-from crossalign.studies.search.jobs import Config, watched
 from crossalign.studies.search.journal import Journal
-from crossalign.studies.search.record import seconds_so_far, write_record
+from crossalign.studies.search.session import RESUMED, SearchSession
 from crossalign.studies.search.winner import train_winner
 from crossalign.studies.workers import WorkerPool, process_pool
 from crossalign.training.stops import Interrupted
@@ -138,7 +137,7 @@ def _base(config: SearchConfig, recipe: str) -> Config:
 
 def _ends(config: SearchConfig, base: Config) -> list[int]:
     """Epochs, or evaluations of a text run, at the end of each rung."""
-    most = base.loop.epochs if isinstance(base, AdaptConfig) else base.loop.steps // max(1, base.loop.evaluate_every)
+    most = base.loop.validations
     if not config.resources:
         return resources(most, config.rungs, config.factor)
     if config.resources[-1] != most or config.resources[0] < 1:
@@ -183,7 +182,7 @@ def _open(
         resolved = _resolve(update(base, alike), recipe, home, token, pool)
         with atomic_path(file) as temporary:
             temporary.write_text(yaml.safe_dump(asked | {"resolved": resolved}, sort_keys=False), encoding="utf-8")
-    journal = Journal(SearchFolder(home).journal, recipe, watched(base)[1], ends, config.factor)
+    journal = Journal(SearchFolder(home).journal, recipe, base.loop.watched.larger_is_better, ends, config.factor)
     return SearchSession(config, recipe, update(base, {"loop": resolved}), space, journal, home, token)
 
 
@@ -224,12 +223,12 @@ def _resolve(base: Config, recipe: str, home: Path, token: str, pool: WorkerPool
 
 def _run(search: SearchSession, pool: WorkerPool) -> list[str]:
     """One search to its end: the trials, the winner's seeds, the record. Returns what failed, a sentence each."""
-    started, before = time.monotonic(), seconds_so_far(search.home)
+    started, before = time.monotonic(), search.seconds_so_far()
     follower, journal = Follower(search), search.journal
     written, known = started, list[tuple[int, int]]()
 
     def record() -> None:
-        write_record(search, f"ASHA over {search.recipe}", before + time.monotonic() - started)
+        search.write_record(before + time.monotonic() - started)
 
     def follow(ended: list[int]) -> None:
         nonlocal written, known

@@ -19,8 +19,8 @@ from crossalign.core.progress import silence
 from crossalign.training.signals import catch_signals
 from crossalign.training.stops import Interrupted
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+T = TypeVar("T")
+R = TypeVar("R")
 ORPHAN_SECONDS = 60.0  # for the step and the checkpoint of a worker that nobody waits for any more
 STOP_SECONDS = 60.0  # for workers to save in
 POLL_SECONDS = 1.0
@@ -43,11 +43,11 @@ def start_worker(threads: int, device: str = "") -> None:
 
 def run_verb(config: Any, recipe: str, until: int | None = None) -> dict[str, Any]:
     """What the verb of ``config`` returns; with ``until`` it is paused at the end of that epoch, see ``training.loop``."""
-    from crossalign import adapt, finetune, pretrain
-    from crossalign.config import FinetuneConfig, PretrainConfig
+    import crossalign
+    from crossalign.recipes import verb_of
 
-    verb = pretrain if isinstance(config, PretrainConfig) else finetune if isinstance(config, FinetuneConfig) else adapt
-    return verb(config, recipe=recipe, quiet=True, until=until)
+    verb = getattr(crossalign, verb_of(type(config)))
+    return verb(config, recipe=recipe, quiet=True, until=until)  # type: ignore[no-any-return]
 
 
 def warm_up() -> None:
@@ -91,10 +91,10 @@ def process_pool(count: int, threads: int = 0) -> Iterator[WorkerPool]:
 
 def hand_out(
     pool: WorkerPool,
-    function: Callable[[Job], Result],
-    more: Callable[[Collection[Job]], Job | None],
-    look: Callable[[Collection[Job]], None] = lambda flying: None,
-) -> Generator[tuple[Job, Future[Result]], None, None]:
+    function: Callable[[T], R],
+    more: Callable[[Collection[T]], T | None],
+    look: Callable[[Collection[T]], None] = lambda flying: None,
+) -> Generator[tuple[T, Future[R]], None, None]:
     """Hand out jobs while there are any, and give each with its future when that is done; close it, as it catches signals.
 
     Args:
@@ -105,7 +105,7 @@ def hand_out(
     Raises:
         Interrupted: a signal came.
     """
-    flying: dict[Future[Result], Job] = {}
+    flying: dict[Future[R], T] = {}
     with catch_signals() as stopped:
         while True:
             while len(flying) < pool.free() and (job := more(flying.values())) is not None:

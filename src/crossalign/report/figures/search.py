@@ -13,7 +13,7 @@ from crossalign.report.figures.rungs import bound_losses, curve_figure, in_units
 from crossalign.report.searches import score_name, score_text, short_names
 from crossalign.report.tables import number_text, plain
 from crossalign.report.words import counted, number
-from crossalign.runs.search import Field, Search
+from crossalign.runs.search import SearchedField, SearchRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ GROUPS = (BLUE, 1.6, "best quarter"), (SKY, 1.2, "next quarter"), (MUTED, 0.8, "
 """Trials by their score at the first rung, the last without any: colour and width of their lines, and what they are called."""
 
 
-def search_figures(search: Search, suffix: str = "", where: str = "") -> tuple[list[Figure], list[str]]:
+def search_figures(search: SearchRecord, suffix: str = "", where: str = "") -> tuple[list[Figure], list[str]]:
     """Every figure that the search has data for, and a sentence for each that is left out for a reason to know of.
 
     ``suffix`` is that of the figures' names, ``where`` names the search in their captions, where there are several.
@@ -63,7 +63,7 @@ class Scale:
         return (x - low) / (high - low) if high != low else 0.5
 
 
-def scale_of(field: Field, values: list[Any]) -> Scale:
+def scale_of(field: SearchedField, values: list[Any]) -> Scale:
     """The axis of a field: its range, or its choices, and whatever trials have beside them."""
     if field.choices or any(isinstance(value, str | bool) or value is None for value in values):
         choices = tuple(dict.fromkeys(plain(value) for value in (*field.choices, *values)))
@@ -77,7 +77,7 @@ def scale_of(field: Field, values: list[Any]) -> Scale:
     return Scale(tuple((tick, number_text(tick)) for tick in dict.fromkeys(ticks)), low, high, log)
 
 
-def _score_scale(search: Search, scores: list[float]) -> Scale:
+def _score_scale(search: SearchRecord, scores: list[float]) -> Scale:
     if not scores:
         return Scale(())
     low, high = (min(scores), max(scores)) if search.larger_is_better else (max(scores), min(scores))
@@ -85,14 +85,14 @@ def _score_scale(search: Search, scores: list[float]) -> Scale:
     return Scale(tuple((tick, score_text(search, tick)) for tick in ticks), low, high)
 
 
-def quarters(search: Search) -> dict[int, int]:
+def quarters(search: SearchRecord) -> dict[int, int]:
     """0 for a trial in the best quarter by first-rung score, 1 for the next quarter, 2 for the lower half."""
     scores = sorted(search.scores(0), key=lambda pair: (-search.worth(pair[1]), pair[0].number))
     count = len(scores)
     return {t.number: 0 if 4 * i < count else 1 if 2 * i < count else 2 for i, (t, _) in enumerate(scores)}
 
 
-def parallel_figure(search: Search) -> Figure | None:
+def parallel_figure(search: SearchRecord) -> Figure | None:
     """Every trial as a line through its settings to its score at the end of the first rung."""
     from matplotlib.lines import Line2D
 
@@ -151,7 +151,7 @@ def _parallel_axes(axes: Axes, scales: list[Scale], absent: set[int]) -> None:
     axes.tick_params(length=0)
 
 
-def rate_figure(search: Search) -> Figure | None:
+def rate_figure(search: SearchRecord) -> Figure | None:
     """First-rung score against the learning rate."""
     rates: dict[int, Any] = {trial.number: trial.settings.get(search.rate) for trial in search.trials}
     rates = {number: rate for number, rate in rates.items() if isinstance(rate, int | float)}
@@ -161,10 +161,10 @@ def rate_figure(search: Search) -> Figure | None:
         return None
     figure = blank(9.6, 3.8)
     axes, colours, scored = figure.add_subplot(), rung_colours(search), {trial.number for trial, _ in scores}
-    for trial, score in sorted(scores, key=lambda pair: len(pair[0].rungs)):
+    for trial, score in sorted(scores, key=lambda pair: len(pair[0].scores)):
         x, y = rates[trial.number], in_units(search, score)
-        axes.plot(x, y, "o", color=colours[len(trial.rungs)], markersize=6, alpha=0.85, markeredgewidth=0)
-        if trial.state == "failed":
+        axes.plot(x, y, "o", color=colours[len(trial.scores)], markersize=6, alpha=0.85, markeredgewidth=0)
+        if trial.reason:
             axes.plot(x, y, "x", color=RED, markersize=9)
         if trial is search.winner:
             axes.plot(x, y, "o", color=INK, markersize=11, markerfacecolor="none", markeredgewidth=1.4)
@@ -191,7 +191,7 @@ def rate_figure(search: Search) -> Figure | None:
     return Figure("search-rate", title, f"{search.score} at the first rung by learning rate{{where}}.", figure)
 
 
-def importance_figure(search: Search) -> tuple[Figure | None, list[str]]:
+def importance_figure(search: SearchRecord) -> tuple[Figure | None, list[str]]:
     """Shares of importance of the settings for being in the best quarter at the first rung, or why they are not drawn."""
     scores = search.scores(0)
     if len(search.space) < 2 or not scores:
@@ -219,10 +219,10 @@ def importance_figure(search: Search) -> tuple[Figure | None, list[str]]:
     axes.set_xlim(0, min(108, 1.15 * max(percents) + 4))
     axes.set_xlabel("share of importance (%)")
     top = sum(group == 0 for group in quarters(search).values())
-    late = "What helps early need not help late, and " if len(search.rungs) > 1 else ""
+    late = "What helps early need not help late, and " if len(search.ends) > 1 else ""
     title = (
         f"Which settings decided whether a trial{{where}} came into the best quarter (PED-ANOVA of optuna), from the "
-        f"{len(scores)} scores at the end of the first rung ({search.unit} {search.rungs[0]:g}), where all trials had the same "
+        f"{len(scores)} scores at the end of the first rung ({search.unit} {search.ends[0]:g}), where all trials had the same "
         f"training. {late}{counted(top, 'trial')} in the best quarter make this "
         f"{'too rough to lean on' if top < ENOUGH_AT_TOP else 'rough'}."
     )
@@ -230,7 +230,7 @@ def importance_figure(search: Search) -> tuple[Figure | None, list[str]]:
     return Figure("search-importance", title, alt, figure), []
 
 
-def importances(search: Search) -> list[tuple[str, float]]:
+def importances(search: SearchRecord) -> list[tuple[str, float]]:
     """Each setting's share of importance by first-rung score, largest first; one that took a single value is left out.
 
     The evaluator is PED-ANOVA (Watanabe et al. 2023, "PED-ANOVA: efficiently quantifying hyperparameter importance in

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence, Set
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from crossalign.core.progress import progress
 from crossalign.studies.search.jobs import validations
@@ -16,7 +16,7 @@ from crossalign.studies.search.journal import Journal
 LOOK_SECONDS = 5.0  # between two looks into the folders of the trials in training
 
 
-class Board:
+class Board(AbstractContextManager["Board"]):
     """Bars on a terminal, and a line now and then in a log file.
 
     Args:
@@ -30,14 +30,11 @@ class Board:
         self._bar = progress(1, "epochs", initial=journal.epochs(), unit="epoch")
         self._rungs = [
             progress(1, f"rung of {end}", initial=len(scores), unit="trial", place=place)
-            for place, (end, scores) in enumerate(zip(journal.ends, journal.rungs()[0], strict=True), start=1)
+            for place, (end, scores) in enumerate(zip(journal.ends, journal.standing()[0], strict=True), start=1)
         ]
         self._looked, self._seen = 0.0, dict[int, int]()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         for bar in (*self._rungs[::-1], self._bar):
             bar.close()
 
@@ -46,7 +43,7 @@ class Board:
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked, self._seen = time.monotonic(), {trial: len(validations(self.folder(trial))) for trial in flying}
         live = sum(max(0, self._seen.get(trial, 0) - len(self.journal.trials[trial].curve)) for trial in flying)
-        scores, begun = self.journal.rungs()
+        scores, begun = self.journal.standing()
         expected = forecast([len(held) for held in scores], [len(trials) for trials in begun], self.asked, self.journal.factor)
         ends = self.journal.ends
         steps = [end - before for end, before in zip(ends, [0, *ends[:-1]], strict=True)]
@@ -58,7 +55,7 @@ class Board:
             _move(bar, len(held), count)
         best, there = self.journal.best(), "·".join(str(len(held)) for held in scores)
         if best is not None:
-            told = f"{there} at the rungs, best {abs(best.scores[-1]):.4g} of trial {best.number}"
+            told = f"{there} at the rungs, best {best.score:.4g} of trial {best.number}"
             self._bar.set_postfix_str(told, refresh=False)
 
 

@@ -8,61 +8,19 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-from crossalign.config import SearchConfig, update
 from crossalign.core.errors import UserError
-from crossalign.recipes.space import Space, nested
+from crossalign.recipes.space import Config
 from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.runs.promotion import Job
 from crossalign.studies.search.board import Board
-from crossalign.studies.search.jobs import Config, JobResult, Work, pack, train, unpack
-from crossalign.studies.search.journal import Journal
+from crossalign.studies.search.jobs import JobResult, Work, pack, train, unpack
+from crossalign.studies.search.session import SearchSession
 from crossalign.studies.workers import WorkerPool, hand_out
 from crossalign.training.stops import Interrupted
 
 SUSPECTS = 3  # trials that fail one after the other as if for something that is not theirs, before the base is tried again
 DEATHS = 2  # workers that a trial may cost
-RESUMED = ("trials", "workers", "threads", "seeds", "cluster", "output", "show_space", "keep_checkpoints", "tracking",
-           "set", "rungs")  # fmt: skip
-"""Settings in which a call may differ from the one that it goes on with; what the last two come to is compared itself."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchSession:
-    """One search: its base configuration, its space, its record and its folder."""
-
-    config: SearchConfig
-    recipe: str
-    base: Config
-    """Device, number format and compiling are resolved: they are the same for all trials."""
-    space: Space
-    journal: Journal
-    home: Path
-    token: str
-
-    def draw(self, number: int, attempt: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Settings of a trial, which hang on the seed, its number and the attempt alone, and their distributions."""
-        import numpy as np
-
-        seed = int(np.random.SeedSequence([self.config.seed, number, attempt]).generate_state(1)[0])
-        drawn = self.space.draw(self.base, seed)
-        return drawn, self.space.distributions(drawn)
-
-    def folder(self, trial: int) -> Path:
-        """The run folder of a trial."""
-        return SearchFolder(self.home).trials / f"{trial:04d}"
-
-    def settled(self, trial: int) -> Config:
-        """The configuration of a trial."""
-        config = update(self.base, nested(self.journal.trials[trial].settings))
-        return dataclasses.replace(config, output=self.folder(trial))
-
-    def work(self, job: Job) -> Work:
-        """``job`` for a worker."""
-        done = len(self.journal.trials[job.trial].curve)
-        until, threads = self.journal.ends[job.rung], self.config.threads
-        return Work(self.settled(job.trial), self.recipe, until, self.home, self.token, done=done, threads=threads)
 
 
 def results_of(
@@ -155,7 +113,7 @@ class _Drive:
         if job is None:
             return None
         self.journal.begin(job)
-        work = self.search.work(job)
+        work = self.search.work(self.search.settled(job.trial), job)
         if work.done and not any(RunFolder(work.config.output).checkpoints.glob("*")):
             self.journal.trained_again(job.trial, work.done)
         self.jobs[work.config.output] = job

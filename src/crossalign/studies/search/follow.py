@@ -15,8 +15,7 @@ from typing import Any
 from crossalign.config import flatten, to_dict
 from crossalign.runs.folder import read_json
 from crossalign.runs.names import RunFolder, SearchFolder
-from crossalign.studies.search.drive import RESUMED, SearchSession
-from crossalign.studies.search.jobs import watched
+from crossalign.studies.search.session import RESUMED, SearchSession
 from crossalign.training.tracking import RETRY_SECONDS, SEND_SECONDS, Status, log_results, summary
 
 
@@ -43,9 +42,8 @@ class Follower:
         """The run of the search, brought up to date."""
         self._next = time.monotonic() + SEND_SECONDS
         search, best = self.search, self.search.journal.best()
-        name, larger = watched(search.base)
         values = {"epochs": float(search.journal.epochs()), "trials": float(len(search.journal.trials))}
-        values |= {f"best/{name}": best.scores[-1] * (1 if larger else -1)} if best else {}
+        values |= {f"best/{search.base.loop.watched.name}": best.score} if best else {}
         lasting = {key: value for key, value in to_dict(search.config).items() if key not in RESUMED}
         params = flatten(lasting) | {"recipe": search.recipe, "set": " ".join(search.config.set)}
         self._parent = self._send(search.home, f"search {search.recipe}", params, values, status, "") or self._parent

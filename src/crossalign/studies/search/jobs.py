@@ -23,17 +23,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig
 from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir
 from crossalign.core.progress import silence
+from crossalign.recipes.space import Config
 from crossalign.runs.folder import InUse, locked
 from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.studies.search.cluster import stoppable
 from crossalign.studies.workers import ORPHAN_SECONDS, run_verb
 from crossalign.training.stops import DiskFull, Diverged, Interrupted, NoRoom, Paused
 
-Config = AdaptConfig | PretrainConfig | FinetuneConfig
 NOT_SHIPPED = (".lock", "mlflow.db", "mlartifacts")
 END = 1024  # zeros at the end of an archive
 TELL_SECONDS = 60.0
@@ -68,7 +67,7 @@ class JobResult:
     curve: list[float] = dataclasses.field(default_factory=list)
     """The validation number after each epoch from the first on."""
     score: float = 0.0
-    """Larger is better."""
+    """At the rung's end: of what a run keeps of its weights."""
     seconds: float = 0.0
     """Wall clock of this job."""
     reason: str = ""
@@ -83,11 +82,6 @@ class JobResult:
     """The worker shares no disk with the search, and lacks the trial's folder."""
     files: bytes | None = None
     """The run's folder, from such a worker."""
-
-
-def watched(config: Config) -> tuple[str, bool]:
-    """The validation number that a search looks at, and whether larger is better: accuracy, or the loss of a text run."""
-    return ("accuracy", True) if isinstance(config, AdaptConfig) else ("loss", False)
 
 
 def train(work: Work) -> JobResult:
@@ -212,15 +206,13 @@ def _patiently(job: Callable[[], JobResult], stop: threading.Event | None) -> Jo
 
 
 def _outcome(work: Work) -> JobResult:
-    name, larger = watched(work.config)
+    name, folder = work.config.loop.watched.name, work.config.output
     try:
         run_verb(work.config, work.recipe, work.until)
     except Paused as paused:
         curve = [numbers[name] for numbers in paused.result.history]
-        if not curve:
-            return JobResult()
-        score = max(curve) if larger else -curve[-1]  # adapt keeps its best epoch, a text run its last weights
-        return JobResult(curve, score) if math.isfinite(score) else JobResult(curve, reason=f"the validation {name} is {score}")
+        score = paused.result.best.get(name, 0.0)  # none where no epoch was asked for
+        return JobResult(curve, score, reason="" if math.isfinite(score) else f"the validation {name} is {score}")
     except InUse:
         raise
     except Interrupted as error:  # somebody told this worker alone: the run is saved
@@ -229,14 +221,15 @@ def _outcome(work: Work) -> JobResult:
         return JobResult(stopped=str(error))
     except UserError as error:
         return JobResult(reason=str(error), bad_input=True)
-    except Diverged as error:
-        return JobResult(_curve(work.config.output, name), reason=str(error))
     except Exception as error:
-        return _failure(error, work.config.output, name)
+        curve = [row[name] for row in validations(folder) if isinstance(row.get(name), float)]
+        if isinstance(error, Diverged):
+            return JobResult(curve, reason=str(error))
+        return _failure(error, folder.with_suffix(".error.txt"), curve)
     return JobResult()
 
 
-def _failure(error: Exception, folder: Path, name: str) -> JobResult:
+def _failure(error: Exception, trace: Path, curve: list[float]) -> JobResult:
     """What comes of a job that ended by an exception that nobody foresaw; its trace is left beside the run's folder."""
     import torch
 
@@ -245,7 +238,6 @@ def _failure(error: Exception, folder: Path, name: str) -> JobResult:
     text = " ".join(str(error).split())[:300]
     if is_full(error):
         return JobResult(stopped=text)
-    trace = folder.with_suffix(".error.txt")
     with contextlib.suppress(OSError):
         trace.write_text(traceback.format_exc(), encoding="utf-8")
     memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
@@ -254,11 +246,7 @@ def _failure(error: Exception, folder: Path, name: str) -> JobResult:
             torch.cuda.synchronize()
         except Exception:  # a failed kernel leaves a process in which every other call fails too
             _broken.set()
-    return JobResult(_curve(folder, name), reason=f"{'out of memory' if memory else type(error).__name__}: {text}")
-
-
-def _curve(folder: Path, name: str) -> list[float]:
-    return [row[name] for row in validations(folder) if isinstance(row.get(name), float)]
+    return JobResult(curve, reason=f"{'out of memory' if memory else type(error).__name__}: {text}")
 
 
 def validations(folder: Path) -> list[dict[str, Any]]:

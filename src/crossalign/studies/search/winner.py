@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Collection
 from pathlib import Path
 
 import yaml
 
-from crossalign.config import AdaptConfig
 from crossalign.core.progress import progress
+from crossalign.recipes.space import Config
 from crossalign.runs.folder import differences
 from crossalign.runs.names import RunFolder, SearchFolder
-from crossalign.studies.search.drive import DEATHS, SearchSession, results_of
-from crossalign.studies.search.jobs import Config, Work
+from crossalign.studies.search.drive import DEATHS, results_of
+from crossalign.studies.search.session import SearchSession
 from crossalign.studies.workers import WorkerPool
 
 
@@ -27,18 +26,19 @@ def train_winner(search: SearchSession, trial: int, pool: WorkerPool) -> list[st
     Raises:
         Interrupted: see :func:`results_of`.
     """
-    _drop_overtaken(search, trial)
-    configs = [seeded(search, trial, seed) for seed in range(1, search.config.seeds + 1)]
-    waiting = [_work(search, config) for config in configs if not RunFolder(config.output).result.is_file()]
+    for folder in sorted(SearchFolder(search.home).winner.glob("seed-*")):
+        number = int(folder.name.removeprefix("seed-")) - search.config.seed
+        file, config = RunFolder(folder).config, seeded(search, trial, search.base.seed + number)
+        if not file.is_file() or differences(config, yaml.safe_load(file.read_text(encoding="utf-8"))):
+            shutil.rmtree(folder)
+    chose = search.base.seed
+    configs = [seeded(search, trial, seed) for seed in range(chose + 1, chose + 1 + search.config.seeds)]
+    waiting = [search.work(config) for config in configs if not RunFolder(config.output).result.is_file()]
     if configs:
         search.journal.mark_scored(trial)
     failed, deaths = [], Counter[Path]()
-
-    def more(flying: Collection[Work]) -> Work | None:
-        return waiting.pop(0) if waiting else None
-
     with progress(len(waiting), "winner's seeds", unit="run") as bar:
-        for work, result in results_of(pool, more):
+        for work, result in results_of(pool, lambda flying: waiting.pop(0) if waiting else None):
             deaths[work.config.output] += bool(result.died)
             if result.died and deaths[work.config.output] < DEATHS:
                 waiting.append(work)
@@ -50,19 +50,5 @@ def train_winner(search: SearchSession, trial: int, pool: WorkerPool) -> list[st
 
 
 def seeded(search: SearchSession, trial: int, seed: int) -> Config:
-    """A trial's settings for one of the final runs; ``seed`` counts from 1, as the base's own is the one that chose."""
-    config = search.settled(trial)
-    seed += config.seed
-    config = dataclasses.replace(config, seed=seed, output=SearchFolder(search.home).winner / f"seed-{seed}")
-    return dataclasses.replace(config, score_test=True) if isinstance(config, AdaptConfig) else config
-
-
-def _drop_overtaken(search: SearchSession, trial: int) -> None:
-    for folder in sorted(SearchFolder(search.home).winner.glob("seed-*")):
-        file, seed = RunFolder(folder).config, int(folder.name.removeprefix("seed-")) - search.config.seed
-        if not file.is_file() or differences(seeded(search, trial, seed), yaml.safe_load(file.read_text(encoding="utf-8"))):
-            shutil.rmtree(folder)
-
-
-def _work(search: SearchSession, config: Config) -> Work:
-    return Work(config, search.recipe, None, search.home, search.token, threads=search.config.threads)
+    """A trial's settings for one of the final runs."""
+    return dataclasses.replace(search.settled(trial), seed=seed, output=SearchFolder(search.home).winner / f"seed-{seed}")
