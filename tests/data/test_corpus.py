@@ -335,13 +335,13 @@ def write_bad(folder: Path) -> Iterator[tuple[str, str]]:
     yield put("f.txt", b"caf\xc3\xa9 \xff"), r"f.txt is not UTF-8 text \(byte 6\)"
     yield put("g.parquet", b"PAR1 cut off"), "cannot read parquet file g.parquet"
     yield put("h.txt", b" \n"), "the corpus has no text: its 1 documents are empty"
-    yield put("i.csv", b"a,b"), "is no text that is read here"
+    yield put("i.csv", b"a,b"), r"corpus source .*i.csv' is no .txt"
     pq.write_table(pa.table({"text": [1], "body": ["x"]}), folder / "j.parquet")
     yield str(folder / "j.parquet"), "column 'text' of j.parquet holds int64, not text; the columns are text, body"
     pq.write_table(pa.table({"body": ["x"]}), folder / "k.parquet")
     yield str(folder / "k.parquet"), "k.parquet has no 'text', only body"
     (folder / "empty").mkdir()
-    yield str(folder / "empty"), "holds no text"
+    yield str(folder / "empty"), "holds no .txt"
     yield str(folder / "nowhere"), "does not exist"
     yield "", "corpus source '' does not exist"
 

@@ -15,8 +15,8 @@ import torch
 from pictures import THREE, check_rows, open_source, png, sizes
 
 from crossalign.core.errors import UserError
-from crossalign.data.hub import load_hub
 from crossalign.data.images import decode as decoding
+from crossalign.data.records import load_hub
 
 # -- digits --
 

@@ -1,19 +1,21 @@
 """Rows of files, whatever their format: tables in parquet files or of the hub, JSON lines and lists, lines of text.
 
-Nothing is read before it is asked for, tables are read in order from any row on, and each row has a name for messages.
+Nothing is read before it is asked for, rows are read in order from any one on, and each has a name for messages.
 """
 
 from __future__ import annotations
 
-import bisect
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from crossalign.core.errors import UserError
+from crossalign.core.errors import UserError, missing_extra
+from crossalign.core.refs import Ref
 from crossalign.data.sources import Raw, title_of
 
 IMAGE_COLUMNS = ("img", "image")
@@ -22,20 +24,49 @@ ROWS = 64  # read at a time
 IN_MEMORY_BYTES = 1 << 30
 """Encoded images that a parquet table keeps in memory for :meth:`Table.image`; beyond it, row groups are read again."""
 
+Row: TypeAlias = tuple[Any, str, int, int]
+"""A record, its name for messages, its place and the next one's: bytes in .jsonl, else numbers of rows."""
 
-class _Table:
-    """What tables of both kinds have."""
 
-    title: str
-    """For messages."""
-    names: list[str]
-    """Of the columns."""
-    files: tuple[Path, ...]
-    """What it is read from."""
+class Table:
+    """Rows with named columns; images stay encoded."""
 
-    def typed(self, kind: str) -> list[str]:
-        """Columns that the hub's metadata describes as ``kind``, such as Image or ClassLabel."""
+    def __init__(self, schema: Any, title: str, files: Sequence[Path]) -> None:
+        self.schema, self.title, self.files = schema, title, tuple(files)
+        self.names: list[str] = schema.names
+        self._metadata: dict[bytes, bytes] = schema.metadata or {}
+        self.note = self._text(b"source")
+
+    def __len__(self) -> int:
         raise NotImplementedError
+
+    def row_name(self, row: int) -> str:
+        """A row, in words."""
+        return f"{self.title} row {row}"
+
+    def batches(self, columns: list[str] | None = None, start: int = 0) -> Iterator[tuple[Path | None, Any]]:
+        """Rows from ``start`` on as Arrow has them, a few at a time, each with the folder that paths in it count from."""
+        raise NotImplementedError
+
+    def image(self, column: str, row: int) -> Raw:
+        """The image of a row, still encoded."""
+        raise NotImplementedError
+
+    def images(self, column: str) -> Iterator[Raw]:
+        """All images of a column, in order, still encoded."""
+        for folder, batch in self.batches([column]):
+            yield from (_raw(cell, folder) for cell in batch.column(0).to_pylist())
+
+    def column(self, name: str) -> list[Any]:
+        """All cells of a column."""
+        return [cell for _, batch in self.batches([name]) for cell in batch.column(0).to_pylist()]
+
+    def rows(self, columns: list[str] | None = None, start: int = 0) -> Iterator[Row]:
+        """Rows from ``start`` on, with some of the columns or all."""
+        for _, batch in self.batches(columns, start):
+            for number, record in enumerate(batch.to_pylist(), start):
+                yield record, self.row_name(number), number, number + 1
+            start += batch.num_rows
 
     def find(self, kind: str, usual: tuple[str, ...], typed: str = "") -> str:
         """The first of the usual columns, else the first that the hub's metadata types as such.
@@ -43,92 +74,24 @@ class _Table:
         Raises:
             UserError: there is none.
         """
-        for name in (*usual, *(self.typed(typed) if typed else [])):
+        for name in (*usual, *(self._typed(typed) if typed else [])):
             if name in self.names:
                 return name
         raise UserError(f"{self.title} has no {kind} column ({' or '.join(usual)}), only {', '.join(self.names)}; rename one")
 
+    def image_column(self, name: str = "") -> str:
+        """The column of images, which may be named.
 
-class ParquetTable(_Table):
-    """Rows with named columns in parquet files, one after the other."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        import pyarrow.parquet as pq
-
-        self.files, self.title = tuple(files), title_of(files)
-        with reading(files[0]):
-            self.schema = pq.read_schema(files[0])
-        self.names = self.schema.names
-        self._metadata: dict[bytes, bytes] = self.schema.metadata or {}
-        self.note = self._text(b"source")
-        self._kept: dict[int, list[Any]] = {}
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return self._groups[1][-1]
-
-    def row_name(self, row: int) -> str:
-        """A row, in words."""
-        starts = self._groups[2]
-        file = bisect.bisect_right(starts, row) - 1
-        return f"{self.files[file].name} row {row - starts[file]}"
-
-    def typed(self, kind: str) -> list[str]:
-        return [name for name, value in self._features.items() if isinstance(value, dict) and value.get("_type") == kind]
-
-    def class_names(self, column: str) -> Sequence[str] | None:
-        """Names of the classes that whole numbers in a column stand for; None where none are given."""
-        names = self._features.get(column, {}).get("names") if column in self.typed("ClassLabel") else None
-        if names:
-            return [str(name) for name in names]
-        plain = self._text(b"class_names")
-        return [name.strip() for name in plain.split(",")] if plain else None
-
-    def column(self, name: str) -> list[Any]:
-        """All cells of a column."""
-        import pyarrow.parquet as pq
-
-        cells: list[Any] = []
-        for file in self.files:
-            with reading(file):
-                cells += pq.read_table(file, columns=[name]).column(name).to_pylist()
-        return cells
-
-    def records(self, columns: list[str] | None = None, start: int = 0) -> Iterator[dict[str, Any]]:
-        """Rows from ``start`` on, with some of the columns or all, a few in memory at a time."""
-        for _, batch in self._batches(columns, start):
-            yield from batch.to_pylist()
-
-    def images(self, column: str) -> Iterator[Raw]:
-        """All images of a column, in order, still encoded."""
-        for file, batch in self._batches([column]):
-            yield from (raw_cell(cell, file.parent) for cell in batch.column(0).to_pylist())
-
-    def image(self, column: str, row: int) -> Raw:
-        """The image of a row, still encoded."""
-        import pyarrow.parquet as pq
-
-        places, starts, _ = self._groups
-        number = bisect.bisect_right(starts, row) - 1
-        owner, group = places[number]
-        file = self.files[owner]
-        if number not in self._kept:
-            with reading(file):
-                cells = pq.ParquetFile(file).read_row_group(group, columns=[column]).column(0)
-            if self._bytes + cells.nbytes > IN_MEMORY_BYTES:
-                self._kept.clear()
-                self._bytes = 0
-            self._kept[number] = cells.to_pylist()
-            self._bytes += cells.nbytes
-        return raw_cell(self._kept[number][row - starts[number]], file.parent)
-
-    def check_images(self, column: str) -> None:
-        """Raise UserError for a column of images that holds names or numbers."""
+        Raises:
+            UserError: there is none, or it holds names or numbers.
+        """
         import pyarrow as pa
 
-        kind = self.schema.field(column).type
+        name = name or self.find("image", IMAGE_COLUMNS, "Image")
+        kind = self.schema.field(name).type
         if not any(check(kind) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_struct)):
-            raise UserError(f"column '{column}' of {self.title} holds {kind}; encoded images (PNG, JPEG bytes) are expected")
+            raise UserError(f"column '{name}' of {self.title} holds {kind}; encoded images (PNG, JPEG bytes) are expected")
+        return name
 
     def check_text(self, column: str) -> None:
         """Raise UserError unless there is such a column, of text."""
@@ -143,37 +106,17 @@ class ParquetTable(_Table):
                 f"column '{column}' of {self.title} holds {kind}, not text; the columns are {', '.join(self.names)}"
             )
 
-    def _batches(self, columns: list[str] | None, start: int = 0) -> Iterator[tuple[Path, Any]]:
-        """Record batches of all rows from ``start`` on, each with its file."""
-        import pyarrow.parquet as pq
+    def class_names(self, column: str) -> Sequence[str] | None:
+        """Names of the classes that whole numbers in a column stand for; None where none are given."""
+        names = self._features.get(column, {}).get("names") if column in self._typed("ClassLabel") else None
+        if names:
+            return [str(name) for name in names]
+        plain = self._text(b"class_names")
+        return [name.strip() for name in plain.split(",")] if plain else None
 
-        places, starts, _ = self._groups
-        for owner, file in enumerate(self.files):
-            numbers = [n for n, (of, _) in enumerate(places) if of == owner and starts[n + 1] > start]
-            if not numbers:
-                continue
-            skip = max(0, start - starts[numbers[0]])
-            with reading(file), pq.ParquetFile(file) as opened:
-                for batch in opened.iter_batches(ROWS, row_groups=[places[n][1] for n in numbers], columns=columns):
-                    if skip < batch.num_rows:
-                        yield file, batch.slice(skip)
-                    skip = max(0, skip - batch.num_rows)
-
-    @cached_property
-    def _groups(self) -> tuple[list[tuple[int, int]], list[int], list[int]]:
-        """Row groups as (file, number in it); the first row of each, and of what follows the last; that of each file."""
-        import pyarrow.parquet as pq
-
-        places: list[tuple[int, int]] = []
-        starts, files = [0], []
-        for owner, file in enumerate(self.files):
-            with reading(file):
-                metadata = pq.read_metadata(file)
-            files.append(starts[-1])
-            for group in range(metadata.num_row_groups):
-                places.append((owner, group))
-                starts.append(starts[-1] + metadata.row_group(group).num_rows)
-        return places, starts, files
+    def _typed(self, kind: str) -> list[str]:
+        """Columns that the hub's metadata describes as ``kind``, such as Image or ClassLabel."""
+        return [name for name, value in self._features.items() if isinstance(value, dict) and value.get("_type") == kind]
 
     @cached_property
     def _features(self) -> dict[str, Any]:
@@ -188,57 +131,138 @@ class ParquetTable(_Table):
         return self._metadata.get(key, b"").decode("utf-8", "replace")
 
 
-class HubTable(_Table):
-    """The same of a set as ``datasets`` loads it; images stay encoded in its memory map."""
+class ParquetTable(Table):
+    """Rows of parquet files, one after the other."""
 
-    def __init__(self, rows: Any, title: str) -> None:
-        self.rows, self.title, self.names = rows, title, list(rows.column_names)
-        self.files = tuple(Path(entry["filename"]) for entry in rows.cache_files)
-        self._encoded: dict[str, Any] = {}
+    def __init__(self, files: Sequence[Path]) -> None:
+        import pyarrow.parquet as pq
+
+        with _reading(files[0]):
+            super().__init__(pq.read_schema(files[0]), title_of(files), files)
+        self._kept: dict[int, list[Any]] = {}
+        self._bytes = 0
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self._groups[-1][0]
 
     def row_name(self, row: int) -> str:
-        return f"{self.title} row {row}"
-
-    def typed(self, kind: str) -> list[str]:
-        import datasets
-
-        return [name for name, feature in self.rows.features.items() if isinstance(feature, getattr(datasets, kind))]
-
-    def class_names(self, column: str) -> Sequence[str] | None:
-        return self.rows.features[column].names if column in self.typed("ClassLabel") else None
-
-    def column(self, name: str) -> list[Any]:
-        return list(self.rows[name][:])
-
-    def records(self, columns: list[str] | None = None, start: int = 0) -> Iterator[dict[str, Any]]:
-        rows = self.rows if columns is None else self.rows.select_columns(columns)
-        for batch in rows.select(range(start, len(rows))).iter(ROWS):
-            yield from (dict(zip(batch, cells, strict=True)) for cells in zip(*batch.values(), strict=True))
-
-    def images(self, column: str) -> Iterator[Raw]:
-        for batch in self._undecoded(column).iter(ROWS):
-            yield from (raw_cell(cell, None) for cell in batch[column])
+        _, first, file, _ = self._groups[self._group(row)]
+        return f"{file.name} row {row - first}"
 
     def image(self, column: str, row: int) -> Raw:
-        return raw_cell(self._undecoded(column)[row][column], None)
+        import pyarrow.parquet as pq
 
-    def _undecoded(self, column: str) -> Any:
-        if column not in self._encoded:
-            import datasets
+        place = self._group(row)
+        start, _, file, number = self._groups[place]
+        if place not in self._kept:
+            with _reading(file):
+                cells = pq.ParquetFile(file).read_row_group(number, columns=[column]).column(0)
+            if self._bytes + cells.nbytes > IN_MEMORY_BYTES:
+                self._kept.clear()
+                self._bytes = 0
+            self._kept[place] = cells.to_pylist()
+            self._bytes += cells.nbytes
+        return _raw(self._kept[place][row - start], file.parent)
 
-            encoded = self.rows.select_columns([column])
-            decodes = column in self.typed("Image")
-            self._encoded[column] = encoded.cast_column(column, datasets.Image(decode=False)) if decodes else encoded
-        return self._encoded[column]
+    def batches(self, columns: list[str] | None = None, start: int = 0) -> Iterator[tuple[Path | None, Any]]:
+        import pyarrow.parquet as pq
+
+        groups = [group for group, (end, *_) in pairwise(self._groups) if end > start]
+        for file, some in groupby(groups, key=lambda group: group[2]):
+            (first, _, _, number), *others = some
+            skip = max(0, start - first)
+            with _reading(file), pq.ParquetFile(file) as opened:
+                for column in set(columns or ()) - set(opened.schema_arrow.names):  # which the first file has
+                    raise no_column(file.name, column, opened.schema_arrow.names)
+                numbers = [number, *(number for *_, number in others)]
+                for batch in opened.iter_batches(ROWS, row_groups=numbers, columns=columns):
+                    if skip < batch.num_rows:
+                        yield file.parent, batch.slice(skip)
+                    skip = max(0, skip - batch.num_rows)
+
+    def _group(self, row: int) -> int:
+        return bisect_right(self._groups, row, key=lambda group: group[0]) - 1
+
+    @cached_property
+    def _groups(self) -> list[tuple[int, int, Path, int]]:
+        """Row groups as (first row, first row of the file, file, number in it), and what follows the last."""
+        import pyarrow.parquet as pq
+
+        groups, start = [], 0
+        for file in self.files:
+            with _reading(file):
+                metadata = pq.read_metadata(file)
+            first = start
+            for number in range(metadata.num_row_groups):
+                groups.append((start, first, file, number))
+                start += metadata.row_group(number).num_rows
+        return [*groups, (start, start, Path(), 0)]
 
 
-Table = ParquetTable | HubTable
+class HubTable(Table):
+    """Rows of a set as ``datasets`` loads it, in its memory map."""
+
+    def __init__(self, rows: Any, title: str) -> None:
+        super().__init__(rows.features.arrow_schema, title, [Path(entry["filename"]) for entry in rows.cache_files])
+        self._rows = rows.with_format("arrow")  # so that nothing is decoded
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def image(self, column: str, row: int) -> Raw:
+        return _raw(self._rows[row].column(column)[0].as_py(), None)
+
+    def batches(self, columns: list[str] | None = None, start: int = 0) -> Iterator[tuple[Path | None, Any]]:
+        rows = self._rows if columns is None else self._rows.select_columns(columns)
+        for batch in rows.select(range(start, len(rows))).iter(ROWS):
+            yield None, batch
 
 
-def raw_cell(cell: Any, folder: Path | None) -> Raw:
+def open_table(source: Path | str) -> Table:
+    """A parquet file, or the training split of a set of the hub, else its only one.
+
+    Raises:
+        UserError: it cannot be opened; or the set has several splits, none of them named train.
+    """
+    if isinstance(source, Path):
+        return ParquetTable([source])
+    loaded = load_hub(source)
+    if "train" not in loaded and len(loaded) > 1:
+        raise UserError(f"{source} has no split named train, only {', '.join(map(str, loaded))}")
+    return HubTable(loaded["train"] if "train" in loaded else next(iter(loaded.values())), source)
+
+
+def load_hub(ref: str) -> Any:
+    """The splits of a set of the hub as ``datasets`` loads them, rows in a memory map.
+
+    Args:
+        ref: hf:ORG/NAME, hf:ORG/NAME:CONFIGURATION for a set that has several, then @REVISION; or hf: and a local folder
+            that ``datasets`` understands.
+
+    Raises:
+        UserError: the package is missing, or the set cannot be opened.
+    """
+    parts = Ref(ref, ())
+    try:
+        import datasets
+    except ImportError as error:
+        raise missing_extra("datasets", "hub", f"data source {ref}") from error
+    path, configuration = str(Path(parts.rest).expanduser()), ""
+    is_local = Path(path).exists()
+    if not is_local:
+        path, _, configuration = parts.name.partition(":")
+        path = str(Path(path).expanduser()) if path.startswith(("~", "/", ".")) else path
+    try:
+        return datasets.load_dataset(path, configuration or None, revision=(not is_local and parts.revision) or None)
+    except Exception as error:  # the hub, the network and each set's own files fail in many ways
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"cannot open {ref} ({type(error).__name__}: {reason}); check the name and the network, or give a "
+            "local file or folder"
+        ) from error
+
+
+def _raw(cell: Any, folder: Path | None) -> Raw:
     """A cell of an image column: bytes, or the hub's {bytes, path}, where the path is used if there are no bytes.
 
     Paths count from ``folder``; None is for those that ``datasets`` made itself, into its own cache.
@@ -261,7 +285,7 @@ def raw_cell(cell: Any, folder: Path | None) -> Raw:
 
 
 @contextmanager
-def reading(file: Path) -> Iterator[None]:
+def _reading(file: Path) -> Iterator[None]:
     """Raise UserError for a parquet file that turns out not to be one, or not a whole one."""
     import pyarrow as pa
 
@@ -277,8 +301,8 @@ def no_column(where: str, column: str, present: Sequence[str]) -> UserError:
     return UserError(f"{where} has no '{column}', only {', '.join(present) or 'nothing'}; name the text's column or key")
 
 
-def json_lines(path: Path, start: int = 0) -> Iterator[tuple[dict[str, Any], str, int, int]]:
-    """Objects of a .jsonl file from byte ``start`` on, with their place in words, their byte and the next.
+def json_lines(path: Path, start: int = 0, title: str = "") -> Iterator[Row]:
+    """Objects of a .jsonl file from byte ``start`` on; ``title`` names it in messages, by default its own name.
 
     Raises:
         UserError: a line that is no JSON object.
@@ -291,9 +315,9 @@ def json_lines(path: Path, start: int = 0) -> Iterator[tuple[dict[str, Any], str
             number, this, place = number + 1, place, place + len(line)
             if not line.strip():
                 continue
-            where = f"{path.name} line {number}"
+            where = f"{title or path.name} line {number}"
             try:
-                record = json.loads(line)
+                record = json.loads(line.rstrip(b"\r\n"))
             except ValueError as error:
                 raise UserError(f"{where} is not valid JSON ({error}): mend or remove it") from error
             if not isinstance(record, dict):
@@ -301,7 +325,7 @@ def json_lines(path: Path, start: int = 0) -> Iterator[tuple[dict[str, Any], str
             yield record, where, this, place
 
 
-def json_list(path: Path) -> list[Any]:
+def json_list(path: Path) -> Iterator[Row]:
     """The entries of a .json file.
 
     Raises:
@@ -313,7 +337,7 @@ def json_list(path: Path) -> list[Any]:
         raise UserError(f"{path.name} is not valid JSON ({error}); one object a line is .jsonl") from error
     if not isinstance(value, list):
         raise UserError(f"{path.name} holds {type(value).__name__}; it should be a list of objects")
-    return value
+    yield from ((record, f"{path.name} entry {number}", number, number + 1) for number, record in enumerate(value))
 
 
 def whole_text(path: Path, fault: Callable[[Exception], str], encoding: str = "utf-8") -> str:

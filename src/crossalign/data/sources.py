@@ -12,6 +12,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from crossalign.core.errors import UserError
+from crossalign.core.refs import Ref
+
 Raw: TypeAlias = Path | bytes | np.ndarray | Image.Image | None
 """An image before decoding: a file, its bytes, uint8 values (H, W) or (H, W, 3), a picture; None where missing."""
 
@@ -61,12 +64,49 @@ def by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     return found
 
 
-def without_other_splits(folder: Path, files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Files to train on, and those left out: where one is named train, or lies in a folder of that name, those that are
-    named test or validation likewise are others."""
-    splits = by_split(folder, files)
-    others = {*splits.get("test", ()), *splits.get("validation", ())} if "train" in splits else set()
-    return [file for file in files if file not in others], [file for file in files if file in others]
+def text_sources(
+    names: Sequence[str], kind: str, suffixes: Collection[str], levels: int = 0, others: Sequence[str] = ()
+) -> tuple[list[Path | str], list[str]]:
+    """Files of text to train on and sets of the hub, in the order of their names, and the names of files left out.
+
+    A folder gives its files, but for those of other splits: where one is named train, or lies in a folder of that name, these
+    are those that are named test or validation likewise.
+
+    Args:
+        names: what the user names.
+        kind: a word for messages, such as corpus.
+        suffixes: of files that are read; "" also takes a file without one, if it is named itself.
+        levels: of folders, see :func:`files_below`.
+        others: names that stay as they are, like those of sets of the hub.
+
+    Raises:
+        UserError: nothing is named or lies there, or a kind of file that is not read.
+    """
+    kinds = ", ".join(filter(None, suffixes))
+    found: list[Path | str] = []
+    left_out: list[str] = []
+    known = f"a file ({kinds}), a folder of them, {', '.join([*others, 'or hf:ORG/NAME'])}"
+    if not names:
+        raise UserError(f"{kind} data has no source: give {known}")
+    for name in names:
+        path = Path(name).expanduser()
+        if name in others or Ref(name, ()).kind == "hf":
+            found.append(name)
+        elif name and path.is_dir():
+            files = [file for file in files_below(path, {*suffixes} - {""}, levels) if file.is_file()]
+            if not files:
+                raise UserError(f"{kind} folder '{name}' holds no {kinds}; fill it or name another")
+            splits = by_split(path, files)
+            apart = {*splits.get("test", ()), *splits.get("validation", ())} if "train" in splits else set()
+            found += [file for file in files if file not in apart]
+            left_out += [file.name for file in files if file in apart]
+        elif not path.is_file():
+            raise UserError(f"{kind} source '{name}' does not exist: give {known}")
+        elif path.suffix.lower() not in suffixes:
+            raise UserError(f"{kind} source '{name}' is no {kinds}: convert it to one")
+        else:
+            found.append(path)
+    return found, left_out
 
 
 def files_below(folder: Path, suffixes: Collection[str], levels: int = 0) -> list[Path]:

@@ -15,9 +15,17 @@ import numpy as np
 from crossalign.core.errors import UserError, missing_extra, unknown
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
-from crossalign.data.hub import load_hub
-from crossalign.data.records import IMAGE_COLUMNS, HubTable, ParquetTable, Table
-from crossalign.data.sources import EXTENSIONS, SPLITS, ImageListing, Listings, by_split, file_identity, files_below, split_name
+from crossalign.data.records import HubTable, ParquetTable, Table, load_hub
+from crossalign.data.sources import (
+    EXTENSIONS,
+    SPLITS,
+    ImageListing,
+    Listings,
+    by_split,
+    file_identity,
+    files_below,
+    split_name,
+)
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label", "class", "target")
 
@@ -92,9 +100,7 @@ def _hub(name: str) -> Listings:
 
 
 def _listing(table: Table, title: str, *identity: Any) -> ImageListing:
-    image, label = table.find("image", IMAGE_COLUMNS, "Image"), table.find("label", LABEL_COLUMNS, "ClassLabel")
-    if isinstance(table, ParquetTable):
-        table.check_images(image)
+    image, label = table.image_column(), table.find("label", LABEL_COLUMNS, "ClassLabel")
     names = [table.row_name(row) for row in range(len(table))]
     labels, classes = _labels(table.column(label), table.class_names(label), label, names, table.title)
     known_by = [image, file_identity(table.files), *identity]

@@ -18,9 +18,8 @@ from crossalign.config import PairsConfig
 from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
-from crossalign.data.hub import load_hub
 from crossalign.data.pairs.openmoji import openmoji_file
-from crossalign.data.records import IMAGE_COLUMNS, HubTable, ParquetTable, Table
+from crossalign.data.records import HubTable, ParquetTable, Table, load_hub
 from crossalign.data.sources import EXTENSIONS, Raw, by_split, file_identity, files_below, split_name, title_of
 
 TEXT_COLUMNS = ("captions", "caption", "texts", "text", "sentences", "sentence", "alt_text")
@@ -72,10 +71,10 @@ def check_source(source: str) -> None:
 
 def _reader(source: str) -> tuple[Parts, Callable[[list[Any], PairsConfig], PairListing]]:
     if source == "openmoji":
-        return {"": [openmoji_file()]}, _parquet
+        return {"": [openmoji_file()]}, _table
     ref = Ref(source, ())
     if ref.kind == "hf":
-        return _hub_parts(source), _hub
+        return _hub_parts(source), _table
     if ref.kind != "path" and ref.kind in SOURCES:
         return {"": [ref.rest]}, lambda names, _: SOURCES[ref.kind](names[0])
     path = Path(source).expanduser()
@@ -99,37 +98,28 @@ def _files(path: Path, suffix: str) -> list[Path]:
     return sorted(Path(name) for name in glob.glob(str(path)) if name.endswith(suffix))
 
 
-def _parquet(files: list[Path], config: PairsConfig) -> PairListing:
-    table = ParquetTable(files)
-    return _listing(table, table.note or table.title, config)
-
-
 def _hub_parts(ref: str) -> Parts:
     loaded = load_hub(ref)
-    if len(loaded) == 1:
-        return {split_name(str(split)) or "": [rows] for split, rows in loaded.items()}
     parts: Parts = {}
     for split, rows in loaded.items():
-        parts.setdefault(split_name(str(split)) or str(split), []).append(rows)
+        ours = split_name(str(split)) or ("" if len(loaded) == 1 else str(split))
+        parts.setdefault(ours, []).append(rows)
     return parts
 
 
-def _hub(parts: list[Any], config: PairsConfig) -> PairListing:
-    import datasets
-
-    table = HubTable(datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0], config.source)
-    return _listing(table, table.title, config)
-
-
-def _listing(table: Table, title: str, config: PairsConfig) -> PairListing:
+def _table(parts: list[Any], config: PairsConfig) -> PairListing:
     """Pairs of a table with a column of encoded images and one of captions, or of lists of captions."""
+    if isinstance(parts[0], Path):
+        table: Table = ParquetTable(parts)
+    else:
+        import datasets
+
+        table = HubTable(datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0], config.source)
     for name in (config.image_column, config.text_column):
         if name and name not in table.names:
             raise UserError(f"{table.title} has no column '{name}', only {', '.join(table.names)}")
-    image = config.image_column or table.find("image", IMAGE_COLUMNS, "Image")
+    image = table.image_column(config.image_column)
     text = config.text_column or table.find("text", TEXT_COLUMNS)
-    if isinstance(table, ParquetTable):
-        table.check_images(image)
     key = next((name for name in ID_COLUMNS if name in table.names and name not in (image, text)), None)
     texts = table.column(text)
     ids = table.column(key) if key else [f"row {i}" for i in range(len(texts))]
@@ -138,7 +128,7 @@ def _listing(table: Table, title: str, config: PairsConfig) -> PairListing:
     if isinstance(table, HubTable):
         known_by = [table.title, *known_by, len(table)]
     known_by.append(file_identity(table.files))
-    return PairListing(title, unique(ids), texts, lambda row: table.image(image, row), known_by, splits)
+    return PairListing(table.note or table.title, unique(ids), texts, lambda row: table.image(image, row), known_by, splits)
 
 
 def _tar(files: list[Path], config: PairsConfig) -> PairListing:
@@ -208,7 +198,7 @@ def unique(ids: Sequence[Any]) -> list[str]:
 
 SOURCES: Registry[Callable[[str], PairListing]] = Registry("kind of pair source", group="crossalign.datasets")
 """What lists the pairs of a user's own kind of source, by the word before the colon; it is given what follows the colon."""
-READERS: dict[str, Callable[[list[Any], PairsConfig], PairListing]] = {".parquet": _parquet, ".tar": _tar}
+READERS: dict[str, Callable[[list[Any], PairsConfig], PairListing]] = {".parquet": _table, ".tar": _tar}
 """By the suffix of files."""
 
 

@@ -14,17 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from crossalign.core.errors import UserError
 from crossalign.core.files import file_hash, files_hash
-from crossalign.core.refs import Ref
-from crossalign.data.hub import train_split
-from crossalign.data.records import HubTable, ParquetTable, Table, json_lines, no_column
-from crossalign.data.sources import files_below, without_other_splits
+from crossalign.data.records import Row, json_lines, no_column, open_table
+from crossalign.data.sources import text_sources
 
-TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".tokens", ".raw")
-SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
+SUFFIXES = (".txt", ".text", ".md", ".rst", ".tokens", ".raw", ".jsonl", ".parquet")
 TOPICS = "python:topics"
 """CPython's own documentation topics, 79 of them in 3.11: half a megabyte of text that every machine has."""
 PIECE = 1 << 16
@@ -68,29 +65,8 @@ def list_files(source: Sequence[str], column: str) -> tuple[list[TextFile], list
     Raises:
         UserError: nothing there, a kind of file that is not read, or a table without the text column.
     """
-    if not source:
-        raise UserError(
-            f"the corpus has no source: give text files ({', '.join(SUFFIXES)}), folders of them, hf:ORG/NAME or {TOPICS}"
-        )
-    files: list[TextFile] = []
-    left_out: list[str] = []
-    for name in source:
-        if name == TOPICS or Ref(name, ()).kind == "hf":
-            files.append(_topics() if name == TOPICS else _hub_file(name, column))
-            continue
-        path = Path(name).expanduser()
-        paths = [path]
-        if name and path.is_dir():
-            paths, others = _folder(path)
-            left_out += [other.name for other in others]
-        elif not path.is_file():
-            raise UserError(
-                f"corpus source '{name}' does not exist: give a text file, .jsonl, .parquet, a folder or hf:ORG/NAME"
-            )
-        elif path.suffix and path.suffix.lower() not in SUFFIXES:
-            raise UserError(f"corpus source '{name}' is no text that is read here ({', '.join(SUFFIXES)}): convert it to one")
-        files += [_file(path, column) for path in paths]
-    return files, left_out
+    files, left_out = text_sources(source, "corpus", ("", *SUFFIXES), others=(TOPICS,))
+    return [_file(file, column) for file in files], left_out
 
 
 def stream(files: Sequence[TextFile], start: Place = (0, 0, 0)) -> Iterator[Piece]:
@@ -126,59 +102,31 @@ def cut(text: str, limit: int, reach: int) -> int:
     return limit
 
 
-def _spans(text: str, start: int) -> Iterator[tuple[int, int]]:
-    """Where the pieces of ``text`` from ``start`` on begin and end."""
-    while len(text) - start > PIECE:
-        stop = cut(text, start + PIECE, PIECE // 4)
-        yield start, stop
-        start = stop
-    yield start, len(text)
+def _file(source: Path | str, column: str) -> TextFile:
+    if source == TOPICS:
+        from pydoc_data.topics import topics
 
-
-def _folder(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Files at any depth, and those left out for being of other splits."""
-    found = [path for path in files_below(folder, SUFFIXES) if path.is_file()]
-    if not found:
-        raise UserError(f"corpus folder '{folder}' holds no text ({', '.join(SUFFIXES)}); fill it or name another")
-    return without_other_splits(folder, found)
-
-
-def _file(path: Path, column: str) -> TextFile:
-    reader: Callable[[int, int], Iterator[tuple[str, str, bool, int, int]]]
-    digest = file_hash(path)
-    if path.suffix.lower() == ".parquet":
-        table = ParquetTable([path])
+        digest = hashlib.sha256(json.dumps(topics, sort_keys=True).encode()).hexdigest()
+        entries = [({column: topics[name]}, f"topic '{name}'", i, i + 1) for i, name in enumerate(sorted(topics))]
+        return TextFile(TOPICS, digest, partial(_rows, lambda row: iter(entries[row:]), column))
+    if isinstance(source, str) or source.suffix.lower() == ".parquet":
+        table = open_table(source)
         table.check_text(column)
-        reader = partial(_rows, partial(_table_texts, table, column))
-    elif path.suffix.lower() == ".jsonl":
-        reader = partial(_rows, partial(_json_texts, path, column))
-    else:
-        reader = partial(_text_pieces, path, digest)
-    return TextFile(path.name, digest, reader)
-
-
-def _topics() -> TextFile:
-    from pydoc_data.topics import topics
-
-    names = sorted(topics)
-
-    def texts(row: int) -> Iterator[tuple[Any, str, int, int]]:
-        for number in range(row, len(names)):
-            yield topics[names[number]], f"topic '{names[number]}'", number, number + 1
-
-    digest = hashlib.sha256(json.dumps(topics, sort_keys=True).encode()).hexdigest()
-    return TextFile(TOPICS, digest, partial(_rows, texts))
+        digest = files_hash(table.files) if isinstance(source, str) else file_hash(source)
+        return TextFile(table.title, digest, partial(_rows, partial(table.rows, [column]), column))
+    digest = file_hash(source)
+    if source.suffix.lower() == ".jsonl":
+        return TextFile(source.name, digest, partial(_rows, partial(json_lines, source), column))
+    return TextFile(source.name, digest, partial(_text_pieces, source, digest))
 
 
 def _text_pieces(path: Path, digest: str, row: int, offset: int) -> Iterator[tuple[str, str, bool, int, int]]:
-    if row or not path.stat().st_size:
-        if not row:
-            yield "", digest, True, 1, 0
-        return
-    if not offset and _is_blank(path):
-        yield "", digest, True, 1, 0
+    if row:
         return
     with path.open("rb") as file:
+        if not offset and not any(block.strip() for block in iter(lambda: file.read(PIECE), b"")):
+            yield "", digest, True, 1, 0
+            return
         file.seek(offset)
         decoder, held, block = codecs.getincrementaldecoder("utf-8")(), "", b"-"
         while block:
@@ -198,16 +146,14 @@ def _text_pieces(path: Path, digest: str, row: int, offset: int) -> Iterator[tup
         yield held, digest, True, 1, 0
 
 
-def _is_blank(path: Path) -> bool:
-    with path.open("rb") as file:
-        return not any(block.strip() for block in iter(lambda: file.read(PIECE), b""))
-
-
 def _rows(
-    texts: Callable[[int], Iterator[tuple[Any, str, int, int]]], row: int, offset: int
+    rows: Callable[[int], Iterator[Row]], column: str, row: int, offset: int
 ) -> Iterator[tuple[str, str, bool, int, int]]:
-    """Documents of a table, from texts with their place in words, their row and the next."""
-    for text, where, this, following in texts(row):
+    """Documents of a table, cut into pieces."""
+    for record, where, this, following in rows(row):
+        if column not in record:
+            raise no_column(where, column, list(record))
+        text, where = record[column], f"{where}, '{column}',"
         if text is not None and not isinstance(text, str):
             raise UserError(f"{where} holds {type(text).__name__}, not text: name another column, or mend the row")
         if text is None or not text.strip():
@@ -217,26 +163,9 @@ def _rows(
             digest = hashlib.sha256(text.encode()).hexdigest()
         except UnicodeEncodeError as error:
             raise UserError(f"{where} is not valid Unicode (a lone surrogate at character {error.start}): mend it") from error
-        for start, stop in _spans(text, offset):
-            last = stop == len(text)
-            yield text[start:stop], digest, last, following if last else this, 0 if last else stop
+        while len(text) - offset > PIECE:
+            stop = cut(text, offset + PIECE, PIECE // 4)
+            yield text[offset:stop], digest, False, this, stop
+            offset = stop
+        yield text[offset:], digest, True, following, 0
         offset = 0
-
-
-def _json_texts(path: Path, column: str, row: int) -> Iterator[tuple[Any, str, int, int]]:
-    for record, where, this, following in json_lines(path, row):
-        if column not in record:
-            raise no_column(where, column, list(record))
-        yield record[column], f"{where}, '{column}',", this, following
-
-
-def _table_texts(table: Table, column: str, row: int) -> Iterator[tuple[Any, str, int, int]]:
-    for number, record in enumerate(table.records([column], row), start=row):
-        yield record[column], f"{table.row_name(number)}, '{column}',", number, number + 1
-
-
-def _hub_file(name: str, column: str) -> TextFile:
-    table = HubTable(train_split(name), name)
-    if column not in table.names:
-        raise no_column(name, column, table.names)
-    return TextFile(name, files_hash(table.files), partial(_rows, partial(_table_texts, table, column)))

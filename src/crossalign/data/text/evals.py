@@ -5,15 +5,14 @@ A file is found by its name (``arc_easy_test.jsonl``, ``copa_dev.jsonl``, ``wiki
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crossalign.core.errors import UserError
-from crossalign.data.records import whole_text
+from crossalign.data.records import json_lines, whole_text
 
 Row = dict[str, Any]
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -131,24 +130,18 @@ def _like_the_first() -> Callable[[Row], Row]:
     return check
 
 
-@dataclass(frozen=True)
-class _Source:
-    """How the files of a task begin, and what turns a line into the hub's row (None: left out)."""
-
-    stems: tuple[str, ...]
-    row: Callable[[Row], Row | None]
-
-
-SOURCES = {
-    "arc_easy": _Source(("arc_easy",), _arc),
-    "arc_challenge": _Source(("arc_challenge",), _arc),
-    "copa": _Source(("copa",), _copa),
-    "lambada_openai": _Source(("lambada_openai",), _lambada),
-    "swag": _Source(("swag",), _swag),
-    "commonsense_qa": _Source(("commonsenseqa", "commonsense_qa", "csqa"), _commonsense_qa),
-    "wikitext": _Source(("wikitext2", "wikitext"), lambda row: row),
-    "hellaswag": _Source(("hellaswag",), _hellaswag),
+ROWS: dict[str, Callable[[Row], Row | None]] = {
+    "arc_easy": _arc,
+    "arc_challenge": _arc,
+    "copa": _copa,
+    "lambada_openai": _lambada,
+    "swag": _swag,
+    "commonsense_qa": _commonsense_qa,
+    "hellaswag": _hellaswag,
 }
+"""What turns a line of a task into the hub's row, or leaves it out (None)."""
+STEMS = {"commonsense_qa": ("commonsenseqa", "commonsense_qa", "csqa"), "wikitext": ("wikitext2", "wikitext")}
+"""How the files of a task begin; the others begin with its name."""
 
 
 @dataclass(frozen=True)
@@ -164,15 +157,14 @@ class LocalRows:
 def local_rows(task: str, split: str, folder: Path) -> LocalRows | None:
     """One split of a task from the one file of ``folder`` that is named after both; None where there is none.
 
-    A task that is none of ``SOURCES`` gets the lines as they are, from files that begin with its name.
+    A task that is none of ``ROWS`` gets the lines as they are, from files that begin with its name.
 
     Raises:
         UserError: there is no such folder, two files fit, or one holds a line that is not of the task's schema.
     """
     if not folder.is_dir():
         raise UserError(f"--data-dir {folder} is no folder: name the one that holds {task}'s files")
-    source = SOURCES.get(task, _Source((task,), _like_the_first()))
-    stems, words = "|".join(map(re.escape, source.stems)), "|".join(SPLITS[split])
+    stems, words = "|".join(map(re.escape, STEMS.get(task, (task,)))), "|".join(SPLITS[split])
     pattern = re.compile(rf"(?:{stems})[_-]({words})(?:[_-]\w+)?\.{'txt' if task == 'wikitext' else 'jsonl'}")
     found = [(path, match) for path in sorted(folder.iterdir()) if (match := pattern.fullmatch(path.name))]
     if not found:
@@ -180,10 +172,7 @@ def local_rows(task: str, split: str, folder: Path) -> LocalRows | None:
     if len(found) > 1:
         raise UserError(f"'{found[0][0]}' and '{found[1][0].name}' are both of {task}'s {split} split: take one away")
     path, match = found[0]
-    if task == "wikitext":
-        rows, note = _wikitext(path)
-    else:
-        rows, note = list(_rows(path, source.row)), ""
+    rows, note = _wikitext(path) if task == "wikitext" else (_rows(path, ROWS.get(task, _like_the_first())), "")
     if not rows:
         raise UserError(f"'{path}' holds no rows of {task}: copy it again")
     return LocalRows(path, rows, match[1], str(len(rows)) if task == "copa" else note)  # COPA has sets of 100 and of 500
@@ -191,29 +180,17 @@ def local_rows(task: str, split: str, folder: Path) -> LocalRows | None:
 
 def expected_file(task: str, split: str) -> str:
     """A name under which :func:`local_rows` finds a split of a task."""
-    stem = SOURCES[task].stems[0] if task in SOURCES else task
-    return f"{stem}_{SPLITS[split][-1]}.{'txt' if task == 'wikitext' else 'jsonl'}"
+    return f"{STEMS.get(task, (task,))[0]}_{SPLITS[split][-1]}.{'txt' if task == 'wikitext' else 'jsonl'}"
 
 
-def _read(path: Path) -> str:
-    return whole_text(path, lambda error: f"'{path}' cannot be read ({error}): give a UTF-8 file")
-
-
-def _rows(path: Path, check: Callable[[Row], Row | None]) -> Iterator[Row]:
-    for number, line in enumerate(_read(path).split("\n"), 1):
-        if not line.strip():
-            continue
+def _rows(path: Path, check: Callable[[Row], Row | None]) -> list[Row]:
+    rows = []
+    for record, where, *_ in json_lines(path, title=f"'{path}'"):
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise _Wrong("a JSON object is expected")
-            made = check(row)
-        except json.JSONDecodeError as error:
-            raise UserError(f"'{path}' line {number} is not JSON ({error}): mend the line, or copy the file again") from error
+            rows.append(check(record))
         except _Wrong as error:
-            raise UserError(f"'{path}' line {number}: {error}; mend the line, or copy the file again") from error
-        if made is not None:
-            yield made
+            raise UserError(f"{where}: {error}; mend the line, or copy the file again") from error
+    return [row for row in rows if row is not None]
 
 
 def _wikitext(path: Path) -> tuple[list[Row], str]:
@@ -221,7 +198,7 @@ def _wikitext(path: Path) -> tuple[list[Row], str]:
 
     A heading is a line "= … =" that is not "= = … = =". The released file has <unk> for rare words, the raw one has not.
     """
-    text = _read(path)
+    text = whole_text(path, lambda error: f"'{path}' cannot be read ({error}): give a UTF-8 file")
     pages: list[list[str]] = [[]]
     for line in text.split("\n"):
         told = line.replace("= = =", "===").replace("= =", "==").strip()

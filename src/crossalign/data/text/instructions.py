@@ -18,10 +18,8 @@ import numpy as np
 from crossalign.config import InstructConfig, validate
 from crossalign.core.errors import UserError
 from crossalign.core.progress import followed
-from crossalign.core.refs import Ref
-from crossalign.data.hub import train_split
-from crossalign.data.records import HubTable, ParquetTable, Table, json_lines, json_list
-from crossalign.data.sources import files_below, without_other_splits
+from crossalign.data.records import Row, json_lines, json_list, open_table
+from crossalign.data.sources import text_sources
 
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -34,6 +32,9 @@ WITHOUT_INPUT = (
     "### Instruction:\n{instruction}\n\n### Response:"
 )
 SUFFIXES = (".json", ".jsonl", ".parquet")
+FORMS = (("instruction", "input", "output"), ("prompt", "completion"))
+"""The fields of an example; the first and the last must be there."""
+FIELDS = {name for form in FORMS for name in form}
 END = "<|endoftext|>"  # some sets spell out the end of the answer, which the tokenizer's own end token marks
 
 
@@ -126,28 +127,27 @@ def read_examples(source: Sequence[str]) -> tuple[list[Example], int]:
     Raises:
         UserError: nothing there, a damaged file, or a row without the fields; it names the file, the row and the fields.
     """
-    if not source:
-        raise UserError(f"the instruction data has no source: give {', '.join(SUFFIXES)} files, folders of them or hf:ORG/NAME")
-    examples, empty = [], 0
-    for name in source:
-        for record, where in _records(name):
-            example = _example(record, where)
-            if example.completion.strip():
-                examples.append(example)
-            else:
-                empty += 1
-    if not examples:
-        raise UserError(f"the instruction data has no example with an answer ({empty:,} are empty)")
-    return examples, empty
+    files, left_out = text_sources(source, "instruction", SUFFIXES, levels=1)
+    if left_out:
+        print(f"left out, of other splits: {', '.join(left_out)}", file=sys.stderr)
+    examples = [_example(record, where) for file in files for record, where, *_ in _rows(file)]
+    answered = [example for example in examples if example.completion.strip()]
+    if not answered:
+        raise UserError(f"the instruction data has no example with an answer ({len(examples):,} are empty)")
+    return answered, len(examples) - len(answered)
+
+
+def _rows(source: Path | str) -> Iterator[Row]:
+    if isinstance(source, Path) and source.suffix.lower() != ".parquet":
+        return json_lines(source) if source.suffix.lower() == ".jsonl" else json_list(source)
+    table = open_table(source)
+    return table.rows([name for name in table.names if name in FIELDS] or None)
 
 
 def _example(record: Any, where: str) -> Example:
     fields = list(record) if isinstance(record, dict) else []
-    if {"instruction", "output"} <= set(fields):
-        names = ["instruction", "input", "output"]
-    elif {"prompt", "completion"} <= set(fields):
-        names = ["prompt", "completion"]
-    else:
+    names = next((names for names in FORMS if {names[0], names[-1]} <= set(fields)), None)
+    if names is None:
         raise UserError(
             f"{where} has {', '.join(map(str, fields)) or 'no fields'}; it needs instruction and output, or prompt and "
             "completion: rename its fields"
@@ -157,55 +157,20 @@ def _example(record: Any, where: str) -> Example:
         value = record.get(name)
         if value is not None and not isinstance(value, str):
             raise UserError(f"{where}, '{name}', holds {type(value).__name__}, not text: mend or remove the row")
+        text = value or ""
         try:
-            (value or "").encode()
+            text.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"{where}, '{name}', is not valid Unicode (a lone surrogate): mend or remove the row") from error
-        values.append(_without_end(value or ""))
-    if names[0] == "prompt":
+        stripped = text.strip()
+        if stripped.startswith(END) or stripped.endswith(END):
+            text = stripped.removeprefix(END).removesuffix(END).strip()
+        values.append(text)
+    if len(values) == 2:
         return Example(*values)
     instruction, given, output = values
     template = WITH_INPUT if given.strip() else WITHOUT_INPUT
     return Example(template.format(instruction=instruction, input=given), output)
-
-
-def _without_end(text: str) -> str:
-    stripped = text.strip()
-    return (
-        stripped.removeprefix(END).removesuffix(END).strip() if END in (stripped[: len(END)], stripped[-len(END) :]) else text
-    )
-
-
-def _records(name: str) -> Iterator[tuple[Any, str]]:
-    """Rows with their place in words."""
-    if Ref(name, ()).kind == "hf":
-        yield from _rows(HubTable(train_split(name), name), None)
-        return
-    path = Path(name).expanduser()
-    if name and path.is_dir():
-        files, others = without_other_splits(path, files_below(path, SUFFIXES, levels=1))
-        if others:
-            print(f"left out, of other splits: {', '.join(file.name for file in others)}", file=sys.stderr)
-        if not files:
-            raise UserError(f"instruction folder '{name}' holds no {', '.join(SUFFIXES)}; fill it or name another")
-        for file in files:
-            yield from _records(str(file))
-    elif not path.is_file() or path.suffix.lower() not in SUFFIXES:
-        fault = "is no " + ", ".join(SUFFIXES) if path.is_file() else "does not exist"
-        raise UserError(f"instruction source '{name}' {fault}: give such a file, a folder of them or hf:ORG/NAME")
-    elif path.suffix.lower() == ".jsonl":
-        yield from ((record, where) for record, where, _, _ in json_lines(path))
-    elif path.suffix.lower() == ".json":
-        yield from ((record, f"{path.name} entry {number}") for number, record in enumerate(json_list(path)))
-    else:
-        table = ParquetTable([path])
-        known = [name for name in table.names if name in ("instruction", "input", "output", "prompt", "completion")]
-        yield from _rows(table, known or None)
-
-
-def _rows(table: Table, columns: list[str] | None) -> Iterator[tuple[Any, str]]:
-    for number, record in enumerate(table.records(columns)):
-        yield record, table.row_name(number)
 
 
 def encode_examples(examples: Sequence[Example], tokenizer: Any, block: int) -> Encoded:
