@@ -10,7 +10,7 @@ import torch
 
 from crossalign.core.errors import UserError
 from crossalign.data.batches import IGNORED, Batches, Step
-from crossalign.data.text.tokens import TextBatch, TokenFile, TokenRows, evaluation_blocks
+from crossalign.data.text.tokens import EvaluationBlocks, TextBatch, TokenFile, TokenRows
 
 
 def numbered(count: int) -> np.ndarray:
@@ -80,14 +80,14 @@ def test_a_corpus_smaller_than_a_block_is_refused() -> None:
     with pytest.raises(UserError, match="cannot be cut into 3 micro-batches for 2 processes"):
         Batches(TokenRows(numbered(1000), 64), batch_size=5, seed=0, accumulation=3, world=2)
     with pytest.raises(UserError, match="none can be predicted"):
-        evaluation_blocks(TokenFile(numbered(1), 1, 1), 8, 1)
+        EvaluationBlocks(TokenFile(numbered(1), 1, 1), 8, 1)
 
 
 @pytest.mark.parametrize("count", [2, 9, 64, 65, 66, 203])
 @pytest.mark.parametrize("batch_size,world", [(1, 1), (4, 1), (4, 3), (64, 2), (1, 2)])
 def test_evaluation_predicts_each_token_once(count: int, batch_size: int, world: int) -> None:
     stream = TokenFile(numbered(count), 1, 3 * count)
-    ranks = [list(evaluation_blocks(stream, 8, batch_size, rank, world)) for rank in range(world)]
+    ranks = [list(EvaluationBlocks(stream, 8, batch_size, rank, world)) for rank in range(world)]
     assert len({len(batches) for batches in ranks}) == 1
     found = []
     for batch in (batch for batches in ranks for batch in batches):
@@ -96,7 +96,7 @@ def test_evaluation_predicts_each_token_once(count: int, batch_size: int, world:
         assert (batch["targets"][valid] == batch["input_ids"][valid] + 1).all()
         found += batch["targets"][valid].tolist()
     assert sorted(found) == list(range(1, count))
-    blocks = evaluation_blocks(stream, 8, batch_size)
+    blocks = EvaluationBlocks(stream, 8, batch_size)
     assert len(blocks) == len(list(blocks)) == len(list(blocks)) and blocks.tokens == count - 1
 
 
@@ -109,7 +109,7 @@ def test_perplexity_does_not_depend_on_the_batch() -> None:
     ids = torch.from_numpy(tokens.astype(np.int64))
     expected = float(loss(table[ids[:-1]], ids[1:], reduction="sum"))
     for batch_size in (1, 3, 50):
-        blocks = evaluation_blocks(TokenFile(tokens, 1, 250), 8, batch_size)
+        blocks = EvaluationBlocks(TokenFile(tokens, 1, 250), 8, batch_size)
         nats = sum(
             float(loss(table[b["input_ids"]].flatten(0, 1), b["targets"].flatten(), ignore_index=IGNORED, reduction="sum"))
             for b in blocks

@@ -477,7 +477,7 @@ def test_what_does_not_exist_is_told_before_the_corpus_is_prepared(
     (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
     if "score" in changes:
         changes = {"score": tuple(path.format(folder=tmp_path) for path in changes["score"])}
-    monkeypatch.setattr(sys.modules[pretrain.__module__], "cached_corpus", lambda _: pytest.fail("prepared"))
+    monkeypatch.setattr(sys.modules[pretrain.__module__], "prepare", lambda _: pytest.fail("prepared"))
     with pytest.raises(UserError, match=says):
         pretrain(make(**changes), quiet=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 SHORT = 12
 """Names that a sentence can hold."""
@@ -47,3 +47,8 @@ def missing_extra(package: str, extra: str, purpose: str) -> UserError:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text that says anything."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -149,7 +149,7 @@ def bits_per_byte(
     if path.is_file():
         kept: float | None = json.loads(path.read_text(encoding="utf-8"))["bits_per_byte"]
         return kept
-    from crossalign.data.text.tokens import as_stream, evaluation_blocks
+    from crossalign.data.text.tokens import EvaluationBlocks, as_stream
     from crossalign.models.language.likelihood import total_nll
 
     if open_language_model(ref, weights=False).family.attention != "causal":
@@ -162,7 +162,7 @@ def bits_per_byte(
     lost = int((stream.tokens[1:-1] == unknown).sum()) if unknown is not None and unknown != stream.tokens[0] else 0
     if lost:
         raise UserError(f"the tokenizer of '{ref}' has no token for {lost} pieces of the text: give a text that it can spell")
-    blocks = evaluation_blocks(stream, min(block, longest), batch_size)
+    blocks = EvaluationBlocks(stream, min(block, longest), batch_size)
     batches = followed(blocks, len(blocks), f"bits a byte of {ref}", "batch")
     bits = blocks.metrics(total_nll(opened.model.to(device), batches, torch.device(device)))["bits_per_byte"]
     write_json(path, {"model": ref, "bits_per_byte": bits, "bytes": stream.bytes})

@@ -17,7 +17,7 @@ from crossalign.core.machine import world_size
 from crossalign.core.progress import followed
 from crossalign.data.batches import Batches, Step
 from crossalign.data.records import read_text
-from crossalign.data.text.tokens import EvaluationBlocks, TextBatch, TokenFile, evaluation_blocks
+from crossalign.data.text.tokens import EvaluationBlocks, TextBatch, TokenFile
 from crossalign.features.regularizer import WEIGHT_PENALTIES
 from crossalign.models.language.causal import save_causal
 from crossalign.models.language.likelihood import nll_sum, total_nll
@@ -156,7 +156,7 @@ def blocks_of(stream: TokenFile, block: int, batch_size: int, run: Session, limi
     if limit is not None and limit * block + 1 < len(stream):
         share = (limit * block + 1) / len(stream)  # of the bytes, nearly: bits per byte is exact for the whole alone
         stream = TokenFile(stream.tokens[: limit * block + 1], stream.documents, max(1, round(stream.bytes * share)))
-    return evaluation_blocks(stream, block, batch_size, run.accelerator.process_index, run.world)
+    return EvaluationBlocks(stream, block, batch_size, run.accelerator.process_index, run.world)
 
 
 def read_texts(paths: Sequence[str]) -> dict[str, str]:

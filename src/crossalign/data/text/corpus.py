@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossalign.config import CorpusConfig, validate
-from crossalign.core.errors import UserError
+from crossalign.core.errors import UserError, some
 from crossalign.core.files import cache_dir, content_key
 from crossalign.data.text import tokenizer as tok
-from crossalign.data.text.documents import TextFile, list_files
+from crossalign.data.text.documents import list_files
 from crossalign.data.text.preparation import FORMAT, META, SIDES, Preparation
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def open_corpus(folder: str | Path) -> Corpus:
     return Corpus(folder, meta, streams["train"], streams["validation"])
 
 
-def prepare(config: CorpusConfig, output: str | Path) -> Corpus:
+def prepare(config: CorpusConfig, output: str | Path = "") -> Corpus:
     """Tokenise a corpus into ``output``: train.bin, validation.bin, tokenizer/ and meta.json.
 
     A call that was killed goes on after its last finished chunk, and the files are those of a call that was not; a finished
@@ -86,27 +86,17 @@ def prepare(config: CorpusConfig, output: str | Path) -> Corpus:
 
     Args:
         config: what to read and how; documents are split by a seeded hash of their text, so copies stay on one side.
-        output: a folder of its own.
+        output: a folder of its own; empty for one in the cache that is named by the settings and the content of the files.
 
     Raises:
         UserError: a source, tokenizer or setting that cannot be used; a folder that holds something else.
     """
-    tokenizer, files, left_out, settings = _settings(config)
-    return _prepare(config, Path(output), tokenizer, files, left_out, settings)
-
-
-def cached_corpus(config: CorpusConfig) -> Corpus:
-    """:func:`prepare` in a folder of the cache that is named by the settings and the content of the files."""
-    tokenizer, files, left_out, settings = _settings(config)
-    return _prepare(config, cache_dir("corpora") / content_key(**settings), tokenizer, files, left_out, settings)
-
-
-def _settings(config: CorpusConfig) -> tuple[Any | None, list[TextFile], list[str], dict[str, Any]]:
-    """Tokenizer, files, files left out, and all that decides the tokens."""
-    _check(config)
+    validate(config)
     tokenizer = tok.open_tokenizer(config.tokenizer) if config.tokenizer else None
+    if not tokenizer:
+        tok.check_vocabulary(config.vocabulary)
     files, left_out = list_files(config.source, config.text_column)
-    settings: dict[str, Any] = {
+    settings: dict[str, Any] = {  # all that decides the tokens
         "source": [[file.name, file.digest] for file in files],
         "text_column": config.text_column,
         "tokenizer": tok.fingerprint(tokenizer) if tokenizer else "trained",
@@ -115,17 +105,7 @@ def _settings(config: CorpusConfig) -> tuple[Any | None, list[TextFile], list[st
         "validation_fraction": config.validation_fraction,
         "split_seed": config.split_seed,
     }
-    return tokenizer, files, left_out, settings
-
-
-def _prepare(
-    config: CorpusConfig,
-    output: Path,
-    tokenizer: Any | None,
-    files: list[TextFile],
-    left_out: list[str],
-    settings: dict[str, Any],
-) -> Corpus:
+    output = Path(output) if output else cache_dir("corpora") / content_key(**settings)
     with _locked(output):
         meta = _read_meta(output)
         if meta is None:
@@ -142,14 +122,6 @@ def _prepare(
     return open_corpus(output)
 
 
-def _check(config: CorpusConfig) -> None:
-    validate(config)
-    if not config.tokenizer:
-        tok.check_vocabulary(config.vocabulary)
-        if config.vocabulary > 1 << 24:
-            raise UserError(f"a vocabulary of {config.vocabulary:,} is larger than any corpus fills; lower it")
-
-
 def _read_meta(folder: Path) -> dict[str, Any] | None:
     path = folder / META
     if not path.is_file():
@@ -164,25 +136,17 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
 
 
 def _differs(output: Path, there: dict[str, Any], here: dict[str, Any]) -> UserError:
-    said = []
-    for name in here:
-        old, new = there.get(name), here[name]
-        if old == new:
-            continue
-        if name == "source":
-            names = [[file for file, _ in files] for files in (old or [], new)]
-            changed = ", ".join(file for (file, one), (_, two) in zip(old or [], new, strict=False) if one != two)
-            same = names[0] == names[1]
-            said.append(
-                f"source: {changed} has changed" if same else f"source is {_some(names[0])} there and {_some(names[1])} here"
-            )
+    differing: dict[str, Any] = {name: (there.get(name), new) for name, new in here.items() if there.get(name) != new}
+    said = [f"{name} is {old!r} there and {new!r} here" for name, (old, new) in differing.items() if name != "source"]
+    if "source" in differing:
+        old, new = differing["source"]
+        names = [[file for file, _ in files] for files in (old, new)]
+        if names[0] == names[1]:
+            changed = [file for (file, one), (_, two) in zip(old, new, strict=True) if one != two]
+            said.insert(0, f"source: {', '.join(changed)} has changed")
         else:
-            said.append(f"{name} is {old!r} there and {new!r} here")
+            said.insert(0, f"source is {some(names[0])} there and {some(names[1])} here")
     return UserError(f"'{output}' holds a corpus of other settings ({'; '.join(said)}): choose another --output, or delete it")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @contextmanager

@@ -182,12 +182,10 @@ def encode_examples(examples: Sequence[Example], tokenizer: Any, block: int) -> 
         block: positions at most, so block + 1 tokens; what is longer is cut on the right.
 
     Raises:
-        UserError: no end token, a block below 1, or no example that leaves room for an answer.
+        UserError: no end token, or no example that leaves room for an answer.
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no eos token to end an answer with; name a causal model's tokenizer")
-    if block < 1:
-        raise UserError(f"a block of {block} tokens holds no example; raise it")
     start = [tokenizer.bos_token_id] if tokenizer.bos_token_id in tokenizer("")["input_ids"][:1] else []
     prompts, answers = (_encode(texts, tokenizer) for texts in ([e.prompt for e in examples], [e.completion for e in examples]))
     rows: list[np.ndarray] = []

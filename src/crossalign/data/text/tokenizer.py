@@ -32,27 +32,20 @@ def open_tokenizer(ref: str) -> PreTrainedTokenizerBase:
         UserError: there is none, it is not of the fast kind, or it has no token to separate documents with.
     """
     path = Path(ref).expanduser()
-    if path.is_file() and path.name == "tokenizer.json" and (path.parent / "tokenizer_config.json").is_file():
+    if path.name == "tokenizer.json" and (path.parent / "tokenizer_config.json").is_file():
         path = path.parent  # its special tokens are named there
-    tokenizer = (
-        _open_file(path) if path.is_file() and path.suffix == ".json" else _open_folder(str(path) if path.exists() else ref)
-    )
+    if path.is_file() and path.suffix == ".json":
+        tokenizer = _open_file(path)
+    elif (path / "tokenizer_config.json").is_file() and not (path / "config.json").is_file():
+        tokenizer = read_tokenizer(Source(ref, path))
+    elif Ref(ref, ()).kind == "hf":  # of a published configuration only that is known, not the tokenizer
+        tokenizer = read_tokenizer(Source(ref, hub_folder(ref, weights=False)))
+    else:
+        tokenizer = read_tokenizer(locate(str(path) if path.exists() else ref, weights=False))
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer of '{ref}' is not of the fast kind: save it with a tokenizer.json")
     separator(tokenizer, ref)
     return tokenizer
-
-
-def _open_folder(ref: str) -> Any:
-    from transformers import AutoTokenizer
-
-    path = Path(ref)
-    if path.is_dir() and (path / "tokenizer_config.json").is_file() and not (path / "config.json").is_file():
-        with quiet(f"open the tokenizer of '{ref}'"):
-            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    if Ref(ref, ()).kind == "hf":  # of a published configuration only that is known, not the tokenizer
-        return read_tokenizer(Source(ref, hub_folder(ref, weights=False)))
-    return read_tokenizer(locate(ref, weights=False))
 
 
 def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
@@ -109,12 +102,11 @@ def padding_of(tokenizer: Any) -> int:
 
 def padded(texts: Sequence[list[int]], padding: int) -> tuple[Tensor, Tensor]:
     """Texts as tokens → (B, T) long, filled up on the right, and their mask (B, T) long: 1 for tokens."""
-    length = max(map(len, texts))
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    ids = torch.tensor([text + [padding] * (length - len(text)) for text in texts])
-    mask = torch.tensor([[1] * len(text) + [0] * (length - len(text)) for text in texts])
-    return ids, mask
+    rows = [torch.tensor(text, dtype=torch.int64) for text in texts]
+    return pad_sequence(rows, True, padding), pad_sequence([torch.ones_like(row) for row in rows], True)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:

@@ -105,7 +105,11 @@ class TokenRows:
         Raises:
             UserError: a corpus smaller than a block.
         """
-        check_block(tokens, block)
+        if len(tokens) < block + 1:
+            raise UserError(
+                f"the training text has {len(tokens):,} tokens, fewer than a block of {block:,} and the one after it: lower "
+                "the block, or give more text"
+            )
         self.tokens, self.block = tokens, block
         self.title = (f"blocks of {block} training tokens", "a sequence")
 
@@ -130,26 +134,26 @@ class TokenRows:
         return np.concatenate([window, self.tokens[:short]]) if short else window
 
 
-def check_block(tokens: np.ndarray, block: int) -> None:
-    """Raise UserError for a stream that does not hold a block with its targets."""
-    if block < 1:
-        raise UserError(f"a block of {block} tokens holds none; raise it")
-    if len(tokens) < block + 1:
-        raise UserError(
-            f"the training text has {len(tokens):,} tokens, fewer than a block of {block:,} and the one after it: lower the "
-            "block, or give more text"
-        )
-
-
 @dataclass(frozen=True)
 class EvaluationBlocks:
-    """A stream in order: each token but the first, a separator, is predicted exactly once. Iterate it as often as needed."""
+    """Blocks for an exact perplexity, in order: each token but the first, a separator, is predicted exactly once.
+
+    Iterate it as often as needed. The sum of the losses does not depend on ``batch_size`` (over all processes) or ``world``; it
+    depends on ``block``, since the first tokens of a block see less before them.
+
+    Raises:
+        UserError: nothing to predict.
+    """
 
     stream: TokenFile
     block: int
     batch_size: int
     rank: int = 0
     world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise UserError(f"the validation text has {len(self.stream)} tokens, so none can be predicted: hold out more")
 
     @property
     def tokens(self) -> int:
@@ -158,7 +162,7 @@ class EvaluationBlocks:
 
     def __len__(self) -> int:
         """Batches, the same number on each process."""
-        return -(-self._blocks // self.batch_size)
+        return -(-self._blocks // max(self.batch_size, self.world))
 
     def __iter__(self) -> Iterator[TextBatch]:
         for rows, filler in in_order(self._blocks, self.batch_size, self.rank, self.world):
@@ -181,26 +185,8 @@ class EvaluationBlocks:
         """Blocks (b, block); the last one of the stream is filled up on the right, which no earlier token sees."""
         inputs = torch.zeros(len(rows), self.block, dtype=torch.int64)
         targets = torch.full_like(inputs, IGNORED)
-        for place, row in enumerate(rows):
-            start = int(row) * self.block
+        for place, start in enumerate(rows * self.block):
             window = torch.from_numpy(self.stream.tokens[start : start + self.block + 1].astype(np.int64))
             inputs[place, : len(window) - 1] = window[:-1]
             targets[place, : len(window) - 1] = window[1:]
         return {"input_ids": inputs, "targets": targets}
-
-
-def evaluation_blocks(stream: TokenFile, block: int, batch_size: int, rank: int = 0, world: int = 1) -> EvaluationBlocks:
-    """Blocks for an exact perplexity: deterministic, without overlap, with the last partial one.
-
-    The sum of the losses does not depend on ``batch_size`` (over all processes) or ``world``; it depends on ``block``,
-    since the first tokens of a block see less before them.
-
-    Raises:
-        UserError: nothing to predict, or a block or batch without a token.
-    """
-    if len(stream) < 2:
-        raise UserError(f"the validation text has {len(stream)} tokens, so none can be predicted: hold out more")
-    for name, value in (("block", block), ("batch", batch_size)):
-        if value < 1:
-            raise UserError(f"an evaluation {name} of {value} holds nothing; raise it")
-    return EvaluationBlocks(stream, block, max(batch_size, world), rank, world)

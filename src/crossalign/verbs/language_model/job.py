@@ -21,7 +21,7 @@ from crossalign.core.machine import is_main_process, world_size
 from crossalign.core.progress import followed
 from crossalign.core.refs import Ref
 from crossalign.data.batches import Batches, Rows
-from crossalign.data.text.corpus import cached_corpus, open_corpus
+from crossalign.data.text.corpus import open_corpus, prepare
 from crossalign.data.text.examples import ExampleRows, evaluation_examples
 from crossalign.data.text.instructions import open_instructions
 from crossalign.data.text.tokenizer import separator
@@ -171,7 +171,7 @@ def _corpus(config: PretrainConfig) -> Text:
     """A stream of text, and a new GPT-2."""
     loop = config.loop
     with main_process_first(loop.device):  # the others then find the corpus in the cache
-        corpus = open_corpus(config.prepared) if config.prepared else cached_corpus(config.corpus)
+        corpus = open_corpus(config.prepared) if config.prepared else prepare(config.corpus)
 
     def evaluate(model: nn.Module, run: Session) -> dict[str, float]:
         blocks = blocks_of(corpus.validation, config.block, loop.eval_batch_size, run, loop.evaluate_blocks)
