@@ -20,7 +20,7 @@ from crossalign.data.images import load as opening
 from crossalign.data.images.augment import CIFAR10_MEAN, CIFAR10_STD
 from crossalign.data.images.load import ImageSet, channel_statistics
 from crossalign.data.images.sources import list_source
-from crossalign.data.images.split import Pool, split_rows
+from crossalign.data.images.split import split_rows
 
 # -- what is wrong, in one sentence --
 
@@ -253,8 +253,8 @@ def test_real_cifar_is_split_as_the_paper_says(shared_data: Path) -> None:
     source = shared_data / "images" / "cifar10_jpeg_train.parquet"
     listings = list_source(str(source))
     assert listings["train"].classes[0] == "airplane" and listings["train"].classes[9] == "truck"
-    pools = {split: Pool(found.labels, np.arange(len(found.labels))) for split, found in listings.items()}
-    rows = split_rows(pools, listings["train"].classes, DataConfig(source=str(source), validation_fraction=0.2))
+    labels = {split: found.labels for split, found in listings.items()}
+    rows = split_rows(labels, listings["train"].classes, DataConfig(source=str(source), validation_fraction=0.2))
     for split, origin, each in (("train", "train", 4000), ("validation", "train", 1000), ("test", "test", 1000)):
         assert np.bincount(listings[origin].labels[rows[split]]).tolist() == [each] * 10
     assert sorted(np.concatenate([rows["train"], rows["validation"]])) == list(range(50_000))

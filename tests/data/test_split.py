@@ -7,7 +7,7 @@ import pytest
 
 from crossalign.config import DataConfig, validate
 from crossalign.core.errors import UserError
-from crossalign.data.images.split import Pool, split_rows, stratified_order
+from crossalign.data.images.split import split_rows, stratified_order
 
 CLASSES = tuple("abcdefghij")
 
@@ -16,12 +16,8 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed))
 
 
-def pool(labels: np.ndarray) -> Pool:
-    return Pool(labels, np.arange(len(labels)))
-
-
 def split(labels: np.ndarray, **settings: object) -> dict[str, np.ndarray]:
-    return split_rows({"train": pool(labels)}, CLASSES, DataConfig(**settings))  # type: ignore[arg-type]
+    return split_rows({"train": labels}, CLASSES, DataConfig(**settings))  # type: ignore[arg-type]
 
 
 def test_every_prefix_holds_the_classes_in_proportion() -> None:
@@ -84,20 +80,20 @@ def test_limits_are_stratified_and_nest() -> None:
 
 def test_the_sources_own_splits_are_kept() -> None:
     labels = np.arange(200) % 10
-    pools = {"train": pool(labels), "test": pool(labels[:50]), "validation": pool(labels[:30])}
-    found = split_rows(pools, CLASSES, DataConfig())
+    given = {"train": labels, "test": labels[:50], "validation": labels[:30]}
+    found = split_rows(given, CLASSES, DataConfig())
     assert {name: sorted(rows) for name, rows in found.items()} == {
         "train": list(range(200)),
         "validation": list(range(30)),
         "test": list(range(50)),
     }
-    found = split_rows({"train": pool(labels), "test": pool(labels[:50])}, CLASSES, DataConfig())
+    found = split_rows({"train": labels, "test": labels[:50]}, CLASSES, DataConfig())
     assert len(found["test"]) == 50 and len(found["validation"]) == 40 and len(found["train"]) == 160
 
 
 def test_rows_left_out_stay_out() -> None:
-    labels, rows = np.arange(100) % 10, np.arange(100) * 2
-    found = split_rows({"train": Pool(labels, rows)}, CLASSES, DataConfig())
+    labels, rows = np.arange(200) % 10, np.arange(100) * 2
+    found = split_rows({"train": labels // 2 * 2}, CLASSES, DataConfig(), {"train": rows + 1})
     assert sorted(np.concatenate(list(found.values()))) == rows.tolist()
 
 

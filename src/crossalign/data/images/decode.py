@@ -9,7 +9,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -61,46 +61,63 @@ def decode_listing(listing: ImageListing, image_size: int | None, channels: Chan
         UserError: images differ in size while ``image_size`` is None; no image can be read; the cache's disk is full.
     """
     key = content_key(identity=listing.identity, image_size=image_size, channels=channels, version=VERSION)
-    folder = cache_dir("images")
-    pixels_file, hashes_file, done_file = (folder / f"{key}{end}" for end in (".npy", ".hashes.npy", ".json"))
-    if not (done_file.is_file() and pixels_file.is_file() and hashes_file.is_file()):
+    pixels_file = cache_dir("images") / f"{key}.npy"
+    size = None if image_size is None else (image_size, image_size)
+
+    def work() -> list[int | str]:
+        with atomic_path(pixels_file) as temporary, temporary.open("wb") as file:
+            return _write_pixels(file, listing, lambda raw: decode(raw, size, channels))
+
+    hashes, bad = noted("images", key, range(len(listing.labels)), work, pixels_file)
+    return Decoded(np.load(pixels_file, mmap_mode="r"), hashes, bad)
+
+
+def noted(
+    kind: str, key: str, rows: Iterable[int], work: Callable[[], list[int | str]], *files: Path
+) -> tuple[np.ndarray, dict[int, str]]:
+    """What ``work`` finds of the images at ``rows``, noted in the cache: a hash of each, uint64 (N,), and why some have none.
+
+    Raises:
+        UserError: the cache's disk is full.
+    """
+    folder = cache_dir(kind)
+    hashes_file, done_file = folder / f"{key}.hashes.npy", folder / f"{key}.json"
+    if not all(file.is_file() for file in (done_file, hashes_file, *files)):
         try:
-            with atomic_path(pixels_file) as temporary:
-                hashes, bad = _decode_all(listing, image_size, channels, temporary)
-            save_array(hashes_file, hashes)
-            write_json(done_file, {"bad": bad})  # last: it says that the other two are whole
+            results = work()
+            save_array(hashes_file, np.array([0 if isinstance(r, str) else r for r in results], dtype=np.uint64))
+            bad = {int(row): why for row, why in zip(rows, results, strict=True) if isinstance(why, str)}
+            write_json(done_file, {"bad": bad})  # last: it says that the others are whole
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            raise UserError(
-                f"no room left for the decoded images in {folder}: free some space or set CROSSALIGN_CACHE"
-            ) from error
-    bad = {int(row): why for row, why in json.loads(done_file.read_text(encoding="utf-8"))["bad"].items()}
-    return Decoded(np.load(pixels_file, mmap_mode="r"), np.load(hashes_file), bad)
+            raise UserError(f"no room left for images in {folder}: free some space or set CROSSALIGN_CACHE") from error
+    told = json.loads(done_file.read_text(encoding="utf-8"))
+    told = told.get("bad", told)  # 0.1.0 wrote it bare for pairs
+    return np.load(hashes_file), {int(row): why for row, why in told.items()}
 
 
-def _decode_all(listing: ImageListing, side: int | None, channels: Channels, path: Path) -> tuple[np.ndarray, dict[int, str]]:
-    """Write the pixels as .npy to ``path``; return (N,) hashes and the unreadable rows."""
-    size = None if side is None else (side, side)
-    count = len(listing.labels)
-    with path.open("wb") as file:
-        writer = _PixelWriter(file, listing)
-        for result in checked(listing.records(), lambda raw: _decode_or_reason(raw, size, channels), count, listing.title):
-            writer.add(result)
-    if writer.shape is None:
-        raise UserError(f"none of the {count} images of {listing.title} can be read; {listing.names[0]}: {writer.bad[0]}")
-    return np.array(writer.hashes, dtype=np.uint64), writer.bad
+def checked(raws: Iterator[T | str], make: Callable[[T], R], total: int, title: str) -> Iterator[R | str]:
+    """What ``make`` makes of each image in order, or why it cannot; a str among ``raws`` says why one could not be read.
 
+    They are read by this thread and decoded by several, with a bar over them.
+    """
 
-def checked(raws: Iterator[T], check: Callable[[T], R], total: int, title: str) -> Iterator[R]:
-    """``check`` of each image in order: read by this thread, decoded by several, with a bar over them."""
+    def made(raw: T | str) -> R | str:
+        try:
+            return raw if isinstance(raw, str) else make(raw)
+        except _BadImage as error:
+            return str(error)
+        except Exception as error:  # a damaged file can raise anything inside an image library
+            return f"{type(error).__name__}: {error}"
+
     with (
         warnings.catch_warnings(action="ignore"),  # Pillow warns about big images; they are refused by name instead
         ThreadPoolExecutor(THREADS) as pool,
         tqdm(total=total, desc=f"checking {title}", unit="image", delay=2, leave=False, disable=None) as bar,
     ):
         while blocks := [block for _ in range(2 * THREADS) if (block := list(islice(raws, BLOCK)))]:
-            for results in pool.map(lambda block: [check(raw) for raw in block], blocks):
+            for results in pool.map(lambda block: [made(raw) for raw in block], blocks):
                 yield from results
                 bar.update(len(results))
 
@@ -116,43 +133,29 @@ def save_array(path: Path, values: np.ndarray) -> None:
         np.save(file, values)
 
 
-def _decode_or_reason(raw: Raw, size: tuple[int, int] | None, channels: Channels) -> np.ndarray | str:
-    try:
-        return decode(raw, size, channels)
-    except _BadImage as error:
-        return str(error)
-    except Exception as error:  # a damaged file can raise anything inside an image library
-        return f"{type(error).__name__}: {error}"
-
-
-class _PixelWriter:
-    """Writes images one after the other as one .npy array, whose shape the first readable image tells."""
-
-    def __init__(self, file: BinaryIO, listing: ImageListing) -> None:
-        self.file, self.listing = file, listing
-        self.shape: tuple[int, ...] | None = None
-        self.first = ""
-        self.hashes: list[int] = []
-        self.bad: dict[int, str] = {}
-
-    def add(self, result: np.ndarray | str) -> None:
-        row = len(self.hashes)
+def _write_pixels(file: BinaryIO, listing: ImageListing, make: Callable[[Raw], np.ndarray]) -> list[int | str]:
+    """Write the images one after the other as one .npy array, whose shape the first readable one tells; those that cannot be
+    read are zero. Return a hash of each, or why it cannot be read."""
+    count = len(listing.labels)
+    results: list[int | str] = []
+    shape: tuple[int, ...] = ()
+    for row, result in enumerate(checked(listing.records(), make, count, listing.title)):
         if isinstance(result, str):
-            self.bad[row] = result
-            data = bytes(math.prod(self.shape)) if self.shape else b""
-        else:
-            if self.shape is None:
-                self._begin(result.shape, row)
-            elif result.shape != self.shape:
-                raise sizes_differ(self.first, self.shape, self.listing.names[row], result.shape)
-            data = result.tobytes()
-        self.file.write(data)
-        self.hashes.append(hash_of(data))
-
-    def _begin(self, shape: tuple[int, ...], unreadable: int) -> None:
-        self.shape, self.first = shape, self.listing.names[unreadable]
-        write_npy_header(self.file, (len(self.listing.labels), *shape))
-        self.file.write(bytes(unreadable * math.prod(shape)))
+            file.write(bytes(math.prod(shape) if shape else 0))
+            results.append(result)
+            continue
+        if not shape:
+            shape, first = result.shape, listing.names[row]
+            write_npy_header(file, (count, *shape))
+            file.write(bytes(row * math.prod(shape)))
+        elif result.shape != shape:
+            raise sizes_differ(first, shape, listing.names[row], result.shape)
+        data = result.tobytes()
+        file.write(data)
+        results.append(hash_of(data))
+    if not shape:
+        raise UserError(f"none of the {count} images of {listing.title} can be read; {listing.names[0]}: {results[0]}")
+    return results
 
 
 def write_npy_header(file: BinaryIO, shape: tuple[int, ...]) -> None:

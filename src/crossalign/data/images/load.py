@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key
 from crossalign.data.images.decode import Decoded, decode_listing, sizes_differ, write_npy_header
 from crossalign.data.images.sources import list_source
-from crossalign.data.images.split import Pool, split_rows
+from crossalign.data.images.split import split_rows
 from crossalign.data.sources import ImageListing, Listings
 
 IN_MEMORY_BYTES = 1 << 30
@@ -72,21 +72,28 @@ def open_images(config: DataConfig) -> ImageSplits:
     validate(config, "data.")
     listings = _list(config)
     classes = listings["train"].classes
-    whole = {split: np.arange(len(listing.labels)) for split, listing in listings.items()}
-    split_rows(_pools(listings, whole), classes, config)  # raises now what would else be raised after the decoding
+    labels = {split: listing.labels for split, listing in listings.items()}
+    split_rows(labels, classes, config)  # raises now what would else be raised after the decoding
     decoded = {s: decode_listing(listing, config.image_size, config.channels) for s, listing in listings.items()}
-    _check_shapes(listings, decoded)
-    skipped = _skipped(listings, decoded, config)
-    if skipped:
-        whole = {split: np.setdiff1d(rows, list(decoded[split].bad)) for split, rows in whole.items()}
-    rows = split_rows(_pools(listings, whole), classes, config)
+    shape = decoded["train"].pixels.shape[1:]
+    for split, part in decoded.items():
+        if part.pixels.shape[1:] != shape:
+            raise sizes_differ(listings["train"].title, shape, listings[split].title, part.pixels.shape[1:])
+    skipped = tuple(f"{listings[s].names[row]} ({why})" for s, part in decoded.items() for row, why in part.bad.items())
+    if skipped and config.on_error == "stop":
+        more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+        raise UserError(f"cannot read image {skipped[0]}{more}; replace or remove, or go on without: --data.on-error skip")
+    rows = split_rows(labels, classes, config, {split: part.bad for split, part in decoded.items()})
     origin = {split: split if split in listings else "train" for split in rows}
     sets = {split: _image_set(listings[origin[split]], decoded[origin[split]], rows[split]) for split in rows}
     hashes = {split: decoded[origin[split]].hashes[rows[split]] for split in rows}
     twins = int(np.isin(hashes["test"], np.concatenate([hashes["train"], hashes["validation"]])).sum())
+    digest = hashlib.sha256()
+    for split, images in sets.items():
+        digest.update(repr((split, images.classes, images.pixels.shape)).encode())
+        digest.update(images.labels.numpy().tobytes() + hashes[split].tobytes())
     source = _describe(config, listings, sets, len(skipped), twins)
-    fingerprint = _fingerprint(sets, hashes)
-    return ImageSplits(sets["train"], sets["validation"], sets["test"], source, skipped, fingerprint)
+    return ImageSplits(sets["train"], sets["validation"], sets["test"], source, skipped, digest.hexdigest()[:20])
 
 
 def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -136,28 +143,7 @@ def _with_classes(listing: ImageListing, classes: tuple[str, ...]) -> ImageListi
     if (labels < 0).any():
         name = listing.classes[listing.labels[np.argmax(labels < 0)]]
         raise UserError(f"{listing.title} has class '{name}', which the training images lack ({', '.join(classes)})")
-    return ImageListing(listing.title, labels, classes, listing.names, listing.records, listing.identity, listing.files)
-
-
-def _pools(listings: Listings, rows: dict[str, np.ndarray]) -> dict[str, Pool]:
-    return {split: Pool(listing.labels[rows[split]], rows[split]) for split, listing in listings.items()}
-
-
-def _check_shapes(listings: Listings, decoded: dict[str, Decoded]) -> None:
-    shape = decoded["train"].pixels.shape[1:]
-    for split, part in decoded.items():
-        other = part.pixels.shape[1:]
-        if other != shape:
-            raise sizes_differ(listings["train"].title, shape, listings[split].title, other)
-
-
-def _skipped(listings: Listings, decoded: dict[str, Decoded], config: DataConfig) -> tuple[str, ...]:
-    """Unreadable images with their reasons; refuses them unless they may be skipped."""
-    bad = [f"{listings[s].names[row]} ({why})" for s, part in decoded.items() for row, why in part.bad.items()]
-    if bad and config.on_error == "stop":
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise UserError(f"cannot read image {bad[0]}{more}; replace or remove, or go on without: --data.on-error skip")
-    return tuple(bad)
+    return replace(listing, labels=labels, classes=classes)
 
 
 def _image_set(listing: ImageListing, decoded: Decoded, rows: np.ndarray) -> ImageSet:
@@ -174,14 +160,6 @@ def _image_set(listing: ImageListing, decoded: Decoded, rows: np.ndarray) -> Ima
             for start in range(0, len(rows), CHUNK):
                 file.write(decoded.pixels[rows[start : start + CHUNK]].tobytes())
     return ImageSet(np.load(path, mmap_mode="r"), labels, listing.classes, names)
-
-
-def _fingerprint(sets: dict[str, ImageSet], hashes: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for split, images in sets.items():
-        digest.update(repr((split, images.classes, images.pixels.shape)).encode())
-        digest.update(images.labels.numpy().tobytes() + hashes[split].tobytes())
-    return digest.hexdigest()[:20]
 
 
 def _describe(config: DataConfig, listings: Listings, sets: dict[str, ImageSet], skipped: int, twins: int) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -11,28 +10,31 @@ from crossalign.config import DataConfig
 from crossalign.core.errors import UserError
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Images that a source gives for one purpose, after unreadable ones are left out."""
-
-    labels: np.ndarray
-    """int64 (N,)"""
-    rows: np.ndarray
-    """int64 (N,): their places in the listing."""
-
-
-def split_rows(pools: dict[str, Pool], classes: Sequence[str], config: DataConfig) -> dict[str, np.ndarray]:
-    """Rows of each split in its pool's listing, by train, validation and test.
+def split_rows(
+    labels: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    config: DataConfig,
+    bad: Mapping[str, Collection[int]] | None = None,
+) -> dict[str, np.ndarray]:
+    """Rows of each split in its listing, by train, validation and test.
 
     A part that the source does not give is carved out of its training images: first the test part, then the share
     for validation of what is left. Each split is in a stratified order, so a limit is a prefix and limits nest.
+
+    Args:
+        labels: int64 (N,) of each split that the source gives.
+        classes: names of all classes.
+        config: shares, limits and seed.
+        bad: rows of each of these splits that cannot be used.
 
     Raises:
         UserError: fewer than two classes, a class that would be missing from a split, a limit beyond the split's size.
     """
     rng = np.random.Generator(np.random.PCG64(config.split_seed))
-    train = pools["train"]
-    present = np.flatnonzero(np.bincount(train.labels, minlength=len(classes)))
+    usable = {split: np.setdiff1d(np.arange(len(own)), list((bad or {}).get(split, ()))) for split, own in labels.items()}
+    labels = {split: labels[split][rows] for split, rows in usable.items()}
+    train = labels["train"]
+    present = np.flatnonzero(np.bincount(train, minlength=len(classes)))
     if len(present) < 2:
         raise UserError(
             f"'{config.source}' has one class only ('{classes[present[0]]}'); classification needs two or more"
@@ -40,18 +42,22 @@ def split_rows(pools: dict[str, Pool], classes: Sequence[str], config: DataConfi
             else f"'{config.source}' has no image that can be used"
         )
     found: dict[str, np.ndarray] = {}
-    rest = stratified_order(train.labels, rng)
+    rest = stratified_order(train, rng)
     for split, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
-        if split in pools:
-            found[split] = pools[split].rows[stratified_order(pools[split].labels, rng)]
+        if split in labels:
+            found[split] = usable[split][stratified_order(labels[split], rng)]
         else:
             count = round(len(rest) * fraction)
-            carved, rest = rest[:count], stratified_order(train.labels, rng, rest[count:])
-            _check_classes(split, train.labels[carved], train.labels, classes, config)
-            found[split] = train.rows[carved]
-    _check_classes("train", train.labels[rest], train.labels, classes, config)
-    found["train"] = train.rows[rest]
-    return {split: _limited(split, found[split], config) for split in ("train", "validation", "test")}
+            carved, rest = rest[:count], stratified_order(train, rng, rest[count:])
+            _check_classes(split, train[carved], train, classes, config)
+            found[split] = usable["train"][carved]
+    _check_classes("train", train[rest], train, classes, config)
+    found["train"] = usable["train"][rest]
+    for split, rows in found.items():
+        limit: int | None = getattr(config, f"limit_{split}")
+        if limit is not None and limit > len(rows):
+            raise UserError(f"--data.limit-{split} {limit} is larger than the {split} split of {len(rows)} images")
+    return {split: found[split][: getattr(config, f"limit_{split}")] for split in ("train", "validation", "test")}
 
 
 def stratified_order(labels: np.ndarray, rng: np.random.Generator, rows: np.ndarray | None = None) -> np.ndarray:
@@ -79,12 +85,3 @@ def _check_classes(split: str, part: np.ndarray, whole: np.ndarray, classes: Seq
             f"{split}): add images, remove the class, or change --data.validation-fraction "
             f"{config.validation_fraction:g} and --data.test-fraction {config.test_fraction:g}"
         )
-
-
-def _limited(split: str, rows: np.ndarray, config: DataConfig) -> np.ndarray:
-    limit: int | None = getattr(config, f"limit_{split}")
-    if limit is None:
-        return rows
-    if limit > len(rows):
-        raise UserError(f"--data.limit-{split} {limit} is larger than the {split} split of {len(rows)} images")
-    return rows[:limit]

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from crossalign.config import PairsConfig, validate
 from crossalign.core.errors import UserError
-from crossalign.core.files import cache_dir, content_key, write_json
-from crossalign.data.images.decode import checked, hash_of, picture, save_array
+from crossalign.core.files import cache_dir, content_key
+from crossalign.data.images.decode import checked, hash_of, noted, picture, save_array
 from crossalign.data.pairs.sources import PairListing, list_pairs
 from crossalign.data.records import whole_text
 from crossalign.data.sources import SPLITS, Raw
@@ -142,18 +140,36 @@ def _places(listing: PairListing) -> np.ndarray:
     """
     path = cache_dir("pairs") / f"{content_key(identity=listing.identity, places=VERSION)}.places.npy"
     if not path.is_file():
-        title = f"reading {listing.title}"
-        rows = tqdm(range(len(listing.ids)), desc=title, unit="image", delay=2, leave=False, disable=None)
-        save_array(path, np.array([_hash(_bytes(listing.read, row)) for row in rows], dtype=np.uint64))
+        hashes = checked(_raws(listing, range(len(listing.ids))), _hash, len(listing.ids), listing.title)
+        # 0 for one that cannot be read, which is told later
+        save_array(path, np.array([0 if isinstance(value, str) else value for value in hashes], dtype=np.uint64))
     places: np.ndarray = np.load(path) / 2.0**64
     return places
 
 
-def _hash(raw: Raw | str) -> int:
-    """A hash of an encoded image below 2^64; 0 for one that cannot be read, which is told later."""
-    if raw is None or isinstance(raw, str):
-        return 0
+def _check_images(listing: PairListing, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    """A hash of each encoded image, uint64 (R,), and why some rows cannot be decoded; noted in the cache."""
+    key = content_key(identity=listing.identity, rows=hashlib.sha256(rows.tobytes()).hexdigest(), version=VERSION)
+    return noted("pairs", key, rows, lambda: list(checked(_raws(listing, rows), _hash_of_readable, len(rows), listing.title)))
+
+
+def _raws(listing: PairListing, rows: Iterable[int]) -> Iterator[Raw | str]:
+    """The encoded images; a str says why one cannot be read."""
+    for row in rows:
+        try:
+            raw = listing.read(int(row))
+            yield raw.read_bytes() if isinstance(raw, Path) else raw
+        except OSError as error:
+            yield f"{type(error).__name__}: {error}"
+
+
+def _hash(raw: Raw) -> int:
     return hash_of(raw if isinstance(raw, bytes) else picture(raw, "rgb").tobytes())
+
+
+def _hash_of_readable(raw: Raw) -> int:
+    image = picture(raw, "rgb")
+    return hash_of(raw if isinstance(raw, bytes) else image.tobytes())
 
 
 def _captions(cell: Any) -> list[str]:
@@ -164,40 +180,6 @@ def _captions(cell: Any) -> list[str]:
     values = [next((v[k] for k in ("raw", "caption", "text") if k in v), "") if isinstance(v, dict) else v for v in values]
     values = [text for value in values for text in (value if isinstance(value, list | tuple) else [value])]
     return ["" if value is None else str(value).strip() for value in values]
-
-
-def _check_images(listing: PairListing, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-    """A hash of each encoded image, uint64 (R,), and why some rows cannot be decoded; noted in the cache."""
-    chosen = hashlib.sha256(rows.tobytes()).hexdigest()
-    key = content_key(identity=listing.identity, rows=chosen, version=VERSION)
-    hashes_file, done_file = (cache_dir("pairs") / f"{key}{end}" for end in (".hashes.npy", ".json"))
-    if not (done_file.is_file() and hashes_file.is_file()):
-        raws = (_bytes(listing.read, int(row)) for row in rows)
-        results = list(checked(raws, _hash_and_fault, len(rows), listing.title))
-        save_array(hashes_file, np.array([value for value, _ in results], dtype=np.uint64))
-        # Last: it says that the other one is whole.
-        write_json(done_file, {str(row): why for row, (_, why) in zip(rows.tolist(), results, strict=True) if why})
-    broken = {int(row): why for row, why in json.loads(done_file.read_text(encoding="utf-8")).items()}
-    return np.load(hashes_file), broken
-
-
-def _bytes(read: Callable[[int], Raw], row: int) -> Raw | str:
-    """The encoded image; a str says why it cannot be read."""
-    try:
-        raw = read(row)
-        return raw.read_bytes() if isinstance(raw, Path) else raw
-    except OSError as error:
-        return f"{type(error).__name__}: {error}"
-
-
-def _hash_and_fault(raw: Raw | str) -> tuple[int, str]:
-    if isinstance(raw, str):
-        return 0, raw
-    try:
-        image = picture(raw, "rgb")
-    except Exception as error:  # a damaged file can raise anything inside an image library
-        return 0, str(error) or type(error).__name__
-    return _hash(raw if isinstance(raw, bytes) else image), ""
 
 
 def _describe(listing: PairListing, config: PairsConfig, texts: list[tuple[str, ...]], left_out: int, is_split: bool) -> str:
