@@ -18,9 +18,8 @@ from crossalign.core.errors import UserError
 from crossalign.data.images import decode as decoding
 from crossalign.data.images import load as opening
 from crossalign.data.images.augment import CIFAR10_MEAN, CIFAR10_STD
-from crossalign.data.images.load import ImageSet, channel_statistics
+from crossalign.data.images.load import ImageSet, channel_statistics, split_rows
 from crossalign.data.images.sources import list_source
-from crossalign.data.images.split import split_rows
 
 # -- what is wrong, in one sentence --
 

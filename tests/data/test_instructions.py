@@ -15,8 +15,17 @@ import torch
 from crossalign.config import InstructConfig
 from crossalign.core.errors import UserError
 from crossalign.data.batches import IGNORED, Batches, Step
-from crossalign.data.text.examples import ExampleRows, collate, evaluation_examples, pack
-from crossalign.data.text.instructions import Encoded, Example, encode_examples, open_instructions, read_examples
+from crossalign.data.text.instructions import (
+    Encoded,
+    Example,
+    ExampleRows,
+    collate,
+    encode_examples,
+    evaluation_examples,
+    open_instructions,
+    pack,
+    read_examples,
+)
 from crossalign.data.text.tokenizer import train_tokenizer
 from crossalign.data.text.tokens import TextBatch, block_diagonal_mask
 

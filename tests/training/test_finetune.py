@@ -116,7 +116,7 @@ def test_padding_and_packing_change_no_loss(make: Make, form: dict[str, Any]) ->
     plain = make("plain", **settings, loop={"batch_size": 54, "steps": 1, "evaluate_every": 1})
     rows = 54
     if form.get("packing"):
-        from crossalign.data.text.examples import pack
+        from crossalign.data.text.instructions import pack
 
         tokenizer = open_tokenizer(plain.model)
         rows = len(pack(open_instructions(plain.data, tokenizer).train.lengths, 96))

@@ -22,8 +22,7 @@ from crossalign.core.progress import followed
 from crossalign.core.refs import Ref
 from crossalign.data.batches import Batches, Rows
 from crossalign.data.text.corpus import open_corpus, prepare
-from crossalign.data.text.examples import ExampleRows, evaluation_examples
-from crossalign.data.text.instructions import open_instructions
+from crossalign.data.text.instructions import ExampleRows, evaluation_examples, open_instructions
 from crossalign.data.text.tokenizer import separator
 from crossalign.data.text.tokens import TextBatch, TokenFile, TokenRows, as_stream
 from crossalign.models.language.causal import choose_trained, new_gpt2, save_causal
