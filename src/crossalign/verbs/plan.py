@@ -174,11 +174,13 @@ def _of_images(config: AdaptConfig, train_images: int, classes: int) -> Cost:
     Memory: weights, gradients and Adam's two moments in fp32, and activations by Korthikanti et al. 2022, Eq. 2:
     34 B T D bytes a layer and 5 B T² heads without a fused attention; fused attention, as here, drops the second term.
     """
+    from crossalign.models.classifier.freezing import UNUSED
+
     model, loop = _classifier(config, classes), config.loop
-    hf, parameters = model.language_model.config, model.plan
+    hf, plan = model.language_model.config, model.plan
     layers, tokens, width = int(getattr(hf, "num_hidden_layers", 0)), model.embedding.tokens, model.backbone.width
-    trained = sum(n for g, n in parameters.groups().items() if g != "positions")
-    used = parameters.total - sum(r.parameters for r in parameters.rows if r.group.startswith("unused"))
+    trained = sum(n for g, n in plan.groups().items() if g != "positions")
+    used = plan.total - plan.parameters.get(UNUSED, 0)
     attention = 4.0 * tokens * tokens * width * (layers if model.backbone.kind != "none" else 0)
     flops = tokens * (4.0 * used + 2.0 * trained) + 3 * attention
     images = round(train_images * (1 - config.data.validation_fraction))
@@ -186,13 +188,13 @@ def _of_images(config: AdaptConfig, train_images: int, classes: int) -> Cost:
     steps = math.ceil(images / loop.batch_size)
     micro = math.ceil(loop.batch_size / loop.accumulation)
     activations = 34.0 * micro * tokens * width * (1 if config.backbone.gradient_checkpointing else layers)
-    trainable = f"{parameters.trainable:,}"
-    if config.tune.method == "full" and used != parameters.total:
-        with_table = parameters.trainable + parameters.total - used
+    trainable = f"{plan.trainable:,}"
+    if config.tune.method == "full" and used != plan.total:
+        with_table = plan.trainable + plan.total - used
         trainable += f" ({with_table:,} with the token table, which pixels never touch)"
     lines = [
         f"{config.row or config.tune.method}, backbone {config.backbone.ref}",
-        str(parameters),
+        str(plan),
         "",
         f"trainable parameters   {trainable}",
         f"tokens an image        {tokens}",
@@ -200,7 +202,7 @@ def _of_images(config: AdaptConfig, train_images: int, classes: int) -> Cost:
         f"batch {loop.batch_size}, {train_images:,} images before the split)",
         f"FLOPs                  {flops:.3g} an image, {flops * images * loop.epochs:.3g} in all",
     ]
-    memory = 4.0 * parameters.total + 12.0 * parameters.trainable + activations * (1 if loop.precision != "fp32" else 2)
+    memory = 4.0 * plan.total + 12.0 * plan.trainable + activations * (1 if loop.precision != "fp32" else 2)
     remedy = "raise --loop.accumulation, or take --backbone.gradient-checkpointing"
     return Cost(lines, flops * images * loop.epochs, memory, remedy)
 

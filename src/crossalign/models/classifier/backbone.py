@@ -113,13 +113,9 @@ def _silence_positions(model: nn.Module, family: Family) -> None:
     """
     module = model.get_submodule(family.position_module)
     if family.positions == "learned":
-        module.register_forward_hook(_zero_output)
+        module.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
     else:
         module.register_forward_pre_hook(_zero_position_ids, with_kwargs=True)
-
-
-def _zero_output(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    return torch.zeros_like(output)
 
 
 def _zero_position_ids(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -143,10 +139,10 @@ def _longest(model: nn.Module, family: Family) -> int | None:
 def probe(backbone: Backbone, length: int = 8) -> dict[str, Any]:
     """Check by experiment that attention and positions are what the configuration says; cheap, at start-up.
 
-    The last token is replaced by a random one (a constant shift would vanish in the first norm): earlier outputs move
-    if and only if attention is bidirectional. Tokens are permuted, seen both ways: the outputs follow the permutation
-    if and only if the backbone adds no positions. Runs in eval mode, then restores every module's mode; the global
-    random state is not touched.
+    Tokens are random vectors at the scale of the text embeddings. The last one is replaced by another (a constant shift
+    would vanish in the first norm): earlier outputs move if and only if attention is bidirectional. Tokens are permuted,
+    seen both ways: the outputs follow the permutation if and only if the backbone adds no positions. Runs in eval mode,
+    then restores every module's mode; the global random state is not touched.
 
     Returns:
         {"attention": "causal" | "bidirectional" | "none", "positions": bool}
@@ -157,13 +153,23 @@ def probe(backbone: Backbone, length: int = 8) -> dict[str, Any]:
     if backbone.attention == "none":
         return {"attention": "none", "positions": False}
     length = max(3, min(length, 8, backbone.max_length or 8))
+    weight = next(backbone.model.parameters())
+    scale = backbone.text_embedding_table().float().pow(2).mean().sqrt().item() if backbone.has_text else 1.0
+    drawn = torch.randn(1, length + 1, backbone.width, generator=torch.Generator().manual_seed(0)) * scale
+    tokens = drawn.to(weight.device, weight.dtype)
+    tokens, changed = tokens[:, :-1], torch.cat([tokens[:, :-2], tokens[:, -1:]], 1)
+
+    def outputs(tokens: Tensor) -> Tensor:
+        with torch.autocast(tokens.device.type, enabled=False):
+            return backbone(tokens).float()  # type: ignore[no-any-return]
+
     modes = {module: module.training for module in backbone.modules()}
     attention = backbone.attention
     try:
         backbone.eval()
-        moves = _moves_earlier_outputs(backbone, length)
+        moves = _differs(outputs(tokens)[:, :-1], outputs(changed)[:, :-1])
         backbone.attention = "bidirectional"
-        positions = _breaks_permutation(backbone, length)
+        positions = _differs(outputs(tokens).roll(1, dims=1), outputs(tokens.roll(1, dims=1)))
     finally:
         backbone.attention = attention
         for module, training in modes.items():
@@ -173,33 +179,6 @@ def probe(backbone: Backbone, length: int = 8) -> dict[str, Any]:
     if seen != asked:
         raise RuntimeError(f"the backbone '{backbone.ref}' was asked for {asked}, but a probe of its outputs shows {seen}")
     return seen
-
-
-def _moves_earlier_outputs(backbone: Backbone, length: int) -> bool:
-    tokens, other = _probe_tokens(backbone, length)
-    changed = tokens.clone()
-    changed[:, -1] = other
-    return _differs(_outputs(backbone, tokens)[:, :-1], _outputs(backbone, changed)[:, :-1])
-
-
-def _breaks_permutation(backbone: Backbone, length: int) -> bool:
-    tokens, _ = _probe_tokens(backbone, length)
-    return _differs(_outputs(backbone, tokens).roll(1, dims=1), _outputs(backbone, tokens.roll(1, dims=1)))
-
-
-def _probe_tokens(backbone: Backbone, length: int) -> tuple[Tensor, Tensor]:
-    """Random vectors at the scale of the text embeddings: (1, T, D) and one more, (1, D)."""
-    generator = torch.Generator().manual_seed(0)
-    weight = next(backbone.model.parameters())
-    scale = backbone.text_embedding_table().float().pow(2).mean().sqrt().item() if backbone.has_text else 1.0
-    tokens = torch.randn(1, length + 1, backbone.width, generator=generator) * scale
-    tokens = tokens.to(weight.device, weight.dtype)
-    return tokens[:, :-1], tokens[:, -1]
-
-
-def _outputs(backbone: Backbone, tokens: Tensor) -> Tensor:
-    with torch.autocast(tokens.device.type, enabled=False):
-        return backbone(tokens).float()  # type: ignore[no-any-return]
 
 
 def _differs(x: Tensor, y: Tensor) -> bool:

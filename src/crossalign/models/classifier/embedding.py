@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
-from typing import Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +18,10 @@ from crossalign.config import EmbedderConfig
 from crossalign.core.errors import UserError
 from crossalign.core.registry import Registry
 
-
-class Embedder(Protocol):
-    """A module that maps inputs (B, \\*input_shape) to token vectors (B, tokens, D)."""
-
-    tokens: int
-
-    def __call__(self, inputs: Tensor) -> Tensor: ...
-
-
 Builder = Callable[[EmbedderConfig, tuple[int, ...], int], nn.Module]
 EMBEDDERS: Registry[Builder] = Registry("--embedder.kind", group="crossalign.backbones")
-"""``build(config, input_shape, width) -> Embedder`` by the value of ``--embedder.kind``."""
+"""``build(config, input_shape, width)`` by the value of ``--embedder.kind``: a module that maps inputs (B, \\*input_shape) to
+token vectors (B, tokens, D), and says how many ``tokens`` there are."""
 
 
 def _grid(shape: tuple[int, ...], patch: int, axes: int) -> tuple[int, ...]:
@@ -46,18 +39,22 @@ def _grid(shape: tuple[int, ...], patch: int, axes: int) -> tuple[int, ...]:
 
 
 class PatchEmbedding(nn.Module):
-    """One linear projection of each P × P patch, as CMDA §3.1.2 has it: (B, C, H, W) → (B, HW/P², D)."""
+    """One linear projection of each P × P patch, as CMDA §3.1.2 has it: (B, C, H, W) → (B, HW/P², D).
 
-    def __init__(self, shape: tuple[int, ...], patch: int, width: int) -> None:
+    With one axis, for series and spectra, of each run of P samples: (B, C, S) → (B, S/P, D).
+    """
+
+    def __init__(self, shape: tuple[int, ...], patch: int, width: int, axes: int = 2) -> None:
         super().__init__()
-        self.patch, self.grid = patch, _grid(shape, patch, axes=2)
+        self.patch, self.grid = patch, _grid(shape, patch, axes)
         self.tokens = math.prod(self.grid)
-        self.projection = nn.Linear(shape[0] * patch * patch, width)
+        self.projection = nn.Linear(shape[0] * patch**axes, width)
 
-    def forward(self, images: Tensor) -> Tensor:
-        b, c = images.shape[:2]
-        (h, w), p = self.grid, self.patch
-        patches_BTX = images.reshape(b, c, h, p, w, p).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w, c * p * p)
+    def forward(self, inputs: Tensor) -> Tensor:
+        b, c, *_ = inputs.shape
+        places, within = range(2, inputs.ndim * 2 - 2, 2), range(3, inputs.ndim * 2 - 2, 2)
+        cut = inputs.reshape(b, c, *(size for count in self.grid for size in (count, self.patch)))
+        patches_BTX = cut.permute(0, *places, 1, *within).reshape(b, self.tokens, -1)
         return self.projection(patches_BTX)  # type: ignore[no-any-return]
 
 
@@ -83,22 +80,7 @@ class ConvStem(nn.Module):
         return self.stem(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
-class SeriesEmbedding(nn.Module):
-    """One linear projection of each run of P samples, for series and spectra: (B, C, S) → (B, S/P, D)."""
-
-    def __init__(self, shape: tuple[int, ...], patch: int, width: int) -> None:
-        super().__init__()
-        self.patch = patch
-        (self.tokens,) = _grid(shape, patch, axes=1)
-        self.projection = nn.Linear(shape[0] * patch, width)
-
-    def forward(self, series: Tensor) -> Tensor:
-        b, c, s = series.shape
-        patches_BTX = series.reshape(b, c, s // self.patch, self.patch).transpose(1, 2).reshape(b, self.tokens, -1)
-        return self.projection(patches_BTX)  # type: ignore[no-any-return]
-
-
-for _name, _class in {"linear": PatchEmbedding, "conv": ConvStem, "series": SeriesEmbedding}.items():
+for _name, _class in {"linear": PatchEmbedding, "conv": ConvStem, "series": partial(PatchEmbedding, axes=1)}.items():
     EMBEDDERS.register(_name, lambda config, shape, width, build=_class: build(shape, config.patch, width))
 
 
@@ -114,7 +96,7 @@ class InputEmbedding(nn.Module):
         super().__init__()
         self.embedder = EMBEDDERS[config.kind](config, input_shape, width)
         self.cls = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02)) if cls else None
-        self.tokens = int(cast(Embedder, self.embedder).tokens) + cls
+        self.tokens = int(cast(Any, self.embedder).tokens) + cls
         self.positions = nn.Parameter(torch.empty(self.tokens, width).normal_(std=0.02)) if positions else None
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ from crossalign.config import BackboneConfig, EmbedderConfig, HeadConfig, TuneCo
 from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
 from crossalign.core.refs import Ref
+from crossalign.data.model_files import fetch_page
 from crossalign.models.classifier.backbone import Backbone
 from crossalign.models.classifier.embedding import InputEmbedding
-from crossalign.models.classifier.freezing import FreezePlan, apply_freeze_plan
+from crossalign.models.classifier.freezing import apply_freeze_plan
 from crossalign.models.classifier.saved import FORMAT, InputSpec, ModelSettings, model_card, read_saved
 from crossalign.models.language.inner import add_lora
 from crossalign.models.language.model import LanguageModel, open_language_model
@@ -34,12 +35,9 @@ class ImageClassifier(nn.Module):
     Build one with :meth:`from_backbone`, open a saved one with :meth:`from_pretrained`.
     """
 
-    def __init__(
-        self,
-        language_model: LanguageModel,
-        spec: InputSpec,
-        settings: ModelSettings,
-    ) -> None:
+    peft: Any
+
+    def __init__(self, language_model: LanguageModel, spec: InputSpec, settings: ModelSettings) -> None:
         super().__init__()
         self.spec, self.language_model, self.settings = spec, language_model, settings
         embedder, tune, head = settings.embedder, settings.tune, settings.head
@@ -55,17 +53,10 @@ class ImageClassifier(nn.Module):
         channels = (-1, *(1 for _ in spec.shape[1:]))
         self.register_buffer("mean", torch.tensor(spec.mean).reshape(channels), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).reshape(channels), persistent=False)
-        self.peft = _Unregistered(add_lora(self.backbone.model, tune) if self._wants_lora(tune) else None)
-        self.plan = self._freeze(tune)
-
-    def _wants_lora(self, tune: TuneConfig) -> bool:
-        return tune.method == "lora" and self.backbone.family.attention != "none"
-
-    def _freeze(self, tune: TuneConfig) -> FreezePlan:
-        optional = {"positions"} if self.embedding.positions is None else set()
-        if self.backbone.family.attention == "none":
-            optional |= {"norms", "lora", "blocks"}
-        return apply_freeze_plan(self, tune, unused=self.backbone.unused_parameters(), optional=optional)
+        adapts = tune.method == "lora" and self.backbone.family.attention != "none"
+        # Past nn.Module: PEFT's wrapper must be no submodule, its parameters are the backbone's own.
+        self.__dict__["peft"] = add_lora(self.backbone.model, tune) if adapts else None
+        self.plan = apply_freeze_plan(self)
 
     @classmethod
     def from_backbone(
@@ -136,13 +127,13 @@ class ImageClassifier(nn.Module):
         """The tensors that training changes; a checkpoint holds these alone."""
         return trained_state(self)
 
-    def load_trained_state(self, state: dict[str, Tensor], whose: str = "the checkpoint") -> None:
+    def load_trained_state(self, state: dict[str, Tensor], place: str = "the checkpoint") -> None:
         """Put :meth:`trained_state` back; names and shapes must be the same.
 
         Raises:
             UserError: a tensor is missing, unexpected or of another shape (nothing is ever left at its init silently).
         """
-        put_tensors(self.trained_state(), state, whose)
+        put_tensors(self.trained_state(), state, place)
 
     def save_pretrained(self, folder: str | Path, *, facts: dict[str, Any] | None = None) -> Path:
         """Write the model as a folder: config.json, model.safetensors (only what was trained) and a model card.
@@ -182,7 +173,8 @@ class ImageClassifier(nn.Module):
         Raises:
             UserError: no such model, tensors that do not fit, or a backbone whose weights are not those of training.
         """
-        folder = _local_folder(str(path))
+        files = ["*.json", "*.safetensors", "README.md"]
+        folder = fetch_page(str(path), files) if Ref(str(path), ()).kind == "hf" else Path(path)
         saved = read_saved(folder)
         settings = ModelSettings(
             update(BackboneConfig(), saved["backbone"]),
@@ -210,19 +202,19 @@ class ImageClassifier(nn.Module):
 
         The result is saved whole, as a fully fine-tuned model is.
         """
-        if self.peft.value is None:
+        if self.peft is None:
             raise UserError("only a model trained with --tune.method lora has an adapter to merge")
-        self.backbone.model = self.peft.value.merge_and_unload()
-        self.peft = _Unregistered(None)
+        self.backbone.model = self.peft.merge_and_unload()
+        self.__dict__["peft"] = None
         self.settings.tune = dataclasses.replace(self.settings.tune, method="full")
-        self.plan = self._freeze(self.settings.tune)
+        self.plan = apply_freeze_plan(self)
         return self
 
     def export_lora(self, folder: str | Path) -> Path:
         """Write the LoRA adapter of the backbone in PEFT's format, for ``PeftModel.from_pretrained``."""
-        if self.peft.value is None:
+        if self.peft is None:
             raise UserError("only a model trained with --tune.method lora has an adapter to export")
-        self.peft.value.save_pretrained(str(folder), safe_serialization=True)
+        self.peft.save_pretrained(str(folder), safe_serialization=True)
         return Path(folder)
 
     def push_to_hub(self, repo: str, *, private: bool = True, token: str | None = None) -> str:
@@ -264,26 +256,3 @@ class ImageClassifier(nn.Module):
             [{"label": self.spec.classes[i], "score": s} for s, i in zip(row_s, row_i, strict=True)]
             for row_s, row_i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-
-
-class _Unregistered:
-    """Holds a module that must not be a submodule (its parameters are the backbone's own)."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-def _local_folder(path: str) -> Path:
-    page = Ref(path, ())
-    if page.kind != "hf":
-        return Path(path)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        patterns = ["*.json", "*.safetensors", "README.md"]
-        return Path(snapshot_download(page.name, revision=page.revision or None, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise UserError(
-            f"cannot fetch '{path}' from the hub ({type(error).__name__}): check the name and the network"
-        ) from error

