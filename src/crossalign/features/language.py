@@ -150,7 +150,7 @@ def bits_per_byte(
         kept: float | None = json.loads(path.read_text(encoding="utf-8"))["bits_per_byte"]
         return kept
     from crossalign.data.text.tokens import EvaluationBlocks, as_stream
-    from crossalign.models.language.likelihood import total_nll
+    from crossalign.models.language.causal import total_nll
 
     if open_language_model(ref, weights=False).family.attention != "causal":
         write_json(path, {"model": ref, "bits_per_byte": None})

@@ -30,7 +30,7 @@ from crossalign.data.pairs.load import Pairs, open_pairs
 from crossalign.data.pairs.sources import check_source
 from crossalign.features.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, find_metric, place
 from crossalign.features.teachers import check_teacher, teacher_features
-from crossalign.models.language.likelihood import nll_sum
+from crossalign.models.language.causal import nll_sum
 from crossalign.models.taps import Taps, unwrapped
 
 Config = PretrainConfig | FinetuneConfig

@@ -19,8 +19,7 @@ from crossalign.data.batches import Batches, Step
 from crossalign.data.records import read_text
 from crossalign.data.text.tokens import EvaluationBlocks, TextBatch, TokenFile
 from crossalign.features.regularizer import WEIGHT_PENALTIES
-from crossalign.models.language.causal import save_causal
-from crossalign.models.language.likelihood import nll_sum, total_nll
+from crossalign.models.language.causal import nll_sum, save_causal, total_nll
 from crossalign.models.loading import put_tensors, trained_state
 from crossalign.runs.folder import resolved
 from crossalign.runs.names import RunFolder

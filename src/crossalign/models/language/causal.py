@@ -1,17 +1,28 @@
-"""Causal language models to be trained: GPT-2 from scratch, what trains of an opened one, and the folder it is saved to."""
+"""Causal language models: GPT-2 from scratch, what trains of an opened one, how likely they find text, and their folder.
+
+Shapes: B sequences, T tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from crossalign.config import GPTConfig, TuneConfig, validate
 from crossalign.core.errors import UserError
+from crossalign.data.batches import IGNORED
 from crossalign.data.model_files import quiet
+from crossalign.data.text.tokens import block_diagonal_mask
 from crossalign.models.language.inner import add_lora, attend_without_mask, checkpoint_gradients
 from crossalign.models.loading import built
+
+INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 def new_gpt2(config: GPTConfig, *, vocabulary: int, block: int, separator: int, seed: int, meta: bool = False) -> Any:
@@ -68,6 +79,31 @@ def choose_trained(model: Any, tune: TuneConfig, seed: int) -> Any | None:
     if tune.method != "lora":
         raise UserError("a language model is fine-tuned with --tune.method full or lora; fpt is for images")
     return built(lambda: add_lora(model, tune), seed, meta=False)
+
+
+def nll_sum(model: Any, batch: Mapping[str, Any], device: torch.device) -> Tensor:
+    """Sum of the negative log-likelihoods, fp32, of the targets (B, T) of ``batch`` that are not ``IGNORED``."""
+    inputs = {name: batch[name].to(device, non_blocking=True) for name in INPUTS if name in batch}
+    if "segment_ids" in batch:  # packed rows
+        inputs["attention_mask"] = block_diagonal_mask(batch["segment_ids"].to(device, non_blocking=True))
+    targets_BT = batch["targets"].to(device, non_blocking=True)
+    logits_BTV = model(**inputs, use_cache=False).logits
+    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+@torch.no_grad()
+def total_nll(model: nn.Module, batches: Iterable[Mapping[str, Any]], device: torch.device, accelerator: Any = None) -> float:
+    """Sum of the negative log-likelihoods of all targets, in nats, over all processes of accelerate's ``accelerator``."""
+    parts = [nll_sum(model, batch, device) for batch in batches]
+    total = torch.stack(parts) if parts else torch.zeros(1, device=device)
+    if total.device.type != "mps":  # which has no float64
+        total = total.double()
+    return float(total.sum() if accelerator is None else accelerator.reduce(total.sum(), "sum"))
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that is too large for a float."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def save_causal(model: Any, peft: Any | None, tokenizer: Any, folder: Path, state: dict[str, Tensor] | None = None) -> None:

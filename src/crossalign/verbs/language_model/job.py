@@ -25,9 +25,8 @@ from crossalign.data.text.corpus import open_corpus, prepare
 from crossalign.data.text.instructions import ExampleRows, evaluation_examples, open_instructions
 from crossalign.data.text.tokenizer import separator
 from crossalign.data.text.tokens import TextBatch, TokenFile, TokenRows, as_stream
-from crossalign.models.language.causal import choose_trained, new_gpt2, save_causal
+from crossalign.models.language.causal import choose_trained, new_gpt2, perplexity, save_causal, total_nll
 from crossalign.models.language.inner import attend_without_mask, checkpoint_gradients
-from crossalign.models.language.likelihood import perplexity, total_nll
 from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.taps import resolve_layers
 from crossalign.results.outcomes import language_model_outcomes
