@@ -26,7 +26,7 @@ from crossalign.core.errors import UserError
 from crossalign.data.pairs.load import open_pairs
 from crossalign.features import language as language_features
 from crossalign.features import store as features_module
-from crossalign.features.language import Reading, TextSource, bits_per_byte
+from crossalign.features.language import TextSource, bits_per_byte
 from crossalign.features.store import FeatureStore, read_metadata
 from crossalign.features.teachers import ImageSource
 from crossalign.models.language.model import LanguageModel, open_language_model
@@ -160,14 +160,14 @@ def test_a_second_call_loads_no_weights(config: MeasureConfig, place: Path, monk
 def test_a_pass_that_was_stopped_before_its_file_was_put_together_goes_on(
     config: MeasureConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pairs, reading = open_pairs(config.pairs), Reading(max_length=17)
+    pairs, source = open_pairs(config.pairs), TextSource(config.language[0], max_length=17)
     with monkeypatch.context() as stopped:
         stopped.setattr(features_module.shutil, "rmtree", lambda *_: None)  # the parts stay
-        path = FeatureStore(pairs, "cpu").write(TextSource(config.language[0], reading))
+        path = FeatureStore(pairs, "cpu").write(source)
     whole, told = FeatureStore(pairs).load(path).values, read_metadata(path)
     path.unlink()
-    monkeypatch.setattr(language_features._Reader, "__call__", lambda *_: pytest.fail("computed again"))
-    assert FeatureStore(pairs, "cpu").write(TextSource(config.language[0], reading)) == path
+    monkeypatch.setattr(TextSource, "_features", lambda *_: pytest.fail("computed again"))
+    assert FeatureStore(pairs, "cpu").write(source) == path
     assert torch.equal(FeatureStore(pairs).load(path).values, whole) and read_metadata(path) == told
 
 
@@ -314,7 +314,7 @@ def test_any_similarity_measures(config: MeasureConfig, metric: str) -> None:
 def test_captions_are_the_first_the_mean_or_all_in_one(config: MeasureConfig) -> None:
     pairs, ref = open_pairs(config.pairs), config.language[0]
     found = {
-        captions: FeatureStore(pairs, "cpu").read(TextSource(ref, Reading(("last",), "mean", captions, 24))).values  # type: ignore[arg-type]
+        captions: FeatureStore(pairs, "cpu").read(TextSource(ref, ("last",), "mean", captions, 24)).values  # type: ignore[arg-type]
         for captions in ("first", "mean", "all")
     }
     opened = open_language_model(ref)
@@ -327,12 +327,12 @@ def test_captions_are_the_first_the_mean_or_all_in_one(config: MeasureConfig) ->
 
 def test_features_of_a_text_do_not_depend_on_the_batch(config: MeasureConfig) -> None:
     pairs = open_pairs(config.pairs)
-    reading = Reading(pool="last", max_length=24)
-    path = FeatureStore(pairs, "cpu").write(TextSource(config.language[0], reading))
-    whole = FeatureStore(pairs).load(path, TextSource(config.language[0], reading).key).values
+    source = TextSource(config.language[0], pool="last", max_length=24)
+    path = FeatureStore(pairs, "cpu").write(source)
+    whole = FeatureStore(pairs).load(path, source.key).values
     assert read_metadata(path)["widths"] == "[16, 16, 16]" and whole.shape == (COUNT, 48)
     path.unlink()
-    alone = FeatureStore(pairs, "cpu").read(TextSource(config.language[0], replace(reading, batch_size=1))).values
+    alone = FeatureStore(pairs, "cpu").read(replace(source, batch_size=1)).values
     torch.testing.assert_close(alone, whole, rtol=1e-4, atol=1e-5)
 
 

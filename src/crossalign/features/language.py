@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +15,7 @@ from crossalign.core.files import cache_dir, content_key, write_json
 from crossalign.core.progress import followed
 from crossalign.core.refs import Ref
 from crossalign.data.text.tokenizer import padded, padding_of, separator
+from crossalign.features.own_files import own_file
 from crossalign.features.store import Maker
 from crossalign.models.language.model import LanguageModel, open_language_model, reference_key
 from crossalign.models.taps import Layer, Pool, Taps, resolve_layers
@@ -28,9 +28,10 @@ Captions = Literal["first", "mean", "all"]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How texts become features."""
+class TextSource:
+    """A language model as a source of features of texts, (N, sum of the layers' widths)."""
 
+    ref: str
     layers: tuple[Layer, ...] = ("all",)
     pool: Pool = "mean"
     captions: Captions = "first"
@@ -41,30 +42,23 @@ class Reading:
     seed: int = 0
     """Of the weights of a control."""
 
-
-@dataclass(frozen=True)
-class TextSource:
-    """A language model as a source of features of texts, (N, sum of the layers' widths)."""
-
-    ref: str
-    reading: Reading
-
     @cached_property
     def key(self) -> str:
-        """A hash of all that decides the features of a text; nothing is loaded.
+        """A hash of all that decides the features of a text; nothing is loaded. "" for a file of features.
 
         Raises:
             UserError: nothing lies at ``ref``, or a model that reads no text.
         """
+        if own_file(self.ref):
+            return ""
         if Ref(self.ref).control in ("none", "vit"):
             raise UserError(f"'{self.ref}' reads no text: name a language model, or random:REF as a control")
-        reading = self.reading
         return content_key(
-            model=reference_key(self.ref, reading.seed),
-            layers=[str(layer) for layer in reading.layers],
-            pool=reading.pool,
-            captions=reading.captions,
-            max_length=reading.max_length,
+            model=reference_key(self.ref, self.seed),
+            layers=[str(layer) for layer in self.layers],
+            pool=self.pool,
+            captions=self.captions,
+            max_length=self.max_length,
             version=VERSION,
         )
 
@@ -74,64 +68,45 @@ class TextSource:
         Raises:
             UserError: a model or a layer that is not there, or a model that sees fewer tokens.
         """
-        reading, opened = self.reading, open_language_model(self.ref, seed=self.reading.seed)
-        _check_length(opened, reading.max_length)
-        layers = resolve_layers(opened.model, reading.layers)
-        facts = {
-            "layers": json.dumps([str(layer) for layer in layers]),
-            "widths": json.dumps(_widths(opened, layers)),
-            "pool": reading.pool,
-            "captions": reading.captions,
-            "seed": str(reading.seed),
-        }
+        opened = open_language_model(self.ref, seed=self.seed)
+        longest = getattr(opened.config, "max_position_embeddings", None)
+        if longest is not None and self.max_length > longest:
+            raise UserError(f"'{self.ref}' sees {longest} tokens: lower --max-length {self.max_length}")
         opened.model.to(device)
-        return Maker(_Reader(opened, layers, reading, pairs), facts, reading.batch_size, "text")
+        taps = Taps(resolve_layers(opened.model, self.layers), self.pool)
+        token = torch.zeros(1, 1, dtype=torch.long, device=device)
+        with torch.no_grad():
+            widths = [h.shape[-1] for h in taps.hidden_states(opened.model, token, torch.ones_like(token))]
+        facts = {
+            "layers": json.dumps([str(layer) for layer in taps.layers]),
+            "widths": json.dumps(widths),
+            "pool": self.pool,
+            "captions": self.captions,
+            "seed": str(self.seed),
+        }
 
+        def compute(indices: Tensor) -> Tensor:
+            groups = [self._chosen(pairs.texts[int(i)]) for i in indices]
+            flat = self._features(opened, taps, [text for group in groups for text in group])
+            return torch.stack([part.mean(0) for part in flat.split([len(group) for group in groups])])
 
-def _widths(opened: LanguageModel, layers: Sequence[Layer]) -> list[int]:
-    """Width of each layer, from a pass over one token."""
-    ids = torch.zeros(1, 1, dtype=torch.long)
-    with torch.no_grad():
-        hidden = Taps(layers).hidden_states(
-            opened.model, ids.to(opened.model.device), torch.ones_like(ids).to(opened.model.device)
-        )
-    return [h.shape[-1] for h in hidden]
+        return Maker(compute, facts, self.batch_size, "text")
 
-
-def _check_length(opened: LanguageModel, max_length: int) -> None:
-    longest = getattr(opened.config, "max_position_embeddings", None)
-    if longest is not None and max_length > longest:
-        raise UserError(f"'{opened.ref}' sees {longest} tokens: lower --max-length {max_length}")
-
-
-class _Reader:
-    """Indices of pairs (B,) to the features of their texts (B, sum of D), fp32."""
-
-    def __init__(self, opened: LanguageModel, layers: Sequence[Layer], reading: Reading, pairs: Pairs) -> None:
-        self.opened, self.reading, self.pairs = opened, reading, pairs
-        self.taps = Taps(layers, reading.pool)
+    def _chosen(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        if self.captions == "mean":
+            return texts
+        return (texts[0] if self.captions == "first" else " ".join(texts),)
 
     @torch.no_grad()
-    def __call__(self, indices: Tensor) -> Tensor:
-        groups = [self._texts(self.pairs.texts[int(i)]) for i in indices]
-        flat = self._features([text for group in groups for text in group])
-        return torch.stack([part.mean(0) for part in flat.split([len(group) for group in groups])])
-
-    def _texts(self, texts: tuple[str, ...]) -> tuple[str, ...]:
-        if self.reading.captions == "mean":
-            return texts
-        return (texts[0] if self.reading.captions == "first" else " ".join(texts),)
-
-    def _features(self, texts: list[str]) -> Tensor:
-        tokenizer, model = self.opened.tokenizer, self.opened.model
-        found = [list(ids) for ids in tokenizer(texts, truncation=True, max_length=self.reading.max_length)["input_ids"]]
+    def _features(self, opened: LanguageModel, taps: Taps, texts: list[str]) -> Tensor:
+        """Features of texts (B, sum of D), fp32."""
+        tokenizer, model = opened.tokenizer, opened.model
+        found = [list(ids) for ids in tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]]
         empty = [text for text, ids in zip(texts, found, strict=True) if not ids]
         if empty:
-            raise UserError(
-                f"the tokenizer of '{self.opened.ref}' gives no token for the text '{empty[0][:40]}': drop that pair"
-            )
+            raise UserError(f"the tokenizer of '{self.ref}' gives no token for the text '{empty[0][:40]}': drop that pair")
         rows, mask = (t.to(model.device) for t in padded(found, padding_of(tokenizer)))
-        return self.taps(model, rows, mask).float()
+        return taps(model, rows, mask).float()
 
 
 def bits_per_byte(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crossalign.core.errors import UserError, unknown
+from crossalign.core.refs import Ref
 from crossalign.data.pairs.sources import ID_COLUMNS, unique
 
 FEATURE_COLUMNS = ("features", "feature", "embedding", "embeddings", "vector")
@@ -23,10 +24,8 @@ def read_features_file(path: Path, ids: Sequence[str]) -> Tensor:
     rows are found by those, else they are in the order of the pairs.
 
     Raises:
-        UserError: no such file, another kind of file, other rows than pairs, a pair without features, or values that are
-            no finite numbers.
+        UserError: other rows than pairs, a pair without features, or values that are no finite numbers.
     """
-    check_file(path)
     try:
         values, names = READERS[path.suffix](path)
     except (OSError, ValueError, KeyError) as error:
@@ -50,12 +49,18 @@ def read_features_file(path: Path, ids: Sequence[str]) -> Tensor:
     return found
 
 
-def check_file(path: Path) -> None:
-    """Raise UserError where no file lies there that features are read from."""
-    if not path.is_file():
+def own_file(ref: str) -> Path | None:
+    """The file that ``file:PATH`` names; None for a reference to a model.
+
+    Raises:
+        UserError: no file lies there that features are read from.
+    """
+    path = Ref(ref).file
+    if path is not None and not path.is_file():
         raise UserError(f"there is no file of features '{path}': give file:PATH of a .npy, .safetensors or .parquet file")
-    if path.suffix not in READERS:
+    if path is not None and path.suffix not in READERS:
         raise unknown("kind of features file", path.suffix, READERS)
+    return path
 
 
 def _npy(path: Path) -> tuple[np.ndarray, None]:

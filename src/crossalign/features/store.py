@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from crossalign.core.device import resolve_device
 from crossalign.core.errors import UserError
-from crossalign.core.files import atomic_path, cache_dir, content_key
+from crossalign.core.files import atomic_path, cache_dir, content_key, file_hash
+from crossalign.features.own_files import own_file, read_features_file
 
 if TYPE_CHECKING:
     from crossalign.data.pairs.load import Pairs
@@ -68,7 +69,7 @@ class Source(Protocol):
 
     @property
     def key(self) -> str:
-        """A hash of all that decides the features but the pairs; nothing is loaded for it."""
+        """A hash of all that decides the features but the pairs; nothing is loaded for it. Empty for the user's own file."""
 
     def open(self, pairs: Pairs, device: str, weights: bool) -> Maker:
         """The model on ``device``; without its weights where only what the file says of it is still wanted."""
@@ -86,8 +87,18 @@ class FeatureStore:
         self.pairs, self.device = pairs, device
 
     def read(self, source: Source) -> Features:
-        """The features that ``source`` gives; see :meth:`write`."""
-        return self.load(self._file(source, None), source.key)
+        """The features that ``source`` gives: made or found as :meth:`write` does, or of the user's own file, ``file:PATH``.
+
+        Raises:
+            UserError: see :meth:`write`; or a file that is not of these pairs.
+        """
+        own = own_file(source.ref)
+        if own is None:
+            return self.load(self._file(source, None), source.key)
+        if is_ours(own):  # it knows its pairs
+            return self.load(own)
+        values = read_features_file(own, self.pairs.ids)
+        return Features(values, file_hash(own)[:20], {"features": values.shape[1]})
 
     def write(self, source: Source, output: Path | None = None) -> Path:
         """Write the features that ``source`` gives, or find them written; returns the file.

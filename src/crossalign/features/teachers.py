@@ -6,18 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from crossalign.config import TeacherConfig, validate
-from crossalign.core.errors import UserError
-from crossalign.core.files import file_hash
-from crossalign.core.refs import Ref
-from crossalign.features.own_files import check_file, read_features_file
-from crossalign.features.store import Features, FeatureStore, Maker, check_maker, is_ours, read_metadata
+from crossalign.features.own_files import own_file
+from crossalign.features.store import Features, FeatureStore, Maker
 
 if TYPE_CHECKING:
     from crossalign.data.pairs.load import Pairs
@@ -37,7 +33,13 @@ class ImageSource:
 
     @cached_property
     def key(self) -> str:
-        """``Teacher.key``, without the weights in memory."""
+        """``Teacher.key``, without the weights in memory; "" for a file of features.
+
+        Raises:
+            UserError: the teacher, its layers or its file of features is not there.
+        """
+        if own_file(self.ref):
+            return ""
         validate(self.teacher, "teacher.")
         return self._open(weights=False).key
 
@@ -73,30 +75,7 @@ def teacher_features(teacher: TeacherConfig, pairs: Pairs, *, device: str = "aut
     Raises:
         UserError: a teacher that cannot be opened, a file that is not of these pairs, or features that are no finite numbers.
     """
-    own, store = Ref(teacher.ref).file, FeatureStore(pairs, device)
-    if not own:
-        return store.read(ImageSource(teacher))
-    if is_ours(own):  # it knows its pairs
-        return store.load(own)
-    values = read_features_file(own, pairs.ids)
-    return Features(values, file_hash(own)[:20], {"features": values.shape[1]})
-
-
-def check_teacher(teacher: TeacherConfig, output: Path | None = None) -> str:
-    """The key of a teacher; "" for a file of features. Nothing is computed.
-
-    Raises:
-        UserError: the teacher, its layers or its file of features is not there, or ``output`` is no file for them.
-    """
-    if own := Ref(teacher.ref).file:
-        check_file(own)
-        return ""
-    key = ImageSource(teacher).key
-    if output is not None and (output.is_dir() or output.suffix != ".safetensors"):
-        raise UserError(f"--output {output} is no name of a features file: it must end in .safetensors")
-    if output is not None and output.is_file():
-        check_maker(output, read_metadata(output), key)
-    return key
+    return FeatureStore(pairs, device).read(ImageSource(teacher))
 
 
 def live_features(model: Teacher, pairs: Pairs) -> Callable[[Tensor], Tensor]:

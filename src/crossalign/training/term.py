@@ -29,7 +29,7 @@ from crossalign.data.pairs.batches import PairBatch, PairBatches
 from crossalign.data.pairs.load import Pairs, open_pairs
 from crossalign.data.pairs.sources import check_source
 from crossalign.features.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, find_metric, place
-from crossalign.features.teachers import check_teacher, teacher_features
+from crossalign.features.teachers import ImageSource, teacher_features
 from crossalign.models.language.causal import nll_sum
 from crossalign.models.taps import Taps, unwrapped
 
@@ -184,7 +184,7 @@ def check_sources(config: Config) -> None:
     teachers = [config.teacher] if _has_term(align) and align.metric in similarities else []
     teachers += [_held_out_teacher(config)] if _held_out_count(align) > 0 else []
     for teacher in {teacher.ref: teacher for teacher in teachers}.values():
-        check_teacher(teacher)
+        _ = ImageSource(teacher).key  # it says what is not there
 
 
 def _has_term(align: RegularizeConfig) -> bool:

@@ -51,14 +51,19 @@ def features(teacher: TeacherConfig, pairs: PairsConfig, output: Path | None = N
     """
     from crossalign.core.device import resolve_device
     from crossalign.data.pairs.load import open_pairs
-    from crossalign.features.store import FeatureStore
-    from crossalign.features.teachers import ImageSource, check_teacher
+    from crossalign.features.store import FeatureStore, check_maker, read_metadata
+    from crossalign.features.teachers import ImageSource
 
     if Ref(teacher.ref).file:
         raise UserError(f"'{teacher.ref}' holds features already: name it where they are used, as --teacher.ref")
     resolve_device(device)
-    check_teacher(teacher, output)  # what is wrong with teacher or output is said before every image is checked
-    return FeatureStore(open_pairs(pairs), device).write(ImageSource(teacher), output)
+    source = ImageSource(teacher)
+    key = source.key  # what is wrong with teacher or output is said before every image is checked
+    if output is not None and (output.is_dir() or output.suffix != ".safetensors"):
+        raise UserError(f"--output {output} is no name of a features file: it must end in .safetensors")
+    if output is not None and output.is_file():
+        check_maker(output, read_metadata(output), key)
+    return FeatureStore(open_pairs(pairs), device).write(source, output)
 
 
 FEATURES = Verb(FeaturesArgs, run)

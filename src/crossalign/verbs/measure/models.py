@@ -14,10 +14,9 @@ from torch import Tensor
 from crossalign.config import MeasureConfig, TeacherConfig
 from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
-from crossalign.features.language import Reading, TextSource, bits_per_byte
-from crossalign.features.own_files import check_file
+from crossalign.features.language import TextSource, bits_per_byte
 from crossalign.features.store import Features, FeatureStore, Source
-from crossalign.features.teachers import ImageSource, teacher_features
+from crossalign.features.teachers import ImageSource
 from crossalign.runs.folder import read_json
 from crossalign.runs.names import RunFolder
 
@@ -39,7 +38,7 @@ class Measured:
     """Optimiser steps of that run."""
     bits_per_byte: float | None = None
     source: Source | None = None
-    """What gives its features; None of those in the user's own file."""
+    """What gives its features."""
 
     def told(self) -> dict[str, Any]:
         """What measure.json says of it."""
@@ -58,12 +57,8 @@ def name_models(config: MeasureConfig) -> tuple[list[Measured], list[Measured]]:
     """
     language = _named(_with_twins(_in_runs(config.language), config.twins))
     vision = _named(_with_twins([Measured(ref, "", {}) for ref in config.vision], config.twins))
-    for model in (*language, *vision):
-        if own := Ref(model.ref).file:
-            check_file(own)
-    language = [model if Ref(model.ref).file else _known(model, TextSource(model.ref, _reading(config))) for model in language]
-    vision = [model if Ref(model.ref).file else _known(model, ImageSource(_teacher(config, model.ref))) for model in vision]
-    return language, vision
+    language = [_known(model, _text_source(config, model.ref)) for model in language]
+    return language, [_known(model, _image_source(config, model.ref)) for model in vision]
 
 
 def _known(model: Measured, source: Source) -> Measured:
@@ -82,29 +77,27 @@ def read_language(models: list[Measured], config: MeasureConfig, pairs: Pairs, d
     if not text:
         return seen
     quality = partial(bits_per_byte, text=text, block=config.block, seed=config.seed, device=device)
-    return [replace(one, bits_per_byte=quality(one.ref)) if one.source else one for one in seen]
+    return [one if Ref(one.ref).file else replace(one, bits_per_byte=quality(one.ref)) for one in seen]
 
 
 def look(models: list[Measured], pairs: Pairs, device: str) -> list[Measured]:
     """The models with the features of the pairs, of their texts or images.
 
     Raises:
-        UserError: see :func:`crossalign.features.teachers.teacher_features`; or a layer that a model does not have.
+        UserError: see :meth:`FeatureStore.read`; or a layer that a model does not have.
     """
     store = FeatureStore(pairs, device)
-    found = [store.read(m.source) if m.source else teacher_features(TeacherConfig(ref=m.ref), pairs) for m in models]
-    return [replace(m, layers=_layers(features, m.ref)) for m, features in zip(models, found, strict=True)]
+    return [replace(m, layers=_layers(store.read(m.source), m.ref)) for m in models if m.source]
 
 
-def _reading(config: MeasureConfig) -> Reading:
+def _text_source(config: MeasureConfig, ref: str) -> TextSource:
     layers: tuple[Any, ...] = config.language_layers
-    return Reading(layers, config.pool, config.captions, config.max_length, config.batch_size, config.seed)
+    return TextSource(ref, layers, config.pool, config.captions, config.max_length, config.batch_size, config.seed)
 
 
-def _teacher(config: MeasureConfig, ref: str) -> TeacherConfig:
-    return TeacherConfig(
-        ref=ref, layers=config.vision_layers, pool=config.vision_pool, seed=config.seed, batch_size=config.batch_size
-    )
+def _image_source(config: MeasureConfig, ref: str) -> ImageSource:
+    layers, pool = config.vision_layers, config.vision_pool
+    return ImageSource(TeacherConfig(ref=ref, layers=layers, pool=pool, seed=config.seed, batch_size=config.batch_size))
 
 
 def _in_runs(refs: tuple[str, ...]) -> list[Measured]:
