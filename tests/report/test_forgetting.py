@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crossalign.report.blocks import Table
-from crossalign.report.forgetting import forgetting_tables
+from crossalign.report.tables import forgetting_table
 from crossalign.results.frame import Results
 from crossalign.runs.records import open_study
 
@@ -45,7 +45,7 @@ def evaluated(run: Path, more: float, seed: int) -> np.ndarray:
 
 
 def tables(*runs: Path) -> list[Table]:
-    return forgetting_tables(Results(open_study(list(runs))))
+    return list(filter(None, [forgetting_table(Results(open_study(list(runs))))]))
 
 
 def test_one_seed_has_the_error_over_documents_and_several_that_over_seeds(

@@ -16,10 +16,9 @@ import pytest
 
 from crossalign.core.errors import UserError
 from crossalign.report import report, summary_table
-from crossalign.report.classifiers import results_table
 from crossalign.report.contrasts import question_tables
 from crossalign.report.render.terminal import as_text
-from crossalign.report.tables import sweep_table
+from crossalign.report.tables import accuracy_table, sweep_table
 from crossalign.report.words import findings, p_text, points, sentence
 from crossalign.results.contrasts import contrasts
 from crossalign.results.frame import Results
@@ -94,7 +93,7 @@ def three_seeds(folder: Path, new_run: Maker, plain: list[int], aligned: list[in
 
 
 def test_the_results_table_has_the_numbers_that_went_in(tmp_path: Path, new_run: Maker) -> None:
-    table = results_table(Results(open_study([three_seeds(tmp_path, new_run, [400, 420, 410], [430, 440, 420])])))
+    table = accuracy_table(Results(open_study([three_seeds(tmp_path, new_run, [400, 420, 410], [430, 440, 420])])))
     # 40, 42, 41: mean 41, SD 1, standard error 1 / √3; differences 3, 2, 1
     assert table.rows[0] == ["FPT", "41.00 ± 0.58", "–", "1.250 ± 0.000", "4.00", "42.00", "0.001", "3"]
     assert table.rows[1][:3] == ["FPT + MMD", "43.00 ± 0.58", "+2.00 ± 0.58"]
@@ -105,7 +104,7 @@ def test_one_seed_never_shows_a_difference_without_uncertainty(tmp_path: Path, n
     images = np.arange(400)
     new_run(tmp_path / "a", correct=images < 200, images=400)
     new_run(tmp_path / "b", "FPT + MMD", align="mmd", correct=images < 204, images=400)
-    table = results_table(Results(open_study([tmp_path])))
+    table = accuracy_table(Results(open_study([tmp_path])))
     assert table.rows[0][1] == "50.00 ± 2.50†"
     assert table.rows[1][2].startswith("+1.00 ± 0.") and table.rows[1][2].endswith("†")
     assert any("One seed" in note for note in table.notes)
@@ -163,7 +162,7 @@ def test_every_id_is_used_once(many: Page) -> None:
 
 
 def test_the_page_tells_what_it_must(many: Page, study_folder: Path) -> None:
-    table = results_table(Results(open_study([study_folder])))
+    table = accuracy_table(Results(open_study([study_folder])))
     for cell in (cell for row in table.rows for cell in row):
         assert cell in many.text
     for words in (
@@ -268,7 +267,7 @@ def test_the_markdown_states_what_it_rests_on(written: Path, study_folder: Path)
     for table in tables:
         bars = [len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()]
         assert len(set(bars)) == 1
-    table = results_table(Results(open_study([study_folder])))
+    table = accuracy_table(Results(open_study([study_folder])))
     assert f"| FPT + alignment (MSE) | {table.rows[1][1]} |" in text
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -69,6 +69,31 @@ class Table:
     """Rows to set off: the best by validation accuracy, or a shown difference."""
     narrow: bool = False
     """Whether it takes as little width as it needs."""
+
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        lines: Sequence[Mapping[str, str]],
+        notes: Iterable[str] = (),
+        texts: Iterable[str] = (),
+        strong: Iterable[int] = (),
+        narrow: bool = False,
+    ) -> Table:
+        """A table of lines that each hold their cells by column head; ``texts`` are heads, some of which may be absent."""
+        heads = list(lines[0]) if lines else []
+        columns = frozenset(heads.index(head) for head in texts if head in heads)
+        return cls(
+            title, heads, [[line[head] for head in heads] for line in lines], list(notes), columns, frozenset(strong), narrow
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
+    def noting(self, mark: str, note: str) -> Table:
+        """The table with a note on a mark, where a cell has it."""
+        marked = any(mark in cell for line in self.rows for cell in line[1:])
+        return replace(self, notes=[*self.notes, note] if marked else self.notes)
 
     def is_text(self, column: int) -> bool:
         return column == 0 or column in self.texts

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from crossalign.report import classifiers, tables, text, words
+from crossalign.report import opening, tables
 from crossalign.report.blocks import (
     Block,
     Code,
@@ -24,30 +24,30 @@ from crossalign.report.blocks import (
     Table,
     Warnings,
 )
-from crossalign.report.contrasts import apart_tables, means_table, question_tables, seeds_table, text_table
+from crossalign.report.contrasts import apart_table, means_table, question_tables, seeds_table, text_table
 from crossalign.report.figures.classifiers import classifier_figures, confusion_counts, unfinished_figures
 from crossalign.report.figures.search import search_figures
 from crossalign.report.figures.texts import further_figures, text_figures
-from crossalign.report.forgetting import forgetting_tables
 from crossalign.report.published import published_tables
 from crossalign.report.search_tables import failure_table, method_table, rung_table, trial_table
 from crossalign.report.searches import Lead, Section, headline, lead, remarks, sections_of
-from crossalign.report.words import findings
-from crossalign.results.contrasts import contrasts
+from crossalign.report.words import counted, findings
+from crossalign.results.contrasts import Pair, contrasts
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import BEFORE, FAMILIES, Outcome
 from crossalign.results.questions import beside, image_pairs, text_pairs
 from crossalign.results.rows import Row, best, warnings
 from crossalign.runs.records import Run, Study
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 
 @dataclass(frozen=True)
 class Parts:
     """What is said by the kind of the runs."""
 
-    headline: str
-    remarks: tuple[str, ...] = ()
-    facts: tuple[tuple[str, str], ...] = ()
+    lead: Lead
     findings: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = ()
     results: tuple[Table, ...] = ()
     comparisons: tuple[Table, ...] = ()
@@ -69,28 +69,25 @@ def study_page(study: Study) -> Page:
         UserError: image classifiers and language models in one report; matplotlib or SciPy is not installed.
     """
     results = Results(study)
-    rows, doubles = list(results.row.values()), results.notes
+    rows, single, sections = list(results.row.values()), _single(results), sections_of(study.searches, study.complete)
     parts = _parts(results, rows)
-    single, sections = _single(rows), sections_of(study.searches, study.complete)
-    opening = _opening(study, Lead(_title(rows), parts.headline, parts.remarks, parts.facts), sections)
-    cautions = Warnings(tuple(doubles + warnings(study, rows)))
+    top = _opening(study, parts.lead, sections)
+    cautions = Warnings(tuple(results.notes + warnings(study, rows)))
     groups = tables.parameter_table(single) if single else None
-    titles = (
-        parts.results[0].title if len(parts.results) == 1 else "Results",
-        f"Search{'' if len(sections) == 1 else 'es'} over settings",
-    )
+    title = parts.results[0].title if len(parts.results) == 1 else "Results"
+    searches = f"Search{'' if len(sections) == 1 else 'es'} over settings"
     sweep, unfinished = tables.sweep_table(study), tables.incomplete_table(study.incomplete)
     blocks = [
-        Prose((opening.headline,), "lede"),
-        Prose(tuple(opening.remarks), "soft"),
+        Prose((top.headline,), "lede"),
+        Prose(tuple(top.remarks), "soft"),
         Prose(tuple(line for line in study.note.split("\n") if line.strip())),
-        _html(Facts(tuple(opening.facts)), cautions),
-        Facts(_provenance(study), small=True),
+        _html(Facts(tuple(top.facts)), cautions),
+        Facts(opening.provenance(study), small=True),
         Only("markdown", (cautions,)),
         *_section("findings", "Findings", parts.findings, Findings(parts.findings)),
-        *_section("results", titles[0], parts.results, *parts.results, _html(parts.named("accuracy"))),
+        *_section("results", title, parts.results, *parts.results, _html(parts.named("accuracy"))),
         *_section("comparisons", "Comparisons", parts.comparisons, _html(parts.named("differences")), *parts.comparisons),
-        *_section("search", titles[1], sections, *_searches(sections, opening)),
+        *_section("search", searches, sections, *_searches(sections, top)),
         Only("markdown", (Figures(parts.figures, "Figures"),)),
         *_section("curves", "Curves", parts.figures, _html(parts.named("curves"), parts.named("alignment"))),
         *_section("errors", "Where it is right and where it errs", parts.best, _html(*_errors(parts, single))),
@@ -100,7 +97,7 @@ def study_page(study: Study) -> Page:
         *_section("incomplete", "Incomplete runs", unfinished, unfinished),
         *_section("settings", "Settings, environment, commands", True, *_settings(study, rows, single)),
     ]
-    return Page(opening.title, tuple(blocks), "report")
+    return Page(top.title, tuple(blocks), "report")
 
 
 def _html(*blocks: Block) -> Only:
@@ -109,19 +106,13 @@ def _html(*blocks: Block) -> Only:
 
 def _section(anchor: str, title: str, when: object, *blocks: Block | None) -> list[Block]:
     """A section of the HTML page; Markdown gathers figures, and has a heading over each table instead."""
-    return [Heading(title, anchor), *(block for block in blocks if block is not None)] if when else []
+    return [Heading(title, anchor), *(block for block in blocks if block)] if when else []
 
 
-def _single(rows: list[Row]) -> Run | None:
+def _single(results: Results) -> Run | None:
     """The run, where a report is of one run."""
-    return rows[0].first if len(rows) == 1 and len(rows[0].runs) == 1 else None
-
-
-def _title(rows: list[Row]) -> str:
-    single = _single(rows)
-    if single is not None:
-        return f"{single.name}, seed {single.seed}"
-    return rows[0].label if len(rows) == 1 else "Comparison of runs"
+    runs = [run for row in results.row.values() for run in row.runs]
+    return runs[0] if len(runs) == 1 else None
 
 
 def _opening(study: Study, runs: Lead, sections: list[Section]) -> Lead:
@@ -132,14 +123,14 @@ def _opening(study: Study, runs: Lead, sections: list[Section]) -> Lead:
     return replace(runs, title=study.title or runs.title)
 
 
-def _searches(sections: list[Section], opening: Lead) -> list[Block]:
+def _searches(sections: list[Section], top: Lead) -> list[Block]:
     """What each search came to, with its figures."""
     methods = method_table(sections)
-    blocks: list[Block] = [Group((methods,))] if methods is not None else []
+    blocks: list[Block] = [Group((methods,))] if methods else []
     for number, section in enumerate(sections, 1):
         search, suffix = section.search, (f"-{number}", f" of “{section.name}”") if len(sections) > 1 else ("", "")
         first, (figures, left_out) = headline(search), search_figures(search, *suffix)
-        if first != opening.headline:
+        if first != top.headline:
             blocks += [_html(Heading(search.title)), Only("markdown", (Heading(f"Search: {search.title}"),))]
             blocks += [Prose((first,)), Prose(tuple(remarks(search, section.runs)), "soft")]
         blocks += [rung_table(search), *([trial_table(search)] if search.ranked else [])]
@@ -163,21 +154,24 @@ def _errors(parts: Parts, single: Run | None) -> list[Block]:
 
 def _settings(study: Study, rows: list[Row], single: Run | None) -> list[Block]:
     """What the runs can be made again with."""
-    differing = tables.setting_table(rows) if rows else None
-    environment = tables.environment_table(study.runs)
     own = [str(run.environment.get("command") or "") for run in study.runs]
-    commands = tuple(dict.fromkeys([*study.commands, *filter(None, own)]))
-    blocks: list[Block] = [_html(*_yaml("Resolved configuration", single.config))] if single else []
-    blocks += [Folded(differing)] if differing is not None else []
-    blocks += [_html(*_yaml("Settings that all rows share", tables.shared_settings(rows)))] if len(rows) > 1 else []
-    blocks += [Folded(environment)] if environment is not None else []
-    return [*blocks, Folded(Code("Commands", commands))] if commands else blocks
+    commands = Code("Commands", tuple(dict.fromkeys([*study.commands, *filter(None, own)])))
+    shared = tables.shared_settings(rows) if len(rows) > 1 else {}
+    blocks: list[Block] = [
+        _yaml("Resolved configuration", single.config if single else {}),
+        Folded(tables.setting_table(rows)),
+        _yaml("Settings that all rows share", shared),
+        Folded(tables.environment_table(study.runs)),
+        Folded(commands),
+    ]
+    return [block for block in blocks if not isinstance(block, Folded) or block.block]
 
 
-def _yaml(title: str, values: dict[str, Any]) -> list[Block]:
+def _yaml(title: str, values: dict[str, Any]) -> Only:
     import yaml
 
-    return [Folded(Code(title, (str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True)),)))] if values else []
+    text = str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return _html(*([Folded(Code(title, (text,)))] if values else []))
 
 
 def summary_page(study: Study) -> Page:
@@ -187,8 +181,7 @@ def summary_page(study: Study) -> Page:
         UserError: image classifiers and language models in one report.
     """
     results = Results(study)
-    shown = RESULTS[results.kind("report")](results)
-    unfinished = tables.incomplete_table(study.incomplete)
+    shown, unfinished = _results(results), tables.incomplete_table(study.incomplete)
     blocks: list[Block] = []
     for section in sections_of(study.searches, study.complete):
         search = section.search
@@ -198,29 +191,28 @@ def summary_page(study: Study) -> Page:
         blocks += [Prose((f"{table.title}:",))] if len(shown) > 1 else []
         blocks += [replace(table, title="", notes=[note for note in table.notes if not note.startswith("Bold")])]
     blocks += [Prose(tuple(results.notes))]
-    if unfinished is not None:
+    if unfinished:
         blocks += [Prose(("", f"{unfinished.title}:")), replace(unfinished, title="", notes=[])]
     return Page("Summary", tuple(blocks))
 
 
 def _parts(results: Results, rows: list[Row]) -> Parts:
     """What is said of the runs, with every outcome that is of no kind of runs in particular."""
-    study = results.study
+    study, kind, single = results.study, results.kind("report"), _single(results)
+    title = f"{single.name}, seed {single.seed}" if single else rows[0].label if len(rows) == 1 else "Comparison of runs"
     if not rows:
-        count = words.counted(len(study.incomplete), "run")
-        told = f"No run is complete: {count} stopped before the end or still running."
+        told = f"No run is complete: {counted(len(study.incomplete), 'run')} stopped before the end or still running."
         classified = [run for run in study.incomplete if any("accuracy" in line for line in run.metrics)]
-        return Parts(told, figures=tuple(unfinished_figures(classified)))
-    makers = {"image classifiers": _image_parts, "language models": _text_parts}
-    parts = makers.get(results.kind("report"), _plain_parts)(results, rows)
+        return Parts(Lead(title, told), figures=tuple(unfinished_figures(classified)))
+    parts = {"image classifiers": _image_parts, "language models": _text_parts}.get(kind, _plain_parts)(results, rows)
     further = _further(results)
-    if not further:
-        return parts
     tests = contrasts(results, beside(results, rows[0].label, further))
     return replace(
         parts,
-        comparisons=(*parts.comparisons, *([seeds_table(results, tests)] if len(tests) else [])),
-        figures=(*parts.figures, *further_figures(results, tests)),
+        lead=replace(parts.lead, title=title),
+        results=_results(results),
+        comparisons=tuple(filter(None, (*parts.comparisons, seeds_table(results, tests)))),
+        figures=(*parts.figures, *(further_figures(results, tests) if further else ())),
     )
 
 
@@ -229,139 +221,55 @@ def _further(results: Results) -> list[Outcome]:
     return [outcome for outcome in results.outcome.values() if outcome.family not in (*FAMILIES, BEFORE)]
 
 
-def _further_results(results: Results) -> tuple[Table, ...]:
-    """Means of the outcomes that no other table has."""
-    further = _further(results)
-    tests = contrasts(results, ())
-    table = means_table(results, list(results.row), further, tests, "seed")
-    return (replace(table, title="Further outcomes" if results.kind("report") else "Results"),) if further else ()
+def _results(results: Results) -> tuple[Table, ...]:
+    """The tables of results: those of the kind of runs, and means of the outcomes that no other table has."""
+    kind, further, own = results.kind("report"), _further(results), list[Table]()
+    if kind == "image classifiers":
+        own = [tables.accuracy_table(results), tables.forgetting_table(results)]
+    elif kind:
+        own = tables.text_tables(results)
+    if further:
+        means = means_table(results, list(results.row), further, contrasts(results, ()), "seed")
+        own.append(replace(means, title="Further outcomes" if kind else "Results"))
+    return tuple(filter(None, own))
 
 
 def _plain_parts(results: Results, rows: list[Row]) -> Parts:
     """What is said of runs that are of no known kind."""
-    told = f"{words.counted(len(results.study.complete), 'run')} of {words.counted(len(rows), 'row')}."
-    return Parts(told, results=_further_results(results), efficiency=tables.efficiency_table(rows))
-
-
-def _image_results(results: Results) -> tuple[Table, ...]:
-    return (classifiers.results_table(results), *forgetting_tables(results), *_further_results(results))
+    told = f"{counted(len(results.study.complete), 'run')} of {counted(len(rows), 'row')}."
+    return Parts(Lead("", told), efficiency=tables.efficiency_table(rows))
 
 
 def _image_parts(results: Results, rows: list[Row]) -> Parts:
     """What is said of image classifiers."""
-    study = results.study
-    every, top, single = contrasts(results, image_pairs(results)), best(rows), _single(rows)
-    tests, apart = every[every.verdict != "apart"], every[every.verdict == "apart"]
-    remarks = [classifiers.chance(top.first), classifiers.calibration(single) if single else ""]
+    study, top, single = results.study, best(rows), _single(results)
+    tests, apart = _asked(results, image_pairs(results))
+    facts = opening.run_facts(single) if single else opening.image_facts(study, rows, top)
     counts = confusion_counts(top)
     return Parts(
-        classifiers.headline(rows, top),
-        tuple(filter(None, remarks)),
-        tuple(_run_facts(single) if single else _study_facts(study, rows, top)),
+        Lead("", opening.image_headline(rows, top), opening.image_remarks(top.first, bool(single)), facts),
         findings(results, tests),
-        _image_results(results),
-        (*published_tables(results), *question_tables(results, tests), *apart_tables(results, apart)),
-        tables.efficiency_table(rows),
-        tuple(classifier_figures(study, rows, tests)),
-        top,
-        tables.confusion_table(*counts, len(top.runs)) if counts else None,
+        comparisons=(*published_tables(results), *question_tables(results, tests), apart),
+        efficiency=tables.efficiency_table(rows),
+        figures=tuple(classifier_figures(study, rows, tests)),
+        best=top,
+        confusions=tables.confusion_table(*counts, len(top.runs)) if counts else None,
     )
-
-
-def _run_facts(run: Run) -> list[tuple[str, str]]:
-    return [
-        ("test accuracy", f"{words.percent(run.number('test', 'accuracy'), 1)} %"),
-        ("calibration error", f"{words.percent(run.number('test', 'ece'), 1)} %"),
-        ("best epoch", f"{run.number('best_epoch'):g} of {run.number('epochs'):g}"),
-        ("parameters that train", words.number(run.number("parameters", "trainable"), 0)),
-        ("training", words.duration(run.number("seconds", "train"))),
-        ("peak memory", words.size(run.number("peak_memory_bytes"))),
-    ]
-
-
-def _study_facts(study: Study, rows: list[Row], top: Row) -> list[tuple[str, str]]:
-    seeds = sorted({len(row.runs) for row in rows})
-    return [
-        ("best validation accuracy", f"{words.percent(top.mean('validation', 'accuracy').mean, 1)} %"),
-        ("its test accuracy", f"{words.percent(top.mean('test', 'accuracy').mean, 1)} %"),
-        ("rows", str(len(rows))),
-        ("seeds a row", " to ".join(dict.fromkeys((str(seeds[0]), str(seeds[-1]))))),
-        ("test images", words.number(top.first.number("test", "n"), 0)),
-        ("time of all runs", _time(study, "align", "train")),
-    ]
-
-
-def _time(study: Study, *stages: str) -> str:
-    seconds = [run.number("seconds", stage) for run in study.complete for stage in stages]
-    return words.duration(sum(s for s in seconds if s == s))
-
-
-def _text_results(results: Results) -> tuple[Table, ...]:
-    models = text.groups(results)
-    titles = [f"Results: {name}" for name in models] if len(models) > 1 else ["Results"] * len(models)
-    own = (text.results_table(title, group) for title, group in zip(titles, models.values(), strict=True))
-    return (*own, *_further_results(results))
-
-
-RESULTS = {"image classifiers": _image_results, "language models": _text_results, "": _further_results}
-"""The tables of results of each kind of runs."""
 
 
 def _text_parts(results: Results, rows: list[Row]) -> Parts:
     """What is said of language models that were trained on text."""
-    study = results.study
-    every, models = contrasts(results, text_pairs(results)), list(text.groups(results).values())
-    tests, apart = every[every.verdict != "apart"], every[every.verdict == "apart"]
-    facts = [
-        ("rows", str(len(rows))),
-        ("runs", str(len(study.complete))),
-        ("parameters", ", ".join(words.number(group[0].first.number("parameters", "total"), 0) for group in models)),
-        ("tokens a run", ", ".join(words.number(group[0].first.number("tokens"), 0) for group in models)),
-        ("time of all runs", _time(study, "train")),
-    ]
+    tests, apart = _asked(results, text_pairs(results))
     return Parts(
-        text.headline(results, tests),
-        facts=tuple(facts),
-        findings=findings(results, tests),
-        results=_text_results(results),
-        comparisons=(*([text_table(results, tests)] if len(tests) else []), *apart_tables(results, apart)),
+        Lead("", opening.text_headline(results, tests), facts=opening.text_facts(results.study, rows)),
+        findings(results, tests),
+        comparisons=(text_table(results, tests), apart),
         efficiency=tables.efficiency_table(rows, "tokens_per_second"),
         figures=tuple(text_figures(results, tests)),
     )
 
 
-def _provenance(study: Study) -> tuple[tuple[str, str], ...]:
-    """Data, seeds, hardware, commit and time of the runs, each as distinct values."""
-    runs = study.complete or study.runs
-    pairs = [
-        ("Data", _distinct(run.text("data") for run in runs)),
-        ("Seeds", _distinct(str(seed) for seed in sorted({run.seed for run in runs}))),
-        ("Device", _distinct(run.text("device") for run in runs)),
-        ("Hardware", _distinct(_hardware(run.environment) for run in runs)),
-        ("Commit", _distinct(_commit(run.environment) for run in runs)),
-        ("Started", _span(str(run.environment.get("started") or "") for run in runs)),
-    ]
-    return tuple((name, value) for name, value in pairs if value)
-
-
-def _distinct(values: Iterable[str]) -> str:
-    return "; ".join(dict.fromkeys(filter(None, values)))
-
-
-def _span(times: Iterable[str]) -> str:
-    known = sorted(filter(None, times))
-    return " to ".join(dict.fromkeys((known[0], known[-1]))) if known else ""
-
-
-def _hardware(environment: dict[str, Any]) -> str:
-    gpus = environment.get("gpus") or []
-    parts = [tables.plain(gpu) for gpu in gpus] if isinstance(gpus, list) else [str(gpus)]
-    parts += [str(environment.get("cpu") or "")]
-    for key, unit in (("cores", "cores"), ("threads", "threads"), ("memory_bytes", "memory")):
-        parts += [f"{tables.plain(environment[key], key)} {unit}"] if environment.get(key) else []
-    return ", ".join(filter(None, parts))
-
-
-def _commit(environment: dict[str, Any]) -> str:
-    changed = " with uncommitted changes" if environment.get("git_changed") else ""
-    return f"{environment.get('git_commit') or 'not recorded'}{changed}"
+def _asked(results: Results, pairs: Iterable[Pair]) -> tuple[DataFrame, Table]:
+    """Contrasts of rows that differ in what is asked alone, and a table of the others."""
+    asked = contrasts(results, pairs)
+    return asked[asked.verdict != "apart"], apart_table(results, asked[asked.verdict == "apart"])

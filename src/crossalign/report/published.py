@@ -7,7 +7,7 @@ from typing import Any
 
 from crossalign.core.refs import Ref
 from crossalign.report.blocks import Table
-from crossalign.report.words import p_values, percent, plus_minus, points
+from crossalign.report.words import difference_text, p_values, percent, points
 from crossalign.results.contrasts import Pair, contrasts
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import ACCURACY
@@ -61,42 +61,34 @@ def published_tables(results: Results) -> list[Table]:
     for row in results.row.values():
         if row.weights == "pretrained" and row.first.name in TABLE1:
             blocks.setdefault((row.backbone, row.data), {})[row.first.name] = row.label
-    return [table for (backbone, _), labels in blocks.items() if (table := _table(results, backbone, labels)) is not None]
+    return list(filter(None, (_table(results, backbone, labels) for (backbone, _), labels in blocks.items())))
 
 
-def _table(results: Results, backbone: str, labels: dict[str, str]) -> Table | None:
+def _table(results: Results, backbone: str, labels: dict[str, str]) -> Table:
     asked = {
         Pair(finding.text, ACCURACY.name, labels[finding.reference], labels[finding.other], "published"): finding
         for finding in FINDINGS
         if finding.reference in labels and finding.other in labels
     }
-    tested = zip(asked.values(), contrasts(results, asked).itertuples(), strict=True)
     lines = [
-        [
-            finding.text,
-            points(finding.published),
-            f"{'+' if one.t.difference > 0 else ''}{plus_minus(100 * one.t.difference, 100 * one.t.error)}",
-            p_values(one.p_seeds, one.p_seeds_holm),
-            verdict(finding, one),
-        ]
-        for finding, one in tested
+        {
+            "Finding of CMDA": finding.text,
+            "Paper": points(finding.published),
+            "Here": difference_text(ACCURACY, one.t.difference, one.t.error),
+            "p, seeds (Holm)": p_values(one.p_seeds, one.p_seeds_holm),
+            "Here it": verdict(finding, one),
+        }
+        for finding, one in zip(asked.values(), contrasts(results, asked).itertuples(), strict=True)
         if one.over == "seeds"
     ]
-    if not lines:
-        return None
-    return Table(
-        f"The paper's findings, with {Ref(backbone).short_name}",
-        ["Finding of CMDA", "Paper", "Here", "p, seeds (Holm)", "Here it"],
-        lines,
-        [
-            "Differences of test accuracy in percentage points; here the mean ± standard error over seeds, paired by seed. "
-            "The paper's are single runs of a 110 M model on 50,000 images, without an uncertainty; scale and backbone differ.",
-            "Holm's correction is over the lines of this table. In brackets: the true difference that the t-test would "
-            "have found with 80 % power at α = 0.05.",
-        ],
-        texts=frozenset({4}),
-        strong=frozenset(i for i, line in enumerate(lines) if line[-1].startswith(("holds", "is contradicted"))),
-    )
+    notes = [
+        "Differences of test accuracy in percentage points; here the mean ± standard error over seeds, paired by seed. "
+        "The paper's are single runs of a 110 M model on 50,000 images, without an uncertainty; scale and backbone differ.",
+        "Holm's correction is over the lines of this table. In brackets: the true difference that the t-test would "
+        "have found with 80 % power at α = 0.05.",
+    ]
+    strong = [i for i, line in enumerate(lines) if line["Here it"].startswith(("holds", "is contradicted"))]
+    return Table.of(f"The paper's findings, with {Ref(backbone).short_name}", lines, notes, ["Here it"], strong)
 
 
 def verdict(finding: Finding, one: Any) -> str:

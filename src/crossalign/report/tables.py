@@ -4,139 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crossalign.core.refs import Ref
 from crossalign.report.blocks import Table
-from crossalign.report.words import UNKNOWN, duration, number, percent, size
-from crossalign.results.rows import Row, differing, flat, settings
+from crossalign.report.words import UNKNOWN, difference_text, duration, mean_text, number, percent, size
+from crossalign.results.contrasts import contrasts
+from crossalign.results.frame import Results
+from crossalign.results.outcomes import HELD_OUT, Outcome
+from crossalign.results.questions import before_and_after, beside_baseline
+from crossalign.results.rows import Row, best, blocks, by_block, differing, flat, settings
 from crossalign.runs.records import Run, Study
+from crossalign.stats import mean_and_error
+
+ONE_SEED = "† One seed: the ± is the standard error over {} and says nothing of other seeds."
 
 
 def number_text(value: float) -> str:
     """A setting such as a learning rate, short: ``0.001``, ``3e-05``."""
     return UNKNOWN if math.isnan(value) else f"{value:g}"
-
-
-def efficiency_table(rows: list[Row], rate: str = "images_per_second") -> Table:
-    """CMDA's Table 2 and what it leaves out: counts, time, rate, memory, precision and device."""
-    shown = []
-    for row in rows:
-        trainable, total = (row.mean("parameters", key).mean for key in ("trainable", "total"))
-        align, train = row.mean("seconds", "align").mean, row.mean("seconds", "train").mean
-        shown.append(
-            [
-                row.label,
-                number(trainable, 0),
-                number(total, 0),
-                f"{number(100 * trainable / total)} %" if total > 0 else UNKNOWN,
-                duration(align) if align > 0 else UNKNOWN,
-                duration(train),
-                number(row.mean(rate).mean, 0),
-                size(row.mean("peak_memory_bytes").mean),
-                ", ".join(row.distinct("precision")),
-                ", ".join(row.distinct("device")),
-            ]
-        )
-    columns = ["Method", "Trainable", "Total", "Share", "Alignment", "Training"]
-    columns += [f"{rate.split('_')[0].capitalize()}/s", "Peak memory", "Precision"]
-    notes = [
-        "Parameters are counted once each. Times, rates and memory are means over seeds, measured on the device named; runs "
-        "that shared it with others are slower, so rows are compared in speed by a benchmark only."
-    ]
-    return Table("Efficiency", [*columns, "Device"], shown, notes, frozenset({8, 9}))
-
-
-def parameter_table(run: Run) -> Table | None:
-    """Trainable parameters by group, of one run."""
-    groups = ((run.result or {}).get("parameters") or {}).get("groups") or {}
-    if not isinstance(groups, dict) or not groups:
-        return None
-    shown = [[str(name), number(float(count), 0)] for name, count in groups.items() if isinstance(count, int | float)]
-    shown.append(["all that train", number(run.number("parameters", "trainable"), 0)])
-    return Table("Trainable parameters", ["Group", "Parameters"], shown, strong=frozenset({len(shown) - 1}), narrow=True)
-
-
-def sweep_table(study: Study) -> Table | None:
-    """Validation accuracy, or loss, at every learning rate tried; the chosen one is marked."""
-    entries = [entry for entry in study.sweep if {"row", "learning_rate"} <= set(entry) and _sweep_kind(entry)]
-    if not entries:
-        return None
-    kind = _sweep_kind(entries[0])
-    units = {"validation_accuracy": "accuracy (%)", "validation_loss": "loss (nats a token)"}
-    what = units.get(kind, kind.removeprefix("validation_"))
-    many = len({entry["study"] for entry in entries}) > 1
-    rows = list(dict.fromkeys(_sweep_name(entry, many) for entry in entries))
-    rates = sorted({float(entry["learning_rate"]) for entry in entries})
-    if len(rates) > 8:
-        shown = [
-            [
-                _sweep_name(e, many),
-                number_text(float(e["learning_rate"])),
-                *_sweep_cell(e),
-                str(e.get("epochs", UNKNOWN)),
-            ]
-            for e in entries
-        ]
-        columns = ["Row", "Learning rate", f"Validation {what}", "Epochs"]
-        return Table("Learning-rate sweep", columns, shown, ["✓: chosen by it."])
-    held: dict[tuple[str, float], list[str]] = {
-        (_sweep_name(entry, many), float(entry["learning_rate"])): _sweep_cell(entry) for entry in entries
-    }
-    shown = [[name, *("".join(held.get((name, rate), [UNKNOWN])) for rate in rates)] for name in rows]
-    epochs = sorted({str(entry.get("epochs")) for entry in entries if entry.get("epochs") is not None})
-    when = f" after {' or '.join(epochs)} epochs" if epochs else ""
-    notes = [f"Validation {what}{when}; ✓: chosen."]
-    return Table("Learning-rate sweep", ["Row", *map(number_text, rates)], shown, notes)
-
-
-def _sweep_name(entry: dict[str, Any], many: bool) -> str:
-    return f"{entry['row']}, {entry['study']}" if many else str(entry["row"])
-
-
-def _sweep_kind(entry: dict[str, Any]) -> str:
-    return next((key for key in entry if key.startswith("validation_")), "")
-
-
-def _sweep_cell(entry: dict[str, Any]) -> list[str]:
-    kind = _sweep_kind(entry)
-    value = float(entry[kind]) if isinstance(entry[kind], int | float) else math.nan
-    shown = percent(value) if kind == "validation_accuracy" else number(value, 4)
-    return [shown + (" ✓" if entry.get("chosen") else "")]
-
-
-def incomplete_table(runs: Sequence[Run]) -> Table | None:
-    """Runs without a result: they are in no mean, and here so that none is lost without a word."""
-    if not runs:
-        return None
-    shown = []
-    for run in runs:
-        epochs = [row["epoch"] for row in run.metrics if row.get("stage") == "train" and "epoch" in row]
-        reached = f"epoch {max(epochs):g}" if epochs else "alignment" if run.metrics else "no step"
-        wanted = next((value for key, value in flat(run.config) if key == "loop.epochs"), "?")
-        shown.append([run.name, str(run.seed), f"{reached} of {wanted}" if epochs else reached, str(run.folder)])
-    notes = ["These runs have no result.json: they were stopped or are still running. No number above contains them."]
-    return Table("Incomplete runs", ["Row", "Seed", "Reached", "Folder"], shown, notes, frozenset({2, 3}))
-
-
-def setting_table(rows: list[Row]) -> Table | None:
-    """What the rows' settings do not share."""
-    keys = differing(row.first for row in rows)
-    if not keys:
-        return None
-    shown = []
-    for row in rows:
-        held = settings(row.first)
-        shown.append([row.label, "; ".join(f"{key} = {plain(held[key])}" for key in keys if key in held)])
-    return Table("Settings that differ between rows", ["Row", "Settings"], shown, texts=frozenset({1}))
-
-
-def shared_settings(rows: list[Row]) -> dict[str, Any]:
-    """The settings that all rows have in common, as flat keys."""
-    keys = set(differing(row.first for row in rows))
-    return {key: value for key, value in settings(rows[0].first).items() if key not in keys}
 
 
 def plain(value: Any, key: str = "") -> str:
@@ -148,28 +38,215 @@ def plain(value: Any, key: str = "") -> str:
     return "none" if value is None else "(empty)" if value == "" else str(value)
 
 
-def environment_table(runs: Iterable[Run]) -> Table | None:
-    """Versions and hardware of all runs; what differs between them is listed value by value."""
-    held: dict[str, dict[str, None]] = {}
-    for run in runs:
-        for key, value in flat(run.environment):
-            if key != "command":
-                held.setdefault(key, {})[plain(value, key)] = None
-    if not held:
-        return None
-    shown = [
-        [key, " / ".join(values) if len(values) <= 3 else f"{len(values)} values, from {min(values)} to {max(values)}"]
-        for key, values in held.items()
+def accuracy_table(results: Results) -> Table:
+    """CMDA's Table 1: test accuracy and its difference from the FPT row without alignment, each ± standard error."""
+    rows = list(results.row.values())
+    many = len({row.backbone for row in rows if row.backbone}) > 1
+    changes = {one.other: _change(results, one) for one in contrasts(results, beside_baseline(results)).itertuples()}
+    lines = []
+    for row in rows:
+        accuracy, over_images = row.accuracy
+        backbone = {"Backbone": Ref(row.model).short_name or UNKNOWN} if many else {}
+        lines.append(
+            {"Method": row.label}
+            | backbone
+            | {
+                "Test accuracy (%)": mean_text(accuracy, 2, 100) + "†" * over_images,
+                "Δ from FPT baseline": changes.get(row.label, UNKNOWN),
+                "Test loss": mean_text(row.mean("test", "loss"), 3),
+                "ECE (%)": percent(row.mean("test", "ece").mean),
+                "Validation accuracy (%)": percent(row.mean("validation", "accuracy").mean),
+                "Learning rate": ", ".join(sorted({number_text(run.number("learning_rate")) for run in row.runs})),
+                "Seeds": str(len(row.runs)),
+            }
+        )
+    strong = [rows.index(best(block)) for block in blocks(rows)] if len(rows) > 1 else []
+    notes = ["Mean ± standard error over seeds. Δ in percentage points, paired by seed. ECE: expected calibration error."]
+    notes += ["Bold: the highest validation accuracy; the test set chose nothing."] * bool(strong)
+    table = Table.of("Test results", lines, notes, ["Backbone"], strong)
+    return table.noting("†", ONE_SEED.format("test images"))
+
+
+def _change(results: Results, one: Any) -> str:
+    """The difference from the baseline with its standard error, or why there is none."""
+    if one.t is None:
+        return f"{UNKNOWN} ({one.reason})"
+    return change_text(results.outcome[one.outcome], one.t.difference, one.error, "†" if one.over == "items" else "")
+
+
+def change_text(outcome: Outcome, difference: float, error: float | None, mark: str) -> str:
+    """A difference with its standard error and a mark on what that is over."""
+    return difference_text(outcome, difference, error) + (" (no ±)" if error is None else mark)
+
+
+def text_tables(results: Results) -> list[Table]:
+    """For each model: perplexity of every text and alignment of held-out pairs, each mean ± standard error over seeds."""
+    notes = [
+        "Mean ± standard error over seeds. Alignment: debiased linear CKA of held-out captions with the teacher's features "
+        "of their images; 0 for unrelated ones, however many pairs. Directions: participation ratio of the captions' features.",
+        "Perplexities are of this vocabulary's tokens; bits a byte, comparable across tokenizers, are in result.json.",
     ]
-    return Table("Environment", ["What", "Value"], shown, texts=frozenset({1}))
+    models = by_block(results.row.values())
+    tables = []
+    for model, rows in models.items():
+        texts = dict.fromkeys(name for row in rows for run in row.runs for name in (run.result or {}).get("scores") or {})
+        lines = [
+            {"Row": row.label}
+            | {f"Perplexity, {text}": mean_text(row.mean("scores", text, "perplexity")) for text in texts}
+            | {f"Loss (nats a token), {text}": mean_text(row.mean("scores", text, "loss"), 4) for text in texts}
+            | {"Alignment, held out": mean_text(row.mean("held_out", HELD_OUT), 3)}
+            | {"Directions": mean_text(row.mean("held_out", "held_out_directions"), 1), "Seeds": str(len(row.runs))}
+            for row in rows
+        ]
+        tables.append(Table.of(f"Results: {model}" if len(models) > 1 else "Results", lines, notes))
+    return tables
 
 
-def confusion_table(labels: Sequence[str], counts: NDArray[np.int64], seeds: int = 1, most: int = 5) -> Table | None:
+def forgetting_table(results: Results) -> Table:
+    """What a language model forgot when it became a classifier (CMDA §4.1): scores of text tasks before and after, by row."""
+    lines = []
+    for one in contrasts(results, before_and_after(results)).itertuples():
+        if one.t is None:
+            continue
+        outcome, error, mark = results.outcome[one.outcome], one.t.error, ""
+        outcome = replace(outcome, digits=2 if outcome.share else 3)
+        if one.t.n == 1 and one.change is not None and not math.isnan(one.change.error):
+            error, mark = one.change.error, "†"
+        metric = outcome.name.rpartition(".")[2]
+        task = outcome.label.removesuffix(f" {metric}")
+        before, after = (
+            mean_text(mean_and_error(values), outcome.digits, outcome.scale)
+            for values in (one.reference_values, one.other_values)
+        )
+        lines.append(
+            {
+                "Method": one.other,
+                "Task": f"{task} ({'acc, %' if outcome.share else outcome.unit})",
+                "Before": before,
+                "After": after,
+                "Difference": change_text(outcome, one.t.difference, error, mark),
+                "Seeds": str(one.t.n),
+            }
+        )
+    notes = ["`crossalign evaluate` of the backbone under its own language head. Mean ± standard error over seeds."]
+    return Table.of("What the language model forgot", lines, notes, ["Task"]).noting("†", ONE_SEED.format("documents"))
+
+
+def efficiency_table(rows: list[Row], rate: str = "images_per_second") -> Table:
+    """CMDA's Table 2 and what it leaves out: counts, time, rate, memory, precision and device."""
+    lines = []
+    for row in rows:
+        trainable, total = (row.mean("parameters", key).mean for key in ("trainable", "total"))
+        align, train = row.mean("seconds", "align").mean, row.mean("seconds", "train").mean
+        lines.append(
+            {
+                "Method": row.label,
+                "Trainable": number(trainable, 0),
+                "Total": number(total, 0),
+                "Share": f"{number(100 * trainable / total)} %" if total > 0 else UNKNOWN,
+                "Alignment": duration(align) if align > 0 else UNKNOWN,
+                "Training": duration(train),
+                f"{rate.split('_')[0].capitalize()}/s": number(row.mean(rate).mean, 0),
+                "Peak memory": size(row.mean("peak_memory_bytes").mean),
+                "Precision": ", ".join(row.distinct("precision")),
+                "Device": ", ".join(row.distinct("device")),
+            }
+        )
+    notes = [
+        "Parameters are counted once each. Times, rates and memory are means over seeds, measured on the device named; runs "
+        "that shared it with others are slower, so rows are compared in speed by a benchmark only."
+    ]
+    return Table.of("Efficiency", lines, notes, ["Precision", "Device"])
+
+
+def parameter_table(run: Run) -> Table:
+    """Trainable parameters by group, of one run."""
+    groups = ((run.result or {}).get("parameters") or {}).get("groups")
+    counts = [(str(name), count) for name, count in groups.items()] if isinstance(groups, dict) else []
+    counts += [("all that train", run.number("parameters", "trainable"))] if counts else []
+    lines = [{"Group": name, "Parameters": number(float(n), 0)} for name, n in counts if isinstance(n, int | float)]
+    return Table.of("Trainable parameters", lines, strong=[len(lines) - 1], narrow=True)
+
+
+def sweep_table(study: Study) -> Table:
+    """Validation accuracy, or loss, at every learning rate tried; the chosen one is marked."""
+    kinds = [(entry, next((key for key in entry if key.startswith("validation_")), "")) for entry in study.sweep]
+    kinds = [(entry, kind) for entry, kind in kinds if {"row", "learning_rate", kind} <= set(entry)]
+    many = len({entry["study"] for entry, _ in kinds}) > 1
+    cells: dict[str, dict[float, tuple[str, Any]]] = {}
+    for entry, kind in kinds:
+        value = float(entry[kind]) if isinstance(entry[kind], int | float) else math.nan
+        text = percent(value) if kind == "validation_accuracy" else number(value, 4)
+        text += " ✓" if entry.get("chosen") else ""
+        row = f"{entry['row']}, {entry['study']}" if many else str(entry["row"])
+        cells.setdefault(row, {})[float(entry["learning_rate"])] = text, entry.get("epochs", UNKNOWN)
+    what = kinds[0][1].removeprefix("validation_") if kinds else ""
+    what += {"accuracy": " (%)", "loss": " (nats a token)"}.get(what, "")
+    rates = sorted({rate for own in cells.values() for rate in own})
+    if len(rates) > 8:
+        lines = [
+            {"Row": row, "Learning rate": number_text(rate), f"Validation {what}": text, "Epochs": str(epochs)}
+            for row, own in cells.items()
+            for rate, (text, epochs) in own.items()
+        ]
+        return Table.of("Learning-rate sweep", lines, ["✓: chosen by it."])
+    lines = [
+        {"Row": row} | {number_text(rate): own[rate][0] if rate in own else UNKNOWN for rate in rates}
+        for row, own in cells.items()
+    ]
+    epochs = sorted({str(n) for own in cells.values() for _, n in own.values()} - {UNKNOWN, "None"})
+    when = f" after {' or '.join(epochs)} epochs" if epochs else ""
+    return Table.of("Learning-rate sweep", lines, [f"Validation {what}{when}; ✓: chosen."])
+
+
+def incomplete_table(runs: Sequence[Run]) -> Table:
+    """Runs without a result: they are in no mean, and here so that none is lost without a word."""
+    lines = []
+    for run in runs:
+        epochs = [row["epoch"] for row in run.metrics if row.get("stage") == "train" and "epoch" in row]
+        reached = f"epoch {max(epochs):g}" if epochs else "alignment" if run.metrics else "no step"
+        reached += f" of {dict(flat(run.config)).get('loop.epochs', '?')}" if epochs else ""
+        lines.append({"Row": run.name, "Seed": str(run.seed), "Reached": reached, "Folder": str(run.folder)})
+    notes = ["These runs have no result.json: they were stopped or are still running. No number above contains them."]
+    return Table.of("Incomplete runs", lines, notes, ["Reached", "Folder"])
+
+
+def setting_table(rows: list[Row]) -> Table:
+    """What the rows' settings do not share."""
+    keys = differing(row.first for row in rows)
+    lines = []
+    for row in rows if keys else ():
+        own = settings(row.first)
+        lines.append({"Row": row.label, "Settings": "; ".join(f"{key} = {plain(own[key])}" for key in keys if key in own)})
+    return Table.of("Settings that differ between rows", lines, texts=["Settings"])
+
+
+def shared_settings(rows: list[Row]) -> dict[str, Any]:
+    """The settings that all rows have in common, as flat keys."""
+    keys = set(differing(row.first for row in rows))
+    return {key: value for key, value in settings(rows[0].first).items() if key not in keys}
+
+
+def environment_table(runs: Iterable[Run]) -> Table:
+    """Versions and hardware of all runs; what differs between them is listed value by value."""
+    values: dict[str, dict[str, None]] = {}
+    for key, value in (entry for run in runs for entry in flat(run.environment)):
+        values.setdefault(key, {})[plain(value, key)] = None
+    lines = [
+        {"What": key, "Value": " / ".join(v) if len(v) <= 3 else f"{len(v)} values, from {min(v)} to {max(v)}"}
+        for key, v in values.items()
+        if key != "command"
+    ]
+    return Table.of("Environment", lines, texts=["Value"])
+
+
+def confusion_table(labels: Sequence[str], counts: NDArray[np.int64], seeds: int = 1, most: int = 5) -> Table:
     """The pairs of classes that are mistaken for each other most often; ``counts``: (true class, predicted class)."""
     pairs = [(int(count), i, j) for (i, j), count in np.ndenumerate(counts) if i != j and count]
-    if not pairs:
-        return None
     pairs.sort(key=lambda found: -found[0])
-    shown = [[labels[i], labels[j], f"{count:,} of {counts[i].sum():,}"] for count, i, j in pairs[:most]]
+    lines = [
+        {"True class": labels[i], "Taken for": labels[j], "Images": f"{count:,} of {counts[i].sum():,}"}
+        for count, i, j in pairs[:most]
+    ]
     notes = [f"Counted over {seeds} seeds of the same test images."] if seeds > 1 else []
-    return Table("Most frequent confusions", ["True class", "Taken for", "Images"], shown, notes, frozenset({1}))
+    return Table.of("Most frequent confusions", lines, notes, ["Taken for"])

@@ -9,7 +9,7 @@ from crossalign.results.contrasts import LEVEL
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import ALIGNED, Outcome
 from crossalign.results.questions import IMAGE_QUESTIONS, QUESTIONS
-from crossalign.stats import Interval
+from crossalign.stats import Interval, Mean
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -78,6 +78,11 @@ def plus_minus(mean: float, error: float | None, digits: int = 2) -> str:
     return number(mean, digits) + (f" ± {number(error, digits)}" if error is not None else "")
 
 
+def mean_text(mean: Mean, digits: int = 2, scale: float = 1) -> str:
+    """The same of a mean over seeds: 100 is the ``scale`` of percents."""
+    return plus_minus(scale * mean.mean, None if mean.error is None else scale * mean.error, digits)
+
+
 def value_text(outcome: Outcome, value: float, sign: bool = False) -> str:
     """A value or, signed, a difference in the outcome's unit; shares in percent or points."""
     if outcome.share:
@@ -122,9 +127,8 @@ def sentence(results: Results, one: Any) -> str:
     if end is None:
         end = f"shown to be {kind}" if one.over == "seeds" else f"these trained models differ, it has the {kind} ones"
     else:
-        p_items = one.p_bootstrap_holm if one.p_mcnemar is None else one.p_mcnemar_holm
-        if one.over == "seeds" and p_items is not None and p_items <= LEVEL:
-            besides = f", though these trained models differ on these {outcome.items} ({p_equals(p_items)})"
+        if one.over == "seeds" and one.p_items_holm is not None and one.p_items_holm <= LEVEL:
+            besides = f", though these trained models differ on these {outcome.items} ({p_equals(one.p_items_holm)})"
         if one.detectable is not None:
             besides += f"; a true difference under {value_text(outcome, one.detectable)}{unit} would probably be missed"
     over = f", over {(bootstrap or one.mcnemar[0]).n:,} {outcome.items}" if one.over == "items" else ""

@@ -34,7 +34,7 @@ COLUMNS = (
     "question", "family", "outcome", "reference", "other", "also",
     "seeds", "reference_values", "other_values", "reason", "notes",
     "t", "effect", "detectable", "needed", "needed_corrected", "change", "bootstrap", "mcnemar", "over_items",
-    "p_seeds", "p_seeds_holm", "p_bootstrap", "p_bootstrap_holm", "p_mcnemar", "p_mcnemar_holm",
+    "p_seeds", "p_seeds_holm", "p_bootstrap", "p_bootstrap_holm", "p_mcnemar", "p_mcnemar_holm", "p_items", "p_items_holm",
     "over", "difference", "error", "low", "high", "p", "p_holm", "verdict",
 )  # fmt: skip
 
@@ -82,10 +82,10 @@ def contrasts(results: Results, pairs: Iterable[Pair], resamples: int = 0, by: B
     The columns of the frame: what was asked and paired (``Pair``, ``Pairing``); the tests as ``stats`` returns them (``t``,
     ``effect``, ``bootstrap``, ``mcnemar`` of each seed) with ``change``, the difference on each item, and ``over_items``, its
     standard error and interval: the bootstrap's, or that of McNemar's cells for one seed; p-values, raw and corrected, of the
-    three tests; and what decides: ``over`` seeds or items, the difference, its standard error and 95 %
-    interval, ``p``, ``p_holm`` and the ``verdict``: ``gain`` or ``loss`` (shown after correction), ``alone`` (before it only),
-    ``none``, ``undefined`` (no test was possible), ``unpaired``, or ``apart`` (more differs than what is asked). None stands
-    for what is not known.
+    three tests, and of that which speaks for items (McNemar's, where it can be made); and what decides: ``over`` seeds or
+    items, the difference, its standard error and 95 % interval, ``p``, ``p_holm`` and the ``verdict``: ``gain`` or ``loss``
+    (shown after correction), ``alone`` (before it only), ``none``, ``undefined`` (no test was possible), ``unpaired``, or
+    ``apart`` (more differs than what is asked). None stands for what is not known.
     """
     pairs = list(pairs)
     records = []
@@ -194,15 +194,15 @@ def _correct(records: list[dict[str, Any]]) -> None:
 
 def _decision(record: dict[str, Any], by: By, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     """What decides: the test over seeds, or over items where it is asked for or there is one seed."""
-    t = record["t"]
+    t, kind = record["t"], "p_bootstrap" if record["p_mcnemar"] is None else "p_mcnemar"
+    items = {"p_items": record[kind], "p_items_holm": record[f"{kind}_holm"]}
     if t is None:
         return {"verdict": "apart" if record["also"] else "unpaired"}
-    over, kind, known = "seeds", "p_seeds", (t.error, t.interval)
+    over, known = "seeds", (t.error, t.interval)
     if by == "sample" or t.n == 1:
-        over, kind = "items", "p_bootstrap" if record["p_mcnemar"] is None else "p_mcnemar"
-        known = record["over_items"] or (None, None)
+        over, known = "items", record["over_items"] or (None, None)
     error, (low, high) = known[0], known[1] or (None, None)
-    p, corrected = record[kind], record[f"{kind}_holm"]
+    p, corrected = (record | items)[f"p_{over}"], (record | items)[f"p_{over}_holm"]
     if record["also"]:
         verdict = "apart"
     elif p is None or corrected is None:
@@ -211,6 +211,5 @@ def _decision(record: dict[str, Any], by: By, outcomes: dict[str, Outcome]) -> d
         verdict = "alone" if p <= LEVEL else "none"
     else:
         verdict = "gain" if (t.difference < 0) is outcomes[record["outcome"]].lower_is_better else "loss"
-    return {"over": over, "difference": t.difference, "error": error, "low": low, "high": high, "p": p, "p_holm": corrected} | {
-        "verdict": verdict
-    }
+    decides = {"over": over, "difference": t.difference, "error": error, "low": low, "high": high}
+    return items | decides | {"p": p, "p_holm": corrected, "verdict": verdict}

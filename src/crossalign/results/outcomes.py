@@ -53,6 +53,11 @@ class Outcome:
     remedy: str = ""
     """The command that makes the number, where a run lacks it; ``{run}`` stands for the run's folder."""
 
+    @property
+    def scale(self) -> int:
+        """What a value is multiplied by to be shown."""
+        return 100 if self.share else 1
+
     def better(self, numbers: Mapping[str, float], others: Mapping[str, float]) -> bool:
         """Whether it is better in ``numbers`` than in ``others``, which have it under its name."""
         new, old = numbers[self.name], others[self.name]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from crossalign.core.refs import UNTRAINED, Ref
@@ -93,6 +94,14 @@ class Row:
         """Mean and standard error over seeds of a number in result.json."""
         return mean_and_error([run.number(*keys) for run in self.runs])
 
+    @property
+    def accuracy(self) -> tuple[Mean, bool]:
+        """Test accuracy with its standard error; of one seed (True) that is over test images, where their number is known."""
+        accuracy, n = self.mean("test", "accuracy"), self.first.number("test", "n")
+        if accuracy.n != 1 or not n > 0:
+            return accuracy, False
+        return replace(accuracy, error=math.sqrt(accuracy.mean * (1 - accuracy.mean) / n)), True
+
     def distinct(self, key: str) -> list[str]:
         """The values of a top-level key of result.json over the seeds, each once."""
         return list(dict.fromkeys(str((run.result or {}).get(key, "")) for run in self.runs))
@@ -156,6 +165,14 @@ def _label(row: Row, rows: list[Row]) -> str:
     mine = settings(row.first)
     parts += [f"{key} {mine.get(key)}" for key in differing([row.first, *alike])]
     return ", ".join(parts)
+
+
+def by_block(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows that can be compared, of one kind of training of one model on the same data, under the name of their block."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.block, []).append(row)
+    return groups
 
 
 def blocks(rows: list[Row]) -> list[list[Row]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,6 @@ from numpy.typing import NDArray
 
 from crossalign.core.refs import Ref
 from crossalign.report.blocks import Figure
-from crossalign.report.classifiers import image_error
 from crossalign.report.figures import drawing
 from crossalign.report.figures.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PALETTE, RED, blank, clean, styled
 from crossalign.report.figures.shared import Array, Curve, Mark, draw_curve, forest, mean_and_range, whole_numbers
@@ -50,8 +50,8 @@ def accuracy_figure(rows: list[Row]) -> Figure | None:
     figure = blank(9.6, 0.9 + 0.3 * len(rows))
     axes, marks = figure.add_subplot(), []
     for i, row in enumerate(rows):
-        accuracy = row.mean("test", "accuracy")
-        mean, error = 100 * accuracy.mean, 100 * (accuracy.error if accuracy.error is not None else image_error(row.first))
+        accuracy, _ = row.accuracy
+        mean, error = 100 * accuracy.mean, 100 * (math.nan if accuracy.error is None else accuracy.error)
         colour = ALIGN_COLOURS.get(row.align, BLUE) if row.weights == "pretrained" else MUTED
         seeds = [100 * run.number("test", "accuracy") for run in row.runs]
         axes.plot(seeds, [i] * len(seeds), "|", color=colour, markersize=11, alpha=0.7)

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 from crossalign.report.blocks import Figure
 from crossalign.report.figures.drawing import PALETTE, blank, clean, styled
 from crossalign.report.figures.shared import Mark, Series, draw_curve, forest, mean_and_range
-from crossalign.report.text import groups
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import HELD_OUT
 from crossalign.results.questions import PREDICTS
-from crossalign.results.rows import NO_IMAGES, Row
+from crossalign.results.rows import NO_IMAGES, Row, by_block
 from crossalign.runs.records import Run
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 def text_figures(results: Results, contrasts: DataFrame) -> list[Figure]:
     """Differences and curves of each model."""
-    models, drawn = groups(results), list[Figure]()
+    models, drawn = by_block(results.row.values()), list[Figure]()
     with styled():
         for number, (name, group) in enumerate(models.items(), 1):
             suffix, start = (f"-{number}", f"{name}. ") if len(models) > 1 else ("", "")
