@@ -19,7 +19,7 @@ from crossalign import cli
 from crossalign.models.vision.teacher import TABLE2
 from crossalign.recipes import get_recipe
 from crossalign.studies.reproduce import QUICKSTART, STUDIES, StudyRun, configured, quickstart
-from crossalign.training.probe import timed
+from crossalign.training.precision import timed
 from crossalign.verbs.language_model import row_name
 
 

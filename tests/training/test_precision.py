@@ -14,9 +14,8 @@ import torch.multiprocessing
 from crossalign.cli import leave_group
 from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir
-from crossalign.training import precision, probe
-from crossalign.training.precision import choose_compile, choose_precision
-from crossalign.training.probe import Format, Probe, timed
+from crossalign.training import precision
+from crossalign.training.precision import Format, Probe, choose_compile, choose_precision, timed
 from crossalign.training.session import peak_memory_bytes
 
 LONG = 10_000
@@ -55,7 +54,7 @@ class Steps:
 @pytest.fixture(autouse=True)
 def a_new_machine_with_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CROSSALIGN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(probe, "time", CLOCK)
+    monkeypatch.setattr(precision, "time", CLOCK)
     monkeypatch.setattr(precision, "computes_bf16", lambda: True)
 
 
@@ -267,7 +266,7 @@ def test_a_gpu_takes_bf16_only_where_it_is_native(native: bool, name: str, monke
 
 def _rank(rank: int, folder: str) -> None:
     os.environ |= {"WORLD_SIZE": "2", "CROSSALIGN_CACHE": f"{folder}/{rank}"}
-    probe.time = CLOCK  # type: ignore[assignment]
+    precision.time = CLOCK  # type: ignore[assignment]
     precision.computes_bf16 = lambda: True
     steps = Steps(fp32=0.01, bf16=0.001) if rank == 0 else Steps(fp32=0.001, bf16=0.01)
     with pytest.raises(RuntimeError, match=r"initialise torch\.distributed"):

@@ -208,7 +208,7 @@ def quickstart(output: Path) -> int:
     Language → vision: six rows on digits. Vision → language: a small GPT on Python's own documentation, whose features of
     emoji names are pulled, or not, towards those of the pictures.
     """
-    from crossalign.training.probe import timed
+    from crossalign.training.precision import timed
 
     codes, before = [], timed["seconds"]
     for study, (folder, settings, told) in QUICKSTART.items():

@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 
 from crossalign.core.machine import usable_cores
 from crossalign.core.progress import silence
-from crossalign.training.signals import catch_signals
-from crossalign.training.stops import Interrupted
+from crossalign.training.stops import Interrupted, catch_signals
 
 T = TypeVar("T")
 R = TypeVar("R")

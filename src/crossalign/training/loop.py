@@ -29,8 +29,7 @@ from crossalign.training import checkpoint as ckpt
 from crossalign.training import meters
 from crossalign.training.optim import build_optimizer, lr_factor
 from crossalign.training.sharding import load_optimizer_state, optimizer_state, reshard, shard, whole
-from crossalign.training.signals import catch_signals
-from crossalign.training.stops import DiskFull, Diverged, Interrupted, Paused, StageResult
+from crossalign.training.stops import DiskFull, Diverged, Interrupted, Paused, StageResult, catch_signals
 from crossalign.training.tracking import RunLog
 
 Batch = Mapping[str, Any]

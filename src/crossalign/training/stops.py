@@ -1,10 +1,16 @@
-"""How a stage of training ends: what it leaves behind, or what stopped it. Nothing heavy is imported here."""
+"""How a stage of training ends: what it leaves behind, or what stopped it, a signal among that. Nothing heavy is imported."""
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from crossalign.core.errors import UserError
+
+_thread = threading.local()
 
 
 @dataclass
@@ -43,3 +49,37 @@ class Paused(RuntimeError):
     def __init__(self, result: StageResult) -> None:
         super().__init__(f"paused after epoch {len(result.history)}")
         self.result = result
+
+
+@contextmanager
+def catch_signals() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into an event to stop at the next step; a second Ctrl-C stops at once.
+
+    Signals reach the main thread alone. In another, the event is the one of :func:`stopped_by`, if there is one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield getattr(_thread, "stop", None) or threading.Event()
+        return
+    stopped = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        if stopped.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def stopped_by(stop: threading.Event) -> Iterator[None]:
+    """Let ``stop`` end what this thread trains, where it is not the main thread: an event a thread, as each has its own job."""
+    _thread.stop = stop
+    try:
+        yield
+    finally:
+        del _thread.stop

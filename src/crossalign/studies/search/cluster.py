@@ -17,8 +17,7 @@ from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import cache_dir
 from crossalign.runs.names import SearchFolder
 from crossalign.studies.workers import STOP_SECONDS, WorkerPool
-from crossalign.training.signals import stopped_by
-from crossalign.training.stops import Interrupted
+from crossalign.training.stops import Interrupted, stopped_by
 
 CONNECT_SECONDS = 20
 LOOK_SECONDS = 1.0  # how often a job looks whether its search is still there
