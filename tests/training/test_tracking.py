@@ -145,7 +145,6 @@ def test_a_dead_server_costs_one_warning(tmp_path: Path, monkeypatch: pytest.Mon
                 log.log(row(step))
             log.flush()
             log.summary({"test/accuracy": 0.5})
-            log.artifact(tmp_path / "metrics.jsonl")
     told = [str(w.message) for w in caught if "MLflow" in str(w.message)]
     assert len(told) == 1 and told[0].startswith("MLflow fails, metrics.jsonl goes on: ")
     assert steps(tmp_path) == list(range(2000))
@@ -193,26 +192,27 @@ def test_mlflow_holds_settings_metrics_results_and_origin(store: Path, monkeypat
     monkeypatch.setattr(sys, "argv", ["/somewhere/pytest", "-q"])  # under xdist it is "-c"
     monkeypatch.chdir(store)
     settings = {f"loop.p{i}": i for i in range(150)} | {"a (b)=c": "x" * 7000, "../up//x": None}
-    log = RunLog(store / "trial", TrackingConfig(), "trial", settings, parent="abc123")
+    log = RunLog(store / "trial", TrackingConfig(), "trial", settings)
     for step in range(700):
         log.log(row(step, loss=1.0 + step, lr=0.1, gone=float("nan"), note="text", flag=True))
     log.summary({"test/accuracy": 0.75})
-    (store / "note.txt").write_text("kept")
-    log.artifact(store / "note.txt")
-    log.set_status("KILLED")
+    log.status = "KILLED"
     log.close()
+    (store / "child").mkdir()
+    child = tracking.log_results(store / "child", TrackingConfig(), "child", {}, {"rung": 2}, parent="abc123")
 
-    client, run = run_in(store, "trial")
+    _, run = run_in(store, "trial")
     assert history(store, "trial", "train/train/loss") == [(step, 1.0 + step) for step in range(700)]
     assert set(run.data.metrics) == {"train/train/loss", "train/train/lr", "test/accuracy"}
     assert run.data.metrics["test/accuracy"] == 0.75
     assert run.data.params["loop.p149"] == "149" and len(run.data.params) == 152
     assert len(run.data.params["a _b__c"]) == 6000 and run.data.params["up/x"] == "None"
-    assert run.data.tags["mlflow.parentRunId"] == "abc123"
+    assert "mlflow.parentRunId" not in run.data.tags
     assert "pytest" in run.data.tags["mlflow.source.name"] and run.info.run_name == "trial"
     assert run.info.status == "KILLED"
-    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.txt"]
-    assert (store / "mlartifacts").is_dir() and not (store / "mlruns").exists()
+    assert run.info.artifact_uri.startswith((store / "mlartifacts").as_uri()) and not (store / "mlruns").exists()
+    _, run = run_in(store, "child")
+    assert run.info.run_id == child and run.data.tags["mlflow.parentRunId"] == "abc123" and run.data.metrics == {"rung": 2.0}
 
 
 def test_a_killed_run_goes_on_in_the_same_mlflow_run_with_every_row_once(store: Path) -> None:
@@ -221,15 +221,15 @@ def test_a_killed_run_goes_on_in_the_same_mlflow_run_with_every_row_once(store: 
         killed.log(row(step))
         if step == 4:
             killed.flush()  # MLflow has rows 0 to 4; the checkpoint below has seen 3; row 5 is only in the file
-    run_id = killed.mlflow_run_id
+    run_id = run_in(store, "killed")[1].info.run_id
     os.close(killed._file or -1)
 
     def expected(count: int) -> list[tuple[int, float]]:
         return [(step, 1 / (step + 1)) for step in range(count)]
 
     with RunLog(store / "killed", TrackingConfig(), "killed", {}, rows=3) as log:
-        assert log.mlflow_run_id == run_id
-        assert run_in(store, "killed")[1].info.status == "RUNNING"
+        run = run_in(store, "killed")[1]
+        assert run.info.run_id == run_id and run.info.status == "RUNNING"
         for step in range(3, 8):
             log.log(row(step))
     assert history(store, "killed", "train/train/loss") == expected(8)
@@ -253,7 +253,7 @@ def test_what_a_broken_store_missed_is_sent_when_it_is_back(store: Path, tmp_pat
         log = RunLog(tmp_path / "run", TrackingConfig(), "run", {"seed": 3})
     for step in range(3):
         log.log(row(step))
-    assert log.mlflow_run_id == ""
+    assert not (tmp_path / "run" / "mlflow_run.txt").exists()
     database.rmdir()
     shutil.copy(store / "mlflow.db", database)
     log.close()

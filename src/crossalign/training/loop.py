@@ -151,7 +151,7 @@ class _Fit:
                     bar.update(1)
                     if self._agree(stopped):
                         self._save()
-                        self.run.log.set_status("KILLED")
+                        self.run.log.status = "KILLED"
                         raise Interrupted(f"stopped by a signal and saved at step {self.step} of epoch {self.epoch + 1}")
                     if self.step < stage.steps_per_epoch and self._time_is_up(saved_at):
                         self._save()
@@ -160,7 +160,7 @@ class _Fit:
                 self._save()
                 saved_at = time.monotonic()
         if until is not None:
-            self.run.log.set_status("SCHEDULED")
+            self.run.log.status = "SCHEDULED"
             raise Paused(self._result())
         return self._finish()
 

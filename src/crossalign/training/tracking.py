@@ -13,10 +13,12 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
+
+from filelock import FileLock
 
 from crossalign.config import TrackingConfig
 from crossalign.core.machine import command_line, git_state, is_main_process
@@ -33,7 +35,6 @@ METRICS_FILE = RunFolder.metrics.name
 
 # MLflow takes 1000 metrics, parameters and tags in a call; the last place is for the tag that counts the rows it has.
 METRICS_PER_CALL = 999
-PARAMS_PER_CALL = 100
 VALUE_LENGTH = 6000
 TAG_LENGTH = 8000
 KEY_LENGTH = 250
@@ -58,23 +59,14 @@ class RunLog:
         params: flat settings for MLflow; values are cut to 6000 characters.
         rows: ``rows`` as the checkpoint being resumed had it; later rows are dropped, so that no step is there twice.
             0 starts the file anew.
-        parent: ``mlflow_run_id`` of the run that this one is a trial of.
 
     As a context manager it ends the run as FINISHED, as FAILED after an exception, as KILLED after Ctrl-C or an exit,
-    or as ``set_status`` said.
+    or as its ``status`` says, where that was set.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        config: TrackingConfig,
-        run_name: str,
-        params: Mapping[str, Any],
-        rows: int = 0,
-        parent: str = "",
-    ) -> None:
+    def __init__(self, folder: Path, config: TrackingConfig, run_name: str, params: Mapping[str, Any], rows: int = 0) -> None:
         self.rows = rows
-        self._status: Status | None = None
+        self.status: Status | None = None
         self._file: int | None = None
         self._unwritten = b""
         self._warned = False
@@ -88,13 +80,8 @@ class RunLog:
         if self.rows < rows:
             warnings.warn(f"{path} holds {self.rows} of the {rows} rows that the checkpoint had seen", stacklevel=2)
         if config.mlflow and _mlflow_installed():
-            self._mirror = _Mirror(folder, config, run_name, params, parent)
+            self._mirror = _Mirror(folder, config, run_name, params)
             self._mirror.send()
-
-    @property
-    def mlflow_run_id(self) -> str:
-        """Id of the MLflow run, to give as ``parent`` to its trials; empty without one."""
-        return self._mirror.run_id if self._mirror else ""
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one flat row: "stage", "split", "epoch", "step" and what was measured there.
@@ -123,15 +110,6 @@ class RunLog:
         if self._mirror:
             self._mirror.summary(values)
 
-    def artifact(self, path: Path) -> None:
-        """Keep a copy of a file or folder with the MLflow run."""
-        if self._mirror:
-            self._mirror.artifact(path)
-
-    def set_status(self, status: Status) -> None:
-        """Say how the run ends, before ``close``."""
-        self._status = status
-
     def close(self) -> None:
         """Send what waits and end the run; a second call does nothing."""
         if self._file is not None:
@@ -139,7 +117,7 @@ class RunLog:
             os.close(self._file)
             self._file = None
         if self._mirror:
-            self._mirror.end(self._status or "FINISHED")
+            self._mirror.end(self.status or "FINISHED")
             self._mirror = None
 
     def _write(self, sync: bool = False) -> None:
@@ -159,8 +137,8 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is not None and self._status is None:
-            self.set_status("FAILED" if issubclass(kind, Exception) else "KILLED")
+        if kind is not None and self.status is None:
+            self.status = "FAILED" if issubclass(kind, Exception) else "KILLED"
         self.close()
 
 
@@ -184,7 +162,8 @@ def log_results(
 ) -> str:
     """Bring a folder's MLflow run, or a new one, up to date with its metrics and ``values``; trouble costs one warning.
 
-    For results that came after training, and for runs that another process trains. Returns the id of the MLflow run, or "".
+    For results that came after training, and for runs that another process trains. Returns the id of the MLflow run, or "",
+    which is the ``parent`` of the runs that are its trials.
     """
     if not (config.mlflow and _mlflow_installed()):
         return ""
@@ -201,7 +180,9 @@ class _Mirror:
     what it repeats from its checkpoint, nor forgets what was in the file but not yet sent when the process died.
     """
 
-    def __init__(self, folder: Path, config: TrackingConfig, run_name: str, params: Mapping[str, Any], parent: str) -> None:
+    def __init__(
+        self, folder: Path, config: TrackingConfig, run_name: str, params: Mapping[str, Any], parent: str = ""
+    ) -> None:
         self.run_id = ""
         self._connect = functools.partial(_open_run, folder, config, run_name, dict(params), parent)
         self._metrics_file = RunFolder(folder).metrics
@@ -225,10 +206,7 @@ class _Mirror:
         self._guard(self._send)
 
     def summary(self, values: Mapping[str, float]) -> None:
-        self._guard(lambda client: client.log_batch(self.run_id, metrics=list(_metrics(values, "", 0, now()))))
-
-    def artifact(self, path: Path) -> None:
-        self._guard(lambda client: client.log_artifact(self.run_id, str(path)))
+        self._guard(lambda client: client.log_batch(self.run_id, metrics=_metrics(values, now())))
 
     def end(self, status: Status) -> None:
         self._retry_at = 0.0  # the last chance: try even if the server was away a moment ago
@@ -260,7 +238,7 @@ class _Mirror:
             metrics: list[Any] = []
             taken = 0
             for _, when, row in self._waiting:
-                more = list(_row_metrics(row, when))
+                more = _metrics(row, when)
                 if metrics and len(metrics) + len(more) > METRICS_PER_CALL:
                     break
                 metrics += more
@@ -285,21 +263,28 @@ def _open_run(
     """Client, run id and number of rows that the run has: the folder's own run if it has one, else a new one."""
     store = config.mlflow_uri or f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
     client, experiment = _open_experiment(store, config.experiment)
+    from mlflow.entities import Param
+    from mlflow.exceptions import MlflowException
+
     id_file = RunFolder(folder).mlflow_run
     if id_file.exists():
         run_id = id_file.read_text(encoding="utf-8").strip()
-        run = _find_run(client, run_id)
-        if run is not None:
-            client.update_run(run_id, status="RUNNING")
-            return client, run_id, int(run.data.tags.get(ROWS_TAG, "0"))
-    tags = {"mlflow.source.name": command_line(), "mlflow.source.type": "LOCAL"}
+        try:
+            run = client.get_run(run_id)
+            if run.info.lifecycle_stage == "active":  # it was not deleted
+                client.update_run(run_id, status="RUNNING")
+                return client, run_id, int(run.data.tags.get(ROWS_TAG, "0"))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # another store may have none of that id
+                raise
+    tags = {"mlflow.source.name": _cut(command_line(), TAG_LENGTH), "mlflow.source.type": "LOCAL"}
     commit, _ = git_state()
     if commit:
         tags["mlflow.source.git.commit"] = commit
     if parent:
         tags["mlflow.parentRunId"] = parent
-    run_id = client.create_run(experiment, run_name=run_name, tags=_cut(tags, TAG_LENGTH)).info.run_id
-    _log_params(client, run_id, params)
+    run_id = client.create_run(experiment, run_name=run_name, tags=tags).info.run_id
+    client.log_batch(run_id, params=[Param(_clean_key(k), _cut(str(v), VALUE_LENGTH)) for k, v in params.items()])
     id_file.write_text(run_id + "\n", encoding="utf-8")
     return client, run_id, 0
 
@@ -317,57 +302,33 @@ def _open_experiment(store: str, name: str) -> tuple[MlflowClient, str]:
 
     # It tells of each new database, and prints a traceback for each error that we report in a line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    database = Path(store.removeprefix("sqlite:///")) if store.startswith("sqlite:///") else None
-    artifacts = (database.resolve().parent / "mlartifacts").as_uri() if database else None
-    with _lock(database):
-        _check_database(database)
+    with _alone(store) as artifacts:
         client = MlflowClient(tracking_uri=store)
         found = client.get_experiment_by_name(name)
         return client, found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
 
 
-def _lock(database: Path | None) -> AbstractContextManager[object]:
-    """A lock beside a SQLite file: two processes that both find it empty would both make its tables, and one fail."""
-    if database is None:
-        return nullcontext()
-    from filelock import FileLock
+@contextmanager
+def _alone(store: str) -> Iterator[str | None]:
+    """Hold a store that is a SQLite file, and give the place for artifacts beside it.
 
+    Two processes that both find it empty would both make its tables, and one fail. Where SQLite cannot read or lock it, this
+    fails at once: MLflow would try ten times, for a hundred seconds.
+    """
+    if not store.startswith("sqlite:///"):
+        yield None
+        return
+    database = Path(store.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(database.with_name(f".{database.name}.lock"), timeout=120)
-
-
-def _check_database(database: Path | None) -> None:
-    """Fail at once where SQLite cannot read or lock the file: MLflow would try ten times, for a hundred seconds."""
-    if database is not None:
+    with FileLock(database.with_name(f".{database.name}.lock"), timeout=120):
         with closing(sqlite3.connect(database)) as connection:
             connection.execute("PRAGMA schema_version")
             connection.execute("BEGIN IMMEDIATE")
+        yield (database.resolve().parent / "mlartifacts").as_uri()
 
 
-def _find_run(client: MlflowClient, run_id: str) -> Any:
-    """The run, or None where this store has none of that id, or it was deleted."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
-    return run if run.info.lifecycle_stage == "active" else None
-
-
-def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
-    from mlflow.entities import Param
-
-    plain = {_clean_key(key): str(value) for key, value in params.items()}
-    entities = [Param(key, value) for key, value in _cut(plain, VALUE_LENGTH).items()]
-    for start in range(0, len(entities), PARAMS_PER_CALL):
-        client.log_batch(run_id, params=entities[start : start + PARAMS_PER_CALL])
-
-
-def _cut(values: Mapping[str, str], length: int) -> dict[str, str]:
-    return {key: value if len(value) <= length else value[: length - 3] + "..." for key, value in values.items()}
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _clean_key(key: str) -> str:
@@ -377,15 +338,11 @@ def _clean_key(key: str) -> str:
     return "/".join(parts)[:KEY_LENGTH].rstrip("/") or "_"
 
 
-def _row_metrics(row: Row, when: int) -> Iterator[Any]:
-    """MLflow metrics of a row, named like train/validation/accuracy."""
-    place = "/".join(str(row[key]) for key in ("stage", "split") if row.get(key))
-    return _metrics({k: v for k, v in row.items() if k not in PLACES}, place, int(row.get("step") or 0), when)
-
-
-def _metrics(values: Mapping[str, Any], place: str, step: int, when: int) -> Iterator[Any]:
+def _metrics(row: Mapping[str, Any], when: int) -> list[Any]:
+    """MLflow metrics of a row, named like train/validation/accuracy; where it has no place, by its own names."""
     from mlflow.entities import Metric
 
-    for key, value in values.items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            yield Metric(_clean_key(f"{place}/{key}"), float(value), when, step)
+    place, step = "/".join(str(row[key]) for key in ("stage", "split") if row.get(key)), int(row.get("step") or 0)
+    numbers = {key: value for key, value in row.items() if key not in PLACES and isinstance(value, int | float)}
+    finite = {key: float(value) for key, value in numbers.items() if not isinstance(value, bool) and math.isfinite(value)}
+    return [Metric(_clean_key(f"{place}/{key}"), value, when, step) for key, value in finite.items()]
