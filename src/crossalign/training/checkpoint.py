@@ -8,6 +8,8 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,20 +79,19 @@ def save(folder: Path, checkpoint: Checkpoint, *, rank: int = 0) -> Path:
     if target.exists():  # the same step of the same run: the same content
         return target
     temporary = folder / f".{target.name}.{os.getpid()}"
-    try:
-        temporary.mkdir()
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.model.items()}
-        save_file(tensors, temporary / "model.safetensors")
-        with (temporary / "model.safetensors").open("rb") as written:
-            os.fsync(written.fileno())  # the rename must not reach the disk before the bytes do
-        state = {"optimizer": checkpoint.optimizer, "rng": checkpoint.rng, "extra": checkpoint.extra}
-        _write_torch(temporary / "state.pt", state)
-        os.rename(temporary, target)
-    except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if is_full(error):
-            raise DiskFull(f"no room left to write {target}; the checkpoint before it is whole") from error
-        raise
+    with telling_if_full(f"no room left to write {target}; the checkpoint before it is whole"):
+        try:
+            temporary.mkdir()
+            tensors = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.model.items()}
+            save_file(tensors, temporary / "model.safetensors")
+            with (temporary / "model.safetensors").open("rb") as written:
+                os.fsync(written.fileno())  # the rename must not reach the disk before the bytes do
+            state = {"optimizer": checkpoint.optimizer, "rng": checkpoint.rng, "extra": checkpoint.extra}
+            _write_torch(temporary / "state.pt", state)
+            os.rename(temporary, target)
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
     for old in _all(folder):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
@@ -150,6 +151,17 @@ def _all(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return [p for p in folder.iterdir() if p.is_dir() and re.fullmatch(r"[a-z]\w*-\d{4,}-\d{7,}", p.name)]
+
+
+@contextmanager
+def telling_if_full(sentence: str) -> Iterator[None]:
+    """Raise DiskFull with that sentence where something within fails for want of room."""
+    try:
+        yield
+    except Exception as error:
+        if is_full(error):
+            raise DiskFull(sentence) from error
+        raise
 
 
 def is_full(error: BaseException) -> bool:

@@ -7,7 +7,6 @@ micro-batches, so accumulation and world size change nothing, and the last parti
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -26,13 +25,15 @@ from crossalign.data.batches import Step
 from crossalign.results.outcomes import Outcome
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
-from crossalign.training import meters
+from crossalign.training.meters import Meter
 from crossalign.training.optim import build_optimizer, lr_factor
 from crossalign.training.sharding import load_optimizer_state, optimizer_state, reshard, shard, whole
-from crossalign.training.stops import DiskFull, Diverged, Interrupted, Paused, StageResult, catch_signals
+from crossalign.training.stops import Diverged, Interrupted, Paused, StageResult, catch_signals
 from crossalign.training.tracking import RunLog
 
 Batch = Mapping[str, Any]
+SAVED = ("best_epoch", "best", "seconds", "examples", "history")
+"""What of the loop's working state a checkpoint holds as it is."""
 
 
 @dataclass
@@ -113,13 +114,12 @@ class _Fit:
         self.optimizer = build_optimizer(stage.model, stage.optim)
         self.base_lr = stage.optim.lr
         self.parameters = [p for p in stage.model.parameters() if p.requires_grad]
-        self.shared = run.world > 1 and not stage.replicated
         self.epoch, self.step, self.best_epoch = 0, 0, -1
         self.best: dict[str, float] = {}
         self.best_state: dict[str, Tensor] | None = None
         self.seconds, self.since, self.examples = 0.0, 0.0, 0
-        self.epoch_sums: dict[str, Tensor] = {}
-        self.interval_sums: dict[str, Tensor] = {}
+        shared = run.world > 1 and not stage.replicated
+        self.epoch_meter, self.interval_meter = Meter(run.accelerator, shared), Meter(run.accelerator, shared)
         self.extra_rows: list[tuple[int, dict[str, Tensor]]] = []
         self.history: list[dict[str, float]] = []
         self.best_file = RunFolder(run.folder).checkpoints / f"best-{stage.name}.safetensors"
@@ -149,11 +149,12 @@ class _Fit:
                     self._count_time()
                     stage.keep(self.epoch * stage.steps_per_epoch + self.step)
                     bar.update(1)
-                    if self._agree(stopped):
+                    if self._in_any_process(stopped.is_set()):
                         self._save()
                         self.run.log.status = "KILLED"
                         raise Interrupted(f"stopped by a signal and saved at step {self.step} of epoch {self.epoch + 1}")
-                    if self.step < stage.steps_per_epoch and self._time_is_up(saved_at):
+                    late = time.monotonic() - saved_at > 60 * self.loop.checkpoint_minutes
+                    if self.step < stage.steps_per_epoch and self._in_any_process(late):
                         self._save()
                         saved_at = time.monotonic()
                 self._end_epoch()
@@ -170,8 +171,7 @@ class _Fit:
         for group in self.optimizer.param_groups:
             group["lr"] = self.base_lr * lr_factor(stage.optim, position, total)
         self.optimizer.zero_grad(set_to_none=True)
-        if stage.extra is not None:
-            self._add_extra(position)
+        extra = self._add_extra(position) if stage.extra is not None else {}
         scale = (1 if stage.replicated else self.run.world) / step.count  # DDP averages gradients over processes
         for i, batch in enumerate(step.micro_batches):
             last = i == len(step.micro_batches) - 1
@@ -179,13 +179,11 @@ class _Fit:
                 loss_sum, sums = stage.loss(self.model, batch)
                 accelerator.backward(loss_sum * scale) if not stage.replicated else (loss_sum * scale).backward()
             self._count(loss=loss_sum.detach(), **sums)
-        has_extra = bool(self.extra_rows) and self.extra_rows[-1][0] == position and "extra_grad_norm" in self.extra_rows[-1][1]
-        if stage.optim.clip > 0 or has_extra:
-            norm = self._clip() if stage.optim.clip > 0 else self._norm()
-            meters.add(self.interval_sums, grad_norm=norm.detach(), steps=torch.ones_like(norm))
-            if has_extra:
-                numbers = self.extra_rows[-1][1]
-                numbers["extra_grad_ratio"] = numbers["extra_grad_norm"] / norm.detach()  # of the whole step's
+        if stage.optim.clip > 0 or "extra_grad_norm" in extra:
+            norm = self._clip() if stage.optim.clip > 0 else self._norm(self._gradients())
+            self.interval_meter.add(grad_norm=norm.detach(), steps=torch.ones_like(norm))
+            if "extra_grad_norm" in extra:
+                extra["extra_grad_ratio"] = extra["extra_grad_norm"] / norm.detach()  # of the whole step's
         self.optimizer.step()
         self._count(examples=torch.tensor(float(step.count) / (1 if stage.replicated else self.run.world)))
         self.step += 1
@@ -193,10 +191,11 @@ class _Fit:
         if self.step % self.loop.log_every == 0:
             self._flush_interval()
 
-    def _add_extra(self, position: int) -> None:
+    def _add_extra(self, position: int) -> dict[str, Tensor]:
         """The gradient of ``stage.extra``, by a backward pass of its own before the others: its graph is gone by then.
 
         A synchronised pass of its own would break DDP, and one after the synchronised pass would be left out of the mean.
+        Returns the numbers to log, which may be added to.
         """
         assert self.stage.extra is not None
         try:
@@ -209,25 +208,23 @@ class _Fit:
                 "is saved as it was before that step: choose another metric or more pairs, in another --output"
             ) from error
         if found is None:
-            return
-        value, numbers = found
+            return {}
+        value, numbers = found[0], {name: number.detach() for name, number in found[1].items()}
         if value.requires_grad:
             with self.run.accelerator.no_sync(self.model):
                 self.run.accelerator.backward(value)
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            numbers = numbers | {"extra_grad_norm": self._mean_norm(gradients)}
-        self.extra_rows.append((position, {name: number.detach() for name, number in numbers.items()}))
+            gradients = self._gradients()
+            if self.run.world > 1 and not self.run.sharded:  # they are of this process alone
+                gradients = [self.run.accelerator.reduce(gradient.clone(), "mean") for gradient in gradients]
+            numbers["extra_grad_norm"] = self._norm(gradients)
+        self.extra_rows.append((position, numbers))
+        return numbers
 
-    def _mean_norm(self, gradients: list[Tensor]) -> Tensor:
-        """Norm of the mean over processes of local gradients, in the loss's own scale."""
-        if self.run.world > 1 and not self.run.sharded:
-            gradients = [self.run.accelerator.reduce(gradient.clone(), "mean") for gradient in gradients]
-        return self._norm(gradients)
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters if p.grad is not None]
 
-    def _norm(self, gradients: list[Tensor] | None = None) -> Tensor:
-        """Norm of ``gradients``, or of the step's, in the loss's own scale."""
-        if gradients is None:
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
+    def _norm(self, gradients: list[Tensor]) -> Tensor:
+        """Norm of ``gradients``, in the loss's own scale."""
         norm = whole(torch.nn.utils.get_total_norm(gradients))
         scaler = self.run.accelerator.scaler
         return norm / scaler.get_scale() if scaler is not None else norm
@@ -239,22 +236,22 @@ class _Fit:
         return whole(self.run.accelerator.clip_grad_norm_(parameters, self.stage.optim.clip))
 
     def _count(self, **sums: Tensor) -> None:
-        for meter in (self.epoch_sums, self.interval_sums):
-            meters.add(meter, **sums)
+        self.epoch_meter.add(**sums)
+        self.interval_meter.add(**sums)
 
     def _count_time(self) -> None:
         now = time.perf_counter()
         self.seconds, self.since = self.seconds + now - self.since, now
 
     def _flush_interval(self) -> None:
-        means = meters.means(self.interval_sums, self.run.accelerator, self.shared) if self.interval_sums else {}
+        means = self.interval_meter.means()
         self._count_time()  # of all steps that examples are counted of: the device has done them now
         for position, numbers in self.extra_rows:
             self._log("extra", {name: float(number) for name, number in numbers.items()}, step=position + 1)
         self.extra_rows = []
         if not means:
             return
-        self.interval_sums = {}
+        self.interval_meter.sums = {}
         self._check_finite(means)
         lr = self.optimizer.param_groups[0]["lr"]
         self._log("train_step", means | {"lr": lr, "examples_per_second": self.examples / max(self.seconds, 1e-9)})
@@ -262,8 +259,8 @@ class _Fit:
     def _end_epoch(self) -> None:
         self._flush_interval()
         stage = self.stage
-        self._log("train", meters.means(self.epoch_sums, self.run.accelerator, self.shared))
-        self.epoch_sums = {}
+        self._log("train", self.epoch_meter.means())
+        self.epoch_meter.sums = {}
         self.epoch, self.step = self.epoch + 1, 0
         if stage.evaluate is not None:
             stage.model.eval()
@@ -279,13 +276,8 @@ class _Fit:
     def _keep_best(self) -> None:
         self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.stage.state().items()}
         if self.run.accelerator.is_main_process:
-            try:
-                with atomic_path(self.best_file) as temporary:
-                    save_file({n: t.contiguous() for n, t in self.best_state.items()}, temporary)
-            except Exception as error:
-                if ckpt.is_full(error):
-                    raise DiskFull(f"no room left to write {self.best_file}") from error
-                raise
+            with ckpt.telling_if_full(f"no room left to write {self.best_file}"), atomic_path(self.best_file) as temporary:
+                save_file({n: t.contiguous() for n, t in self.best_state.items()}, temporary)
 
     def _log(self, split: str, numbers: dict[str, float], step: int | None = None) -> None:
         epoch = self.epoch + (split != "validation")
@@ -307,39 +299,21 @@ class _Fit:
             "turn clipping on, or use --loop.precision fp32; the last checkpoint is from before"
         )
 
-    def _may_meet(self) -> bool:
-        """Whether processes compare notes now: at logging steps and at the end of an epoch."""
-        return self.step % self.loop.log_every == 0 or self.step == self.stage.steps_per_epoch
-
-    def _agree(self, stopped: threading.Event) -> bool:
-        """Whether any process was told to stop."""
+    def _in_any_process(self, here: bool) -> bool:
+        """Whether it is so ``here`` or in another process; they compare notes at logging steps and at the end of an epoch."""
         if self.run.world == 1:
-            return stopped.is_set()
-        if not self._may_meet():
+            return here
+        if self.step % self.loop.log_every and self.step != self.stage.steps_per_epoch:
             return False
-        flag = torch.tensor(float(stopped.is_set()), device=self.run.accelerator.device)
+        flag = torch.tensor(float(here), device=self.run.accelerator.device)
         return bool(self.run.accelerator.reduce(flag, "sum") > 0)
 
-    def _time_is_up(self, saved_at: float) -> bool:
-        if self.run.world > 1 and not self._may_meet():
-            return False
-        due = torch.tensor(float(time.monotonic() - saved_at > 60 * self.loop.checkpoint_minutes))
-        if self.run.world > 1:
-            due = self.run.accelerator.reduce(due.to(self.run.accelerator.device), "sum")
-        return bool(due > 0)
-
     def _save(self) -> None:
-        if self.interval_sums:
-            self._check_finite(meters.means(self.interval_sums, self.run.accelerator, self.shared))
-        extra = {
+        self._check_finite(self.interval_meter.means())
+        extra = {name: getattr(self, name) for name in SAVED} | {
             "extra_rows": [(step, {n: t.cpu() for n, t in row.items()}) for step, row in self.extra_rows],
-            "best_epoch": self.best_epoch,
-            "best": self.best,
-            "seconds": self.seconds,
-            "examples": self.examples,
-            "epoch_sums": meters.to_save(self.epoch_sums, self.run.accelerator, self.shared),
-            "interval_sums": meters.to_save(self.interval_sums, self.run.accelerator, self.shared),
-            "history": self.history,
+            "epoch_sums": self.epoch_meter.state(),
+            "interval_sums": self.interval_meter.state(),
             "rows": self.run.log.rows,
             "identity": self.run.identity,
             "scaler": self.run.accelerator.scaler.state_dict() if self.run.accelerator.scaler is not None else {},
@@ -357,10 +331,10 @@ class _Fit:
         load_optimizer_state(self.stage.model, self.optimizer, saved.optimizer)
         self.epoch, self.step = saved.epoch, saved.step
         extra = saved.extra
-        self.best_epoch, self.best, self.history = extra["best_epoch"], extra["best"], extra["history"]
-        self.seconds, self.examples = extra["seconds"], extra["examples"]
-        self.epoch_sums = meters.from_saved(extra["epoch_sums"], self.run.accelerator, self.shared)
-        self.interval_sums = meters.from_saved(extra["interval_sums"], self.run.accelerator, self.shared)
+        for name in SAVED:
+            setattr(self, name, extra[name])
+        self.epoch_meter.load(extra["epoch_sums"])
+        self.interval_meter.load(extra["interval_sums"])
         self.extra_rows = extra.get("extra_rows", [])
         if extra["scaler"] and self.run.accelerator.scaler is not None:
             self.run.accelerator.scaler.load_state_dict(extra["scaler"])

@@ -7,47 +7,50 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Meter = dict[str, Tensor]
 SAME = ("steps", "grad_norm")
 """Sums that are the same in every process; the others are shares, to be summed over the processes."""
 
 
-def add(meter: Meter, **sums: Tensor) -> None:
-    """Add scalars to a meter, each under its name."""
-    for name, value in sums.items():
-        meter[name] = meter[name] + value if name in meter else value
-
-
-def means(meter: Meter, accelerator: Any, shared: bool) -> dict[str, float]:
-    """Sums over all processes, divided by the examples: the one place where the host waits for the device.
+class Meter:
+    """Scalars by name, "examples" among them.
 
     Args:
-        meter: scalars, "examples" among them.
         accelerator: accelerate's.
-        shared: whether each process holds a share; all of them call this then.
+        shared: whether each process holds a share of the sums; all of them then call together what sums them up.
     """
-    names = [name for name in meter if name not in ("examples", *SAME)]
-    values = torch.stack([meter[name].cpu().double() for name in [*names, "examples"]])
-    if shared:
-        values = accelerator.reduce(values.float().to(accelerator.device), "sum").cpu().double()
-    found = {name: float(value / values[-1]) for name, value in zip(names, values, strict=False)}
-    if "steps" in meter:
-        found["grad_norm"] = float(meter["grad_norm"].cpu() / meter["steps"].cpu())
-    return found
 
+    def __init__(self, accelerator: Any, shared: bool) -> None:
+        self._accelerator, self._shared = accelerator, shared
+        self.sums: dict[str, Tensor] = {}
 
-def to_save(meter: Meter, accelerator: Any, shared: bool) -> Meter:
-    """What the first process saves for all: sums over the processes, on the CPU."""
-    if not shared:
-        return {name: value.cpu() for name, value in meter.items()}
-    device = accelerator.device
-    return {n: (value if n in SAME else accelerator.reduce(value.to(device), "sum")).cpu() for n, value in meter.items()}
+    def add(self, **sums: Tensor) -> None:
+        """Add scalars, each under its name."""
+        for name, value in sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
 
+    def means(self) -> dict[str, float]:
+        """Sums over all processes, divided by the examples: the one place where the host waits for the device."""
+        if not self.sums:
+            return {}
+        names = [name for name in self.sums if name not in ("examples", *SAME)]
+        values = torch.stack([self.sums[name].cpu().double() for name in [*names, "examples"]])
+        if self._shared:
+            values = self._accelerator.reduce(values.float().to(self._accelerator.device), "sum").cpu().double()
+        found = {name: float(value / values[-1]) for name, value in zip(names, values, strict=False)}
+        if "steps" in self.sums:
+            found["grad_norm"] = float(self.sums["grad_norm"].cpu() / self.sums["steps"].cpu())
+        return found
 
-def from_saved(saved: Meter, accelerator: Any, shared: bool) -> Meter:
-    """Put :func:`to_save` back: all of a sum in the first process, nothing in the others."""
-    first = accelerator.is_main_process or not shared
-    return {
-        name: value.to(accelerator.device) if first or name in SAME else torch.zeros_like(value, device=accelerator.device)
-        for name, value in saved.items()
-    }
+    def state(self) -> dict[str, Tensor]:
+        """What the first process saves for all: sums over the processes, on the CPU."""
+
+        def whole(value: Tensor) -> Tensor:
+            return self._accelerator.reduce(value.to(self._accelerator.device), "sum")  # type: ignore[no-any-return]
+
+        return {n: (whole(value) if self._shared and n not in SAME else value).cpu() for n, value in self.sums.items()}
+
+    def load(self, saved: dict[str, Tensor]) -> None:
+        """Put :meth:`state` back: all of a sum in the first process, nothing in the others."""
+        has_all = self._accelerator.is_main_process or not self._shared
+        kept = {name: value if has_all or name in SAME else torch.zeros_like(value) for name, value in saved.items()}
+        self.sums = {name: value.to(self._accelerator.device) for name, value in kept.items()}

@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
 
 from crossalign.config import LoopConfig, flatten, to_dict, validate
 from crossalign.core.device import resolve_device
@@ -19,9 +24,9 @@ from crossalign.core.files import write_json
 from crossalign.core.machine import environment, is_main_process, world_size
 from crossalign.runs.folder import claim_folder, locked, read_json, resolved, write_config
 from crossalign.runs.names import RunFolder
-
-if TYPE_CHECKING:
-    from crossalign.training.loop import Session
+from crossalign.training import checkpoint as ckpt
+from crossalign.training.loop import Session
+from crossalign.training.tracking import RunLog
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -58,12 +63,6 @@ def opened_run(config: Any, identity: str, made_of: str, until: int | None = Non
     Raises:
         UserError: the checkpoint there was trained on something else.
     """
-    import torch
-
-    from crossalign.training import checkpoint as ckpt
-    from crossalign.training.loop import Session
-    from crossalign.training.tracking import RunLog
-
     if is_main_process():
         write_config(config.output, config)
         write_json(RunFolder(config.output).environment, environment())
@@ -78,22 +77,13 @@ def opened_run(config: Any, identity: str, made_of: str, until: int | None = Non
     reset_peak_memory(config.loop.device)
     with RunLog(config.output, config.tracking, f"{config.row}, seed {config.seed}", flatten(to_dict(config)), rows) as log:
         run = Session(config.output, make_accelerator(config.loop), config.loop, log, identity, resume, until)
-        seed_all(config.seed)
+        set_seed(config.seed)
         yield run
         run.accelerator.wait_for_everyone()
 
 
-def seed_all(seed: int) -> None:
-    """Seed every generator that training may draw from."""
-    from accelerate.utils import set_seed
-
-    set_seed(seed)
-
-
 def main_process_first(device: str) -> AbstractContextManager[None]:
     """Let the first process go ahead, so that the others find in the cache what it made."""
-    from accelerate import PartialState
-
     waits = {"timeout": timedelta(days=1)} if world_size() > 1 else {}  # it may tokenise a corpus
     return PartialState(cpu=device == "cpu", **waits).main_process_first()  # type: ignore[no-any-return]
 
@@ -106,8 +96,7 @@ def agreed(choose: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return choose()
-    from torch import distributed
-
+    distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         raise RuntimeError("initialise torch.distributed before precision is chosen: the processes must agree on one")
     box: list[Any] = [choose() if distributed.get_rank() == 0 else None]
@@ -119,8 +108,6 @@ def agreed(choose: Callable[[], T]) -> T:
 def reset_peak_memory(device: str) -> None:
     """Begin a new measurement for :func:`peak_memory_bytes`: several runs may share a process."""
     if device == "cuda":
-        import torch
-
         torch.cuda.reset_peak_memory_stats()
     else:
         with contextlib.suppress(OSError):  # Linux has it
@@ -130,8 +117,6 @@ def reset_peak_memory(device: str) -> None:
 def peak_memory_bytes(device: str) -> int:
     """The most memory held so far: by torch's allocator on a CUDA device, else by the whole process."""
     if device.startswith("cuda"):
-        import torch
-
         return int(torch.cuda.max_memory_allocated(device))
     # What getrusage reports outlives exec: a small program started by a large one would show the large one's peak.
     status = Path("/proc/self/status")
@@ -147,8 +132,6 @@ def peak_memory_bytes(device: str) -> int:
 
 def device_name(device: str) -> str:
     """What result.json calls the device that a run was computed on."""
-    import torch
-
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"cpu ({torch.get_num_threads()} threads)" if device == "cpu" else device
@@ -156,10 +139,6 @@ def device_name(device: str) -> str:
 
 def make_accelerator(loop: LoopConfig) -> Any:
     """The accelerate ``Accelerator`` for resolved loop settings; one process or as many as the launcher started."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
     # The state is a process-wide singleton, which would keep the precision of an earlier run of the same process.
     AcceleratorState._reset_state(reset_partial_state=loop.device == "cpu")
-    precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[loop.precision]
-    return Accelerator(mixed_precision=precision, cpu=loop.device == "cpu")
+    return Accelerator(mixed_precision="no" if loop.precision == "fp32" else loop.precision, cpu=loop.device == "cpu")

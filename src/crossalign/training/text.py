@@ -25,9 +25,8 @@ from crossalign.runs.folder import resolved
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
-from crossalign.training.loop import Batch, Session, Stage
+from crossalign.training.loop import Session, Stage
 from crossalign.training.sharding import put, reshard, whole
-from crossalign.training.stops import DiskFull
 from crossalign.training.term import Term, check_align
 
 C = TypeVar("C")
@@ -49,7 +48,7 @@ def text_stage(
     An "epoch" of the loop is the interval between two evaluations. The sum of the losses is divided by the targets of the
     whole step, over all processes and micro-batches, so that each token weighs the same (trap of Trainer's GPT-2 loss).
     """
-    every, device = config.loop.evaluate_every, run.accelerator.device
+    every = config.loop.evaluate_every
 
     def steps(interval: int, first: int) -> Iterable[Step]:
         return islice(batches.steps(interval * every + first), every - first)
@@ -61,9 +60,6 @@ def text_stage(
         kept = term.load_state(saved) if term else saved
         put_tensors(trained_state(model), kept, "the checkpoint", put)
 
-    def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return nll_sum(wrapped, batch, device), {}
-
     def keep(done: int) -> None:
         if config.loop.keep_every and done % config.loop.keep_every == 0:
             keep_snapshot(RunFolder(run.folder).snapshots / f"step-{done:07d}", model, tokenizer, run)
@@ -71,7 +67,7 @@ def text_stage(
     return Stage(
         name="train",
         model=model,
-        loss=loss,
+        loss=lambda wrapped, batch: (nll_sum(wrapped, batch, run.accelerator.device), {}),
         steps=steps,
         steps_per_epoch=every,
         epochs=config.loop.steps // every,
@@ -90,12 +86,8 @@ def keep_snapshot(folder: Path, model: Any, tokenizer: Any, run: Session) -> Non
     if run.accelerator.is_main_process and not folder.exists():
         temporary = folder.with_name(f".{folder.name}")
         shutil.rmtree(temporary, ignore_errors=True)
-        try:
+        with ckpt.telling_if_full(f"no room left to keep the model in {folder}"):
             save_causal(model, None, tokenizer, temporary, state)
-        except Exception as error:
-            if ckpt.is_full(error):
-                raise DiskFull(f"no room left to keep the model in {folder}") from error
-            raise
         temporary.rename(folder)
 
 

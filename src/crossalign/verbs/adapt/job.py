@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,7 +33,7 @@ from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
 from crossalign.training.loop import Batch, Session, Stage, fit
-from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, peak_memory_bytes, seed_all
+from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, peak_memory_bytes
 from crossalign.training.stops import StageResult
 from crossalign.training.tracking import summary
 from crossalign.verbs.adapt import row_name
@@ -67,7 +68,7 @@ def _adapt(config: AdaptConfig, recipe: str, quiet: bool, until: int | None) -> 
     with opened_run(config, identity, f"images at '{config.data.source}' or weights of '{config.backbone.ref}'", until) as run:
         model.to(run.accelerator.device)
         alignment = _align(config, model, splits, run)
-        seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
+        set_seed(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
         trained = fit(training_stage(config, model, splits, run), run)
         scores = evaluate_split(model, splits.test, config, run.accelerator) if config.score_test else None
         result = _result(config, recipe, splits, model, trained, scores, alignment)

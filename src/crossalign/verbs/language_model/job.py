@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import set_seed
 from torch import nn
 
 from crossalign.config import FinetuneConfig, PretrainConfig
@@ -31,7 +32,7 @@ from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.taps import resolve_layers
 from crossalign.results.outcomes import language_model_outcomes
 from crossalign.training.loop import Session, fit
-from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, peak_memory_bytes, seed_all
+from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, peak_memory_bytes
 from crossalign.training.stops import StageResult
 from crossalign.training.term import check_sources, open_held_out, open_term, reads_captions
 from crossalign.training.text import (
@@ -137,7 +138,7 @@ def _train(config: Any, recipe: str, quiet: bool, until: int | None) -> dict[str
             return text.evaluate(wrapped, run) | (held_out.measure(wrapped, run.accelerator) if held_out else {})
 
         model.to(run.accelerator.device)
-        seed_all(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
+        set_seed(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
         batches = _batches(config, text.rows, run.accelerator.process_index, run.world)
         trained = fit(text_stage(config, model, batches, evaluate, term, run, text.tokenizer), run)
         scores = {} if text.held_out else {"answers": {name: trained.best[name] for name in ("loss", "perplexity")}}
