@@ -41,12 +41,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossalign import config as settings
+from crossalign.core.device import peak_memory_bytes
 from crossalign.core.machine import environment
 from crossalign.data.images.load import ImageSet, ImageSplits
 from crossalign.data.model_files import locate
 from crossalign.models.language.families import family_of
 from crossalign.training.loop import Session, fit
-from crossalign.training.session import make_accelerator, peak_memory_bytes
+from crossalign.training.session import make_accelerator
 from crossalign.training.tracking import RunLog
 from crossalign.verbs.adapt.job import build_model, resolve_speed, training_stage
 

@@ -12,11 +12,11 @@ import torch
 import torch.multiprocessing
 
 from crossalign.cli import leave_group
+from crossalign.core.device import peak_memory_bytes
 from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir
 from crossalign.training import precision
 from crossalign.training.precision import Format, Probe, choose_compile, choose_precision, timed
-from crossalign.training.session import peak_memory_bytes
 
 LONG = 10_000
 BOTH = [("fp32", False), ("bf16", False)]
@@ -287,6 +287,6 @@ def test_peak_memory_sees_what_was_freed_and_not_the_parent() -> None:
     del hog
     assert peak_memory_bytes("cpu") >= max(before, 8e8)
     # A child of a large process starts with its parent's peak in getrusage.
-    script = "from crossalign.training.session import peak_memory_bytes as peak; print(peak('cpu'))"
+    script = "from crossalign.core.device import peak_memory_bytes as peak; print(peak('cpu'))"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert 1e7 < int(child.stdout) < 6e8

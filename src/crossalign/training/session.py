@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -18,7 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
 from crossalign.config import LoopConfig, flatten, to_dict, validate
-from crossalign.core.device import resolve_device
+from crossalign.core.device import reset_peak_memory, resolve_device
 from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
 from crossalign.core.machine import environment, is_main_process, world_size
@@ -103,38 +100,6 @@ def agreed(choose: Callable[[], T]) -> T:
     distributed.broadcast_object_list(box, src=0)
     chosen: T = box[0]
     return chosen
-
-
-def reset_peak_memory(device: str) -> None:
-    """Begin a new measurement for :func:`peak_memory_bytes`: several runs may share a process."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        with contextlib.suppress(OSError):  # Linux has it
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_bytes(device: str) -> int:
-    """The most memory held so far: by torch's allocator on a CUDA device, else by the whole process."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated(device))
-    # What getrusage reports outlives exec: a small program started by a large one would show the large one's peak.
-    status = Path("/proc/self/status")
-    if status.exists():
-        peak = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), flags=re.MULTILINE)
-        if peak:
-            return int(peak.group(1)) * 1024
-    import resource  # not on Windows
-
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else largest * 1024
-
-
-def device_name(device: str) -> str:
-    """What result.json calls the device that a run was computed on."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"cpu ({torch.get_num_threads()} threads)" if device == "cpu" else device
 
 
 def make_accelerator(loop: LoopConfig) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossalign.config import AdaptConfig
+from crossalign.core.device import device_name, peak_memory_bytes
 from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, write_json
 from crossalign.core.machine import is_main_process, world_size
@@ -33,7 +34,7 @@ from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
 from crossalign.training.loop import Batch, Session, Stage, fit
-from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, peak_memory_bytes
+from crossalign.training.session import in_folder, main_process_first, opened_run
 from crossalign.training.stops import StageResult
 from crossalign.training.tracking import summary
 from crossalign.verbs.adapt import row_name

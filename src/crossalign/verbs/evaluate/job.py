@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossalign.config import EvaluateConfig, LoopConfig, validate
+from crossalign.core.device import device_name, resolve_device
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import atomic_path, content_key, write_json
 from crossalign.core.machine import environment, is_main_process
@@ -37,7 +38,6 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
         UserError: bad input, before anything is scored.
     """
     names = _task_names(config)
-    from crossalign.core.device import resolve_device
     from crossalign.verbs.evaluate.harness import open_task
     from crossalign.verbs.evaluate.model import open_scored
 
@@ -97,7 +97,6 @@ def _score(
 def _score_locked(
     opened: Scored, tasks: list[EvalTask], config: EvaluateConfig, folder: Path, quiet: bool, before: dict[str, Any] | None
 ) -> dict[str, Any]:
-    from crossalign.training.session import device_name
     from crossalign.verbs.evaluate.harness import VERSION, check_requests, score_task
 
     scorer = _open_scorer(opened, config)

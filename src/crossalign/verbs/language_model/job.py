@@ -16,6 +16,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from crossalign.config import FinetuneConfig, PretrainConfig
+from crossalign.core.device import device_name, peak_memory_bytes
 from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, write_json
 from crossalign.core.machine import is_main_process, world_size
@@ -32,7 +33,7 @@ from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.taps import resolve_layers
 from crossalign.results.outcomes import language_model_outcomes
 from crossalign.training.loop import Session, fit
-from crossalign.training.session import device_name, in_folder, main_process_first, opened_run, peak_memory_bytes
+from crossalign.training.session import in_folder, main_process_first, opened_run
 from crossalign.training.stops import StageResult
 from crossalign.training.term import check_sources, open_held_out, open_term, reads_captions
 from crossalign.training.text import (
