@@ -149,9 +149,9 @@ def test_rows_and_seeds_of_either_scale(
     """Table 3 is a baseline and seven teachers, five runs each; a row that has a recipe can be asked for."""
     ran: list[tuple[str, int, str]] = []
 
-    def run_all(jobs: list[StudyRun], workers: int) -> tuple[dict[str, Any], dict[str, str]]:
+    def run_all(jobs: list[StudyRun], workers: int) -> tuple[list[str], dict[str, str]]:
         ran.extend((job.recipe, job.config.seed, job.config.row) for job in jobs)
-        return {}, {}
+        return [], {}
 
     monkeypatch.setattr("crossalign.studies.reproduce._run_all", run_all)
     code = cli.main(["reproduce", "cmar-pretrain", "--output", str(tmp_path / "out"), *more])

@@ -11,7 +11,7 @@ import signal
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from crossalign.core.errors import UserError, unknown
 from crossalign.training.stops import DiskFull, Diverged, Interrupted
@@ -65,41 +65,32 @@ def leave_group(code: int) -> None:
 
 
 def _run(args: list[str]) -> int:
-    """The verb's exit code, or that of its error, which is told."""
+    """The verb's exit code, or that of its error, which is told; errors that nobody foresaw stay tracebacks."""
     try:
         return _dispatch(args) or 0
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # all processes of a distributed run say the same
-            print(f"crossalign: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except UserError as error:
+        code, told = 2, str(error)
+        if os.environ.get("RANK", "0") != "0":  # all processes of a distributed run say the same
+            return code
     except KeyboardInterrupt:
-        print("crossalign: stopped; the run resumes from its last checkpoint", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except (RuntimeError, OSError) as error:
-        return _told(error)
-
-
-def _told(error: Exception) -> int:
-    """Exit codes of how training ends before its end; other errors stay tracebacks."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        print(
-            f"crossalign: the disk is full ({error.filename or 'writing results'}); free some space, then run it again",
-            file=sys.stderr,
-        )
-        return 1
-    if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
-        print(f"crossalign: '{error.filename}' cannot be used ({error.strerror}): choose another path", file=sys.stderr)
-        return 2
-    if isinstance(error, Interrupted):
-        print(f"crossalign: {error}; the same command goes on from there", file=sys.stderr)
-        return 130
-    if isinstance(error, Diverged | DiskFull):
-        print(f"crossalign: {error}", file=sys.stderr)
-        return 1
-    raise error
+        code, told = 128 + signal.SIGINT, "stopped; the run resumes from its last checkpoint"
+    except Interrupted as error:
+        code, told = 130, f"{error}; the same command goes on from there"
+    except (Diverged, DiskFull) as error:
+        code, told = 1, str(error)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            place = error.filename or "writing results"
+            code, told = 1, f"the disk is full ({place}); free some space, then run it again"
+        elif error.errno in UNUSABLE and error.filename:
+            code, told = 2, f"'{error.filename}' cannot be used ({error.strerror}): choose another path"
+        else:
+            raise
+    print(f"crossalign: {told}", file=sys.stderr)
+    return code
 
 
 def _dispatch(args: list[str]) -> int | None:
@@ -114,15 +105,19 @@ def _dispatch(args: list[str]) -> int | None:
     if args[1:] in ([], ["-h"], ["--help"]) and _parts_of(args[0]):
         print(_overview(f"{args[0]} "))
         return 0
+    from crossalign.config import validate
+
     name, rest = find_verb(args)
-    verb = load_verb(name)
-    recipe = ""
+    verb, recipe = load_verb(name), ""
     if verb.takes_recipe and rest and not rest[0].startswith("-"):
         recipe, rest = rest[0], rest[1:]
     if "--list" in rest and verb.takes_recipe:
-        print(_recipe_list(tuple(verb.recipes) or None))
+        from crossalign.recipes import all_recipes
+
+        recipes = all_recipes(tuple(verb.recipes) or None)
+        width = max(map(len, recipes)) + 2
+        print("\n".join(f"{name:<{width}}{recipe.summary}" for name, recipe in recipes.items()))
         return 0
-    from crossalign.config import validate
 
     asked = _parse(verb, name, recipe, rest)
     validate(asked)
@@ -149,8 +144,7 @@ def find_verb(args: list[str]) -> tuple[str, list[str]]:
 def load_verb(name: str) -> Verb:
     """The verb of that name, from the module that it stands in."""
     module, _, attribute = VERBS[name][0].partition(":")
-    verb: Verb = getattr(import_module(f"crossalign.{module}"), attribute)
-    return verb
+    return getattr(import_module(f"crossalign.{module}"), attribute)  # type: ignore[no-any-return]
 
 
 def _parts_of(word: str) -> list[str]:
@@ -164,8 +158,7 @@ def _parse(verb: Verb, name: str, recipe: str, args: list[str]) -> Any:
 
     from crossalign.recipes import get_recipe
 
-    default: Any = None
-    kind = verb.args
+    default, kind = tyro.MISSING_NONPROP, verb.args
     if verb.recipes:
         kinds = tuple(verb.recipes)
         default = get_recipe(recipe, kinds).make() if recipe else kinds[0]()
@@ -178,14 +171,13 @@ def _parse(verb: Verb, name: str, recipe: str, args: list[str]) -> Any:
         default = kind(**{f.name: getattr(default, f.name) for f in dataclasses.fields(default)})
     _check_keys(kind, args)
     description = f"{kind.__doc__}" + (f"\n\nRecipes: crossalign {name} --list" if verb.takes_recipe else "")
-    kwargs = {} if default is None else {"default": default}
     return tyro.cli(
         kind,
         prog=f"crossalign {name}" + (" [RECIPE]" if verb.takes_recipe else ""),
         description=description,
         args=args,
         config=(tyro.conf.PositionalRequiredArgs,),
-        **kwargs,
+        default=default,
     )
 
 
@@ -217,10 +209,7 @@ def _check_keys(cls: type, args: list[str]) -> None:
 
 def _keys(cls: Any, prefix: str = "") -> list[str]:
     """Every option of an arguments class, as written on the command line."""
-    import typing
-
-    hints = typing.get_type_hints(cls)
-    keys: list[str] = []
+    hints, keys = get_type_hints(cls), list[str]()
     for field in dataclasses.fields(cls):
         kind, name = hints[field.name], field.name.replace("_", "-")
         if dataclasses.is_dataclass(kind):
@@ -231,26 +220,13 @@ def _keys(cls: Any, prefix: str = "") -> list[str]:
 
 
 def _overview(start: str = "") -> str:
-    lines = [f"  {name:<12} {summary}" for name, (_, summary) in VERBS.items() if name.startswith(start)]
-    return "\n".join(
-        [
-            "crossalign: move representations across modalities, and know whether it really helped.",
-            "",
-            "usage: crossalign VERB [RECIPE] [--key value ...]",
-            "",
-            *lines,
-            "",
-            "crossalign VERB --help lists the keys; crossalign VERB --list the recipes, where it takes them.",
-        ]
-    )
+    lines = (f"  {name:<12} {summary}\n" for name, (_, summary) in VERBS.items() if name.startswith(start))
+    return f"""crossalign: move representations across modalities, and know whether it really helped.
 
+usage: crossalign VERB [RECIPE] [--key value ...]
 
-def _recipe_list(kinds: tuple[type, ...] | None) -> str:
-    from crossalign.recipes import all_recipes
-
-    recipes = all_recipes(kinds)
-    width = max(map(len, recipes)) + 2
-    return "\n".join(f"{name:<{width}}{recipe.summary}" for name, recipe in recipes.items())
+{"".join(lines)}
+crossalign VERB --help lists the keys; crossalign VERB --list the recipes, where it takes them."""
 
 
 if __name__ == "__main__":

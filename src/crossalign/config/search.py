@@ -1,12 +1,12 @@
-"""Settings of ``tune``."""
+"""Settings of the verbs of many runs: ``tune`` and ``reproduce``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from crossalign.config.bounds import Count, Seed, Whole, at_least
+from crossalign.config.bounds import Count, Limit, Positive, Seed, Whole, at_least
 from crossalign.config.common import TrackingConfig
 
 
@@ -48,3 +48,28 @@ class SearchConfig:
     keep_checkpoints: bool = False
     """Keep the checkpoints of all trials when the search is over; without them a longer search trains some from the start."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class ReproduceArgs:
+    """Run a whole table: each row at its own best learning rate, over seeds, in parallel processes; resumable."""
+
+    study: str
+    """Which rows: cmda-table1 (Table 1, cosine and the controls), cmar-pretrain, cmar-finetune or quickstart."""
+    output: Path = Path("runs/table1")
+    """Study folder; a second call goes on where the first stopped."""
+    scale: Literal["small", "paper"] = "small"
+    """Start from the small-* recipes, or from those with the papers' settings; cmar-pretrain then has the rows of CMAR
+    Table 3, the baseline and seven teachers."""
+    seeds: Limit = None
+    """Seeds a row; None takes 3, or 5 for cmar-pretrain at the paper's scale, as Table 3 has."""
+    lrs: tuple[Positive, ...] = ()
+    """Learning rates to sweep on validation; empty keeps the recipe's."""
+    sweep_epochs: Whole = 0
+    """Epochs of a sweep run; 0 takes the recipe's."""
+    workers: Count = 1
+    """Processes side by side, each with an equal share of the cores."""
+    set: tuple[str, ...] = ()
+    """Settings for every row, as key=value, such as data.source=FOLDER or loop.epochs=5."""
+    rows: tuple[str, ...] = ()
+    """Only these rows, by recipe suffix, such as fpt-mmd or lambda-5; any that has a recipe. Empty runs the table's."""

@@ -88,6 +88,11 @@ class Score:
     answers: Callable[[], Answers | str]
     """Reads what the run did on each item, or a sentence on why that is not known; empty where it never is."""
 
+    @property
+    def goodness(self) -> float:
+        """The number, turned so that more is better."""
+        return -self.value if self.outcome.lower_is_better else self.value
+
 
 def unlike(reference: Fingerprint, other: Fingerprint) -> str:
     """Why the numbers of two runs cannot be compared; empty where they can."""

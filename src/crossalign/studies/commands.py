@@ -5,38 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from crossalign.config import SearchConfig
-from crossalign.config.bounds import Count, Limit, Positive, Whole
+from crossalign.config.search import ReproduceArgs
 from crossalign.runs.names import SearchFolder
 from crossalign.training.stops import Interrupted
 from crossalign.verbs import Verb
-
-
-@dataclass
-class ReproduceArgs:
-    """Run a whole table: each row at its own best learning rate, over seeds, in parallel processes; resumable."""
-
-    study: str
-    """Which rows: cmda-table1 (Table 1, cosine and the controls), cmar-pretrain, cmar-finetune or quickstart."""
-    output: Path = Path("runs/table1")
-    """Study folder; a second call goes on where the first stopped."""
-    scale: Literal["small", "paper"] = "small"
-    """Start from the small-* recipes, or from those with the papers' settings; cmar-pretrain then has the rows of CMAR
-    Table 3, the baseline and seven teachers."""
-    seeds: Limit = None
-    """Seeds a row; None takes 3, or 5 for cmar-pretrain at the paper's scale, as Table 3 has."""
-    lrs: tuple[Positive, ...] = ()
-    """Learning rates to sweep on validation; empty keeps the recipe's."""
-    sweep_epochs: Whole = 0
-    """Epochs of a sweep run; 0 takes the recipe's."""
-    workers: Count = 1
-    """Processes side by side, each with an equal share of the cores."""
-    set: tuple[str, ...] = ()
-    """Settings for every row, as key=value, such as data.source=FOLDER or loop.epochs=5."""
-    rows: tuple[str, ...] = ()
-    """Only these rows, by recipe suffix, such as fpt-mmd or lambda-5; any that has a recipe. Empty runs the table's."""
 
 
 @dataclass
@@ -51,17 +25,7 @@ def run_reproduce(args: ReproduceArgs, _: str) -> int:
     """Run the table; see :func:`crossalign.studies.reproduce.reproduce`."""
     from crossalign.studies.reproduce import reproduce
 
-    return reproduce(
-        args.study,
-        args.output,
-        scale=args.scale,
-        seeds=args.seeds,
-        lrs=args.lrs,
-        sweep_epochs=args.sweep_epochs,
-        workers=args.workers,
-        settings=args.set,
-        only=args.rows,
-    )
+    return reproduce(args)
 
 
 def run_quickstart(args: QuickstartArgs, _: str) -> int:

@@ -6,10 +6,9 @@ Every run is a run folder of its own, so a study that was stopped goes on where 
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, update
+from crossalign.config.search import ReproduceArgs
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import write_json
 from crossalign.core.machine import command_line
@@ -26,10 +26,8 @@ from crossalign.core.registry import Registry
 from crossalign.recipes import all_recipes, get_recipe
 from crossalign.recipes.cmar import TEACHERS
 from crossalign.recipes.cmda import CONTROLS, METHODS, METRICS
-from crossalign.results.outcomes import chosen_by
-from crossalign.runs.folder import differences
+from crossalign.runs.folder import differences, read_json
 from crossalign.runs.names import RunFolder, StudyFolder
-from crossalign.runs.records import read_run
 from crossalign.studies.workers import hand_out, process_pool, run_verb
 from crossalign.training.stops import Interrupted
 
@@ -57,8 +55,7 @@ class Study:
 
     def known_rows(self, scale: str) -> tuple[str, ...]:
         """The usual rows, and every other one that a recipe of the same verb bears the name of."""
-        usual = self.usual_rows(scale)
-        prefix = (self.small if scale == "small" else self.paper).format("")
+        usual, prefix = self.usual_rows(scale), self.recipe("", scale)
         names = all_recipes(type(get_recipe(self.recipe(usual[0], scale)).make()))
         return tuple(dict.fromkeys([*usual, *(name.removeprefix(prefix) for name in names if name.startswith(prefix))]))
 
@@ -132,73 +129,50 @@ class StudyRun:
     """One run of a study."""
 
     name: str
+    row: str
     recipe: str
     config: Config
 
 
-def reproduce(
-    study: str,
-    output: Path,
-    *,
-    scale: str = "small",
-    seeds: int | None = None,
-    lrs: tuple[float, ...] = (),
-    sweep_epochs: int = 0,
-    workers: int = 1,
-    settings: tuple[str, ...] = (),
-    only: tuple[str, ...] = (),
-) -> int:
-    """Run ``study`` into ``output`` and write its report; returns 0, or 1 if a run failed (the others still finish).
-
-    ``only`` names rows: those of the table, or any other that has a recipe. ``seeds`` None takes as many as the published
-    table has runs, or 3.
+def reproduce(args: ReproduceArgs) -> int:
+    """Run a study into its folder and write its report; returns 0, or 1 if a run failed (the others still finish).
 
     Raises:
         UserError: unknown study, row or setting; all before the first run.
     """
-    from crossalign.verbs.language_model import row_name
-
-    table = STUDIES[study]
-    known = table.known_rows(scale)
-    for row in only:
+    table, output = STUDIES[args.study], args.output
+    known = table.known_rows(args.scale)
+    for row in args.rows:
         if row not in known:
             raise unknown("row", row, known, listed="rows are the ends of the names that crossalign plan --list gives")
-    rows = [row for row in known if row in (only or table.usual_rows(scale))]
-    recipes = {row: table.recipe(row, scale) for row in rows}
-    base = {row: configured(recipes[row], settings) for row in rows}
-    for row, config in base.items():
-        if config.tracking.mlflow and not config.tracking.mlflow_uri:  # one store for all runs, which lie in many folders
-            tracking = dataclasses.replace(config.tracking, mlflow_uri=f"sqlite:///{(output / 'mlflow.db').resolve()}")
-            base[row] = dataclasses.replace(config, tracking=tracking)
-        if not isinstance(config, AdaptConfig):
-            base[row] = dataclasses.replace(base[row], row=config.row or row_name(config))
-    _check_sources([config for config in base.values() if isinstance(config, AdaptConfig)])
-    for config in base.values():
-        if isinstance(config, PretrainConfig) and not (config.prepared or config.corpus.source):
-            raise UserError("the study has no text: give --set corpus.source=[novels.parquet], or prepared=FOLDER")
-        if isinstance(config, FinetuneConfig) and not (config.model and config.data.source):
-            raise UserError("the study has no model or no data: give --set model=FOLDER data.source=[tasks.jsonl]")
-    _write_study(output, table.title, [base[row].row for row in rows], settings)
-    sweep = [
-        StudyRun(f"sweep/{row}/lr-{lr:g}", recipes[row], _sweep_config(base[row], output, row, lr, sweep_epochs))
-        for lr in lrs
-        for row in rows
-    ]
-    swept, failed = _run_all(sweep, workers)
-    best = _choose(rows, base, sweep, swept, output)
-    rows = [row for row in rows if row in best or not lrs]  # a row whose sweep failed has no learning rate of its own
+    rows = [row for row in known if row in (args.rows or table.usual_rows(args.scale))]
+    recipes = {row: table.recipe(row, args.scale) for row in rows}
+    base = {row: _base(recipes[row], args) for row in rows}
+    _check_sources(list(base.values()))
+    _write_study(output, table.title, [config.row for config in base.values()], args.set)
+
+    def run(name: str, row: str, lr: float, **settings: Any) -> StudyRun:
+        optim = dataclasses.replace(base[row].optim, lr=lr)
+        config = dataclasses.replace(base[row], output=output / name, optim=optim, **settings)
+        return StudyRun(name, row, recipes[row], config)
+
+    sweep = [run(f"sweep/{row}/lr-{lr:g}", row, lr, **_short(base[row], args.sweep_epochs)) for lr in args.lrs for row in rows]
+    swept, failed = _run_all(sweep, args.workers)
+    best = _choose([job for job in sweep if job.name in swept], output)
     finals = []
-    for seed in range((table.paper_seeds if scale == "paper" else 3) if seeds is None else seeds):
-        for row in rows:
-            optim = dataclasses.replace(base[row].optim, lr=best.get(row, base[row].optim.lr))
-            config = dataclasses.replace(base[row], seed=seed, optim=optim, output=output / row / f"seed-{seed}")
-            config.overwrite = bool(lrs) and _differs_in_rate_alone(config)
-            finals.append(StudyRun(f"{row}/seed-{seed}", recipes[row], config))
-    done, failed_finals = _run_all(finals, workers)
+    for seed in range((table.paper_seeds if args.scale == "paper" else 3) if args.seeds is None else args.seeds):
+        for row in rows if not args.lrs else best:  # a row whose sweep failed has no learning rate of its own
+            job = run(f"{row}/seed-{seed}", row, best.get(row, base[row].optim.lr), seed=seed)
+            job.config.overwrite = bool(args.lrs) and _differs_in_rate_alone(job.config)
+            finals.append(job)
+    done, failed_finals = _run_all(finals, args.workers)
     for name, reason in (failed | failed_finals).items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     if done:
-        _show(output)
+        from crossalign.report import report, summary_table
+
+        print(summary_table([output]))
+        print(f"report: {report([output], html=output / 'report.html', markdown=None)}")
     return 1 if failed or failed_finals else 0
 
 
@@ -214,7 +188,7 @@ def quickstart(output: Path) -> int:
     for study, (folder, settings, told) in QUICKSTART.items():
         started = time.monotonic()
         print(told)
-        codes.append(reproduce(study, output / folder, seeds=1, workers=1, settings=settings))
+        codes.append(reproduce(ReproduceArgs(study, output / folder, seeds=1, set=settings)))
         print(f"{folder}: {(time.monotonic() - started) / 60:.1f} minutes\n")
     spent = timed["seconds"] - before
     print(f"of these, {spent:.1f} seconds went into timing steps, to choose number formats and whether to compile")
@@ -238,131 +212,133 @@ def read_setting(setting: str) -> tuple[str, str, Any]:
 
 def configured(recipe: str, settings: tuple[str, ...]) -> Any:
     """The recipe with ``key=value`` settings put in; raises UserError for a key that does not exist."""
+    from crossalign.alignment import similarities
+
     config: Any = get_recipe(recipe).make()
     for setting in settings:
-        key, text, _ = read_setting(setting)
+        key, text, value = read_setting(setting)
         if key == "backbone.ref":  # a control keeps its kind of weights: random:REF and so on
             if wrong := Ref(text).control:
                 raise UserError(f"--set {setting}: name the pretrained model; the control rows put '{wrong}:' to it")
-            text = Ref(config.backbone.ref).like(text)
+            value = Ref(config.backbone.ref).like(text)
         if key == "teacher.ref":
-            text = Ref(config.teacher.ref).like(text)
-        if key == "align.metric" and isinstance(config, PretrainConfig | FinetuneConfig) and not _is_usual(config):
+            value = Ref(config.teacher.ref).like(text)
+        usual = isinstance(config, AdaptConfig) or (config.align.metric in similarities and config.align.mode != "mean")
+        if key == "align.metric" and not usual:
             continue  # the baseline and the controls keep their own
-        value: Any = yaml.safe_load(text)
         for part in reversed(key.split(".")):
             value = {part: value}
         config = update(config, value)
     return config
 
 
-def _is_usual(config: PretrainConfig | FinetuneConfig) -> bool:
-    """Whether a row is one whose metric a study may choose: not the baseline, a penalty, captions or the mean."""
-    from crossalign.alignment import similarities
+def _base(recipe: str, args: ReproduceArgs) -> Config:
+    """A row's settings, but for its learning rate and seed."""
+    from crossalign.verbs.language_model import row_name
 
-    return config.align.metric in similarities and config.align.mode != "mean"
+    config: Config = configured(recipe, args.set)
+    if config.tracking.mlflow and not config.tracking.mlflow_uri:  # one store for all runs, which lie in many folders
+        config.tracking.mlflow_uri = f"sqlite:///{(args.output / 'mlflow.db').resolve()}"
+    if not isinstance(config, AdaptConfig):
+        config.row = config.row or row_name(config)
+    return config
 
 
-def _check_sources(configs: list[AdaptConfig]) -> None:
-    """Say once, before any run, what is wrong with images and backbones; no worker decodes the images again."""
+def _check_sources(configs: list[Config]) -> None:
+    """Say once, before any run, what is wrong with data and models; no worker decodes the images again."""
     from crossalign.data.images.load import open_images
     from crossalign.models.language.model import open_language_model
 
-    for data in {repr(config.data): config.data for config in configs}.values():
+    images = [config for config in configs if isinstance(config, AdaptConfig)]
+    for data in {repr(config.data): config.data for config in images}.values():
         open_images(data)
-    for ref in {config.backbone.ref for config in configs}:
+    for ref in {config.backbone.ref for config in images}:
         open_language_model(ref, weights=False)
+    for config in configs:
+        if isinstance(config, PretrainConfig) and not (config.prepared or config.corpus.source):
+            raise UserError("the study has no text: give --set corpus.source=[novels.parquet], or prepared=FOLDER")
+        if isinstance(config, FinetuneConfig) and not (config.model and config.data.source):
+            raise UserError("the study has no model or no data: give --set model=FOLDER data.source=[tasks.jsonl]")
 
 
-def _sweep_config(config: Config, output: Path, row: str, lr: float, epochs: int) -> Config:
-    folder, optim = output / "sweep" / row / f"lr-{lr:g}", dataclasses.replace(config.optim, lr=lr)
+def _short(config: Config, epochs: int) -> dict[str, Any]:
+    """What a run of the sweep has of its own, beside the learning rate: it does not see the test set."""
     if not isinstance(config, AdaptConfig):
-        return dataclasses.replace(config, output=folder, optim=optim)
-    loop = dataclasses.replace(config.loop, epochs=epochs or config.loop.epochs)
-    return dataclasses.replace(config, output=folder, optim=optim, loop=loop, score_test=False)
+        return {}
+    return {"loop": dataclasses.replace(config.loop, epochs=epochs or config.loop.epochs), "score_test": False}
 
 
-def _choose(
-    rows: list[str], base: dict[str, Config], sweep: list[StudyRun], done: Collection[str], output: Path
-) -> dict[str, float]:
+def _choose(swept: list[StudyRun], output: Path) -> dict[str, float]:
     """The learning rate of each row with the best validation number; the whole sweep goes into sweep.json.
 
     What that file says of rows that are not in this call stays.
     """
+    from crossalign.results.outcomes import chosen_by
+    from crossalign.runs.records import read_run
+
+    file, titles = StudyFolder(output).sweep, {job.config.row for job in swept}
+    table = [entry for entry in read_json(file, []) if entry["row"] not in titles]
+    scores = {job.name: chosen_by(read_run(job.config.output)) for job in swept}
     best: dict[str, float] = {}
-    file, titles = StudyFolder(output).sweep, {base[row].row for row in rows}
-    table = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    table = [entry for entry in table if entry["row"] not in titles]
-    for row in rows:
-        tried = [(chosen_by(read_run(j.config.output)), j) for j in sweep if j.name in done and j.name.split("/")[1] == row]
-        if not tried:
-            continue
-        top = max(tried, key=lambda pair: pair[0].value * (-1 if pair[0].outcome.lower_is_better else 1))[1]
+    for row in dict.fromkeys(job.row for job in swept):
+        tried = [job for job in swept if job.row == row]
+        top = max(tried, key=lambda job: scores[job.name].goodness)
         best[row] = top.config.optim.lr
-        for score, job in tried:
-            number = {f"validation_{score.outcome.name}": score.value}
-            lr, epochs = job.config.optim.lr, getattr(job.config.loop, "epochs", None)
-            table.append({"row": base[row].row, "learning_rate": lr, **number, "epochs": epochs, "chosen": job is top})
+        for job in tried:
+            facts = {"row": job.config.row, "learning_rate": job.config.optim.lr}
+            facts[f"validation_{scores[job.name].outcome.name}"] = scores[job.name].value
+            table.append(facts | {"epochs": getattr(job.config.loop, "epochs", None), "chosen": job is top})
     if table:
         write_json(file, table)
     return best
 
 
-def _run_all(jobs: list[StudyRun], workers: int) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Run every job; results and the reasons of failures, by name. A failed run costs no other."""
-    if workers == 1 or not jobs:
-        return _collect(((job, partial(_run_job, job)) for job in jobs), len(jobs))
-    waiting = list(jobs)
-
-    def more(flying: Collection[StudyRun]) -> StudyRun | None:
-        return waiting.pop(0) if waiting else None
-
-    with process_pool(workers) as pool, closing(hand_out(pool, _run_job, more)) as done:
-        return _collect(((job, future.result) for job, future in done), len(jobs))
-
-
-def _collect(
-    done: Iterable[tuple[StudyRun, Callable[[], dict[str, Any]]]], total: int
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def _run_all(jobs: list[StudyRun], workers: int) -> tuple[list[str], dict[str, str]]:
+    """Run every job; the names of those that are done, and the reasons of failures. A failed run costs no other."""
     from tqdm import tqdm
 
-    results: dict[str, dict[str, Any]] = {}
-    failed: dict[str, str] = {}
-    for job, result in tqdm(done, total=total, desc="runs", unit="run", disable=total < 2):
-        try:
-            results[job.name] = result()
-        except (Interrupted, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            failed[job.name] = f"{type(error).__name__}: {error}"
-    return results, failed
+    done, failed = list[str](), dict[str, str]()
+    with closing(_results(jobs, workers)) as results:
+        for job, result in tqdm(results, total=len(jobs), desc="runs", unit="run", disable=len(jobs) < 2):
+            try:
+                result()
+                done.append(job.name)
+            except (Interrupted, KeyboardInterrupt):
+                raise
+            except Exception as error:
+                failed[job.name] = f"{type(error).__name__}: {error}"
+    return done, failed
 
 
-def _run_job(job: StudyRun) -> dict[str, Any]:
-    return run_verb(job.config, job.recipe)
+def _results(jobs: list[StudyRun], workers: int) -> Generator[tuple[StudyRun, Callable[[], Any]]]:
+    """Each job with what raises as it did: itself, to be run here, or its result from a worker."""
+    if workers == 1 or not jobs:
+        yield from ((job, partial(_run_job, job)) for job in jobs)
+        return
+    waiting = iter(jobs)
+    with process_pool(workers) as pool, closing(hand_out(pool, _run_job, lambda flying: next(waiting, None))) as done:
+        for job, future in done:
+            yield job, future.result
+
+
+def _run_job(job: StudyRun) -> None:
+    run_verb(job.config, job.recipe)
 
 
 def _write_study(output: Path, title: str, titles: list[str], settings: tuple[str, ...]) -> None:
     """study.json; rows and commands of earlier calls stay in it."""
     file = StudyFolder(output).study
-    old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"rows": [], "commands": []}
+    old = read_json(file, {"rows": [], "commands": []})
     rows = titles + [row for row in old["rows"] if row not in titles]
     commands = [*old["commands"], *({command_line()} - set(old["commands"]))]
     note = "Settings of every row: " + ", ".join(settings) if settings else ""
     write_json(file, {"title": title, "rows": rows, "commands": commands, "note": note})
 
 
-def _differs_in_rate_alone(config: AdaptConfig) -> bool:
+def _differs_in_rate_alone(config: Config) -> bool:
     """Whether a run at another learning rate lies there: a wider sweep that finds a better one replaces it."""
     file = RunFolder(config.output).config
     if not file.is_file():
         return False
     saved = yaml.safe_load(file.read_text(encoding="utf-8"))
     return [key for key, _, _ in differences(config, saved)] == ["optim.lr"]
-
-
-def _show(output: Path) -> None:
-    from crossalign.report import report, summary_table
-
-    print(summary_table([output]))
-    print(f"report: {report([output], html=output / 'report.html', markdown=None)}")

@@ -43,7 +43,7 @@ def in_folder(config: C, train: Callable[[C], dict[str, Any]]) -> dict[str, Any]
         config = claim_folder(config)
         finished: Path = RunFolder(config.output).result  # type: ignore[attr-defined]
         if finished.is_file():
-            return read_json(finished)
+            return dict(read_json(finished))
         return train(resolved(config, loop={"device": resolve_device(config.loop.device)}))  # type: ignore[attr-defined]
 
 

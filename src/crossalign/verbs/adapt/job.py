@@ -151,7 +151,7 @@ def _align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run
     if config.align.metric == "none":
         return {}
     if run.resume is not None and run.resume.stage == "train":
-        return read_json(file)
+        return dict(read_json(file))
     found = align(config, model, splits, run)
     if run.accelerator.is_main_process:
         write_json(file, found)
