@@ -1,8 +1,12 @@
 """Pure tensor functions: how alike are two sets of features, how far apart two samples, is an alignment collapsing?"""
 
-from .divergence import OtddTarget, coral, cosine, mmd, mmd_orca, mse, otdd, sinkhorn
+from .correlations import cca, linear_regression, pwcca, svcca
+from .divergence import coral, cosine, mmd, mmd_orca, mse
 from .gather import gather_features
 from .health import collapse_warning, effective_rank, health, participation_ratio
+from .kernels import cka, kernel_alignment
+from .labelled import OtddTarget, otdd
+from .neighbours import mutual_knn, soft_mutual_knn
 from .penalty import koleo, l1, l2
 from .registry import (
     divergences,
@@ -15,17 +19,8 @@ from .registry import (
     register_similarity,
     similarities,
 )
-from .similarity import (
-    cca,
-    cka,
-    dot_product,
-    kernel_alignment,
-    linear_regression,
-    mutual_knn,
-    pwcca,
-    soft_mutual_knn,
-    svcca,
-)
+from .similarity import dot_product
+from .transport import sinkhorn
 
 __all__ = [
     "OtddTarget",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -35,6 +35,12 @@ def full_precision(x: Tensor, y: Tensor, *, paired: bool = False) -> Iterator[tu
     off = torch.autocast(x.device.type, enabled=False) if torch.is_autocast_enabled(x.device.type) else nullcontext()
     with off:
         yield x, y
+
+
+def one_of(what: str, value: str | None, known: Sequence[str | None]) -> None:
+    """Raise ValueError where a setting has a value that it doesn't know."""
+    if value not in known:
+        raise ValueError(f"unknown {what} '{value}': use {' or '.join(repr(name) for name in known)}")
 
 
 def need_points(name: str, least: int, x: Tensor, y: Tensor) -> None:

@@ -8,12 +8,14 @@ the covariance's condition is the square of the features'; ranks are numbers, so
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._common import full_precision, one_if_zero, wants_gradient, with_gradient
+from ._common import full_precision, one_if_zero, one_of, wants_gradient, with_gradient
 from ._features import ROUNDINGS, centre, nonconstant
 from .registry import register_similarity
 
@@ -37,15 +39,8 @@ def cca(x: Tensor, y: Tensor, summary: str = "mean", on_degenerate: str = "raise
     Raises ValueError where n <= rank of x + rank of y (`on_degenerate="warn"`: a warning), and where a side's rows are
     all equal. What is not finite gives NaN. Hotelling 1936, "Relations between two sets of variates".
     """
-    _check("summary", summary, ("mean", "mean_squared"))
-    _check("on_degenerate", on_degenerate, ("raise", "warn"))
-    with full_precision(x, y, paired=True) as (x, y):
-        sides = _sides("cca", x, y)
-        if sides is None:
-            return _undefined(x, y)
-        left, right = _spanning(sides[0]), _spanning(sides[1])
-        _need_rows("cca", x, left.rank, right.rank, on_degenerate)
-        return _correlation(x, y, left, right, squared=summary == "mean_squared")
+    one_of("summary", summary, ("mean", "mean_squared"))
+    return _scored("cca", x, y, on_degenerate, _spanned, partial(_correlation, squared=summary == "mean_squared"))
 
 
 @register_similarity("svcca", centred=True)
@@ -60,17 +55,15 @@ def svcca(x: Tensor, y: Tensor, variance: float = 0.99, summary: str = "mean", o
     are all equal. What is not finite gives NaN. Raghu et al. 2017, "SVCCA", section 2; "Cross-modal alignment
     regularization" A.7.
     """
-    _check("summary", summary, ("mean", "mean_squared"))
+    one_of("summary", summary, ("mean", "mean_squared"))
     if not 0 < variance <= 1:
         raise ValueError(f"variance is a part of the whole, above 0 and at most 1; got {variance}")
-    _check("on_degenerate", on_degenerate, ("raise", "warn"))
-    with full_precision(x, y, paired=True) as (x, y):
-        sides = _sides("svcca", x, y, standard=False)
-        if sides is None:
-            return _undefined(x, y)
-        left, right = _principal(sides[0], variance), _principal(sides[1], variance)
-        _need_rows("svcca", x, left.rank, right.rank, on_degenerate)
-        return _correlation(x, y, left, right, squared=summary == "mean_squared")
+
+    def leading(x: _Rows, y: _Rows) -> tuple[_Basis, _Basis]:
+        return _principal(x, variance), _principal(y, variance)
+
+    score = partial(_correlation, squared=summary == "mean_squared")
+    return _scored("svcca", x, y, on_degenerate, leading, score, standard=False)
 
 
 @register_similarity("pwcca", centred=True)
@@ -87,16 +80,8 @@ def pwcca(x: Tensor, y: Tensor, weight_by: str | None = None, on_degenerate: str
     networks with canonical correlation", eq. 3.
     """
     if weight_by is not None:
-        _check("weight_by", weight_by, ("x", "y"))
-    _check("on_degenerate", on_degenerate, ("raise", "warn"))
-    with full_precision(x, y, paired=True) as (x, y):
-        sides = _sides("pwcca", x, y)
-        if sides is None:
-            return _undefined(x, y)
-        left, right = _spanning(sides[0]), _spanning(sides[1])
-        _need_rows("pwcca", x, left.rank, right.rank, on_degenerate)
-        by_x = weight_by == "x" or (weight_by is None and left.rank <= right.rank)
-        return _weighted_correlation(x, y, left, right, by_x)
+        one_of("weight_by", weight_by, ("x", "y"))
+    return _scored("pwcca", x, y, on_degenerate, _spanned, partial(_weighted_correlation, weight_by=weight_by))
 
 
 @register_similarity("linear-regression", centred=True)
@@ -110,44 +95,49 @@ def linear_regression(x: Tensor, y: Tensor, average: str = "uniform", on_degener
     Raises ValueError where n <= rank of x + rank of y (`on_degenerate="warn"`: a warning), and where a side's rows are
     all equal. What is not finite gives NaN. "Cross-modal alignment regularization" A.7, "average R^2": uniform.
     """
-    _check("average", average, ("uniform", "variance"))
-    _check("on_degenerate", on_degenerate, ("raise", "warn"))
-    with full_precision(x, y, paired=True) as (x, y):
-        sides = _sides("linear_regression", x, y)
-        if sides is None:
-            return _undefined(x, y)
-        left, target = _spanning(sides[0]), sides[1]
-        rank = min(target.rows.shape)
-        if left.rank + rank >= x.shape[0]:
+    one_of("average", average, ("uniform", "variance"))
+
+    def predicting(x: _Rows, y: _Rows) -> tuple[_Basis, _Rows]:
+        basis, rank = _spanning(x), min(y.rows.shape)
+        if basis.rank + rank >= len(x.rows):
             # Only here does it matter whether some features of y repeat others.
-            rank = _principal(target, 1.0).rank
-        _need_rows("linear_regression", x, left.rank, rank, on_degenerate)
-        return _explained(x, y, left, target, uniform=average == "uniform")
+            rank = _principal(y, 1.0).rank
+        return basis, y._replace(rank=rank)
+
+    score = partial(_explained, uniform=average == "uniform")
+    return _scored("linear_regression", x, y, on_degenerate, predicting, score)
 
 
-def _check(what: str, value: str | None, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"unknown {what} '{value}': use {' or '.join(repr(name) for name in known)}")
+def _scored(
+    name: str,
+    x: Tensor,
+    y: Tensor,
+    on_degenerate: str,
+    bases: Callable[[_Rows, _Rows], tuple[_Basis, Any]],
+    score: Callable[[Tensor, Tensor, _Basis, Any], Tensor],
+    standard: bool = True,
+) -> Tensor:
+    """A score of both sides' bases, of more rows than both ranks together; NaN with NaN gradients where one is not finite.
 
-
-def _need_rows(name: str, x: Tensor, rank_x: int, rank_y: int, on_degenerate: str) -> None:
-    n = x.shape[0]
-    if n > rank_x + rank_y:
-        return
-    message = (
-        f"{name} of {n} rows with ranks {rank_x} and {rank_y} is high for unrelated features too, 1 where the ranks fill "
-        "the rows: it needs more rows than both ranks together; take a larger batch of pairs, or fewer directions of each "
-        "side first, or 'cka-linear-debiased' (cka with debiased=True)"
-    )
-    if on_degenerate == "raise":
-        raise ValueError(message)
-    warnings.warn(message, stacklevel=3)
-
-
-def _undefined(x: Tensor, y: Tensor) -> Tensor:
-    """NaN with NaN gradients: what is not finite must not become a number, nor an error in a solver."""
-    pairs = [(side, torch.full_like(side, torch.nan) if wants_gradient(side) else None) for side in (x, y)]
-    return with_gradient(x.new_full((), torch.nan), *pairs)
+    What is not finite must not become a number, nor an error in a solver.
+    """
+    one_of("on_degenerate", on_degenerate, ("raise", "warn"))
+    with full_precision(x, y, paired=True) as (x, y):
+        sides = _sides(name, x, y, standard)
+        if sides is None:
+            pairs = [(side, torch.full_like(side, torch.nan) if wants_gradient(side) else None) for side in (x, y)]
+            return with_gradient(x.new_full((), torch.nan), *pairs)
+        left, right = bases(*sides)
+        if len(x) <= left.rank + right.rank:
+            message = (
+                f"{name} of {len(x)} rows with ranks {left.rank} and {right.rank} is high for unrelated features too, 1 where "
+                "the ranks fill the rows: it needs more rows than both ranks together; take a larger batch of pairs, or fewer "
+                "directions of each side first, or 'cka-linear-debiased' (cka with debiased=True)"
+            )
+            if on_degenerate == "raise":
+                raise ValueError(message)
+            warnings.warn(message, stacklevel=3)
+        return score(x, y, left, right)
 
 
 class _Rows(NamedTuple):
@@ -155,6 +145,8 @@ class _Rows(NamedTuple):
 
     rows: Tensor
     unit: Tensor
+    rank: int = 0
+    """Where it was counted."""
 
 
 class _Basis(NamedTuple):
@@ -177,7 +169,7 @@ class _Basis(NamedTuple):
 
 
 @torch.no_grad()
-def _sides(name: str, x: Tensor, y: Tensor, standard: bool = True) -> tuple[_Rows, _Rows] | None:
+def _sides(name: str, x: Tensor, y: Tensor, standard: bool) -> tuple[_Rows, _Rows] | None:
     """Both sides centred, with columns of length 1 if `standard`; None where one is not finite."""
     if x.ndim != 2 or y.ndim != 2:
         raise ValueError(f"{name} takes features of shapes (n, p) and (n, q); got {tuple(x.shape)} and {tuple(y.shape)}")
@@ -210,6 +202,10 @@ def _spanning(side: _Rows) -> _Basis:
             turn = torch.linalg.solve_triangular(factor.mT, torch.eye(p, dtype=factor.dtype, device=factor.device), upper=True)
             return _Basis(side.rows, side.unit, turn, factor)
     return _principal(side, 1.0)
+
+
+def _spanned(x: _Rows, y: _Rows) -> tuple[_Basis, _Basis]:
+    return _spanning(x), _spanning(y)
 
 
 @torch.no_grad()
@@ -253,7 +249,8 @@ def _correlation(x: Tensor, y: Tensor, left: _Basis, right: _Basis, squared: boo
     return _attach(x, y, left, right, cross, overlap, value, slope)
 
 
-def _weighted_correlation(x: Tensor, y: Tensor, left: _Basis, right: _Basis, by_x: bool) -> Tensor:
+def _weighted_correlation(x: Tensor, y: Tensor, left: _Basis, right: _Basis, weight_by: str | None) -> Tensor:
+    by_x = weight_by == "x" or (weight_by is None and left.rank <= right.rank)
     with torch.no_grad():
         cross = left.rows.mT @ right.rows
         overlap = left.turn.mT @ cross @ right.turn

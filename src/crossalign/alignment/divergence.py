@@ -23,11 +23,7 @@ from ._common import (
     wants_gradient,
     with_gradient,
 )
-from .labelled import OtddTarget, otdd
 from .registry import register_divergence
-from .transport import sinkhorn
-
-__all__ = ["OtddTarget", "coral", "cosine", "mmd", "mmd_orca", "mse", "otdd", "sinkhorn"]
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 

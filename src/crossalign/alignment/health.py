@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ._common import full_precision, need_points, one_if_zero
+from ._features import centre
 from .divergence import mmd
 
 # Rows of each sample that the ranks are taken from.
@@ -22,7 +23,7 @@ RANK_ROWS = 1024
 def spread(x: Tensor) -> Tensor:
     """Root mean square over coordinates of the standard deviation: x (..., n, d) -> (...), in the data's unit."""
     with full_precision(x, x) as (x, _):
-        return _centred(x).square().mean((-2, -1)).sqrt()
+        return centre(x).square().mean((-2, -1)).sqrt()
 
 
 def effective_rank(x: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def effective_rank(x: Tensor) -> Tensor:
     where a value is not finite. Compare equal n only. Roy and Vetterli 2007, "The effective rank", definition 1.
     """
     with full_precision(x, x) as (x, _):
-        centred = _centred(x)
+        centred = centre(x)
         # The solver refuses what is not finite.
         finite = centred.isfinite().all(-1).all(-1)
         values = torch.linalg.svdvals(torch.where(finite[..., None, None], centred, 0.0))
@@ -48,7 +49,7 @@ def participation_ratio(x: Tensor) -> Tensor:
     Cheaper than `effective_rank` and stricter on small directions; 0 for identical points.
     """
     with full_precision(x, x) as (x, _):
-        centred = _centred(x)
+        centred = centre(x)
         gram = centred @ centred.mT if x.shape[-2] < x.shape[-1] else centred.mT @ centred
         trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
         return trace.square() / one_if_zero(gram.square().sum((-2, -1)))
@@ -105,10 +106,6 @@ def collapse_warning(health: Mapping[str, Tensor | float], threshold: float = 0.
         f"the embeddings are collapsing beside the text's: {', '.join(low)} (below {threshold:g} of it); "
         "align with mmd, which sees the spread, or for fewer epochs"
     )
-
-
-def _centred(x: Tensor) -> Tensor:
-    return x - x.mean(-2, keepdim=True)
 
 
 def _some_rows(x: Tensor, rows: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ._common import full_precision, need_points, one_if_zero, wants_gradient, with_gradient
+from ._common import full_precision, need_points, one_if_zero, one_of, wants_gradient, with_gradient
 from ._features import centre, nonconstant, refuse, squared_distances_within
 from .registry import Similarity, register_similarity
 
@@ -40,8 +40,7 @@ def cka(
     representations revisited", eq. 4; Song et al. 2012, "Feature selection via dependence maximization", eq. 5.
     "Cross-modal alignment regularization" §4 and A.7.
     """
-    if kernel not in ("linear", "rbf"):
-        raise ValueError(f"unknown kernel '{kernel}' for cka: use 'linear' or 'rbf'")
+    one_of("kernel", kernel, ("linear", "rbf"))
     with full_precision(x, y, paired=True) as (x, y):
         need_points("debiased cka" if debiased else "cka", 4 if debiased else 3, x, y)
         if kernel == "linear":

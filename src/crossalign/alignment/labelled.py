@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import one_hot
 
 from ._common import full_precision, pair_gradient, squared_distances, wants_gradient, with_gradient
 from .registry import register_divergence
-from .transport import Transport, check_settings, length_scale, solve, solve_self
+from .transport import check_settings, length_scale, solve, solve_self
 
 
 @register_divergence("otdd", needs_labels=True)
@@ -47,7 +48,7 @@ def otdd(
         temperature = (blur * length_scale(x, y, scale)) ** 2
         source, target = _Labelled(x, x_labels, "x"), _Labelled(y, y_labels, "y")
         across = _term(source, target, temperature, label_weight, iterations)
-        own = [_self_term(side, temperature, label_weight) for side in (source, target)] if debiased else []
+        own = [_term(side, side, temperature, label_weight) for side in (source, target)] if debiased else []
         return _combine(source, target, across, own)
 
 
@@ -75,7 +76,7 @@ class OtddTarget:
             self.scale = length_scale(y, y, scale)
             self._temperature = (blur * self.scale) ** 2
             self._side = _Labelled(y, y_labels, "y")
-            self._own = [_self_term(self._side, self._temperature, label_weight)] if debiased else []
+            self._own = [_term(self._side, self._side, self._temperature, label_weight)] if debiased else []
 
     def __call__(self, x: Tensor, x_labels: Tensor) -> Tensor:
         """The distance of x (n, d) with x_labels (n,) from this target, a scalar."""
@@ -85,7 +86,7 @@ class OtddTarget:
         with full_precision(x, target.points) as (x, _):
             source = _Labelled(x, x_labels, "x")
             across = _term(source, target, self._temperature, self.label_weight, self.iterations)
-            own = [_self_term(source, self._temperature, self.label_weight), *self._own] if self.debiased else []
+            own = [_term(source, source, self._temperature, self.label_weight), *self._own] if self.debiased else []
             return _combine(source, target, across, own)
 
 
@@ -111,9 +112,7 @@ class _Labelled:
         self.leaf = self.points.clone().requires_grad_() if wants_gradient(sample) else self.points
         label, rows, counts = _group(labels)
         self.label = label.to(sample.device, non_blocking=True)
-        self._fit(rows.to(sample.device, non_blocking=True), counts.to(sample, non_blocking=True))
-
-    def _fit(self, rows: Tensor, counts: Tensor) -> None:
+        rows, counts = rows.to(sample.device, non_blocking=True), counts.to(sample, non_blocking=True)
         with torch.enable_grad():
             present = (rows >= 0).to(self.leaf)[..., None]
             members = self.leaf[rows.clamp_min(0)] * present
@@ -195,36 +194,19 @@ class _Term(NamedTuple):
     labels: Tensor
 
 
-def _term(a: _Labelled, b: _Labelled, temperature: Tensor, label_weight: float, iterations: int) -> _Term:
+def _term(a: _Labelled, b: _Labelled, temperature: Tensor, label_weight: float, iterations: int = 0) -> _Term:
+    """The transport of one sample to another, or to itself: twice the solved cost, which was halved, and the cost of the
+    labels by the mass that the plan moves between each two."""
     distances = _label_distances(a, b)
     with torch.no_grad():
-        solved = solve(_cost(a, b, distances, label_weight), temperature, iterations)
-    return _finish(a, b, solved, distances, label_weight)
-
-
-def _self_term(a: _Labelled, temperature: Tensor, label_weight: float) -> _Term:
-    distances = _label_distances(a, a)
-    with torch.no_grad():
-        solved = solve_self(_cost(a, a, distances, label_weight), temperature)
-    return _finish(a, a, solved, distances, label_weight)
-
-
-def _cost(a: _Labelled, b: _Labelled, distances: Tensor, label_weight: float) -> Tensor:
-    # A product with one-hot rows looks the distances up, and is several times faster than indexing.
-    by_label = _one_hot(a) @ (label_weight * distances.detach())
-    return squared_distances(a.points, b.points).addmm_(by_label, _one_hot(b).T).div_(2)
-
-
-def _finish(a: _Labelled, b: _Labelled, solved: Transport, distances: Tensor, label_weight: float) -> _Term:
-    """Twice the solved cost, which was halved, with the mass that the plan moves between each two labels."""
-    with torch.no_grad():
-        mass = _one_hot(a).T @ solved.plan @ _one_hot(b)
+        label_a, label_b = (one_hot(side.label, len(side.means)).to(side.points) for side in (a, b))
+        # A product with one-hot rows looks the distances up, and is several times faster than indexing.
+        by_label = label_a @ (label_weight * distances.detach())
+        cost = squared_distances(a.points, b.points).addmm_(by_label, label_b.T).div_(2)
+        solved = solve_self(cost, temperature) if a is b else solve(cost, temperature, iterations)
+        mass = label_a.T @ solved.plan @ label_b
     with torch.enable_grad():
         return _Term(2 * solved.cost, solved.plan, label_weight * (mass * distances).sum())
-
-
-def _one_hot(side: _Labelled) -> Tensor:
-    return torch.nn.functional.one_hot(side.label, len(side.means)).to(side.points)
 
 
 def _combine(source: _Labelled, target: _Labelled, across: _Term, own: list[_Term]) -> Tensor:

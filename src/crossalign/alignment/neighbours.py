@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import direction, full_precision, one_if_zero, pair_gradient, wants_gradient, with_gradient
+from ._common import direction, full_precision, one_if_zero, one_of, pair_gradient, wants_gradient, with_gradient
 from ._features import centre, readable, squared_distances_within
 from .registry import register_similarity
 
@@ -77,8 +77,7 @@ def _check(x: Tensor, k: int, least: int, distance: str) -> None:
         raise ValueError(
             f"{k} nearest neighbours need at least {least} rows; got {n}: take a batch size of {least} or more, or a smaller k"
         )
-    if distance not in ("cosine", "euclidean"):
-        raise ValueError(f"unknown distance '{distance}': use 'cosine' or 'euclidean'")
+    one_of("distance", distance, ("cosine", "euclidean"))
 
 
 def _points(x: Tensor, distance: str) -> Tensor:

@@ -10,22 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ._common import direction, full_precision
-from .correlations import cca, linear_regression, pwcca, svcca
-from .kernels import cka, kernel_alignment
-from .neighbours import mutual_knn, soft_mutual_knn
 from .registry import register_similarity
-
-__all__ = [
-    "cca",
-    "cka",
-    "dot_product",
-    "kernel_alignment",
-    "linear_regression",
-    "mutual_knn",
-    "pwcca",
-    "soft_mutual_knn",
-    "svcca",
-]
 
 
 @register_similarity("dot-product", comparable_across_batch_sizes=True)
