@@ -8,9 +8,9 @@ import torch
 
 from crossalign.config import AugmentConfig
 from crossalign.core.errors import UserError
-from crossalign.data.batches import IGNORED, Batches
+from crossalign.data.batches import IGNORED, Batches, InOrder
 from crossalign.data.images.augment import augment
-from crossalign.data.images.batches import ImageRows, MicroBatch, eval_batches
+from crossalign.data.images.batches import ImageBatch, ImageRows
 from crossalign.data.images.load import ImageSet
 
 AUGMENT = AugmentConfig(crop_padding=2)
@@ -23,12 +23,12 @@ def numbered(count: int) -> ImageSet:
     return ImageSet(pixels, torch.arange(count) % 7, tuple("abcdefg"))
 
 
-def places(batch: MicroBatch) -> list[int]:
+def places(batch: ImageBatch) -> list[int]:
     images = batch["images"].long()
     return (images[:, 0, 0, 0] * 256 + images[:, 0, 0, 1]).tolist()
 
 
-def seen(batch: MicroBatch) -> dict[int, torch.Tensor]:
+def seen(batch: ImageBatch) -> dict[int, torch.Tensor]:
     """Place in the set → the image as the model would see it."""
     changed = augment(batch["images"], batch["draw"], AUGMENT)
     return {
@@ -81,7 +81,7 @@ def test_any_number_of_processes_and_micro_batches_sees_the_same_images(
     """Bit for bit, augmentation included; 49 = 4 x 12 + 1 leaves a last batch smaller than the number of processes."""
     images = numbered(count)
 
-    def make(accumulation: int, rank: int, world: int) -> Batches[MicroBatch]:
+    def make(accumulation: int, rank: int, world: int) -> Batches[ImageBatch]:
         rows = ImageRows(images, AUGMENT)
         return Batches(rows, batch_size=batch_size, seed=3, accumulation=accumulation, rank=rank, world=world)
 
@@ -116,7 +116,7 @@ def test_a_process_without_an_image_gets_one_that_counts_nothing() -> None:
 
 
 def test_any_step_is_made_without_those_before_it() -> None:
-    def make() -> Batches[MicroBatch]:
+    def make() -> Batches[ImageBatch]:
         return Batches(ImageRows(numbered(47), AUGMENT), batch_size=8, seed=1, accumulation=2)
 
     through = list(make().epoch(5))
@@ -148,13 +148,16 @@ def test_batches_that_cannot_be_are_refused(settings: dict[str, int], words: str
 @pytest.mark.parametrize("count,batch_size,world", [(20, 6, 1), (20, 6, 2), (25, 6, 4), (25, 8, 3), (3, 100, 1), (9, 1, 2)])
 def test_evaluation_sees_each_image_once_in_order(count: int, batch_size: int, world: int) -> None:
     images = numbered(count)
-    shares = [list(eval_batches(images, batch_size, rank, world)) for rank in range(world)]
+    shares = [list(InOrder(count, ImageRows(images).gather, batch_size, rank, world)) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1, "processes must make the same number of calls"
     index = torch.cat([batch["index"] for share in shares for batch in share])
     assert sorted(index.tolist()) == list(range(count))
     for share in shares:
         for batch in share:
-            assert len(batch["index"]) > 0
+            assert len(batch["images"]) > 0
             assert batch["index"].tolist() == sorted(batch["index"].tolist())
+            if not len(batch["index"]):  # it only fills a place
+                assert len(batch["images"]) == 1 and batch["labels"].tolist() == [IGNORED]
+                continue
             assert torch.equal(batch["images"], torch.from_numpy(images.pixels[batch["index"].numpy()]))
             assert torch.equal(batch["labels"], images.labels[batch["index"]])

@@ -14,14 +14,13 @@ import torch
 
 from crossalign.config import InstructConfig
 from crossalign.core.errors import UserError
-from crossalign.data.batches import IGNORED, Batches, Step
+from crossalign.data.batches import IGNORED, Batches, InOrder, Step
 from crossalign.data.text.instructions import (
     Encoded,
     Example,
     ExampleRows,
     collate,
     encode_examples,
-    evaluation_examples,
     open_instructions,
     pack,
     read_examples,
@@ -172,7 +171,7 @@ def test_any_number_of_processes_sees_the_same_answers(block: int, world: int, a
 @pytest.mark.parametrize("world", [1, 3])
 def test_evaluation_holds_each_answer_once(world: int) -> None:
     examples = many(10)
-    ranks = [list(evaluation_examples(examples, 4, rank=rank, world=world)) for rank in range(world)]
+    ranks = [list(InOrder(10, ExampleRows(examples).gather, 4, rank, world)) for rank in range(world)]
     assert len({len(batches) for batches in ranks}) == 1
     found = [t for batches in ranks for b in batches for t in b["targets"].flatten().tolist() if t != IGNORED]
     assert len(found) == len(set(found)) == examples.targets.sum()

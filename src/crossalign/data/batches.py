@@ -161,20 +161,41 @@ class Batches(Generic[B]):
         return np.random.Generator(np.random.PCG64(sequence)).permutation(len(self.rows))
 
 
+class InOrder(Generic[B]):
+    """Every item exactly once over all processes, in order, for evaluation. Go through it as often as needed.
+
+    Every process gets the same number of batches, so that their collective calls match: one that has no item left gets the
+    first of the batch, and nothing of it is counted.
+    """
+
+    def __init__(self, items: int, gather: Callable[[np.ndarray], B], batch_size: int, rank: int = 0, world: int = 1) -> None:
+        """
+        Args:
+            items: how many there are.
+            gather: makes a batch of the items at int64 (b,).
+            batch_size: items a batch, over all processes.
+            rank: this process.
+            world: number of processes.
+        """
+        self.items, self.gather, self.batch_size, self.rank, self.world = items, gather, max(batch_size, world), rank, world
+
+    def __len__(self) -> int:
+        """Batches, the same number on each process."""
+        return -(-self.items // self.batch_size)
+
+    def __iter__(self) -> Iterator[B]:
+        for first in range(0, self.items, self.batch_size):
+            rows = np.arange(first + self.rank, min(first + self.batch_size, self.items), self.world)
+            batch = self.gather(rows if len(rows) else np.array([first]))
+            if not len(rows):
+                ignore(batch)
+            yield batch
+
+
 def ignore(batch: Any) -> None:
-    """Make a batch one that only fills a place: nothing in it is to be learned or counted."""
+    """Make a batch one that only fills a place: nothing in it is to be learned, counted or kept."""
     for name in ("labels", "targets"):
         if name in batch:
             batch[name].fill_(IGNORED)
-
-
-def in_order(items: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[tuple[np.ndarray, bool]]:
-    """This process's rows of each batch: every item exactly once over all processes, in order.
-
-    Every process gets the same number of batches; where it has no row left it gets the batch's first one, and True, for
-    :func:`ignore`. ``batch_size`` is over all processes.
-    """
-    batch_size = max(batch_size, world)
-    for first in range(0, items, batch_size):
-        rows = np.arange(first + rank, min(first + batch_size, items), world)
-        yield (rows, False) if len(rows) else (np.array([first]), True)
+    if "index" in batch:
+        batch["index"] = batch["index"][:0]

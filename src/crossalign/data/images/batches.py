@@ -1,10 +1,9 @@
-"""Batches of images: shuffled and augmented for training, in order for evaluation."""
+"""Batches of images, which are augmented for training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -16,26 +15,17 @@ from crossalign.data.images.augment import Draw, draw
 from crossalign.data.images.load import ImageSet
 
 
-class MicroBatch(TypedDict):
+class ImageBatch(TypedDict):
     """b images that go through the model together."""
 
     images: Tensor
     """uint8 (b, C, H, W)"""
     labels: Tensor
     """int64 (b,); ``IGNORED`` where the image only fills a place."""
-    draw: Draw | None
-    """The augmentation of these rows, drawn but not applied."""
-
-
-class EvalBatch(TypedDict):
-    """Images with their places in the set, to put gathered results back in order."""
-
-    index: Tensor
-    """int64 (b,)"""
-    images: Tensor
-    """uint8 (b, C, H, W)"""
-    labels: Tensor
-    """int64 (b,)"""
+    draw: NotRequired[Draw | None]
+    """The augmentation of these rows in training, drawn but not applied."""
+    index: NotRequired[Tensor]
+    """int64 (b,): their places in the set, to put results back in order; (0,) where the images only fill a place."""
 
 
 @dataclass(frozen=True)
@@ -54,33 +44,18 @@ class ImageRows:
     def __len__(self) -> int:
         return len(self.images)
 
-    def tensors(self, turn: Turn) -> tuple[tuple[MicroBatch, ...], int]:
+    def tensors(self, turn: Turn) -> tuple[tuple[ImageBatch, ...], int]:
         """Pixels and labels of a turn, with the augmentation drawn."""
         drawn = None
         if self.augment is not None:
             state = int(turn.sequence(turn.step).generate_state(1, np.uint64)[0])
             drawn = draw(len(turn.rows), self.augment, torch.Generator().manual_seed(state >> 1))
-        return tuple(self._gather(turn.rows, part, drawn) for part in turn.micro_batches), len(turn.rows)
+        micro_batches = tuple(self.gather(turn.rows[part]) for part in turn.micro_batches)
+        for batch, part in zip(micro_batches, turn.micro_batches, strict=True):
+            batch["draw"] = drawn.rows(torch.from_numpy(part)) if drawn else None
+        return micro_batches, len(turn.rows)
 
-    def _gather(self, rows: np.ndarray, part: np.ndarray, drawn: Draw | None) -> MicroBatch:
-        images, labels = _take(self.images, rows[part])
-        return {"images": images, "labels": labels, "draw": drawn.rows(torch.from_numpy(part)) if drawn else None}
-
-
-def eval_batches(images: ImageSet, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[EvalBatch]:
-    """Each image exactly once over all processes, in order; ``batch_size`` is over all processes.
-
-    Every process gets the same number of batches, so that collective calls in a model match; a last batch too small to
-    be shared out is joined to the one before it.
-    """
-    batch_size = max(batch_size, world)
-    steps = max(1, (len(images) + batch_size - world) // batch_size)
-    for step in range(steps):
-        stop = len(images) if step == steps - 1 else (step + 1) * batch_size
-        rows = np.arange(step * batch_size + rank, stop, world)
-        pixels, labels = _take(images, rows)
-        yield {"index": torch.from_numpy(rows), "images": pixels, "labels": labels}
-
-
-def _take(images: ImageSet, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(images.pixels[rows]), images.labels[torch.from_numpy(rows)]
+    def gather(self, rows: np.ndarray) -> ImageBatch:
+        """Pixels and labels of some images, as they are."""
+        index = torch.from_numpy(rows)
+        return {"images": torch.from_numpy(self.images.pixels[rows]), "labels": self.images.labels[index], "index": index}

@@ -21,7 +21,7 @@ import torch
 from crossalign.config import InstructConfig, validate
 from crossalign.core.errors import UserError
 from crossalign.core.progress import followed
-from crossalign.data.batches import IGNORED, Turn, ignore, in_order
+from crossalign.data.batches import IGNORED, Turn
 from crossalign.data.records import Row, json_lines, json_list, open_table
 from crossalign.data.sources import text_sources
 from crossalign.data.text.tokenizer import ordinary_text
@@ -254,29 +254,14 @@ class ExampleRows:
 
     def tensors(self, turn: Turn) -> tuple[tuple[TextBatch, ...], int]:
         """The rows of a turn, filled up."""
-        micro_batches = tuple(
-            collate(self.examples, [self.rows[row] for row in turn.rows[places]], self.block, self.padding)
-            for places in turn.micro_batches
-        )
+        return tuple(self.gather(turn.rows[places]) for places in turn.micro_batches), int(self._targets[turn.rows].sum())
+
+    def gather(self, rows: np.ndarray) -> TextBatch:
+        """Some rows, filled up."""
+        batch = collate(self.examples, [self.rows[row] for row in rows], self.block, self.padding)
         if not self.block:  # one example a row: nothing to keep apart
-            for batch in micro_batches:
-                del batch["segment_ids"]
-        return micro_batches, int(self._targets[turn.rows].sum())
-
-
-def evaluation_examples(
-    examples: Encoded, batch_size: int, padding: Side = "right", rank: int = 0, world: int = 1
-) -> Iterator[TextBatch]:
-    """Each example exactly once over all processes, in order; divide the sum of losses by ``examples.targets.sum()``.
-
-    Every process gets the same number of batches; where it has no row left it gets one without targets.
-    """
-    for rows, filler in in_order(len(examples), batch_size, rank, world):
-        batch = collate(examples, list(rows[:, None]), 0, padding)
-        del batch["segment_ids"]
-        if filler:
-            ignore(batch)
-        yield batch
+            del batch["segment_ids"]
+        return batch
 
 
 def pack(lengths: np.ndarray, block: int) -> list[np.ndarray]:

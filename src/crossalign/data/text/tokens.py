@@ -6,7 +6,6 @@ A token file is nanoGPT's: flat uint16 or uint32, read through a memory map, of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from crossalign.core.errors import UserError
-from crossalign.data.batches import IGNORED, Turn, ignore, in_order
+from crossalign.data.batches import IGNORED, InOrder, Turn
 from crossalign.data.text.tokenizer import ordinary_text
 
 
@@ -134,52 +133,30 @@ class TokenRows:
         return np.concatenate([window, self.tokens[:short]]) if short else window
 
 
-@dataclass(frozen=True)
-class EvaluationBlocks:
+class EvaluationBlocks(InOrder[TextBatch]):
     """Blocks for an exact perplexity, in order: each token but the first, a separator, is predicted exactly once.
 
-    Iterate it as often as needed. The sum of the losses does not depend on ``batch_size`` (over all processes) or ``world``; it
-    depends on ``block``, since the first tokens of a block see less before them.
-
-    Raises:
-        UserError: nothing to predict.
+    The sum of the losses does not depend on ``batch_size`` (over all processes) or ``world``; it depends on ``block``, since
+    the first tokens of a block see less before them.
     """
 
-    stream: TokenFile
-    block: int
-    batch_size: int
-    rank: int = 0
-    world: int = 1
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise UserError(f"the validation text has {len(self.stream)} tokens, so none can be predicted: hold out more")
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that are predicted, over all processes: the text's and the separators after the documents."""
-        return len(self.stream) - 1
-
-    def __len__(self) -> int:
-        """Batches, the same number on each process."""
-        return -(-self._blocks // max(self.batch_size, self.world))
-
-    def __iter__(self) -> Iterator[TextBatch]:
-        for rows, filler in in_order(self._blocks, self.batch_size, self.rank, self.world):
-            batch = self._gather(rows)
-            if filler:
-                ignore(batch)
-            yield batch
+    def __init__(self, stream: TokenFile, block: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        """
+        Raises:
+            UserError: nothing to predict.
+        """
+        if len(stream) < 2:
+            raise UserError(f"the validation text has {len(stream)} tokens, so none can be predicted: hold out more")
+        self.stream, self.block = stream, block
+        self.tokens = len(stream) - 1
+        """That are predicted, over all processes: the text's and the separators after the documents."""
+        super().__init__(-(-self.tokens // block), self._gather, batch_size, rank, world)
 
     def metrics(self, nats: float) -> dict[str, float]:
         """Loss a token, perplexity and bits a byte, from the sum of the losses over all processes."""
         loss = nats / self.tokens
         perplexity = math.exp(loss) if loss < 700 else math.inf
         return {"loss": loss, "perplexity": perplexity, "bits_per_byte": nats / math.log(2) / self.stream.bytes}
-
-    @property
-    def _blocks(self) -> int:
-        return -(-self.tokens // self.block)
 
     def _gather(self, rows: np.ndarray) -> TextBatch:
         """Blocks (b, block); the last one of the stream is filled up on the right, which no earlier token sees."""

@@ -21,9 +21,9 @@ from crossalign.core.device import device_name, peak_memory_bytes
 from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, write_json
 from crossalign.core.machine import is_main_process, world_size
-from crossalign.data.batches import Batches
+from crossalign.data.batches import Batches, InOrder
 from crossalign.data.images.augment import augment
-from crossalign.data.images.batches import ImageRows, eval_batches
+from crossalign.data.images.batches import ImageRows
 from crossalign.data.images.load import ImageSet, ImageSplits, channel_statistics, open_images
 from crossalign.models.classifier.backbone import probe
 from crossalign.models.classifier.model import ImageClassifier
@@ -196,7 +196,8 @@ def training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSpl
 
 
 def _score(model: nn.Module, images: ImageSet, config: AdaptConfig, accelerator: Any) -> Scores:
-    batches = eval_batches(images, config.loop.eval_batch_size, accelerator.process_index, accelerator.num_processes)
+    part = (accelerator.process_index, accelerator.num_processes)
+    batches = InOrder(len(images), ImageRows(images).gather, config.loop.eval_batch_size, *part)
     return score(model, batches, images.labels, accelerator)
 
 

@@ -69,8 +69,8 @@ def score(model: nn.Module, batches: Iterable[Mapping[str, Any]], labels: Tensor
     answers_3N = torch.zeros(3, n, device=device)
     labels = labels.to(device)
     for batch in batches:
-        index = batch["index"].to(device)
-        logits = model(batch["images"].to(device, non_blocking=True)).float()
+        index = batch["index"].to(device)  # of none, where the images only fill a place
+        logits = model(batch["images"].to(device, non_blocking=True)).float()[: len(index)]
         confidence, predicted = logits.softmax(-1).max(-1)
         losses = F.cross_entropy(logits, labels[index], reduction="none")
         answers_3N[:, index] = torch.stack([predicted.float(), confidence, losses])

@@ -22,9 +22,9 @@ from crossalign.core.files import content_key, write_json
 from crossalign.core.machine import is_main_process, world_size
 from crossalign.core.progress import followed
 from crossalign.core.refs import Ref
-from crossalign.data.batches import Batches, Rows
+from crossalign.data.batches import Batches, InOrder, Rows
 from crossalign.data.text.corpus import open_corpus, prepare
-from crossalign.data.text.instructions import ExampleRows, evaluation_examples, open_instructions
+from crossalign.data.text.instructions import ExampleRows, open_instructions
 from crossalign.data.text.tokenizer import separator
 from crossalign.data.text.tokens import TextBatch, TokenFile, TokenRows, as_stream
 from crossalign.models.language.causal import choose_trained, new_gpt2, perplexity, save_causal, total_nll
@@ -218,9 +218,10 @@ def _instructions(config: FinetuneConfig) -> Text:
 
     def evaluate(model: nn.Module, run: Session) -> dict[str, float]:
         part = (run.accelerator.process_index, run.world)
-        batches = evaluation_examples(data.validation, loop.eval_batch_size, config.data.padding, *part)
-        batches = followed(batches, -(-len(data.validation) // max(loop.eval_batch_size, run.world)), "evaluating", "batch")
-        nll = total_nll(model, batches, run.accelerator.device, run.accelerator)
+        held_out = ExampleRows(data.validation, padding=config.data.padding)
+        batches = InOrder(len(held_out), held_out.gather, loop.eval_batch_size, *part)
+        seen = followed(batches, len(batches), "evaluating", "batch")
+        nll = total_nll(model, seen, run.accelerator.device, run.accelerator)
         loss = nll / int(data.validation.targets.sum())
         return {"loss": loss, "perplexity": perplexity(loss)}
 
