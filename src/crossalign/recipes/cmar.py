@@ -73,14 +73,15 @@ TERMS: dict[str, Arm] = {
         "Fig. 7a, A.7",
         {"align.metric": "A.7's is not defined for two widths: rows of length 1, the narrower filled up with zeros"},
     ),
-    "l1": Arm({"metric": "l1"}, "§4.4.4, Fig. 7b", {"align.metric": FEATURES.format("l1"), "align.weight": PENALTY_WEIGHT}),
-    "l2": Arm({"metric": "l2"}, "§4.4.4, Fig. 7b", {"align.metric": FEATURES.format("l2"), "align.weight": PENALTY_WEIGHT}),
-    "l1-weights": Arm(
-        {"metric": "l1-weights"}, "§4.4.4, Fig. 7b", {"align.metric": WEIGHTS.format("l1"), "align.weight": PENALTY_WEIGHT}
-    ),
-    "l2-weights": Arm(
-        {"metric": "l2-weights"}, "§4.4.4, Fig. 7b", {"align.metric": WEIGHTS.format("l2"), "align.weight": PENALTY_WEIGHT}
-    ),
+    **{
+        f"{norm}{of}": Arm(
+            {"metric": f"{norm}{of}"},
+            "§4.4.4, Fig. 7b",
+            {"align.metric": open_question.format(norm), "align.weight": PENALTY_WEIGHT},
+        )
+        for of, open_question in (("", FEATURES), ("-weights", WEIGHTS))
+        for norm in ("l1", "l2")
+    },
     "koleo": Arm({"metric": "koleo"}, "Fig. 7b", {"align.weight": PENALTY_WEIGHT}),
     "unpaired": Arm(
         {"mode": "unpaired"},
@@ -191,8 +192,14 @@ UNUSED: dict[str, tuple[str, ...]] = {
 """Settings that a metric does not look at."""
 
 
-def pretraining(term: dict[str, Any] | None, **changes: Any) -> PretrainConfig:
-    """CMAR §4.1: GPT-2 124M on OpenWebText; ``term`` None is the baseline, else what it changes of λ = 10 every 20 steps."""
+BASELINE = {"metric": "none"}
+"""What a row without alignment changes of the usual term."""
+PUBLISHED = RegularizeConfig(metric="cka-rbf", weight=10.0, every=20, layers=("penultimate",), batch_size=32, held_out=0)
+SMALL = RegularizeConfig(metric="cka-linear-debiased", batch_size=256, max_length=32, held_out=128)
+
+
+def pretraining(term: dict[str, Any], **changes: Any) -> PretrainConfig:
+    """CMAR §4.1: GPT-2 124M on OpenWebText; ``term`` is what it changes of λ = 10 every 20 steps."""
     config = PretrainConfig(
         corpus=CorpusConfig(
             source=("hf:Skylion007/openwebtext@refs/convert/parquet",),
@@ -201,7 +208,7 @@ def pretraining(term: dict[str, Any] | None, **changes: Any) -> PretrainConfig:
         ),
         block=1024,
         gpt=GPTConfig(layers=12, heads=12, width=768, dropout=0.0),
-        align=published_term(term),
+        align=replace(PUBLISHED, **term),
         teacher=TeacherConfig(ref=TEACHERS["dinov2-small"]),
         pairs=PairsConfig(source="hf:minhuh/prh@wit_1024"),
         optim=OptimConfig(lr=6e-3, weight_decay=0.1, betas=(0.9, 0.95), warmup_fraction=0.25, final_lr_fraction=0.01, clip=1.0),
@@ -210,19 +217,13 @@ def pretraining(term: dict[str, Any] | None, **changes: Any) -> PretrainConfig:
     return replace(config, **changes)
 
 
-def published_term(term: dict[str, Any] | None, pairs: int = 32) -> RegularizeConfig:
-    """λ = 10, every 20 steps, on the penultimate layer; nothing where ``term`` is None."""
-    usual = RegularizeConfig(metric="cka-rbf", weight=10.0, every=20, layers=("penultimate",), batch_size=pairs, held_out=0)
-    return replace(usual, **term) if term is not None else replace(usual, metric="none")
-
-
-def finetuning(model: str, term: dict[str, Any] | None) -> FinetuneConfig:
+def finetuning(term: dict[str, Any], model: str) -> FinetuneConfig:
     """CMAR §4.1: a Llama on Alpaca-52k, 500 steps."""
     return FinetuneConfig(
         model=model,
         tune=TuneConfig(method="full"),
         data=InstructConfig(source=("hf:tatsu-lab/alpaca",), block=512, validation_fraction=0.01),
-        align=published_term(term, pairs=8),
+        align=replace(PUBLISHED, **{"batch_size": 8} | term),
         teacher=TeacherConfig(ref=TEACHERS["dinov2-small"]),
         pairs=PairsConfig(source="hf:minhuh/prh@wit_1024"),
         optim=OptimConfig(lr=1e-5, weight_decay=0.0, betas=(0.9, 0.999), warmup_fraction=0.03, final_lr_fraction=0.0, clip=1.0),
@@ -230,88 +231,82 @@ def finetuning(model: str, term: dict[str, Any] | None) -> FinetuneConfig:
     )
 
 
-def small_pretraining(term: dict[str, Any] | None, **changes: Any) -> PretrainConfig:
+def small_pretraining(term: dict[str, Any], **changes: Any) -> PretrainConfig:
     """The same on a CPU in minutes: a small GPT on a text of one's own, OpenMoji and EfficientNet-Lite0."""
-    align = RegularizeConfig(metric="cka-linear-debiased", batch_size=256, max_length=32, held_out=128)
     config = PretrainConfig(
         corpus=CorpusConfig(vocabulary=2048, validation_fraction=0.05),
         block=128,
         gpt=GPTConfig(layers=4, heads=4, width=128),
-        align=replace(align, **term) if term is not None else replace(align, metric="none"),
+        align=replace(SMALL, **term),
         optim=OptimConfig(lr=2e-3, weight_decay=0.1, betas=(0.9, 0.95), warmup_fraction=0.1, final_lr_fraction=0.1),
         loop=TextLoopConfig(steps=400, evaluate_every=100, evaluate_blocks=128, batch_size=32, eval_batch_size=32),
     )
     return replace(config, **changes)
 
 
-def small_finetuning(term: dict[str, Any] | None, **changes: Any) -> FinetuneConfig:
+def small_finetuning(term: dict[str, Any], **changes: Any) -> FinetuneConfig:
     """Fine-tuning on a CPU: name a model and instructions of your own."""
-    align = RegularizeConfig(metric="cka-linear-debiased", batch_size=256, max_length=32, held_out=128)
     config = FinetuneConfig(
         data=InstructConfig(block=256),
-        align=replace(align, **term) if term is not None else replace(align, metric="none"),
+        align=replace(SMALL, **term),
         optim=OptimConfig(lr=1e-4, weight_decay=0.0, warmup_fraction=0.1),
         loop=TextLoopConfig(steps=200, evaluate_every=50, batch_size=8, eval_batch_size=32),
     )
     return replace(config, **changes)
 
 
-def _add(
-    name: str,
-    summary: str,
-    assumed: dict[str, str],
-    make: Callable[[], Any],
-    usual: Any = None,
-    why: dict[str, str] | None = None,
-) -> None:
-    """Register a recipe. What it changes of ``usual`` has its reasons in ``why`` or none; ``assumed`` speaks of the rest."""
-    if usual is not None:
-        config = make()
-        gone = (*UNUSED.get(config.align.metric, ()), *_differing(config, usual))
-        assumed = {key: reason for key, reason in assumed.items() if not key.startswith(gone)}
-    RECIPES.register(name, Recipe(name, make, summary, assumed | (why or {})))
+def _adding(
+    prefix: str, note: str, make: Callable[..., Any], assumed: dict[str, str] | None = None, **fixed: Any
+) -> Callable[..., None]:
+    """What registers rows of one kind, such as ``cmar-pretrain-NAME``.
 
+    What a row changes of the usual one has its reasons in its own ``why`` or none; ``assumed`` speaks of the rest.
+    """
+    usual = to_dict(make({}, **fixed))
+    sections = [section for section, values in usual.items() if isinstance(values, dict)]
 
-def _differing(config: Any, usual: Any) -> list[str]:
-    """Settings of sections in which two configurations differ."""
-    ours, theirs = to_dict(config), to_dict(usual)
-    sections = [section for section, values in ours.items() if isinstance(values, dict)]
-    return [f"{section}.{key}" for section in sections for key in ours[section] if ours[section][key] != theirs[section][key]]
+    def add(name: str, told: str, term: dict[str, Any], why: dict[str, str] | None = None, **changes: Any) -> None:
+        made = partial(make, term, **fixed, **changes)
+        config = made()
+        ours = to_dict(config)
+        differing = (f"{s}.{key}" for s in sections for key in ours[s] if ours[s][key] != usual[s][key])
+        gone = (*UNUSED.get(config.align.metric, ()), *differing)
+        rest = {key: reason for key, reason in (assumed or {}).items() if not key.startswith(gone)}
+        RECIPES.register(f"{prefix}{name}", Recipe(f"{prefix}{name}", made, f"{note}{told}", rest | (why or {})))
+
+    return add
 
 
 def _add_pretraining() -> None:
-    note, usual = "GPT-2 124M on OpenWebText", pretraining({})
-    add = partial(_add, assumed=ASSUMED_PRETRAIN, usual=usual)
-    rows: dict[str, tuple[dict[str, Any] | None, str, str]] = {
-        "cmar-pretrain": ({}, "CKA towards DINOv2-S", "Pre-training + cka-rbf"),
-        "cmar-pretrain-baseline": (None, "no alignment", "Pre-training"),
+    add = _adding("cmar-pretrain", "GPT-2 124M on OpenWebText, ", pretraining, ASSUMED_PRETRAIN)
+    loop = pretraining({}).loop
+    rows: dict[str, tuple[dict[str, Any], str, str]] = {
+        "": ({}, "CKA towards DINOv2-S", "Pre-training + cka-rbf"),
+        "-baseline": (BASELINE, "no alignment", "Pre-training"),
     }
     for name, (term, title, row) in rows.items():
-        add(name, f"{note}, {title} (§4.1)", make=partial(pretraining, term))
-        loop, align = replace(usual.loop, batch_size=64), replace(published_term(term), batch_size=64)
+        add(name, f"{title} (§4.1)", term)
         why = {"loop.batch_size": "A.1 says 64, §4.1 32; sequences a step over all GPUs"}
-        why |= {"align.batch_size": "not given; as many pairs as sequences of text, 64"} if term is not None else {}
-        make = partial(pretraining, term, loop=loop, align=align, row=f"{row}, batch 64")
-        add(f"{name}-b64", f"{note}, {title}, batch 64 (A.1)", make=make, why=why)
-        loop = replace(usual.loop, batch_size=32 * 40, accumulation=40)
+        why |= {"align.batch_size": "not given; as many pairs as sequences of text, 64"} if term is not BASELINE else {}
+        wide, row_64 = replace(loop, batch_size=64), f"{row}, batch 64"
+        add(f"{name}-b64", f"{title}, batch 64 (A.1)", term | {"batch_size": 64}, why, loop=wide, row=row_64)
         told = "32 a micro-step under nanoGPT's accumulation of 40, as A.1's 10 hours suggest"
         why = {
             "loop.batch_size": "§4.1's 32 taken as that of a micro-step",
             "loop.accumulation": "inferred: taken literally the run is minutes long on 4 H100s, A.1 says 10 hours",
         }
-        make = partial(pretraining, term, loop=loop, row=f"{row}, accumulated")
-        add(f"{name}-accumulated", f"{note}, {title}, {told}", make=make, why=why)
+        wide = replace(loop, batch_size=32 * 40, accumulation=40)
+        add(f"{name}-accumulated", f"{title}, {told}", term, why, loop=wide, row=f"{row}, accumulated")
     for teacher, ref in TEACHERS.items():
         why = {"teacher.ref": CHECKPOINT + DOUBTS.get(teacher, "")}
-        make = partial(pretraining, {}, teacher=TeacherConfig(ref=ref))
-        add(f"cmar-pretrain-{teacher}", f"{note}, CKA towards {teacher} (Fig. 3)", make=make, why=why)
+        add(f"-{teacher}", f"CKA towards {teacher} (Fig. 3)", {}, why, teacher=TeacherConfig(ref=ref))
     for name, arm in {**TERMS, **ABLATIONS}.items():
         term, why, told = arm.term, arm.why, ""
         if name in DEGENERATE:
             term = term | {"on_degenerate": "warn"}
             why = why | {"align.on_degenerate": f"degenerate at the published batch, {DEGENERATE[name]}; see -{name}-sound"}
             told = f" at the published batch, degenerate: {DEGENERATE[name]} (see -sound)"
-        add(f"cmar-pretrain-{name}", f"{note}, {name}{told} ({arm.where})", make=partial(pretraining, term), why=why)
+        add(f"-{name}", f"{name}{told} ({arm.where})", term, why)
     for name in DEGENERATE:
         why = TERMS[name].why | {
             "align.batch_size": "not the paper's: as many as the metric needs",
@@ -319,61 +314,49 @@ def _add_pretraining() -> None:
             "pairs.source": "not the paper's: so large",
             "pairs.split": "that set has one",
         }
-        pairs = PairsConfig(source="hf:lmms-lab/flickr30k", split="test")
-        term, row = TERMS[name].term | {"batch_size": SOUND_PAIRS}, f"Pre-training + {name}, {SOUND_PAIRS} pairs"
-        summary = f"{note}, {name} with {SOUND_PAIRS} pairs, more than features (not in the paper)"
-        add(f"cmar-pretrain-{name}-sound", summary, make=partial(pretraining, term, pairs=pairs, row=row), why=why)
+        told = f"{name} with {SOUND_PAIRS} pairs, more than features (not in the paper)"
+        pairs, row = PairsConfig(source="hf:lmms-lab/flickr30k", split="test"), f"Pre-training + {name}, {SOUND_PAIRS} pairs"
+        add(f"-{name}-sound", told, TERMS[name].term | {"batch_size": SOUND_PAIRS}, why, pairs=pairs, row=row)
 
 
 def _add_finetuning() -> None:
     few = "8 pairs, where unrelated features score up to .99"
     for size, model in {"1b": "hf:meta-llama/Llama-3.2-1B", "8b": "hf:meta-llama/Llama-3.1-8B"}.items():
-        name, note = f"cmar-finetune-{size}", f"{Ref(model).name} on Alpaca-52k"
-        add = partial(_add, assumed=ASSUMED_FINETUNE, usual=finetuning(model, {}))
+        note = f"{Ref(model).name} on Alpaca-52k, "
+        add = _adding(f"cmar-finetune-{size}", note, finetuning, ASSUMED_FINETUNE, model=model)
         why = {"align.batch_size": f"not given; as many pairs as sequences of text: {few}, see -cka-rbf-debiased"}
-        make = partial(finetuning, model)
-        add(name, f"{note}, CKA towards DINOv2-S on {few} (§4.3)", make=partial(make, {}), why=why)
-        add(f"{name}-baseline", f"{note}, no alignment (§4.3)", make=partial(make, None))
-        term = TERMS["cka-linear"].term
-        add(f"{name}-cka-linear", f"{note}, linear CKA on {few} (not in the paper)", make=partial(make, term), why=why)
+        add("", f"CKA towards DINOv2-S on {few} (§4.3)", {}, why)
+        add("-baseline", "no alignment (§4.3)", BASELINE)
+        add("-cka-linear", f"linear CKA on {few} (not in the paper)", TERMS["cka-linear"].term, why)
         term = TERMS["cka-rbf-debiased"].term | {"batch_size": 256}
         why = {"align.batch_size": "not the paper's: enough to learn from"}
-        summary = f"{note}, debiased CKA on 256 pairs (not in the paper)"
-        add(f"{name}-cka-rbf-debiased", summary, make=partial(make, term), why=why)
+        add("-cka-rbf-debiased", "debiased CKA on 256 pairs (not in the paper)", term, why)
 
 
 def _add_small(verb: str, make: Callable[..., Any]) -> None:
-    note = f"small sibling of cmar-{verb}"
-    _add(f"small-{verb}", f"{note}: debiased linear CKA", {}, partial(make, {}))
-    _add(f"small-{verb}-baseline", f"{note}: no alignment", {}, partial(make, None))
+    add = _adding(f"small-{verb}", f"small sibling of cmar-{verb}", make)
+    add("", ": debiased linear CKA", {})
+    add("-baseline", ": no alignment", BASELINE)
     for name, arm in {**TERMS, **ABLATIONS, **SMALL_LAYERS}.items():
         if name in DEGENERATE:
-            told = (
-                f"{note}: {name} with {SMALL_PAIRS} pairs towards layer {SMALL_LAYER} of the teacher, more pairs than features"
-            )
-            term, teacher = arm.term | {"batch_size": SMALL_PAIRS}, TeacherConfig(layers=(SMALL_LAYER,))
-            _add(f"small-{verb}-{name}", told, {}, partial(make, term, teacher=teacher))
+            told = f": {name} with {SMALL_PAIRS} pairs towards layer {SMALL_LAYER} of the teacher, more pairs than features"
+            add(f"-{name}", told, arm.term | {"batch_size": SMALL_PAIRS}, teacher=TeacherConfig(layers=(SMALL_LAYER,)))
         elif name != "cka-linear-debiased":  # the sibling itself
-            _add(f"small-{verb}-{name}", f"{note}: {name}", {}, partial(make, arm.term))
+            add(f"-{name}", f": {name}", arm.term)
     for name, ref in SMALL_TEACHERS.items():
-        told = f"{note}: {ref} as the teacher"
-        _add(f"small-{verb}-{name}", told, {}, partial(make, {}, teacher=TeacherConfig(ref=ref)))
-
-
-def _add_small_batches() -> None:
-    note, loop = "small sibling of cmar-pretrain", small_pretraining({}).loop
-    batches = {
-        "b64": ("batch 64", replace(loop, batch_size=64)),
-        "accumulated": ("32 a micro-step, accumulation 4", replace(loop, batch_size=32 * 4, accumulation=4)),
-    }
-    for suffix, (told, changed) in batches.items():
-        for name, term, row in (("", {}, "Pre-training + cka-linear-debiased"), ("baseline-", None, "Pre-training")):
-            make = partial(small_pretraining, term, loop=changed, row=f"{row}, {told}")
-            _add(f"small-pretrain-{name}{suffix}", f"{note}-{name}{suffix}: {told}", {}, make)
+        add(f"-{name}", f": {ref} as the teacher", {}, teacher=TeacherConfig(ref=ref))
+    if verb == "pretrain":
+        loop = make({}).loop
+        batches = {
+            "b64": ("batch 64", replace(loop, batch_size=64)),
+            "accumulated": ("32 a micro-step, accumulation 4", replace(loop, batch_size=32 * 4, accumulation=4)),
+        }
+        for suffix, (told, changed) in batches.items():
+            for name, term, row in (("", {}, "Pre-training + cka-linear-debiased"), ("-baseline", BASELINE, "Pre-training")):
+                add(f"{name}-{suffix}", f"{name}-{suffix}: {told}", term, loop=changed, row=f"{row}, {told}")
 
 
 _add_pretraining()
 _add_finetuning()
 _add_small("pretrain", small_pretraining)
 _add_small("finetune", small_finetuning)
-_add_small_batches()
