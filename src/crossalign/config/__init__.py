@@ -2,7 +2,6 @@
 
 from crossalign.config.bounds import validate
 from crossalign.config.common import BaseLoopConfig, OptimConfig, TrackingConfig, flatten, to_dict, update
-from crossalign.config.evaluation import EvaluateConfig
 from crossalign.config.images import (
     AdaptConfig,
     AlignConfig,
@@ -15,8 +14,7 @@ from crossalign.config.images import (
     Method,
     TuneConfig,
 )
-from crossalign.config.measure import MeasureConfig
-from crossalign.config.search import SearchConfig
+from crossalign.config.studies import EvaluateConfig, MeasureConfig, SearchConfig
 from crossalign.config.text import (
     CorpusConfig,
     FinetuneConfig,
@@ -28,35 +26,3 @@ from crossalign.config.text import (
     TeacherConfig,
     TextLoopConfig,
 )
-
-__all__ = [
-    "AdaptConfig",
-    "AlignConfig",
-    "AugmentConfig",
-    "BackboneConfig",
-    "BaseLoopConfig",
-    "CorpusConfig",
-    "DataConfig",
-    "EmbedderConfig",
-    "EvaluateConfig",
-    "FinetuneConfig",
-    "GPTConfig",
-    "HeadConfig",
-    "InstructConfig",
-    "LoopConfig",
-    "MeasureConfig",
-    "Method",
-    "OptimConfig",
-    "PairsConfig",
-    "PretrainConfig",
-    "RegularizeConfig",
-    "SearchConfig",
-    "TeacherConfig",
-    "TextLoopConfig",
-    "TrackingConfig",
-    "TuneConfig",
-    "flatten",
-    "to_dict",
-    "update",
-    "validate",
-]

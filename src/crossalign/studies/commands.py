@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossalign.config import SearchConfig
-from crossalign.config.search import ReproduceArgs
+from crossalign.config.studies import ReproduceArgs
 from crossalign.runs.names import SearchFolder
 from crossalign.training.stops import Interrupted
 from crossalign.verbs import Verb

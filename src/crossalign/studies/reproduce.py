@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, update
-from crossalign.config.search import ReproduceArgs
+from crossalign.config.studies import ReproduceArgs
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import write_json
 from crossalign.core.machine import command_line
