@@ -26,8 +26,8 @@ from crossalign.config import PairsConfig, TeacherConfig
 from crossalign.core.errors import UserError
 from crossalign.data.pairs.load import Pairs, open_pairs
 from crossalign.features import store as module
+from crossalign.features.sources import ImageSource, live_features, teacher_features
 from crossalign.features.store import FeatureStore, read_metadata
-from crossalign.features.teachers import ImageSource, live_features, teacher_features
 from crossalign.models.vision.teacher import Teacher, open_teacher
 from crossalign.verbs.features import features
 
@@ -223,7 +223,7 @@ def test_an_array_in_fp32_is_read_without_a_warning(tmp_path: Path, pairs: Pairs
     values = np.random.default_rng(0).normal(size=(COUNT, 5)).astype(np.float32)
     np.save(tmp_path / "mine.npy", values)
     given = f"Path({str(tmp_path / 'mine.npy')!r}), {pairs.ids!r}"
-    code = f"from pathlib import Path; from crossalign.features.own_files import read_features_file as read; read({given})"
+    code = f"from pathlib import Path; from crossalign.features.store import read_features_file as read; read({given})"
     # Torch warns once a process.
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

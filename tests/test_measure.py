@@ -24,11 +24,10 @@ from crossalign.alignment import cka
 from crossalign.config import MeasureConfig, PairsConfig, PretrainConfig, TeacherConfig, update
 from crossalign.core.errors import UserError
 from crossalign.data.pairs.load import open_pairs
-from crossalign.features import language as language_features
+from crossalign.features import sources as language_features
 from crossalign.features import store as features_module
-from crossalign.features.language import TextSource, bits_per_byte
+from crossalign.features.sources import ImageSource, TextSource, bits_per_byte
 from crossalign.features.store import FeatureStore, read_metadata
-from crossalign.features.teachers import ImageSource
 from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.taps import Taps
 from crossalign.models.vision import teacher as vision_module

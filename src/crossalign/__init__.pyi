@@ -152,8 +152,8 @@ from .data.pairs.sources import (
 )
 from .data.sources import ImageListing as ImageListing
 from .features.regularizer import AlignmentRegularizer as AlignmentRegularizer
-from .features.teachers import live_features as live_features
-from .features.teachers import teacher_features as teacher_features
+from .features.sources import live_features as live_features
+from .features.sources import teacher_features as teacher_features
 from .integrations.hf_trainer import AlignedTrainerMixin as AlignedTrainerMixin
 from .integrations.hf_trainer import AlignmentCallback as AlignmentCallback
 from .integrations.lightning import LightningAlignmentCallback as LightningAlignmentCallback

@@ -1,27 +1,30 @@
 """Features of a set of pairs, computed once and kept: training then needs no other model in memory.
 
 A features file is safetensors: the tensor ``features`` (N, D), one row a pair, in the pairs' order, and metadata that
-names the model, its layers and transform, and the pairs.
+names the model, its layers and transform, and the pairs. Features may also come from a file of the user's own, made by
+whatever model, of whatever modality.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
 from crossalign.core.device import resolve_device
-from crossalign.core.errors import UserError
+from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import atomic_path, cache_dir, content_key, file_hash
-from crossalign.features.own_files import own_file, read_features_file
+from crossalign.core.refs import Ref
+from crossalign.data.pairs.sources import ID_COLUMNS, unique
 
 if TYPE_CHECKING:
     from crossalign.data.pairs.load import Pairs
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 FORMAT = "crossalign.features.1"
 AGAIN = "give another file, or delete this one and run `crossalign features` again"
 CHUNK = 256  # images between two files of a run that may be stopped: what a kill can cost
+FEATURE_COLUMNS = ("features", "feature", "embedding", "embeddings", "vector")
 
 
 @dataclass(frozen=True)
@@ -162,24 +166,20 @@ class FeatureStore:
         with tqdm(total=count, desc=f"features of {source.ref}", unit=maker.unit, delay=2, leave=False, disable=None) as bar:
             bar.update(count - sum(min(CHUNK, count - start) for start in missing))
             for start in missing:
-                rows = range(start, min(start + CHUNK, count))
-                _save(parts / f"{start}.safetensors", self._chunk(source, maker, rows, bar))
+                done = []
+                for batch in torch.arange(start, min(start + CHUNK, count)).split(maker.batch_size):
+                    values = maker.compute(batch).cpu()
+                    bad = (~values.isfinite().all(1)).nonzero().flatten().tolist()
+                    if bad:
+                        name = self.pairs.ids[int(batch[bad[0]])]
+                        raise UserError(f"'{source.ref}' gives features of {name} that are no finite numbers: choose others")
+                    done.append(values)
+                    bar.update(len(batch))
+                _save(parts / f"{start}.safetensors", torch.cat(done))
         whole = torch.cat([_load(parts / f"{start}.safetensors") for start in starts])
         facts = {"format": FORMAT, "teacher": source.ref, "teacher_key": key} | maker.metadata
         _save(path, whole, facts | {"pairs": self.pairs.source, "pairs_fingerprint": self.pairs.fingerprint})
         shutil.rmtree(parts)
-
-    def _chunk(self, source: Source, maker: Maker, rows: range, bar: Any) -> Tensor:
-        done = []
-        for batch in torch.tensor(rows).split(maker.batch_size):
-            values = maker.compute(batch).cpu()
-            finite = values.isfinite().all(1)
-            if not finite.all():
-                name = self.pairs.ids[int(batch[int(torch.argmin(finite.int()))])]
-                raise UserError(f"'{source.ref}' gives features of {name} that are no finite numbers: choose others")
-            done.append(values)
-            bar.update(len(batch))
-        return torch.cat(done)
 
 
 def check_maker(path: Path, facts: dict[str, str], key: str) -> None:
@@ -228,3 +228,90 @@ def _save(path: Path, values: Tensor, metadata: dict[str, str] | None = None) ->
 
     with atomic_path(path) as temporary:
         save_file({"features": values.contiguous()}, temporary, metadata)
+
+
+def own_file(ref: str) -> Path | None:
+    """The file that ``file:PATH`` names; None for a reference to a model.
+
+    Raises:
+        UserError: no file lies there that features are read from.
+    """
+    path = Ref(ref).file
+    if path is not None and not path.is_file():
+        raise UserError(f"there is no file of features '{path}': give file:PATH of a .npy, .safetensors or .parquet file")
+    if path is not None and path.suffix not in READERS:
+        raise unknown("kind of features file", path.suffix, READERS)
+    return path
+
+
+def read_features_file(path: Path, ids: Sequence[str]) -> Tensor:
+    """Features (N, D), fp32, one row for each of ``ids``.
+
+    A .npy file holds an array (N, D), a .safetensors file such a tensor named features (or a single one), both in the
+    order of the pairs. A .parquet file has a column of lists named features; with a column of ids (id, filename, …) its
+    rows are found by those, else they are in the order of the pairs.
+
+    Raises:
+        UserError: other rows than pairs, a pair without features, or values that are no finite numbers.
+    """
+    try:
+        values, names = READERS[path.suffix](path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot read features from '{path}' ({error})") from error
+    if values.ndim != 2 or values.dtype.kind not in "fiu":
+        raise UserError(f"'{path}' holds {values.dtype} values of shape {values.shape}; features are numbers (pairs, width)")
+    if names is not None:
+        place = {name: row for row, name in enumerate(unique(names))}
+        absent = [name for name in ids if name not in place]
+        if absent:
+            raise UserError(f"'{path}' has no features of {len(absent)} of {len(ids)} pairs, such as {', '.join(absent[:3])}")
+        values = values[[place[name] for name in ids]]
+    elif len(values) != len(ids):
+        raise UserError(
+            f"'{path}' has {len(values)} rows for {len(ids)} pairs; without a column of ids there must be one a pair, in order"
+        )
+    found = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))  # copies what is mapped from a file
+    bad = (~found.isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise UserError(f"'{path}' holds values that are no finite numbers, first for {ids[bad[0]]} ({len(bad)} rows in all)")
+    return found
+
+
+def _npy(path: Path) -> tuple[np.ndarray, None]:
+    return np.load(path, mmap_mode="r", allow_pickle=False), None
+
+
+def _safetensors(path: Path) -> tuple[np.ndarray, None]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    if "features" not in tensors and len(tensors) != 1:
+        raise ValueError(f"no tensor named features, only {', '.join(sorted(tensors))}")
+    return tensors.get("features", next(iter(tensors.values()))).float().numpy(), None
+
+
+def _parquet(path: Path) -> tuple[np.ndarray, list[object] | None]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)  # its errors are ValueErrors or OSErrors
+    column = next((name for name in FEATURE_COLUMNS if name in table.column_names), None)
+    if column is None:
+        raise ValueError(f"no column named {' or '.join(FEATURE_COLUMNS)}, only {', '.join(table.column_names)}")
+    rows = table.column(column).to_pylist()
+    widths = {0 if row is None else len(row) for row in rows}
+    if len(widths) > 1:
+        raise ValueError(f"rows of {min(widths)} to {max(widths)} values in column '{column}'")
+    key = next((name for name in ID_COLUMNS if name in table.column_names), None)
+    return np.asarray(rows), table.column(key).to_pylist() if key else None
+
+
+READERS: dict[str, Callable[[Path], tuple[np.ndarray, list[object] | None]]] = {
+    ".npy": _npy,
+    ".safetensors": _safetensors,
+    ".parquet": _parquet,
+}
+"""By suffix: a file → values (N, D), and ids where it has them."""

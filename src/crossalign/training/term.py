@@ -29,7 +29,7 @@ from crossalign.data.pairs.batches import PairBatch, PairBatches
 from crossalign.data.pairs.load import Pairs, open_pairs
 from crossalign.data.pairs.sources import check_source
 from crossalign.features.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, find_metric, place
-from crossalign.features.teachers import ImageSource, teacher_features
+from crossalign.features.sources import ImageSource, teacher_features
 from crossalign.models.language.causal import nll_sum
 from crossalign.models.taps import Taps, unwrapped
 

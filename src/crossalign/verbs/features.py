@@ -51,8 +51,8 @@ def features(teacher: TeacherConfig, pairs: PairsConfig, output: Path | None = N
     """
     from crossalign.core.device import resolve_device
     from crossalign.data.pairs.load import open_pairs
+    from crossalign.features.sources import ImageSource
     from crossalign.features.store import FeatureStore, check_maker, read_metadata
-    from crossalign.features.teachers import ImageSource
 
     if Ref(teacher.ref).file:
         raise UserError(f"'{teacher.ref}' holds features already: name it where they are used, as --teacher.ref")

@@ -18,14 +18,39 @@ from crossalign.config import BackboneConfig, EmbedderConfig, HeadConfig, TuneCo
 from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
 from crossalign.core.refs import Ref
-from crossalign.data.model_files import fetch_page
+from crossalign.data.model_files import fetch_page, read_config
 from crossalign.models.classifier.backbone import Backbone
 from crossalign.models.classifier.embedding import InputEmbedding
 from crossalign.models.classifier.freezing import apply_freeze_plan
-from crossalign.models.classifier.saved import FORMAT, InputSpec, ModelSettings, model_card, read_saved
 from crossalign.models.language.inner import add_lora
 from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.loading import put_tensors, read_tensors, trained_state
+
+FORMAT = "crossalign.ImageClassifier/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """What goes in and what comes out: enough to prepare a stranger's image and to name the answer."""
+
+    shape: tuple[int, ...]
+    """Channels first: (C, H, W) for images, (C, S) for series."""
+    classes: tuple[str, ...]
+    """Class names, in the order of the scores."""
+    mean: tuple[float, ...]
+    """Channel means to subtract, on a scale of 0 to 1 for images."""
+    std: tuple[float, ...]
+    """Channel standard deviations to divide by."""
+
+
+@dataclasses.dataclass
+class ModelSettings:
+    """The sections of a run's configuration that shape the model."""
+
+    backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
+    embedder: EmbedderConfig = dataclasses.field(default_factory=EmbedderConfig)
+    tune: TuneConfig = dataclasses.field(default_factory=TuneConfig)
+    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
 
 
 class ImageClassifier(nn.Module):
@@ -159,9 +184,7 @@ class ImageClassifier(nn.Module):
                 "seed": self.language_model.seed,
             },
         )
-        (folder / "README.md").write_text(
-            model_card(self.spec, self.settings.tune, self.language_model, self.plan, facts or {}), encoding="utf-8"
-        )
+        (folder / "README.md").write_text(_card(self, facts or {}), encoding="utf-8")
         return folder
 
     @classmethod
@@ -176,12 +199,7 @@ class ImageClassifier(nn.Module):
         files = ["*.json", "*.safetensors", "README.md"]
         folder = fetch_page(str(path), files) if Ref(str(path), ()).kind == "hf" else Path(path)
         saved = read_saved(folder)
-        settings = ModelSettings(
-            update(BackboneConfig(), saved["backbone"]),
-            update(EmbedderConfig(), saved["embedder"]),
-            update(TuneConfig(), saved["tune"]),
-            update(HeadConfig(), saved["head"]),
-        )
+        settings = update(ModelSettings(), {section.name: saved[section.name] for section in dataclasses.fields(ModelSettings)})
         spec = InputSpec(**{key: tuple(value) for key, value in saved["input"].items()})
         whole = (folder / "backbone").is_dir()
         ref = backbone or (f"random:{folder / 'backbone'}" if whole else settings.backbone.ref)
@@ -256,3 +274,52 @@ class ImageClassifier(nn.Module):
             [{"label": self.spec.classes[i], "score": s} for s, i in zip(row_s, row_i, strict=True)]
             for row_s, row_i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
+
+
+def read_saved(folder: Path) -> dict[str, Any]:
+    """config.json of a saved classifier, or UserError where it is none."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"no saved classifier at '{folder}': it has no config.json; give the model/ folder of a finished run")
+    saved = read_config(folder)
+    if saved.get("format") != FORMAT:
+        raise UserError(f"{file} is not a crossalign classifier of format {FORMAT!r}: give the model/ folder of a finished run")
+    missing = {"backbone", "embedder", "tune", "head", "input", "fingerprint", "seed"} - saved.keys()
+    if missing:
+        raise UserError(f"{file} is damaged: it lacks {', '.join(sorted(missing))}")
+    return saved
+
+
+def _card(model: ImageClassifier, facts: dict[str, Any]) -> str:
+    """A README.md with the hub's header: what the model is, how to use it, what was measured, what it cannot do."""
+    spec, method = model.spec, model.settings.tune.method
+    results = "\n".join(f"- {name}: {value}" for name, value in facts.items()) or "- none recorded"
+    classes = ", ".join(spec.classes[:20]) + (", …" if len(spec.classes) > 20 else "")
+    return f"""---
+library_name: crossalign
+pipeline_tag: image-classification
+tags: [crossalign, cross-modal, {method}]
+---
+
+# A language model made an image classifier
+
+Backbone `{model.language_model.ref}` ({model.language_model.kind} weights), method `{method}`,
+{model.plan.trainable:,} trained parameters, inputs of shape {tuple(spec.shape)}, {len(spec.classes)} classes: {classes}.
+
+```python
+from crossalign import ImageClassifier
+ImageClassifier.from_pretrained("this folder").predict("picture.png")
+```
+
+## Recorded facts
+{results}
+
+## Limits
+It knows its training classes alone and always answers with one of them. Scores are not calibrated unless the facts above
+say so. A frozen backbone is not in this folder: it is opened from the reference above and checked by hash.
+
+## Parameters
+```
+{model.plan}
+```
+"""

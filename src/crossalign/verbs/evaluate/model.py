@@ -16,7 +16,7 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, files_hash
 from crossalign.data.model_files import Source
 from crossalign.data.text.tokenizer import read_tokenizer
-from crossalign.models.classifier.saved import FORMAT, read_saved
+from crossalign.models.classifier.model import FORMAT, read_saved
 from crossalign.models.language.inner import add_lora
 from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.loading import check_fit, put_tensors, read_tensors

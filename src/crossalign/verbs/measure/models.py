@@ -14,9 +14,8 @@ from torch import Tensor
 from crossalign.config import MeasureConfig, TeacherConfig
 from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
-from crossalign.features.language import TextSource, bits_per_byte
+from crossalign.features.sources import ImageSource, TextSource, bits_per_byte
 from crossalign.features.store import Features, FeatureStore, Source
-from crossalign.features.teachers import ImageSource
 from crossalign.runs.folder import read_json
 from crossalign.runs.names import RunFolder
 

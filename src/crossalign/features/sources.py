@@ -1,8 +1,9 @@
-"""What a language model makes of texts: the features of its layers, and how well it predicts; both computed once and kept."""
+"""What features come from: a language model that reads texts, and a vision model that sees images."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -10,18 +11,19 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from crossalign.config import TeacherConfig, validate
 from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir, content_key, write_json
 from crossalign.core.progress import followed
 from crossalign.core.refs import Ref
 from crossalign.data.text.tokenizer import padded, padding_of, separator
-from crossalign.features.own_files import own_file
-from crossalign.features.store import Maker
+from crossalign.features.store import Features, FeatureStore, Maker, own_file
 from crossalign.models.language.model import LanguageModel, open_language_model, reference_key
 from crossalign.models.taps import Layer, Pool, Taps, resolve_layers
 
 if TYPE_CHECKING:
     from crossalign.data.pairs.load import Pairs
+    from crossalign.models.vision.teacher import Teacher
 
 VERSION = 1  # of what the features of a text are; count up when they would come out otherwise
 Captions = Literal["first", "mean", "all"]
@@ -107,6 +109,74 @@ class TextSource:
             raise UserError(f"the tokenizer of '{self.ref}' gives no token for the text '{empty[0][:40]}': drop that pair")
         rows, mask = (t.to(model.device) for t in padded(found, padding_of(tokenizer)))
         return taps(model, rows, mask).float()
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A teacher as a source of features of images."""
+
+    teacher: TeacherConfig
+
+    @property
+    def ref(self) -> str:
+        """The teacher's reference."""
+        return self.teacher.ref
+
+    @cached_property
+    def key(self) -> str:
+        """``Teacher.key``, without the weights in memory; "" for a file of features.
+
+        Raises:
+            UserError: the teacher, its layers or its file of features is not there.
+        """
+        if own_file(self.ref):
+            return ""
+        validate(self.teacher, "teacher.")
+        return self._open(weights=False).key
+
+    def open(self, pairs: Pairs, device: str, weights: bool) -> Maker:
+        """The teacher on ``device``."""
+        model, config = self._open(weights), self.teacher
+        facts = {
+            "teacher_fingerprint": model.fingerprint,
+            "layers": json.dumps(model.layer_names),
+            "widths": json.dumps(model.widths),
+            "combine": config.combine,
+            "weights": json.dumps(config.weights),
+            "pool": config.pool,
+            "seed": str(config.seed),
+            "transform": json.dumps(model.transform, sort_keys=True, default=str),
+        }
+        return Maker(live_features(model.to(device) if weights else model, pairs), facts, config.batch_size, "image")
+
+    def _open(self, weights: bool) -> Teacher:
+        from crossalign.models.vision.teacher import open_teacher
+
+        return open_teacher(self.ref, settings=self.teacher, seed=self.teacher.seed, weights=weights)
+
+
+def teacher_features(teacher: TeacherConfig, pairs: Pairs, *, device: str = "auto") -> Features:
+    """The features of pairs' images: from a file of one's own (``file:PATH``), from the cache, or made.
+
+    Args:
+        teacher: which model, layers and pooling.
+        pairs: which images, see ``open_pairs``.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        UserError: a teacher that cannot be opened, a file that is not of these pairs, or features that are no finite numbers.
+    """
+    return FeatureStore(pairs, device).read(ImageSource(teacher))
+
+
+def live_features(model: Teacher, pairs: Pairs) -> Callable[[Tensor], Tensor]:
+    """A function of pairs' indices (B,) that gives their features (B, D) from a teacher in memory, without any file."""
+
+    def compute(indices: Tensor) -> Tensor:
+        device = next(model.parameters(), torch.empty(0)).device  # a plug-in's may have no parameters
+        return model(model.preprocess(pairs.images(indices.tolist())).to(device))  # type: ignore[no-any-return]
+
+    return compute
 
 
 def bits_per_byte(
