@@ -20,12 +20,6 @@ from .divergence import mmd
 RANK_ROWS = 1024
 
 
-def spread(x: Tensor) -> Tensor:
-    """Root mean square over coordinates of the standard deviation: x (..., n, d) -> (...), in the data's unit."""
-    with full_precision(x, x) as (x, _):
-        return centre(x).square().mean((-2, -1)).sqrt()
-
-
 def effective_rank(x: Tensor) -> Tensor:
     """Entropy-based number of directions that x (..., n, d) fills: from 1 to min(n - 1, d); -> (...), no unit.
 
@@ -55,31 +49,28 @@ def participation_ratio(x: Tensor) -> Tensor:
         return trace.square() / one_if_zero(gram.square().sum((-2, -1)))
 
 
-def norm_ratio(x: Tensor, y: Tensor) -> Tensor:
-    """Root mean square norm of the points of x over that of y: (..., n, d), (..., m, d) -> (...), no unit."""
-    with full_precision(x, y) as (x, y):
-        size_x, size_y = (points.square().sum(-1).mean(-1).sqrt() for points in (x, y))
-        return size_x / size_y
-
-
 @torch.no_grad()
 def health(x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Numbers that tell whether x (n, d), say image embeddings, collapses as it is aligned to text embeddings y (m, d).
 
-    Give samples that the alignment was not trained on. Keys: "std" and "std_text" (`spread`), "effective_rank" and
-    "effective_rank_text" (on equally many rows, 1024 at most, since the rank of few points is low), "norm_ratio",
-    "heldout_mmd" (`mmd`, unbiased: about 0 for equal distributions, negative by chance). Scalar tensors on x's device.
+    Give samples that the alignment was not trained on. Keys: "std" and "std_text" (root mean square over coordinates of the
+    standard deviation, in the data's unit), "effective_rank" and "effective_rank_text" (on equally many rows, 1024 at most,
+    since the rank of few points is low), "norm_ratio" (of the root mean square norms of points, no unit), "heldout_mmd"
+    (`mmd`, unbiased: about 0 for equal distributions, negative by chance). Scalar tensors on x's device.
 
     Raises ValueError for fewer than two points in a sample.
     """
     need_points("health", 2, x, y)
     rows = min(x.shape[-2], y.shape[-2], RANK_ROWS)
+    with full_precision(x, y) as (full_x, full_y):
+        std, std_text = (centre(points).square().mean((-2, -1)).sqrt() for points in (full_x, full_y))
+        size, size_text = (points.square().sum(-1).mean(-1).sqrt() for points in (full_x, full_y))
     return {
-        "std": spread(x),
-        "std_text": spread(y),
+        "std": std,
+        "std_text": std_text,
         "effective_rank": effective_rank(_some_rows(x, rows)),
         "effective_rank_text": effective_rank(_some_rows(y, rows)),
-        "norm_ratio": norm_ratio(x, y),
+        "norm_ratio": size / size_text,
         "heldout_mmd": mmd(x, y),
     }
 

@@ -206,16 +206,15 @@ def find_metric(metric: str | Metric, mode: Mode) -> Any:
     function, name = _named(metric), name_of(metric)
     if not _told(function, "differentiable", True):
         raise UserError(f"{name} has no gradient and cannot be a loss; soft-mutual-knn is its differentiable form")
-    if mode == "mean" and _told(function, "centred"):
-        raise UserError(
-            f"{name} centres its features, so that it is 0 / 0 where all texts have the mean of the images; use "
-            "kernel-alignment, which does not centre (the paper does not state the form that it used)"
-        )
-    if mode == "mean" and _told(function, "ranks_rows"):
-        raise UserError(
-            f"{name} asks which rows are nearest, which says nothing where all texts have the mean of the images; use "
-            "kernel-alignment"
-        )
+    for flag, fault in (
+        ("centred", "centres its features, so that it is 0 / 0"),
+        ("ranks_rows", "asks which rows are nearest, which says nothing"),
+    ):
+        if mode == "mean" and _told(function, flag):
+            raise UserError(
+                f"{name} {fault} where all texts have the mean of the images; use kernel-alignment, which does neither (the "
+                "paper does not state the form that it used)"
+            )
     return function
 
 

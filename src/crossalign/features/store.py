@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from crossalign.core.device import resolve_device
 from crossalign.core.errors import UserError, unknown
-from crossalign.core.files import atomic_path, cache_dir, content_key, file_hash
+from crossalign.core.files import cache_dir, content_key, file_hash
 from crossalign.core.refs import Ref
 from crossalign.data.pairs.sources import ID_COLUMNS, unique
+from crossalign.models.loading import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from crossalign.data.pairs.load import Pairs
@@ -136,7 +137,7 @@ class FeatureStore:
             raise UserError(f"'{path}' holds features of other pairs ({facts['pairs']}), not of {self.pairs.source}: {AGAIN}")
         if key is not None:
             check_maker(path, facts, key)
-        values = _load(path)
+        values = read_tensors([path])["features"]
         if len(values) != len(self.pairs):
             raise UserError(f"'{path}' holds {len(values)} rows for {len(self.pairs)} pairs: {AGAIN}")
         apart = facts.get("combine") != "sum" and {"layers", "widths"} <= facts.keys()
@@ -175,10 +176,11 @@ class FeatureStore:
                         raise UserError(f"'{source.ref}' gives features of {name} that are no finite numbers: choose others")
                     done.append(values)
                     bar.update(len(batch))
-                _save(parts / f"{start}.safetensors", torch.cat(done))
-        whole = torch.cat([_load(parts / f"{start}.safetensors") for start in starts])
+                write_tensors(parts / f"{start}.safetensors", {"features": torch.cat(done)})
+        whole = torch.cat([read_tensors([parts / f"{start}.safetensors"])["features"] for start in starts])
         facts = {"format": FORMAT, "teacher": source.ref, "teacher_key": key} | maker.metadata
-        _save(path, whole, facts | {"pairs": self.pairs.source, "pairs_fingerprint": self.pairs.fingerprint})
+        facts |= {"pairs": self.pairs.source, "pairs_fingerprint": self.pairs.fingerprint}
+        write_tensors(path, {"features": whole}, facts)
         shutil.rmtree(parts)
 
 
@@ -215,19 +217,6 @@ def is_ours(path: Path) -> bool:
         return path.suffix == ".safetensors" and bool(read_metadata(path))
     except UserError:
         return False
-
-
-def _load(path: Path) -> Tensor:
-    from safetensors.torch import load_file
-
-    return load_file(path)["features"]
-
-
-def _save(path: Path, values: Tensor, metadata: dict[str, str] | None = None) -> None:
-    from safetensors.torch import save_file
-
-    with atomic_path(path) as temporary:
-        save_file({"features": values.contiguous()}, temporary, metadata)
 
 
 def own_file(ref: str) -> Path | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.core.errors import UserError, first_line
+from crossalign.core.files import atomic_path
 from crossalign.data.model_files import Source, quiet, weight_files
 
 T = TypeVar("T")
@@ -123,15 +124,10 @@ def put_tensors(
     Raises:
         UserError: a tensor is missing, unexpected or of another shape; nothing is ever left at its initial value silently.
     """
-    check_fit(own, given, whose)
-    for name, tensor in given.items():
-        put(own[name], tensor)
-
-
-def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], whose: str) -> None:
-    """Raise UserError unless ``given`` has the names and shapes of ``own``; see :func:`put_tensors`."""
     resized = [(k, given[k].shape, own[k].shape) for k in own.keys() & given.keys() if given[k].shape != own[k].shape]
     _refuse(whose, own.keys() - given.keys(), given.keys() - own.keys(), resized)
+    for name, tensor in given.items():
+        put(own[name], tensor)
 
 
 def _refuse(whose: str, missing: Iterable[str], unexpected: Iterable[str], resized: Iterable[tuple[str, Any, Any]]) -> None:
@@ -148,6 +144,14 @@ def _refuse(whose: str, missing: Iterable[str], unexpected: Iterable[str], resiz
         if first:
             some = ", ".join([first, *more[:2]]) + (f" and {len(more) - 2} more" if len(more) > 2 else "")
             raise UserError(f"the weights of {whose} {fault}: {some}")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

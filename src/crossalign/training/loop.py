@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crossalign.config import LoopConfig, OptimConfig
-from crossalign.core.files import atomic_path
 from crossalign.core.progress import progress
 from crossalign.data.batches import Step
+from crossalign.models.loading import write_tensors
 from crossalign.results.outcomes import Outcome
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
@@ -276,8 +276,8 @@ class _Fit:
     def _keep_best(self) -> None:
         self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.stage.state().items()}
         if self.run.accelerator.is_main_process:
-            with ckpt.telling_if_full(f"no room left to write {self.best_file}"), atomic_path(self.best_file) as temporary:
-                save_file({n: t.contiguous() for n, t in self.best_state.items()}, temporary)
+            with ckpt.telling_if_full(f"no room left to write {self.best_file}"):
+                write_tensors(self.best_file, self.best_state)
 
     def _log(self, split: str, numbers: dict[str, float], step: int | None = None) -> None:
         epoch = self.epoch + (split != "validation")

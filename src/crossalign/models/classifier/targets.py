@@ -21,8 +21,10 @@ from torch.nn import functional as F
 
 from crossalign.config import AlignConfig, validate
 from crossalign.core.errors import UserError
-from crossalign.core.files import atomic_path, cache_dir, content_key, file_hash
+from crossalign.core.files import cache_dir, content_key, file_hash
+from crossalign.data.records import whole_text
 from crossalign.models.language.model import LanguageModel
+from crossalign.models.loading import write_tensors
 
 _PLACEHOLDER = re.compile(r"^\[unused\d+\]$")  # BERT's spare rows, which no text ever trained
 _CHUNK = 4096
@@ -104,7 +106,7 @@ def text_targets(
         UserError: a missing, empty or malformed corpus, no tokenizer for it, or settings that give no sequence.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     validate(config, "align.")
     corpus = corpus_path(config) if config.target == "corpus" else None
@@ -132,8 +134,7 @@ def text_targets(
     elif targets.labels is None:
         targets = replace(targets, labels=kmeans(targets.means().float(), config.otdd_classes, generator))
     tensors = {"ids": targets.ids, "mask": targets.mask, "labels": targets.labels}
-    with atomic_path(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}, temporary)
+    write_tensors(path, {name: tensor for name, tensor in tensors.items() if tensor is not None})
     return targets
 
 
@@ -175,11 +176,9 @@ def _from_corpus(
     kept = [i for i, ids in enumerate(encoded) if ids]
     if not kept:
         raise UserError(f"--align.corpus '{corpus}' gives no tokens with the tokenizer of '{language_model.ref}'")
-    ids = torch.zeros(len(kept), config.sequence_length, dtype=torch.int32)
-    mask = torch.zeros(len(kept), config.sequence_length, dtype=torch.bool)
-    for row, i in enumerate(kept):
-        ids[row, : len(encoded[i])] = torch.tensor(encoded[i], dtype=torch.int32)
-        mask[row, : len(encoded[i])] = True
+    length = config.sequence_length
+    ids = torch.tensor([encoded[i] + [0] * (length - len(encoded[i])) for i in kept], dtype=torch.int32)
+    mask = torch.arange(length) < torch.tensor([len(encoded[i]) for i in kept])[:, None]
     if int(ids.max()) >= len(table):
         raise UserError(f"the tokenizer of '{language_model.ref}' gives ids beyond its {len(table)} embeddings")
     classes = {name: number for number, name in enumerate(sorted(set(names)))}
@@ -199,10 +198,8 @@ def corpus_path(config: AlignConfig) -> Path:
 
 def _read_corpus(path: Path) -> tuple[list[str], list[str]]:
     """The lines that hold text and, for a .tsv, their labels."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"--align.corpus '{path}' is not text in UTF-8: convert it first") from error
+    text = whole_text(path, lambda error: f"--align.corpus '{path}' is not text in UTF-8: convert it first", "utf-8-sig")
+    lines = [line.strip() for line in text.splitlines()]
     if path.suffix != ".tsv":
         texts, labels = [line for line in lines if line], []
     else:

@@ -39,6 +39,12 @@ class Family:
 
 _QKVO = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _UP_DOWN = ("mlp.up_proj", "mlp.down_proj")
+_NEOX_QKVO = ("attention.query_key_value", "attention.dense")
+_OPT_QKVO = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
+_DISTIL_QKVO = ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin")
+_VIT_QKVO = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj")
+_NEOX_MLP = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+_BERT_POSITIONS = "embeddings.position_embeddings"
 _BERT_QKVO = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
 _BERT_MLP = ("intermediate.dense", "output.dense")
 
@@ -49,46 +55,16 @@ _FAMILIES = (
     Family("qwen2", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN, bos="no"),
     Family("qwen3", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN, bos="no"),
     Family("gemma", "causal", "rotary", "rotary_emb", _QKVO, _UP_DOWN, bos="yes"),
-    Family(
-        "gpt_neox",
-        "causal",
-        "rotary",
-        "rotary_emb",
-        ("attention.query_key_value", "attention.dense"),
-        ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-        bos="no",
-    ),
-    Family(
-        "opt",
-        "causal",
-        "learned",
-        "decoder.embed_positions",
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
-        ("fc1", "fc2"),
-        bos="yes",
-    ),
-    Family("bert", "bidirectional", "learned", "embeddings.position_embeddings", _BERT_QKVO, _BERT_MLP, True),
-    Family("roberta", "bidirectional", "learned", "embeddings.position_embeddings", _BERT_QKVO, _BERT_MLP, True),
-    Family(
-        "distilbert",
-        "bidirectional",
-        "learned",
-        "embeddings.position_embeddings",
-        ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin"),
-        ("ffn.lin1", "ffn.lin2"),
-    ),
+    Family("gpt_neox", "causal", "rotary", "rotary_emb", _NEOX_QKVO, _NEOX_MLP, bos="no"),
+    Family("opt", "causal", "learned", "decoder.embed_positions", _OPT_QKVO, ("fc1", "fc2"), bos="yes"),
+    Family("bert", "bidirectional", "learned", _BERT_POSITIONS, _BERT_QKVO, _BERT_MLP, True),
+    Family("roberta", "bidirectional", "learned", _BERT_POSITIONS, _BERT_QKVO, _BERT_MLP, True),
+    Family("distilbert", "bidirectional", "learned", _BERT_POSITIONS, _DISTIL_QKVO, ("ffn.lin1", "ffn.lin2")),
 )
 FAMILIES: Registry[Family] = Registry("backbone architecture", {f.name: f for f in _FAMILIES}, group="crossalign.backbones")
 
 # The two controls that are no language model; see scratch.py.
-VIT = Family(
-    "crossalign_vit",
-    "bidirectional",
-    "none",
-    "",
-    ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
-    ("mlp.fc1", "mlp.fc2"),
-)
+VIT = Family("crossalign_vit", "bidirectional", "none", "", _VIT_QKVO, ("mlp.fc1", "mlp.fc2"))
 NONE = Family("crossalign_none", "none", "none", "", (), ())
 
 

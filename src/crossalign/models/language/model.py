@@ -71,16 +71,14 @@ class LanguageModel:
         """A hash of the content: of the weight files, or of the configuration and seed that made the weights."""
         is_meta = any(parameter.is_meta for parameter in self.model.parameters())
         if self.kind in ("pretrained", "shuffled") and not is_meta:
-            weights = self._content()
+            files = weight_files(self.source)
+            config_file = self.source.folder / "config.json" if self.source.folder and not self.source.gguf else None
+            if config_file is not None and config_file.is_file():
+                files += [config_file]  # the same tensors are another model in another architecture
+            weights = files_hash(files)
             return weights if self.kind == "pretrained" else content_key(shuffled=weights, seed=self.seed)
         config = {k: v for k, v in self.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
         return content_key(kind=self.kind, config=config, seed=self.seed)
-
-    def _content(self) -> str:
-        """A hash of the weight files and of config.json: the same tensors are another model in another architecture."""
-        files = weight_files(self.source)
-        config = self.source.folder / "config.json" if self.source.folder and not self.source.gguf else None
-        return files_hash([*files, config] if config is not None and config.is_file() else files)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

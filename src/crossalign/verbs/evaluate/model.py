@@ -19,7 +19,7 @@ from crossalign.data.text.tokenizer import read_tokenizer
 from crossalign.models.classifier.model import FORMAT, read_saved
 from crossalign.models.language.inner import add_lora
 from crossalign.models.language.model import LanguageModel, open_language_model
-from crossalign.models.loading import check_fit, put_tensors, read_tensors
+from crossalign.models.loading import put_tensors, read_tensors
 from crossalign.runs.names import RunFolder
 
 ADAPTER = "adapter_model.safetensors"
@@ -121,7 +121,7 @@ def _merged(folder: Path, run: Path | None) -> LanguageModel:
         raise UserError(f"the model that the adapter '{folder}' belongs to cannot be opened: {error}") from error
     state = read_tensors([folder / ADAPTER])
     peft = PeftModel.from_pretrained(opened.model, str(folder))
-    check_fit(get_peft_model_state_dict(peft), state, f"'{folder}'")
+    put_tensors(get_peft_model_state_dict(peft), state, f"'{folder}'")
     merged = LanguageModel(peft.merge_and_unload().eval(), opened.config, str(folder), opened.kind, opened.seed, opened.source)
     files = [folder / ADAPTER, folder / "adapter_config.json"]
     merged.fingerprint = content_key(base=opened.fingerprint, adapter=files_hash(files))

@@ -33,10 +33,11 @@ from crossalign.alignment.resampling import (
 from crossalign.config import MeasureConfig, validate
 from crossalign.core.device import resolve_device
 from crossalign.core.errors import UserError, missing_extra, unknown
-from crossalign.core.files import atomic_path, write_json
+from crossalign.core.files import write_json
 from crossalign.core.machine import environment, free_memory
 from crossalign.core.progress import progress
 from crossalign.data.pairs.load import Pairs, open_pairs
+from crossalign.models.loading import write_tensors
 from crossalign.runs.folder import claim_folder, locked, write_config
 from crossalign.runs.names import RunFolder
 from crossalign.stats import student_t
@@ -201,7 +202,6 @@ def _summary(one: Alignment, config: MeasureConfig) -> dict[str, Any]:
 
 def _write(config: MeasureConfig, result: dict[str, Any], found: list[Alignment]) -> None:
     """config.yaml, environment.json, measure.json, scores.safetensors, figures/ and measure.md."""
-    from safetensors.torch import save_file
 
     from crossalign.report.measure import write_page
 
@@ -216,8 +216,7 @@ def _write(config: MeasureConfig, result: dict[str, Any], found: list[Alignment]
         tensors[f"{place} | null mean"] = one.null.mean(0)
         tensors[f"{place} | p"] = p_values(one.scores, one.null.amax((1, 2))[:, None, None])
         tensors[f"{place} | null best"] = one.null.amax((1, 2))
-    with atomic_path(RunFolder(folder).scores) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    write_tensors(RunFolder(folder).scores, tensors)
     write_json(RunFolder(folder).measurement, result)
     write_page(folder, config, result, {name: tensor.numpy() for name, tensor in tensors.items()})
 
