@@ -17,9 +17,9 @@ import numpy as np
 
 from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
-from crossalign.runs.evaluations import BITS_PER_BYTE, Answers, Evaluation, is_likelihood
+from crossalign.runs.evaluations import BITS_PER_BYTE, Answers, Evaluation
 from crossalign.runs.names import RunFolder
-from crossalign.runs.records import Predictions, Run, read_columns
+from crossalign.runs.records import Predictions, Run
 
 HELD_OUT = "held_out_cka-linear-debiased"
 ALIGNED = "alignment"
@@ -109,7 +109,7 @@ def scores_of(run: Run) -> Iterator[Score]:
         UserError: an outcome in result.json that lacks its name or has an unknown key.
     """
     if run.evaluation is not None:
-        yield from _tasks(run, run.evaluation)
+        yield from _tasks(run.evaluation)
     yield from (_stated(run, entry) for entry in outcomes_of(run) if entry.get("family") != VALIDATION)
 
 
@@ -198,7 +198,7 @@ def _answers(
     if not file:
         return ""
     named = [amount] if isinstance(amount, str) else amount
-    columns = read_columns(run.folder / file, [id, *named], [size], run.notes)
+    columns = run.columns(file, (id, *named))
     if columns is None:
         return f"no {file} in {run.folder} to pair {outcome.items} by; only running it again makes it"
     parts = [np.asarray(columns[name]) for name in named]
@@ -215,43 +215,34 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _tasks(run: Run, evaluation: Evaluation) -> Iterator[Score]:
+def _tasks(evaluation: Evaluation) -> Iterator[Score]:
     """Every metric of every task, and what it was before the language model became a classifier."""
     for task, facts in evaluation.tasks.items():
-        for metric in evaluation.metrics(task):
-            outcome = _task_outcome(evaluation, task, metric)
-            alike = [
-                (f"different {key.replace('_', '-')}: {{here}} here, {{there}} there", str(facts.get(key)))
+        for metric, value in facts["metrics"].items():
+            bits, likelihood = metric == BITS_PER_BYTE, metric == BITS_PER_BYTE or "perplexity" in metric
+            higher = (facts.get("higher_is_better") or {}).get(metric)
+            outcome = Outcome(
+                f"{task}.{metric}",
+                f"{facts.get('label') or task} {metric}",
+                "tasks",
+                unit="bits a byte" if bits else "" if likelihood else "points",
+                share=not likelihood,
+                lower_is_better=not higher if isinstance(higher, bool) else likelihood,
+                digits=4 if bits else 2,
+                # On the same documents a perplexity is the same likelihood in other units: it is shown, not tested again.
+                tested=bits or not likelihood or BITS_PER_BYTE not in facts["metrics"],
+                remedy=f"crossalign evaluate {{run}} --tasks {task}",
+            )
+            sentences = {
+                key: f"different {key.replace('_', '-')}: {{here}} here, {{there}} there"
                 for key in ("label", "few_shot", "bos", "precision")
-            ]
-            if is_likelihood(metric):
-                pieces = "text in pieces of {here} tokens here, of {there} there"
-                alike.append((pieces, str(facts.get("max_length"))))
-            value = evaluation.score(task, metric)
-            yield Score(outcome, value, tuple(alike), partial(evaluation.answers, task, metric))
+            }
+            if likelihood:
+                sentences["max_length"] = "text in pieces of {here} tokens here, of {there} there"
+            alike = tuple((sentence, str(facts.get(key))) for key, sentence in sentences.items())
+            yield Score(outcome, _number(value), alike, partial(evaluation.answers, task, metric))
             forgot = evaluation.forgetting.get(task, {}).get(metric)
             if forgot is not None:
-                name, before = f"{BEFORE}.{outcome.name}", evaluation.before
-                yield Score(
-                    dataclasses.replace(outcome, name=name, family=BEFORE, tested=False),
-                    _number(forgot.get("before")),
-                    tuple(alike),
-                    partial(before.answers, task, metric) if before else str,
-                )
-
-
-def _task_outcome(evaluation: Evaluation, task: str, metric: str) -> Outcome:
-    bits, likelihood = metric == BITS_PER_BYTE, is_likelihood(metric)
-    # On the same documents a perplexity is the same likelihood in other units: it is shown, not tested again.
-    again = likelihood and not bits and BITS_PER_BYTE in evaluation.metrics(task)
-    return Outcome(
-        f"{task}.{metric}",
-        f"{evaluation.tasks[task].get('label') or task} {metric}",
-        "tasks",
-        unit="bits a byte" if bits else "" if likelihood else "points",
-        share=not likelihood,
-        lower_is_better=not evaluation.higher_is_better(task, metric),
-        digits=4 if bits else 2,
-        tested=not again,
-        remedy=f"crossalign evaluate {{run}} --tasks {task}",
-    )
+                read = partial(evaluation.before.answers, task, metric) if evaluation.before else str
+                outcome = dataclasses.replace(outcome, name=f"{BEFORE}.{outcome.name}", family=BEFORE, tested=False)
+                yield Score(outcome, _number(forgot.get("before")), alike, read)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from crossalign.results.contrasts import Pair
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import ACCURACY, BEFORE, Outcome
-from crossalign.results.rows import Row, baseline, differing
+from crossalign.results.rows import Row, baseline, by_block, differing
 from crossalign.runs.evaluations import BITS_PER_BYTE
 
 CHOSEN = ("optim.lr", "loop.device", "loop.precision", "loop.compile")
@@ -71,61 +71,43 @@ def image_pairs(results: Results) -> Iterator[Pair]:
 
     All that differ in what is asked alone are one family.
     """
-    for question, row, references in _image_questions(list(results.row.values())):
-        if references:
-            reference = min(references, key=lambda other: len(question.also(other, row)))
-            yield question.pair(ACCURACY.name, reference, row, "images")
-
-
-def _image_questions(rows: list[Row]) -> Iterator[tuple[Question, Row, list[Row]]]:
-    """Each question for each row, with the rows that could be its reference."""
+    rows = list(results.row.values())
 
     def like(row: Row, weights: str) -> list[Row]:
         facts = (row.method, row.backbone, row.data, weights, "none")
         return [other for other in rows if (other.method, other.backbone, other.data, other.weights, other.align) == facts]
 
-    for row in rows:
-        if row.align != "none":
-            yield ALIGNMENT, row, like(row, row.weights)
+    def without(row: Row, method: str) -> list[Row]:
+        fitting = [other for other in rows if other.data == row.data and other.backbone in ("", row.backbone)]
+        return [other for other in fitting if other.method == method]
+
     plain = [row for row in rows if row.weights == "pretrained" and row.align == "none"]
-    for row in plain:
-        for weights in ("random", "shuffled"):
-            yield PRETRAINING, row, like(row, weights)
-    for row in plain:
-        for method in ("none", "vit"):
-            fitting = [other for other in rows if other.data == row.data and other.backbone in ("", row.backbone)]
-            yield BACKBONE, row, [other for other in fitting if other.method == method]
+    asked = [(ALIGNMENT, row, like(row, row.weights)) for row in rows if row.align != "none"]
+    asked += [(PRETRAINING, row, like(row, weights)) for row in plain for weights in ("random", "shuffled")]
+    asked += [(BACKBONE, row, without(row, method)) for row in plain for method in ("none", "vit")]
+    for question, row, references in asked:
+        if references:
+            reference = min(references, key=lambda other: len(question.also(other, row)))
+            yield question.pair(ACCURACY.name, reference, row, "images")
 
 
 def text_pairs(results: Results) -> Iterator[Pair]:
     """The three questions about language models; each is a family in each block of rows that can be compared."""
-    rows, known = list(results.row.values()), _known(results)
-    for block in dict.fromkeys(row.block for row in rows):
-        members = [row for row in rows if row.block == block]
-        for question in TEXT_QUESTIONS:
-            family = "held-out alignment" if question is ALIGNS else "losses"
-            for row, reference in itertools.product(members, members):
-                if _asked(question, reference, row):
-                    for label, outcome in known:
-                        if (
-                            label == row.label
-                            and results.outcome[outcome].family == family
-                            and (reference.label, outcome) in known
-                        ):
-                            yield question.pair(outcome, reference, row, f"{block}: {question.name}")
+    known = _known(results)
+    for block, members in by_block(results.row.values()).items():
+        for question, row, reference in itertools.product(TEXT_QUESTIONS, members, members):
+            control = reference.align != "none" and reference.control and not row.control
+            if row.align != "none" and (control if question is CONTROLS else reference.align == "none"):
+                family = "held-out alignment" if question is ALIGNS else "losses"
+                for label, outcome in known:
+                    both = label == row.label and (reference.label, outcome) in known
+                    if both and results.outcome[outcome].family == family:
+                        yield question.pair(outcome, reference, row, f"{block}: {question.name}")
 
 
 def _known(results: Results) -> dict[tuple[str, str], None]:
     """Rows and outcomes of which there is a number, in order."""
     return dict.fromkeys(zip(results.values.row, results.values.outcome, strict=True))
-
-
-def _asked(question: Question, reference: Row, row: Row) -> bool:
-    if row.align == "none":
-        return False
-    if question is CONTROLS:
-        return reference.align != "none" and reference.control and not row.control
-    return reference.align == "none"
 
 
 def before_and_after(results: Results) -> Iterator[Pair]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from crossalign.core.refs import UNTRAINED, Ref
 from crossalign.runs.records import Run, Study
 from crossalign.stats import Mean, mean_and_error
@@ -25,28 +27,33 @@ NOT_SETTINGS = ("output", "seed", "row", "overwrite", "tracking", "loop.checkpoi
 """Configuration keys that do not change what a run computes, or that differ between seeds by design."""
 
 
+class Fact:
+    """A text that result.json has under this name, the same for all runs of a row."""
+
+    def __init__(self, usual: str = "") -> None:
+        self.usual = usual
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, row: Row, owner: type) -> str:
+        return row.first.text(self.name) or self.usual
+
+
 @dataclass(frozen=True)
 class Row:
     """Complete runs of one setting, by seed."""
 
     label: str
     runs: tuple[Run, ...]
+    verb, method, weights, teacher, data = Fact(), Fact(), Fact(), Fact(), Fact()
+    align = Fact("none")
+    mode = Fact("paired")
+    """What the term pairs texts with: the images of its own captions, or others."""
 
     @property
     def first(self) -> Run:
         return self.runs[0]
-
-    @property
-    def method(self) -> str:
-        return self.first.text("method")
-
-    @property
-    def align(self) -> str:
-        return self.first.text("align") or "none"
-
-    @property
-    def weights(self) -> str:
-        return self.first.text("weights")
 
     @property
     def backbone(self) -> str:
@@ -56,23 +63,6 @@ class Row:
     def model(self) -> str:
         """The language model inside; empty for the controls that have none."""
         return "" if self.method in ("none", "vit") else self.backbone
-
-    @property
-    def data(self) -> str:
-        return self.first.text("data")
-
-    @property
-    def verb(self) -> str:
-        return self.first.text("verb")
-
-    @property
-    def mode(self) -> str:
-        """What the term pairs texts with: the images of its own captions, or others."""
-        return self.first.text("mode") or "paired"
-
-    @property
-    def teacher(self) -> str:
-        return self.first.text("teacher")
 
     @property
     def control(self) -> bool:
@@ -200,20 +190,13 @@ def baseline(row: Row, rows: list[Row]) -> Row | None:
 
 def best(rows: list[Row]) -> Row:
     """The row of the highest mean *validation* accuracy: the test set chooses nothing, not even what is shown first."""
-    return max(rows, key=lambda row: _or_low(row.mean("validation", "accuracy").mean))
-
-
-def _or_low(value: float) -> float:
-    return value if value == value else -1.0
+    return max(rows, key=lambda row: float(np.nan_to_num(row.mean("validation", "accuracy").mean, nan=-1)))
 
 
 def flat(values: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
     """Nested settings as ``("optim.lr", 0.001)`` pairs."""
     for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{place}{key}.")
-        else:
-            yield f"{place}{key}", value
+        yield from flat(value, f"{place}{key}.") if isinstance(value, dict) else [(f"{place}{key}", value)]
 
 
 def settings(run: Run) -> dict[str, Any]:
@@ -240,55 +223,38 @@ def warnings(study: Study, rows: list[Row]) -> list[str]:
         listed = "; ".join(f"“{name}”" for name in data)
         found.append(f"The rows are from {len(data)} data sets and are compared only within each: {listed}.")
     for block in blocks(rows):
-        found += _mixed(block, "precision") + _mixed(block, "device") + _uneven_test_sets(block) + _missing_seeds(block)
+        found += _uneven(block)
     for row in rows:
         changed = differing(row.runs)
         if changed:
             found.append(f"Runs of “{row.label}” differ in more than their seed: {', '.join(changed)}.")
-        found += _alignment(row)
-    for run in study.runs:
-        if run.result is not None:
-            _ = run.predictions, run.samples  # reading them leaves a note where they are damaged
-        found += run.notes
-    return list(dict.fromkeys(found))
+        # What the alignment stage itself warned of, such as a collapse.
+        warned = {run.seed: ((run.result or {}).get("alignment") or {}).get("warning") for run in row.runs}
+        warned = {seed: warning for seed, warning in warned.items() if warning}
+        if warned:
+            which = f"seed{'s' if len(warned) > 1 else ''} {', '.join(map(str, warned))}"
+            found.append(f"Alignment stage of “{row.label}”, {which}: {next(iter(warned.values()))}")
+    for run in study.complete:
+        _ = run.predictions, run.samples  # reading them leaves a note where they are damaged
+    return list(dict.fromkeys([*found, *(note for run in study.runs for note in run.notes)]))
 
 
-def _alignment(row: Row) -> list[str]:
-    """What the alignment stage itself warned of, such as a collapse."""
-    told = {run.seed: ((run.result or {}).get("alignment") or {}).get("warning") for run in row.runs}
-    seeds = [seed for seed, warning in told.items() if warning]
-    if not seeds:
-        return []
-    which = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-    return [f"Alignment stage of “{row.label}”, {which}: {told[seeds[0]]}"]
-
-
-def _mixed(block: list[Row], key: str) -> list[str]:
-    kinds: dict[str, list[str]] = {}
-    for row in block:
-        for kind in row.distinct(key):
-            kinds.setdefault(kind or "not stated", []).append(row.label)
-    if len(kinds) < 2:
-        return []
-    told = "; ".join(f"{kind} ({', '.join(labels)})" for kind, labels in kinds.items())
-    return [f"Compared rows were not run with the same {key}: {told}."]
-
-
-def _uneven_test_sets(block: list[Row]) -> list[str]:
+def _uneven(block: list[Row]) -> Iterator[str]:
+    """What rows that are compared do not share: how they were run, test images, seeds."""
+    for key in ("precision", "device"):
+        kinds: dict[str, list[str]] = {}
+        for row in block:
+            for kind in row.distinct(key):
+                kinds.setdefault(kind or "not stated", []).append(row.label)
+        if len(kinds) > 1:
+            told = "; ".join(f"{kind} ({', '.join(labels)})" for kind, labels in kinds.items())
+            yield f"Compared rows were not run with the same {key}: {told}."
     runs = [run for row in block for run in row.runs]
-    held = [(run, run.predictions) for run in runs]
-    whole = [(run, predictions) for run, predictions in held if predictions is not None]
-    sizes = {run.number("test", "n") for run in runs}
-    if len({n for n in sizes if n == n}) < 2 and len({p.images for _, p in whole}) < 2:
-        return []
-    return [
-        f"Runs on “{block[0].data}” were not all scored on the same test images; runs of different test images are not paired."
-    ]
-
-
-def _missing_seeds(block: list[Row]) -> list[str]:
+    images = {run.predictions.images for run in runs if run.predictions is not None}
+    if len(images) > 1 or len({n for run in runs if not math.isnan(n := run.number("test", "n"))}) > 1:
+        told = "were not all scored on the same test images; runs of different test images are not paired"
+        yield f"Runs on “{block[0].data}” {told}."
     seeds = sorted({seed for row in block for seed in row.seeds})
     short = [f"“{row.label}” has {', '.join(map(str, row.seeds))}" for row in block if len(row.seeds) < len(seeds)]
-    if not short:
-        return []
-    return [f"Not every row has every seed ({', '.join(map(str, seeds))}): {'; '.join(short)}."]
+    if short:
+        yield f"Not every row has every seed ({', '.join(map(str, seeds))}): {'; '.join(short)}."

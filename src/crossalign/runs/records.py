@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
-from crossalign.runs.evaluations import Evaluation, read_evaluation
+from crossalign.runs.evaluations import Evaluation, read_columns, read_evaluation
+from crossalign.runs.names import RunFolder
 from crossalign.runs.search import SearchRecord, read_search
 
 SKIPPED = {"checkpoints", "model", "mlruns", "mlartifacts", "sweep", "__pycache__"}
@@ -90,6 +92,14 @@ class Run:
         """The backbone's reference without the prefix of a control, so that controls meet their original."""
         return Ref(self.text("backbone")).base
 
+    def columns(self, file: str, wanted: Iterable[str]) -> dict[str, list[Any]] | None:
+        """Columns of a parquet file in the folder; None where it is absent, or damaged, with a note."""
+        try:
+            return read_columns(self.folder / file, wanted)
+        except UserError as error:
+            self.notes.append(f"{error} and is left out")
+            return None
+
     @property
     def classes(self) -> list[str]:
         return [str(name) for name in (self.result or {}).get("classes") or []]
@@ -97,7 +107,7 @@ class Run:
     @cached_property
     def predictions(self) -> Predictions | None:
         """The test set's predictions in the order of their index; None where absent, None and a note where damaged."""
-        columns = read_columns(self.folder / "predictions.parquet", ["index", "label", "predicted"], ["confidence"], self.notes)
+        columns = self.columns(RunFolder.predictions.name, ("index", "label", "predicted"))
         if columns is None:
             return None
         index, label, predicted = (np.asarray(columns[key], np.int64) for key in ("index", "label", "predicted"))
@@ -113,8 +123,9 @@ class Run:
     @cached_property
     def samples(self) -> list[Sample]:
         """A few test images as PNG; what is no PNG is left out."""
-        columns = read_columns(self.folder / "samples.parquet", ["png", "label", "predicted", "confidence"], [], self.notes)
-        rows = zip(*(columns or {}).values(), strict=True)
+        names = "png", "label", "predicted", "confidence"
+        columns = self.columns(RunFolder.samples.name, names)
+        rows = zip(*(columns[name] for name in names), strict=True) if columns else ()
         return [
             Sample(png, str(label), str(predicted), float(confidence))
             for png, label, predicted, confidence in rows
@@ -243,25 +254,11 @@ def read_run(folder: Path) -> Run:
         if not isinstance(result["seed"], int):
             raise UserError(f"{path} has seed {result['seed']!r}, which is no whole number; run it again")
     run = Run(folder, result, {}, {}, [])
-    run.config = _read_config(folder / "config.yaml", run.notes)
-    run.environment = _read_environment(folder / "environment.json", run.notes)
-    run.metrics = _read_metrics(folder / "metrics.jsonl", run.notes)
+    files = RunFolder(folder)
+    run.config = _read_facts(files.config, yaml.safe_load, "the settings", run.notes)
+    run.environment = _read_facts(files.environment, json.loads, "hardware, command and commit", run.notes)
+    run.metrics = _read_metrics(files.metrics, run.notes)
     return run
-
-
-def read_columns(path: Path, columns: list[str], optional: list[str], notes: list[str]) -> dict[str, list[Any]] | None:
-    """Columns of a parquet file, ``optional`` ones where there are; None where it is absent, or damaged, with a note."""
-    import pyarrow.parquet
-
-    if not path.is_file():
-        return None
-    try:
-        table = pyarrow.parquet.read_table(path)
-        wanted = [*columns, *(name for name in optional if name in table.column_names)]
-        return {column: table.column(column).to_pylist() for column in wanted}
-    except (OSError, KeyError, pyarrow.ArrowException) as error:
-        notes.append(f"{path} cannot be read ({type(error).__name__}) and is left out")
-        return None
 
 
 def _read_json(path: Path, kind: type) -> Any:
@@ -274,28 +271,16 @@ def _read_json(path: Path, kind: type) -> Any:
     return value
 
 
-def _read_environment(path: Path, notes: list[str]) -> dict[str, Any]:
+def _read_facts(path: Path, load: Callable[[str], Any], unknown: str, notes: list[str]) -> dict[str, Any]:
+    """What a side file of a run says; nothing, and a note that it is ``unknown``, where it is missing or damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
         value = None
-    if not isinstance(value, dict):
-        notes.append(f"{path} is missing or damaged: hardware, command and commit of this run are unknown")
-        return {}
-    return value
-
-
-def _read_config(path: Path, notes: list[str]) -> dict[str, Any]:
-    import yaml
-
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        value = None
-    if not isinstance(value, dict):
-        notes.append(f"{path} is missing or damaged: the settings of this run are unknown")
-        return {}
-    return value
+    if isinstance(value, dict):
+        return value
+    notes.append(f"{path} is missing or damaged: {unknown} of this run are unknown")
+    return {}
 
 
 def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
