@@ -154,6 +154,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """``trainable`` and ``total``, tied ones once."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return {"trainable": sum(size for size, trains in sizes if trains), "total": sum(size for size, _ in sizes)}
+
+
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """The tensors that training changes, tied ones once; a checkpoint holds these alone."""
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}

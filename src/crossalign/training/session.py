@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from pathlib import Path
+from functools import wraps
 from typing import Any, TypeVar
 
 import torch
@@ -15,36 +15,43 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
 from crossalign.config import LoopConfig, flatten, to_dict, validate
-from crossalign.core.device import reset_peak_memory, resolve_device
+from crossalign.core.device import device_name, peak_memory_bytes, reset_peak_memory, resolve_device
 from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
 from crossalign.core.machine import environment, is_main_process, world_size
+from crossalign.data.batches import Batches, Rows
 from crossalign.runs.folder import claim_folder, locked, read_json, resolved, write_config
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
 from crossalign.training.loop import Session
+from crossalign.training.stops import StageResult
 from crossalign.training.tracking import RunLog
 
-C = TypeVar("C")
+Train = TypeVar("Train", bound=Callable[..., dict[str, Any]])
 T = TypeVar("T")
+B = TypeVar("B")
 
 
-def in_folder(config: C, train: Callable[[C], dict[str, Any]]) -> dict[str, Any]:
-    """What ``config.output`` holds if its run is finished, else what ``train`` returns for the settings to run with.
+def in_folder(train: Train) -> Train:
+    """Let ``train`` run in the folder ``config.output``, which is locked and claimed, with its device resolved.
 
-    The folder is locked and claimed, and the device is resolved. An unfinished run with the same configuration goes on
-    where it stopped.
+    If the run there is finished, what it left is returned. An unfinished one with the same configuration goes on where it
+    stopped.
 
     Raises:
         UserError: a setting out of its bounds, a folder that is another's, or a device that is not here.
     """
-    validate(config)
-    with locked(config.output):  # type: ignore[attr-defined]
-        config = claim_folder(config)
-        finished: Path = RunFolder(config.output).result  # type: ignore[attr-defined]
-        if finished.is_file():
-            return dict(read_json(finished))
-        return train(resolved(config, loop={"device": resolve_device(config.loop.device)}))  # type: ignore[attr-defined]
+
+    @wraps(train)
+    def in_its_folder(config: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        validate(config)
+        with locked(config.output):
+            config = claim_folder(config)
+            if RunFolder(config.output).result.is_file():
+                return dict(read_json(RunFolder(config.output).result))
+            return train(resolved(config, loop={"device": resolve_device(config.loop.device)}), *args, **kwargs)
+
+    return in_its_folder  # type: ignore[return-value]
 
 
 @contextmanager
@@ -77,6 +84,38 @@ def opened_run(config: Any, identity: str, made_of: str, until: int | None = Non
         set_seed(config.seed)
         yield run
         run.accelerator.wait_for_everyone()
+
+
+def run_result(
+    config: Any, verb: str, recipe: str, facts: dict[str, Any], trained: StageResult, unit: str, **seconds: float
+) -> dict[str, Any]:
+    """result.json: what the run was, by the ``facts`` of its verb, and what it cost, of which ``unit`` is what rates count.
+
+    ``seconds`` are of other stages than training.
+    """
+    loop = config.loop
+    return {
+        "verb": verb,
+        "recipe": recipe,
+        "row": config.row,
+        **facts,
+        "seconds": seconds | {"train": trained.seconds},
+        f"{unit}_per_second": trained.examples / max(trained.seconds, 1e-9),
+        "peak_memory_bytes": peak_memory_bytes(loop.device),
+        "precision": loop.precision,
+        "device": device_name(loop.device),
+    }
+
+
+def batches_of(config: Any, rows: Rows[B], rank: int = 0, world: int | None = None) -> Batches[B]:
+    """The steps of one process; unless they are named, of the first of all that there are.
+
+    Raises:
+        UserError: steps of more rows than there are, or of fewer than processes and micro-batches.
+    """
+    loop = config.loop
+    world = world_size() if world is None else world
+    return Batches(rows, batch_size=loop.batch_size, seed=config.seed, accumulation=loop.accumulation, rank=rank, world=world)
 
 
 def main_process_first(device: str) -> AbstractContextManager[None]:

@@ -20,7 +20,7 @@ from crossalign.data.records import read_text
 from crossalign.data.text.tokens import EvaluationBlocks, TextBatch, TokenFile
 from crossalign.features.regularizer import WEIGHT_PENALTIES
 from crossalign.models.language.causal import nll_sum, save_causal, total_nll
-from crossalign.models.loading import put_tensors, trained_state
+from crossalign.models.loading import count_parameters, put_tensors, trained_state
 from crossalign.runs.folder import resolved
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
@@ -99,8 +99,7 @@ def resolve_speed(config: C, model: Any, block: int, quiet: bool) -> C:
         return resolved(config, loop={"precision": chosen, "compile": bool(loop.compile)})
     rows = max(1, loop.batch_size // loop.accumulation // world_size())
     ids = torch.zeros(rows, block, dtype=torch.int64, device=loop.device)
-    trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    signature = f"{type(model).__name__} {model.num_parameters()} {trains} {tuple(ids.shape)}"
+    signature = f"{type(model).__name__} {model.num_parameters()} {count_parameters(model)['trainable']} {tuple(ids.shape)}"
     steps = loop.steps * loop.accumulation
     model.to(loop.device)
     return precision.resolve_speed(config, model, lambda form: form(ids, use_cache=False).logits, signature, steps, quiet)

@@ -234,13 +234,13 @@ def _of_text(config: PretrainConfig | FinetuneConfig) -> Cost:
     each has a backward pass of its own. Similarities ask for no logits.
     """
     from crossalign.features.regularizer import WEIGHT_PENALTIES
+    from crossalign.models.loading import count_parameters
     from crossalign.verbs.language_model import row_name
 
     model, block = _language_model(config), config.block if isinstance(config, PretrainConfig) else config.data.block
     hf, loop, align = model.config, config.loop, config.align
     layers, width, vocabulary = int(hf.num_hidden_layers), int(hf.hidden_size), int(hf.vocab_size)
-    total = sum(p.numel() for p in model.parameters())
-    trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trains, total = count_parameters(model).values()
     tables = sum(m.weight.numel() for m in model.modules() if type(m).__name__ == "Embedding")
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     met = total - tables + (vocabulary * width if tied else 0)  # a look-up costs nothing, the head does

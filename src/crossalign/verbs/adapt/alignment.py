@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.alignment import collapse_warning, get_divergence, health
-from crossalign.config import AdaptConfig, OptimConfig
+from crossalign.config import AdaptConfig
 from crossalign.core.errors import UserError
+from crossalign.core.files import write_json
 from crossalign.data.batches import Batches, Step
 from crossalign.data.images.augment import augment
 from crossalign.data.images.batches import ImageRows
@@ -24,6 +25,8 @@ from crossalign.data.images.load import ImageSplits
 from crossalign.models.classifier.model import ImageClassifier
 from crossalign.models.classifier.targets import TextTargets, text_targets
 from crossalign.models.taps import masked_mean
+from crossalign.runs.folder import read_json
+from crossalign.runs.names import RunFolder
 from crossalign.training.loop import Batch, Session, Stage, fit
 
 Objective = Callable[[Tensor, Tensor, torch.Generator], Tensor]
@@ -31,11 +34,16 @@ HELD_OUT = 512  # validation images, and text sequences, on which health is meas
 
 
 def align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Session) -> dict[str, Any]:
-    """Run the stage; returns its cost and the health of the embeddings before and after.
+    """Run the stage, where one is asked for; its cost and the health of the embeddings before and after, in alignment.json too.
 
     Raises:
         UserError: unknown metric, or text targets that cannot be had.
     """
+    file = RunFolder(run.folder).alignment
+    if config.align.metric == "none":
+        return {}
+    if run.resume is not None and run.resume.stage == "train":  # the run is past it
+        return dict(read_json(file))
     divergence = find_divergence(config)
     table = model.backbone.text_embedding_table()
     targets = text_targets(model.language_model, table, config.align, labels=divergence.needs_labels, seed=config.seed)
@@ -56,7 +64,10 @@ def align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run:
     warning = collapse_warning(_beside(before, after))
     if warning and run.accelerator.is_main_process:
         warnings.warn(f"alignment by {config.align.metric}: {warning}", stacklevel=2)
-    return {"before": before, "after": after, "seconds": done.seconds, "warning": warning or ""}
+    found = {"before": before, "after": after, "seconds": done.seconds, "warning": warning or ""}
+    if run.accelerator.is_main_process:
+        write_json(file, found)
+    return found
 
 
 def _beside(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
@@ -115,8 +126,8 @@ def _stage(
     objective: Objective,
     measure: Callable[[nn.Module], dict[str, float]],
 ) -> Stage:
-    device, settings = run.accelerator.device, config.data.augment
-    batches = Batches(ImageRows(splits.train, settings), batch_size=config.align.batch_size, seed=config.seed + 1_000_003)
+    device, settings, align = run.accelerator.device, config.data.augment, config.align
+    batches = Batches(ImageRows(splits.train, settings), batch_size=align.batch_size, seed=config.seed + 1_000_003)
 
     def generator(epoch: int, step: int) -> torch.Generator:
         """Draws of one step, a function of its place, so that a resumed stage draws the same."""
@@ -147,20 +158,15 @@ def _stage(
         loss=loss,
         steps=steps,
         steps_per_epoch=len(batches),
-        epochs=config.align.epochs,
-        optim=_optim(config),
+        epochs=align.epochs,
+        # The training stage's optimiser with this stage's rate, schedule and decay.
+        optim=dataclasses.replace(
+            config.optim, lr=align.lr, schedule=align.schedule, warmup_fraction=0.0, weight_decay=align.weight_decay
+        ),
         state=state,
         load=load,
         evaluate=measure,
         replicated=True,
-    )
-
-
-def _optim(config: AdaptConfig) -> OptimConfig:
-    """The training stage's optimiser with the alignment stage's rate, schedule and decay."""
-    align = config.align
-    return dataclasses.replace(
-        config.optim, lr=align.lr, schedule=align.schedule, warmup_fraction=0.0, weight_decay=align.weight_decay
     )
 
 
@@ -169,7 +175,7 @@ def _sample(x_BTD: Tensor, config: AdaptConfig, generator: torch.Generator) -> T
     if config.align.level == "sequence":
         return x_BTD.mean(1)
     tokens = x_BTD.flatten(0, 1)
-    return tokens[_draw(len(tokens), config.align.max_tokens, generator, tokens.device)]
+    return tokens[torch.randperm(len(tokens), generator=generator)[: config.align.max_tokens].to(tokens.device)]
 
 
 def _text(targets: TextTargets, n: int, config: AdaptConfig, generator: torch.Generator) -> Tensor:
@@ -178,7 +184,3 @@ def _text(targets: TextTargets, n: int, config: AdaptConfig, generator: torch.Ge
         return targets.tokens(config.align.max_tokens, generator)
     vectors_NLD, mask_NL, _ = targets.batch(n, generator)
     return masked_mean(vectors_NLD, mask_NL)
-
-
-def _draw(n: int, most: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    return torch.randperm(n, generator=generator)[:most].to(device)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossalign.config import AdaptConfig
-from crossalign.core.device import device_name, peak_memory_bytes
 from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, write_json
 from crossalign.core.machine import is_main_process, world_size
-from crossalign.data.batches import Batches, InOrder
+from crossalign.data.batches import InOrder
 from crossalign.data.images.augment import augment
 from crossalign.data.images.batches import ImageRows
 from crossalign.data.images.load import ImageSet, ImageSplits, channel_statistics, open_images
@@ -29,21 +27,21 @@ from crossalign.models.classifier.backbone import probe
 from crossalign.models.classifier.model import ImageClassifier
 from crossalign.models.classifier.targets import corpus_path
 from crossalign.results.outcomes import VALIDATION_ACCURACY, classifier_outcomes
-from crossalign.runs.folder import read_json, resolved
+from crossalign.runs.folder import resolved
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
 from crossalign.training.loop import Batch, Session, Stage, fit
-from crossalign.training.session import in_folder, main_process_first, opened_run
-from crossalign.training.stops import StageResult
+from crossalign.training.session import batches_of, in_folder, main_process_first, opened_run, run_result
 from crossalign.training.tracking import summary
 from crossalign.verbs.adapt import row_name
 from crossalign.verbs.adapt.alignment import align, find_divergence
-from crossalign.verbs.adapt.scoring import Scores, score
+from crossalign.verbs.adapt.scoring import Scores, score, write_predictions, write_samples
 
 MATCH_BATCH = 256  # training images on which the input scale is measured
 
 
+@in_folder
 def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False, until: int | None = None) -> dict[str, Any]:
     """Adapt a language model to images and return the result that result.json holds.
 
@@ -53,10 +51,6 @@ def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False, until: 
         UserError: bad input, before any training. Interrupted, Diverged, DiskFull, and Paused where ``until`` is an
             epoch to pause after: see ``training.loop``.
     """
-    return in_folder(config, lambda claimed: _adapt(claimed, recipe, quiet, until))
-
-
-def _adapt(config: AdaptConfig, recipe: str, quiet: bool, until: int | None) -> dict[str, Any]:
     with main_process_first(config.loop.device):  # the others then find the decoded images in the cache
         splits = open_images(config.data)
     config = _resolve(config, splits.train)
@@ -68,15 +62,55 @@ def _adapt(config: AdaptConfig, recipe: str, quiet: bool, until: int | None) -> 
     identity = content_key(data=splits.fingerprint, backbone=model.language_model.fingerprint)
     with opened_run(config, identity, f"images at '{config.data.source}' or weights of '{config.backbone.ref}'", until) as run:
         model.to(run.accelerator.device)
-        alignment = _align(config, model, splits, run)
+        alignment = align(config, model, splits, run)
         set_seed(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
         trained = fit(training_stage(config, model, splits, run), run)
-        scores = evaluate_split(model, splits.test, config, run.accelerator) if config.score_test else None
-        result = _result(config, recipe, splits, model, trained, scores, alignment)
+        with run.accelerator.autocast():
+            scores = _score(model, splits.test, config, run.accelerator) if config.score_test else None
+        facts = _facts(config, splits, model) | {
+            "best_epoch": trained.best_epoch,
+            "epochs": config.loop.epochs,
+            "validation": trained.best,
+            "test": scores and scores.test_numbers(len(splits.test.classes)),
+            "parameters": {"trainable": model.plan.trainable, "total": model.plan.total, "groups": model.plan.groups()},
+            "learning_rate": config.optim.lr,
+            "alignment": alignment,
+        }
+        result = run_result(config, "adapt", recipe, facts, trained, "images", align=alignment.get("seconds", 0.0))
+        result["outcomes"] = classifier_outcomes(result, scores)
         if run.accelerator.is_main_process:
             _write(config, splits, model, scores, result)
             run.log.summary(summary(result))
     return result
+
+
+def _facts(config: AdaptConfig, splits: ImageSplits, model: ImageClassifier) -> dict[str, Any]:
+    """What result.json says of method, model and data."""
+    kind = model.language_model.kind
+    return {
+        "method": config.tune.method if kind not in ("none", "vit") else kind,
+        "align": config.align.metric,
+        "backbone": config.backbone.ref,
+        "weights": kind,
+        "seed": config.seed,
+        "data": splits.source,
+        "data_fingerprint": splits.fingerprint,
+        "classes": list(splits.test.classes),
+    }
+
+
+def _write(
+    config: AdaptConfig, splits: ImageSplits, model: ImageClassifier, scores: Scores | None, result: dict[str, Any]
+) -> None:
+    """The model, the answers on the test set, and last the result, whose presence says that the run is complete."""
+    folder = RunFolder(config.output)
+    facts = {"data": splits.source, "validation accuracy": f"{result['validation']['accuracy']:.2%}", "seed": config.seed}
+    if scores is not None:
+        facts["test accuracy"] = f"{result['test']['accuracy']:.2%} on {result['test']['n']} images"
+        write_predictions(folder.predictions, scores)
+        write_samples(folder.samples, splits.test, scores, seed=config.data.split_seed)
+    model.save_pretrained(folder.model, facts=facts)
+    write_json(folder.result, result)
 
 
 def build_model(config: AdaptConfig, train: ImageSet) -> ImageClassifier:
@@ -103,31 +137,28 @@ def build_model(config: AdaptConfig, train: ImageSet) -> ImageClassifier:
 
 def _resolve(config: AdaptConfig, train: ImageSet) -> AdaptConfig:
     """Put in what was left to the data and the machine."""
-    data = {}
-    if config.data.mean is None or config.data.std is None:
-        mean, std = channel_statistics(train)
-        data = {"mean": config.data.mean or mean, "std": config.data.std or std}
+    known = {"mean": config.data.mean, "std": config.data.std}
+    if None in known.values():
+        known = {name: known[name] or value for name, value in zip(known, channel_statistics(train), strict=True)}
     channels = train.pixels.shape[1]
-    for name in ("mean", "std"):
-        value = data.get(name) or getattr(config.data, name)
-        if len(value) != channels:
-            raise UserError(f"--data.{name} has {len(value)} values, but the images have {channels} channels")
-    return dataclasses.replace(resolved(config, data=data), row=config.row or row_name(config))
+    for name, values in known.items():
+        if values is not None and len(values) != channels:
+            raise UserError(f"--data.{name} has {len(values)} values, but the images have {channels} channels")
+    return dataclasses.replace(resolved(config, data=known), row=config.row or row_name(config))
 
 
 def _check_before_training(config: AdaptConfig, splits: ImageSplits, model: ImageClassifier) -> None:
     """All that can be known to fail later fails here, before any long work."""
-    loop, align_config = config.loop, config.align
+    loop, aligns = config.loop, config.align.metric != "none"
     if loop.accumulation * world_size() > loop.batch_size:
         raise UserError(f"--loop.batch-size {loop.batch_size} has fewer images than processes x --loop.accumulation")
-    if loop.batch_size > len(splits.train):
-        raise UserError(f"--loop.batch-size {loop.batch_size} is larger than the {len(splits.train)} training images")
-    if align_config.metric != "none" and align_config.batch_size > len(splits.train):
-        raise UserError(f"--align.batch-size {align_config.batch_size} is larger than the {len(splits.train)} training images")
-    if align_config.metric != "none":
+    for name, size in {"loop": loop.batch_size, "align": config.align.batch_size if aligns else 0}.items():
+        if size > len(splits.train):
+            raise UserError(f"--{name}.batch-size {size} is larger than the {len(splits.train)} training images")
+    if aligns:
         find_divergence(config)
-        if align_config.target == "corpus":
-            corpus_path(align_config)
+        if config.align.target == "corpus":
+            corpus_path(config.align)
         model.backbone.text_embedding_table()
     trained = sum(t.numel() * 4 for t in model.trained_state().values())
     # Two checkpoints stand beside each other while one takes the other's place; each holds the weights and Adam's two
@@ -145,30 +176,10 @@ def resolve_speed(config: AdaptConfig, model: ImageClassifier, train: ImageSet, 
     return precision.resolve_speed(config, model.to(loop.device), lambda form: form(images), signature, steps, quiet)
 
 
-def _align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Session) -> dict[str, Any]:
-    """The alignment stage, or what it found if the run is past it."""
-    file = RunFolder(config.output).alignment
-    if config.align.metric == "none":
-        return {}
-    if run.resume is not None and run.resume.stage == "train":
-        return dict(read_json(file))
-    found = align(config, model, splits, run)
-    if run.accelerator.is_main_process:
-        write_json(file, found)
-    return found
-
-
 def training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Session) -> Stage:
     """Training proper (CMDA §3.1.3): cross-entropy on augmented images, validation after every epoch."""
     device, settings = run.accelerator.device, config.data.augment
-    batches = Batches(
-        ImageRows(splits.train, settings),
-        batch_size=config.loop.batch_size,
-        seed=config.seed,
-        accumulation=config.loop.accumulation,
-        rank=run.accelerator.process_index,
-        world=run.world,
-    )
+    batches = batches_of(config, ImageRows(splits.train, settings), run.accelerator.process_index, run.world)
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         labels = batch["labels"].to(device, non_blocking=True)
@@ -199,71 +210,3 @@ def _score(model: nn.Module, images: ImageSet, config: AdaptConfig, accelerator:
     part = (accelerator.process_index, accelerator.num_processes)
     batches = InOrder(len(images), ImageRows(images).gather, config.loop.eval_batch_size, *part)
     return score(model, batches, images.labels, accelerator)
-
-
-def evaluate_split(model: ImageClassifier, images: ImageSet, config: AdaptConfig, accelerator: Any) -> Scores:
-    """Scores of ``model`` on ``images``, in the run's precision."""
-    model.eval()
-    with accelerator.autocast():
-        return _score(model, images, config, accelerator)
-
-
-def _result(
-    config: AdaptConfig,
-    recipe: str,
-    splits: ImageSplits,
-    model: ImageClassifier,
-    trained: StageResult,
-    scores: Scores | None,
-    alignment: dict[str, Any],
-) -> dict[str, Any]:
-    """result.json: the numbers of tables, with what is needed to compare them fairly."""
-    device, kind = config.loop.device, model.language_model.kind
-    result = {
-        "verb": "adapt",
-        "recipe": recipe,
-        "row": config.row,
-        "method": config.tune.method if kind not in ("none", "vit") else kind,
-        "align": config.align.metric,
-        "backbone": config.backbone.ref,
-        "weights": kind,
-        "seed": config.seed,
-        "data": splits.source,
-        "data_fingerprint": splits.fingerprint,
-        "classes": list(splits.test.classes),
-        "best_epoch": trained.best_epoch,
-        "epochs": config.loop.epochs,
-        "validation": trained.best,
-        "test": _test_numbers(scores, len(splits.test.classes)),
-        "parameters": {"trainable": model.plan.trainable, "total": model.plan.total, "groups": model.plan.groups()},
-        "learning_rate": config.optim.lr,
-        "alignment": alignment,
-        "seconds": {"align": alignment.get("seconds", 0.0), "train": trained.seconds},
-        "images_per_second": trained.examples / max(trained.seconds, 1e-9),
-        "peak_memory_bytes": peak_memory_bytes(device),
-        "precision": config.loop.precision,
-        "device": device_name(device),
-    }
-    return result | {"outcomes": classifier_outcomes(result, scores.predictions if scores else None)}
-
-
-def _test_numbers(scores: Scores | None, classes: int) -> dict[str, Any] | None:
-    if scores is None:
-        return None
-    return scores.summary() | {"n": len(scores.labels), "confusion": scores.confusion(classes)}
-
-
-def _write(
-    config: AdaptConfig, splits: ImageSplits, model: ImageClassifier, scores: Scores | None, result: dict[str, Any]
-) -> None:
-    """The model, the answers on the test set, and last the result, whose presence says that the run is complete."""
-    from crossalign.verbs.adapt.predictions import write_predictions, write_samples
-
-    folder: Path = config.output
-    facts = {"data": splits.source, "validation accuracy": f"{result['validation']['accuracy']:.2%}", "seed": config.seed}
-    if scores is not None:
-        facts["test accuracy"] = f"{result['test']['accuracy']:.2%} on {result['test']['n']} images"
-        write_predictions(RunFolder(folder).predictions, scores)
-        write_samples(RunFolder(folder).samples, splits.test, scores, seed=config.data.split_seed)
-    model.save_pretrained(RunFolder(folder).model, facts=facts)
-    write_json(RunFolder(folder).result, result)

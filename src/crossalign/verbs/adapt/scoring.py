@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,41 +13,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crossalign.core.files import atomic_path
+from crossalign.data.images.load import ImageSet
 from crossalign.runs.records import Predictions
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What a classifier said about each of N images, in the order of the set; all tensors on the CPU."""
+class Scores(Predictions):
+    """What a classifier said about each of N images, in the order of the set."""
 
-    labels: Tensor
-    """int64 (N,)"""
-    predicted: Tensor
-    """int64 (N,)"""
-    confidence: Tensor
-    """float32 (N,): probability of the predicted class."""
     losses: Tensor
     """float32 (N,): cross-entropy in nats."""
 
     def summary(self) -> dict[str, float]:
         """Accuracy, mean loss and expected calibration error."""
-        correct = (self.predicted == self.labels).double()
+        correct = torch.from_numpy(self.correct).double()
         return {
             "accuracy": correct.mean().item(),
             "loss": self.losses.double().mean().item(),
-            "ece": expected_calibration_error(self.confidence, correct),
+            "ece": expected_calibration_error(torch.from_numpy(self.confidence), correct),
         }
 
-    @property
-    def predictions(self) -> Predictions:
-        """As they are kept, to be compared with those of other runs."""
-        index, confidence = np.arange(len(self.labels)), self.confidence.double().numpy()
-        return Predictions(index, self.labels.numpy(), self.predicted.numpy(), confidence)
-
-    def confusion(self, classes: int) -> list[list[int]]:
-        """Counts by true class (row) and predicted class (column)."""
-        cells = torch.bincount(self.labels * classes + self.predicted, minlength=classes * classes)
-        return cells.reshape(classes, classes).tolist()
+    def test_numbers(self, classes: int) -> dict[str, Any]:
+        """The summary with the number of images, and their counts by true class (row) and predicted class (column)."""
+        cells = np.bincount(self.label * classes + self.predicted, minlength=classes * classes)
+        return self.summary() | {"n": len(self.label), "confusion": cells.reshape(classes, classes).tolist()}
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
@@ -77,4 +69,52 @@ def score(model: nn.Module, batches: Iterable[Mapping[str, Any]], labels: Tensor
     if accelerator.num_processes > 1:
         answers_3N = accelerator.reduce(answers_3N, "sum")
     predicted, confidence, losses = answers_3N.cpu()
-    return Scores(labels.cpu(), predicted.long(), confidence.float(), losses.float())
+    seen = (labels.cpu().numpy(), predicted.long().numpy(), confidence.double().numpy())
+    return Scores(np.arange(n), *seen, losses.float())
+
+
+def write_predictions(path: Path, scores: Scores) -> None:
+    """Write index, label, predicted and confidence of every image as parquet, so that runs can be compared image by image."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {"index": np.int32, "label": np.int16, "predicted": np.int16, "confidence": np.float32}
+    table = pa.table({name: getattr(scores, name).astype(kind) for name, kind in kinds.items()})
+    encodings = {"index": "DELTA_BINARY_PACKED", "confidence": "BYTE_STREAM_SPLIT"}  # half the size of plain values
+    with atomic_path(path) as temporary:
+        small = ["label", "predicted"]
+        pq.write_table(table, temporary, compression="zstd", use_dictionary=small, column_encoding=encodings)
+
+
+def write_samples(path: Path, images: ImageSet, scores: Scores, *, seed: int, count: int = 12) -> None:
+    """Write ``count`` test images as PNG with what was said of them: half right, half wrong, drawn with ``seed``.
+
+    The draw depends on the test set and the answers alone, so that rows of one table show comparable pictures.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(seed)
+    wrong_rows, right_rows = (rng.permutation(np.flatnonzero(rows)) for rows in (~scores.correct, scores.correct))
+    half = count // 2
+    rows = [*right_rows[: max(half, count - len(wrong_rows))], *wrong_rows[: max(half, count - len(right_rows))]]
+    table = pa.table(
+        {
+            "png": [_png(images.pixels[row]) for row in rows],
+            "label": [images.classes[scores.label[row]] for row in rows],
+            "predicted": [images.classes[scores.predicted[row]] for row in rows],
+            "confidence": np.array([scores.confidence[row] for row in rows], dtype=np.float32),
+        }
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """uint8 (C, H, W), gray or RGB → PNG bytes."""
+    from PIL import Image
+
+    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()

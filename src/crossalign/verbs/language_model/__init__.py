@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from crossalign.config import FinetuneConfig, PretrainConfig, RegularizeConfig, TeacherConfig
 from crossalign.core.refs import Ref
 from crossalign.verbs import Verb
 
 
-def run_pretrain(config: PretrainConfig, recipe: str) -> None:
+def run(config: PretrainConfig | FinetuneConfig, recipe: str) -> None:
     """Train, and print the scores in a line."""
-    from crossalign.verbs.language_model.job import pretrain
-
-    _print_scores(pretrain(config, recipe=recipe), config.output)
-
-
-def run_finetune(config: FinetuneConfig, recipe: str) -> None:
-    """Train, and print the scores in a line."""
-    from crossalign.verbs.language_model.job import finetune
-
-    _print_scores(finetune(config, recipe=recipe), config.output)
-
-
-def _print_scores(result: dict[str, Any], output: Path) -> None:
     from crossalign.core.machine import is_main_process
+    from crossalign.verbs.language_model.job import train
 
+    result = train(config, recipe)
     if not is_main_process():
         return
     parts = [f"{text} perplexity {scores['perplexity']:.2f}" for text, scores in result["scores"].items()]
     aligned = result["held_out"].get("held_out_cka-linear-debiased")
     parts += [] if aligned is None else [f"alignment of held-out pairs {aligned:.3f}"]
-    print(f"{result['row']}: {', '.join(parts)}; {output}")
+    print(f"{result['row']}: {', '.join(parts)}; {config.output}")
 
 
 def row_name(config: PretrainConfig | FinetuneConfig) -> str:
@@ -58,5 +44,5 @@ def row_name(config: PretrainConfig | FinetuneConfig) -> str:
     return f"{title} + {align.metric}" + (f" ({', '.join(notes)})" if notes else "")
 
 
-PRETRAIN = Verb(PretrainConfig, run_pretrain, {PretrainConfig: PretrainConfig})
-FINETUNE = Verb(FinetuneConfig, run_finetune, {FinetuneConfig: FinetuneConfig})
+PRETRAIN = Verb(PretrainConfig, run, {PretrainConfig: PretrainConfig})
+FINETUNE = Verb(FinetuneConfig, run, {FinetuneConfig: FinetuneConfig})

@@ -16,13 +16,12 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from crossalign.config import FinetuneConfig, PretrainConfig
-from crossalign.core.device import device_name, peak_memory_bytes
 from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, write_json
-from crossalign.core.machine import is_main_process, world_size
+from crossalign.core.machine import is_main_process
 from crossalign.core.progress import followed
 from crossalign.core.refs import Ref
-from crossalign.data.batches import Batches, InOrder, Rows
+from crossalign.data.batches import InOrder, Rows
 from crossalign.data.text.corpus import open_corpus, prepare
 from crossalign.data.text.instructions import ExampleRows, open_instructions
 from crossalign.data.text.tokenizer import separator
@@ -30,11 +29,12 @@ from crossalign.data.text.tokens import TextBatch, TokenFile, TokenRows, as_stre
 from crossalign.models.language.causal import choose_trained, new_gpt2, perplexity, save_causal, total_nll
 from crossalign.models.language.inner import attend_without_mask, checkpoint_gradients
 from crossalign.models.language.model import LanguageModel, open_language_model
+from crossalign.models.loading import count_parameters
 from crossalign.models.taps import resolve_layers
 from crossalign.results.outcomes import language_model_outcomes
+from crossalign.runs.names import RunFolder
 from crossalign.training.loop import Session, fit
-from crossalign.training.session import in_folder, main_process_first, opened_run
-from crossalign.training.stops import StageResult
+from crossalign.training.session import batches_of, in_folder, main_process_first, opened_run, run_result
 from crossalign.training.term import check_sources, open_held_out, open_term, reads_captions
 from crossalign.training.text import (
     blocks_of,
@@ -62,7 +62,7 @@ def pretrain(config: PretrainConfig, *, recipe: str = "", quiet: bool = False, u
         UserError: bad input, before any training. Interrupted, Diverged, DiskFull, and Paused where ``until`` is an
             epoch to pause after (an evaluation, of a text run): see ``training.loop``.
     """
-    return in_folder(config, lambda claimed: _train(claimed, recipe, quiet, until))
+    return train(config, recipe, quiet, until)
 
 
 def finetune(config: FinetuneConfig, *, recipe: str = "", quiet: bool = False, until: int | None = None) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def finetune(config: FinetuneConfig, *, recipe: str = "", quiet: bool = False, u
         UserError: bad input, before any training. Interrupted, Diverged, DiskFull, and Paused where ``until`` is an
             epoch to pause after (an evaluation, of a text run): see ``training.loop``.
     """
-    return in_folder(config, lambda claimed: _train(claimed, recipe, quiet, until))
+    return train(config, recipe, quiet, until)
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,6 @@ class Text:
 
     model: Any
     tokenizer: Any
-    separator: int
-    """The token at both ends of a text."""
-    block: int
-    """Tokens of a row at most."""
     amount: str
     """How much there is to train on, in words."""
     rows: Rows[TextBatch]
@@ -106,8 +102,11 @@ class Text:
     """LoRA's updates of the model; None where it trains in full."""
 
 
-def _train(config: Any, recipe: str, quiet: bool, until: int | None) -> dict[str, Any]:
+@in_folder
+def train(config: Any, recipe: str, quiet: bool = False, until: int | None = None) -> dict[str, Any]:
+    """:func:`pretrain` or :func:`finetune`, as the class of ``config`` says."""
     new = isinstance(config, PretrainConfig)
+    verb, block = ("pretrain", config.block) if new else ("finetune", config.data.block)
     check_text_run(config)
     if new:
         _check_new_model(config)
@@ -120,15 +119,12 @@ def _train(config: Any, recipe: str, quiet: bool, until: int | None) -> dict[str
         term = open_term(config, text.tokenizer, text.tokens)
         held_out = open_held_out(config, text.tokenizer)
     model = text.model
-    streams = {name: as_stream(string, text.tokenizer, text.separator) for name, string in strings.items()}
+    streams = {name: as_stream(string, text.tokenizer, separator(text.tokenizer)) for name, string in strings.items()}
     check_room(config.output, model, config.loop)
-    config = resolve_speed(config, model, text.block, quiet)
+    config = resolve_speed(config, model, block, quiet)
     if term:
         term.check(model)
-    parameters = {
-        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "total": sum(p.numel() for p in model.parameters()),
-    }
+    parameters = count_parameters(model)
     if is_main_process() and not quiet:
         share = "{total:,} parameters" if new else "{trainable:,} of {total:,} parameters train"
         print(f"{text.amount}; {share.format(**parameters)}")
@@ -140,16 +136,25 @@ def _train(config: Any, recipe: str, quiet: bool, until: int | None) -> dict[str
 
         model.to(run.accelerator.device)
         set_seed(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
-        batches = _batches(config, text.rows, run.accelerator.process_index, run.world)
+        batches = batches_of(config, text.rows, run.accelerator.process_index, run.world)
         trained = fit(text_stage(config, model, batches, evaluate, term, run, text.tokenizer), run)
         scores = {} if text.held_out else {"answers": {name: trained.best[name] for name in ("loss", "perplexity")}}
         streams = text.held_out | streams
-        scores |= score_streams(model, streams, text.block, config.loop.eval_batch_size, run, quiet)
-        result = _result(config, recipe, text, parameters, trained, scores)
+        scores |= score_streams(model, streams, block, config.loop.eval_batch_size, run, quiet)
+        facts = text.facts | {
+            "steps": config.loop.steps,
+            "tokens": trained.examples,
+            "scores": scores,
+            "held_out": {name: value for name, value in trained.best.items() if name.startswith("held_out")},
+            "parameters": parameters,
+            "learning_rate": config.optim.lr,
+        }
+        result = run_result(config, verb, recipe, facts, trained, "tokens")
+        result["outcomes"] = language_model_outcomes(result, config.align.held_out_teacher)
         state = whole_state(model, run)
         if run.accelerator.is_main_process:
-            save_causal(model, text.peft, text.tokenizer, config.output / "model", state)
-            write_json(config.output / "result.json", result)
+            save_causal(model, text.peft, text.tokenizer, RunFolder(config.output).model, state)
+            write_json(RunFolder(config.output).result, result)
             run.log.summary(summary(result))
     return result
 
@@ -178,14 +183,12 @@ def _corpus(config: PretrainConfig) -> Text:
         return stream_metrics(model, blocks, run.accelerator, "evaluating")
 
     rows = TokenRows(corpus.train.tokens, config.block)
-    _batches(config, rows, 0, world_size())  # refuses what cannot be
+    batches_of(config, rows)  # refuses what cannot be
     names = [name for name, _ in corpus.meta["settings"]["source"]]
     gpt = new_gpt2(config.gpt, vocabulary=corpus.vocabulary, block=config.block, separator=corpus.separator, seed=config.seed)
     return Text(
         model=gpt,
         tokenizer=corpus.tokenizer,
-        separator=corpus.separator,
-        block=config.block,
         amount=f"{len(corpus.train):,} tokens to train on, vocabulary {corpus.vocabulary:,}",
         rows=rows,
         tokens=loop.batch_size * config.block,
@@ -226,15 +229,13 @@ def _instructions(config: FinetuneConfig) -> Text:
         return {"loss": loss, "perplexity": perplexity(loss)}
 
     rows = ExampleRows(data.train, config.data.block if config.data.packing else 0, config.data.padding)
-    _batches(config, rows, 0, world_size())  # refuses what cannot be
+    batches_of(config, rows)  # refuses what cannot be
     notes = {"without an answer": data.empty, "with the answer cut": data.train.truncated, "too long": data.train.dropped}
     left_out = "".join(f", {count:,} {why}" for why, count in notes.items() if count)
     names = [Path(name).name for name in config.data.source]
     return Text(
         model=model,
         tokenizer=tokenizer,
-        separator=separator(tokenizer),
-        block=config.data.block,
         amount=f"{len(data.train):,} examples to train on{left_out}",
         rows=rows,
         tokens=loop.batch_size * int(data.train.targets.sum()) / len(rows),
@@ -275,36 +276,6 @@ def _open_model(config: FinetuneConfig) -> LanguageModel:
     return opened
 
 
-def _batches(config: Any, rows: Rows[TextBatch], rank: int, world: int) -> Batches[TextBatch]:
-    """This process's steps."""
-    loop = config.loop
-    return Batches(rows, batch_size=loop.batch_size, seed=config.seed, accumulation=loop.accumulation, rank=rank, world=world)
-
-
 def _term_facts(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
     align = config.align
     return {"align": align.metric if align.weight else "none", "mode": align.mode, "teacher": config.teacher.ref}
-
-
-def _result(
-    config: Any, recipe: str, text: Text, parameters: dict[str, int], trained: StageResult, scores: Scores
-) -> dict[str, Any]:
-    """result.json: the numbers of tables, with what is needed to compare them fairly."""
-    result = {
-        "verb": "pretrain" if isinstance(config, PretrainConfig) else "finetune",
-        "recipe": recipe,
-        "row": config.row,
-        **text.facts,
-        "steps": config.loop.steps,
-        "tokens": trained.examples,
-        "scores": scores,
-        "held_out": {name: value for name, value in trained.best.items() if name.startswith("held_out")},
-        "parameters": parameters,
-        "learning_rate": config.optim.lr,
-        "seconds": {"train": trained.seconds},
-        "tokens_per_second": trained.examples / max(trained.seconds, 1e-9),
-        "peak_memory_bytes": peak_memory_bytes(config.loop.device),
-        "precision": config.loop.precision,
-        "device": device_name(config.loop.device),
-    }
-    return result | {"outcomes": language_model_outcomes(result, config.align.held_out_teacher)}
