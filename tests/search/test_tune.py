@@ -224,6 +224,9 @@ def test_a_longer_search_may_have_another_winner_and_trains_that_one(tmp_path: P
     results = [json.loads(path.read_text()) for path in sorted(config.output.glob("winner/*/result.json"))]
     assert [result["seed"] for result in results] == [1, 2]
     assert {result["learning_rate"] for result in results} == {found["trials"][found["winner"]]["settings"]["optim.lr"]}
+    written = {path: path.stat().st_mtime_ns for path in config.output.glob("winner/*/result.json")}
+    tune(config)  # whatever seed the settings were drawn with
+    assert written == {path: path.stat().st_mtime_ns for path in config.output.glob("winner/*/result.json")}
 
 
 @pytest.mark.usefixtures("here")

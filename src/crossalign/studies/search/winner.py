@@ -27,8 +27,7 @@ def train_winner(search: SearchSession, trial: int, pool: WorkerPool) -> list[st
         Interrupted: see :func:`results_of`.
     """
     for folder in sorted(SearchFolder(search.home).winner.glob("seed-*")):
-        number = int(folder.name.removeprefix("seed-")) - search.config.seed
-        file, config = RunFolder(folder).config, seeded(search, trial, search.base.seed + number)
+        file, config = RunFolder(folder).config, seeded(search, trial, int(folder.name.removeprefix("seed-")))
         if not file.is_file() or differences(config, yaml.safe_load(file.read_text(encoding="utf-8"))):
             shutil.rmtree(folder)
     chose = search.base.seed
