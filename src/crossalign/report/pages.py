@@ -251,7 +251,7 @@ def _image_parts(results: Results, rows: list[Row]) -> Parts:
         findings(results, tests),
         comparisons=(*published_tables(results), *question_tables(results, tests), apart),
         efficiency=tables.efficiency_table(rows),
-        figures=tuple(classifier_figures(study, rows, tests)),
+        figures=tuple(classifier_figures(results, rows, tests)),
         best=top,
         confusions=tables.confusion_table(*counts, len(top.runs)) if counts else None,
     )

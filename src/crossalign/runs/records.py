@@ -137,13 +137,13 @@ class Run:
         """Scores of tasks and answers by document; None where the run was not evaluated."""
         return read_evaluation(self.folder)
 
-    def series(self, stage: str, split: str, key: str) -> dict[float, float]:
-        """A curve: the mean of ``key`` over each epoch's rows; alignment's health starts at epoch 0, before it began."""
+    def series(self, stage: str, split: str, key: str, over: str = "epoch") -> dict[float, float]:
+        """A curve: the mean of ``key`` over each epoch's, or step's, rows; alignment's health starts at 0, before it began."""
         by_epoch: dict[float, list[float]] = {}
         for row in self.metrics:
             value = row.get(key)
             if row.get("stage") == stage and row.get("split") == split and isinstance(value, int | float):
-                by_epoch.setdefault(float(row.get("epoch", 0)), []).append(float(value))
+                by_epoch.setdefault(float(row.get(over, 0)), []).append(float(value))
         before = ((self.result or {}).get("alignment") or {}).get("before") or {}
         if stage == "align" and split == "validation" and key in before:
             by_epoch.setdefault(0.0, [float(before[key])])

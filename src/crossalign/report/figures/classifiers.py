@@ -10,28 +10,44 @@ from numpy.typing import NDArray
 
 from crossalign.core.refs import Ref
 from crossalign.report.blocks import Figure
-from crossalign.report.figures import drawing
-from crossalign.report.figures.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PALETTE, RED, blank, clean, styled
-from crossalign.report.figures.shared import Array, Curve, Mark, draw_curve, forest, mean_and_range, whole_numbers
+from crossalign.report.figures.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PALETTE, PURPLE, RED, SKY, clean, styled
+from crossalign.report.figures.shared import Mark, Panel, difference_figure, forest, legend_below, over_seeds, panels
+from crossalign.results.frame import Results
 from crossalign.results.rows import ALIGNMENTS, Row, best, blocks
 from crossalign.runs.records import Run, Study
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-ALIGN_COLOURS = dict(zip(ALIGNMENTS, (INK, ORANGE, drawing.PURPLE, BLUE, GREEN, drawing.SKY, RED), strict=True))
+ALIGN_COLOURS = dict(zip(ALIGNMENTS, (INK, ORANGE, PURPLE, BLUE, GREEN, SKY, RED), strict=True))
+QUESTION_COLOURS = {"alignment": BLUE, "pretraining": ORANGE, "backbone": GREEN}
 SHAPES = "osD^vP*X<>"
+DASHED, DOTTED = {"linestyle": (0, (3, 2))}, {"linestyle": ":", "color": MUTED}
+TRAINING = (
+    Panel("accuracy (%)", "accuracy", scale=100, beside=(("train", "accuracy", DASHED),)),
+    Panel("loss (nats)", "loss", beside=(("train", "loss", DASHED),)),
+)
+ALIGNING = (
+    Panel("divergence / its first value", "divergence", "train", "align", scale=0),
+    Panel("MMD on held-out images", "heldout_mmd", stage="align"),
+    Panel("effective rank", "effective_rank", stage="align", beside=(("validation", "effective_rank_text", DOTTED),)),
+    Panel("standard deviation", "std", stage="align", beside=(("validation", "std_text", DOTTED),)),
+)
 
 
-def classifier_figures(study: Study, rows: list[Row], contrasts: DataFrame) -> list[Figure]:
+def classifier_figures(results: Results, rows: list[Row], contrasts: DataFrame) -> list[Figure]:
     """Every figure that the runs have data for, in the order of the page."""
     parts = blocks(rows)
+    differences = "Paired differences with 95 % intervals, not corrected; a diamond's interval leaves out zero."
+    if any(test.low is not None and test.over == "items" for test in contrasts.itertuples()):
+        differences += " With one seed the interval is over test images."
+    across = "difference in test accuracy (points)"
     with styled():
-        figures = [accuracy_figure(rows), difference_figure(contrasts)]
+        figures = [accuracy_figure(rows), difference_figure(results, contrasts, differences, across, QUESTION_COLOURS)]
         for number, block in enumerate(parts, 1):
             several = (f"-{number}", f", {Ref(block[0].backbone).short_name}") if len(parts) > 1 else ("", "")
             figures += [curve_figure(block, *several), align_figure(block, *several)]
-        figures += [confusion_figure(best(rows)), reliability_figure(rows), *sweep_figures(study)]
+        figures += [confusion_figure(best(rows)), reliability_figure(rows), *sweep_figures(results.study)]
     return [figure for figure in figures if figure is not None]
 
 
@@ -47,8 +63,7 @@ def accuracy_figure(rows: list[Row]) -> Figure | None:
     """Every row's test accuracy: each seed, the mean and its standard error."""
     if len(rows) < 2:
         return None
-    figure = blank(9.6, 0.9 + 0.3 * len(rows))
-    axes, marks = figure.add_subplot(), []
+    (figure, [[axes]]), marks = panels(9.6, 0.9 + 0.3 * len(rows)), []
     for i, row in enumerate(rows):
         accuracy, _ = row.accuracy
         mean, error = 100 * accuracy.mean, 100 * (math.nan if accuracy.error is None else accuracy.error)
@@ -65,25 +80,6 @@ def accuracy_figure(rows: list[Row]) -> Figure | None:
     return Figure("accuracy", title, alt, figure)
 
 
-def difference_figure(contrasts: DataFrame) -> Figure | None:
-    """Every paired difference with its 95 % interval: over seeds where there are several, else over images."""
-    tests = [test for test in contrasts.itertuples() if test.low is not None]
-    if not tests:
-        return None
-    figure = blank(9.6, 0.9 + 0.3 * len(tests))
-    axes, marks = figure.add_subplot(), []
-    for i, test in enumerate(tests):
-        colour = {"alignment": BLUE, "pretraining": ORANGE, "backbone": GREEN}[test.question]
-        shape = "o" if test.low <= 0 <= test.high else "D"
-        marks.append(Mark(i, 100 * test.low, 100 * test.difference, 100 * test.high, colour, shape))
-    forest(axes, [f"{clean(test.other, 40)} − {clean(test.reference, 40)}" for test in tests], marks, zero=True)
-    axes.set_xlabel("difference in test accuracy (points)")
-    title = "Paired differences with 95 % intervals, not corrected; a diamond's interval leaves out zero."
-    if any(test.over == "items" for test in tests):
-        title += " With one seed the interval is over test images."
-    return Figure("differences", title, "Paired differences; the same numbers are in the tables of comparisons.", figure)
-
-
 def _families(block: list[Row]) -> dict[str, list[Row]]:
     """Rows that share a panel: pretrained ones by method, then the controls."""
     names = {"fpt": "FPT", "lora": "LoRA", "full": "Full fine-tuning"}
@@ -92,10 +88,6 @@ def _families(block: list[Row]) -> dict[str, list[Row]]:
         own = names.get(row.method, row.method or "runs") if row.weights == "pretrained" else "Controls"
         families.setdefault(own, []).append(row)
     return families
-
-
-def _curve(row: Row, stage: str, split: str, key: str) -> Curve | None:
-    return mean_and_range(run.series(stage, split, key) for run in row.runs)
 
 
 def _colours(rows: list[Row]) -> list[str]:
@@ -109,72 +101,49 @@ def _colours(rows: list[Row]) -> list[str]:
 def curve_figure(block: list[Row], suffix: str, where: str) -> Figure | None:
     """Accuracy and loss over epochs, a column of panels for each method (CMDA figures 1 and 2)."""
     families = _families(block)
-    if not any(_curve(row, "train", "validation", "loss") for row in block):
+    if not any(run.series("train", "validation", "loss") for row in block for run in row.runs):
         return None
     alone = len(families) == 1  # then the two panels lie side by side
-    figure = blank(9.6, 3.6) if alone else blank(3.2 * len(families), 6)
-    shared: Any = {"squeeze": False} if alone else {"squeeze": False, "sharex": "col", "sharey": "row"}
-    axes: Any = figure.subplots(1, 2, **shared).T if alone else figure.subplots(2, len(families), **shared)
-    dashed: Any = {"linestyle": (0, (3, 2)), "linewidth": 1, "band": 0}
-    for column, (name, rows) in enumerate(families.items()):
-        for i, (row, colour) in enumerate(zip(rows, _colours(rows), strict=True)):
-            solid = {"markersize": 3.5, "marker": SHAPES[i % len(SHAPES)], "linewidth": 1.5, "label": clean(row.label, 38)}
-            for panel, key, scale in ((axes[0][column], "accuracy", 100), (axes[1][column], "loss", 1)):
-                for split, style in (("validation", solid), ("train", dashed)):
-                    curve = _curve(row, "train", split, key)
-                    if curve is not None:
-                        draw_curve(panel, curve, scale, color=colour, **style)
-                        whole_numbers(panel)
-        axes[0][column].set_title("" if alone else name)
-        for panel in axes[:, column] if alone else axes[1:, column]:
-            panel.set_xlabel("epoch")
+    columns = {"columns": 2} if alone else {"lines": 2, "columns": len(families), "sharex": "col", "sharey": "row"}
+    figure, grid = panels(9.6, 3.6, **columns) if alone else panels(3.2 * len(families), 6, **columns)
+    for column, (name, rows) in zip(grid if alone else grid.T, families.items(), strict=True):
+        styles = [
+            {"color": colour, "marker": SHAPES[i % len(SHAPES)], "label": clean(row.label, 38)}
+            for i, (row, colour) in enumerate(zip(rows, _colours(rows), strict=True))
+        ]
+        for axes, panel in zip(column, TRAINING, strict=True):
+            panel.draw(axes, rows, styles)
+            axes.set_xlabel("epoch" if alone or panel is TRAINING[1] else "")
+            axes.set_ylabel(panel.label if alone or axes in grid[:, 0] else "")
         if not alone:
-            axes[1][column].legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2))
+            column[0].set_title(name)
+            column[1].legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2))
         elif len(rows) > 1:
-            figure.legend(*axes[0][column].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    axes[0][0].set_ylabel("accuracy (%)")
-    axes[1][0].set_ylabel("loss (nats)")
-    seeds = ", mean over seeds; band: range of validation" if any(len(row.runs) > 1 for row in block) else ""
+            legend_below(figure, column[0], 3)
+    seeds = over_seeds(block, "range of validation")
     title = f"Accuracy and loss{where}: validation (solid, marked) and training (dashed){seeds}."
     alt = "Curves of accuracy and loss over epochs; their last values are in the table of test results."
     return Figure(f"curves{suffix}", title, alt, figure)
 
 
-ALIGN_PANELS = (
-    ("divergence", "train", "", "divergence / its first value"),
-    ("heldout_mmd", "validation", "", "MMD on held-out images"),
-    ("effective_rank", "validation", "effective_rank_text", "effective rank"),
-    ("std", "validation", "std_text", "standard deviation"),
-)
-
-
 def align_figure(block: list[Row], suffix: str, where: str) -> Figure | None:
     """The alignment stage: does it come closer, and does it collapse?"""
-    rows = [row for row in block if any(run.series("align", split, key) for run in row.runs for key, split, *_ in ALIGN_PANELS)]
+    rows = [row for row in block if any(run.series("align", one.split, one.key) for run in row.runs for one in ALIGNING)]
     if not rows:
         return None
-    figure = blank(11, 6.2)
-    axes: Any = figure.subplots(2, 2, sharex=True)
+    figure, grid = panels(11, 6.2, 2, 2, sharex=True)
     # One colour for one divergence, one shape for one method: nine lines are read by two keys, not nine.
     methods = list(dict.fromkeys((row.method, row.weights) for row in rows))
-    for panel, (key, split, text_key, label) in zip(axes.flat, ALIGN_PANELS, strict=True):
-        for row in rows:
-            curve, text = _curve(row, "align", split, key), _curve(row, "align", split, text_key)
-            if curve is None:
-                continue
-            shape = SHAPES[methods.index((row.method, row.weights)) % len(SHAPES)]
-            style: Any = {"color": ALIGN_COLOURS.get(row.align, RED), "marker": shape, "markersize": 3.5}
-            first = abs(float(curve.mean[0])) if key == "divergence" else 1.0
-            draw_curve(panel, curve, 1 / (first or 1.0), label=clean(row.label), **style)
-            whole_numbers(panel)
-            if text is not None:
-                draw_curve(panel, text, band=0, color=MUTED, linestyle=":", linewidth=1.5)
-        panel.set_ylabel(label)
-    for panel in axes[1]:
-        panel.set_xlabel("epoch of alignment")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    if len(handles) > 1:
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    styles: list[dict[str, Any]] = []
+    for row in rows:
+        shape = SHAPES[methods.index((row.method, row.weights)) % len(SHAPES)]
+        styles.append({"color": ALIGN_COLOURS.get(row.align, RED), "marker": shape, "label": clean(row.label)})
+    for axes, panel in zip(grid.flat, ALIGNING, strict=True):
+        panel.draw(axes, rows, styles)
+    for axes in grid[1]:
+        axes.set_xlabel("epoch of alignment")
+    if len(rows) > 1:
+        legend_below(figure, grid[0][0], 3)
     title = f"Alignment stage{where}. Dotted: the same number for text embeddings; a fall far below it is a collapse."
     alt = "Divergence, held-out MMD, effective rank and standard deviation over the epochs of alignment."
     return Figure(f"alignment{suffix}", title, alt, figure)
@@ -209,8 +178,7 @@ def confusion_figure(row: Row) -> Figure | None:
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     written = len(names) <= 20
     side = min(7.5, 2.2 + 0.42 * len(names)) if written else 6.5
-    figure = blank(side + 0.8, side)
-    axes = figure.add_subplot()
+    figure, [[axes]] = panels(side + 0.8, side)
     fade = LinearSegmentedColormap.from_list("fade", [(*to_rgb(BLUE), 0.0), (*to_rgb(BLUE), 1.0)])
     axes.imshow(share, cmap=fade, vmin=0, vmax=100, interpolation="nearest")
     axes.grid(visible=False)
@@ -231,23 +199,22 @@ def reliability_figure(rows: list[Row]) -> Figure | None:
     """Confidence against accuracy in ten bins, for the best row of each method."""
     families = [family for block in blocks(rows) for family in _families(block).items()]
     chosen = [best(family) for name, family in families if name != "Controls"] or [best(rows)]
-    binned = [(row, bins) for row in chosen if (bins := run_bins(row)) is not None][:6]
+    binned = [(row, bins) for row in chosen if (bins := confidence_bins(row)) is not None][:6]
     if not binned:
         return None
     columns = min(3, len(binned))
     lines = -(-len(binned) // columns)
-    figure = blank(3.3 * columns + 0.4, 3.4 * lines)
-    axes: Any = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    for panel in axes.flat[len(binned) :]:
+    figure, grid = panels(3.3 * columns + 0.4, 3.4 * lines, lines, columns, sharex=True, sharey=True)
+    for panel in grid.flat[len(binned) :]:
         panel.set_visible(False)
-    for panel, (row, (confidence, accuracy, weight)) in zip(axes.flat, binned, strict=False):
+    for panel, (row, bins) in zip(grid.flat, binned, strict=False):
         panel.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle="--")
-        for x, y in zip(confidence, accuracy, strict=True):
+        for x, y in zip(bins.confidence, bins.correct, strict=True):
             panel.plot([x, x], [x, y], color=RED if y < x else GREEN, linewidth=2, alpha=0.7)
-        panel.scatter(confidence, accuracy, s=12 + 250 * weight, color=BLUE, alpha=0.85, linewidths=0, zorder=3)
+        panel.scatter(bins.confidence, bins.correct, s=12 + 250 * bins.share, color=BLUE, alpha=0.85, linewidths=0, zorder=3)
         panel.set_title(clean(row.label, 34))
         panel.set(xlim=(0, 102), ylim=(0, 102), aspect="equal", xlabel="confidence (%)")
-    for line in axes:
+    for line in grid:
         line[0].set_ylabel("correct (%)")
     title = "Reliability: below the dashed line a model is more confident than right. Area: share of the test images."
     if len(rows) > 1:
@@ -255,18 +222,17 @@ def reliability_figure(rows: list[Row]) -> Figure | None:
     return Figure("reliability", title, "Accuracy against confidence in ten bins; ECE is in the table of results.", figure)
 
 
-def run_bins(row: Row, bins: int = 10) -> tuple[Array, Array, Array] | None:
-    """Mean confidence and accuracy in percent, and the share of images, in equally wide bins over all seeds."""
+def confidence_bins(row: Row, bins: int = 10) -> DataFrame | None:
+    """Mean confidence, share of correct answers in percent, and share of images, in equally wide bins over all seeds."""
+    import pandas
+
     predictions = [p for run in row.runs if (p := run.predictions) is not None and np.isfinite(p.confidence).all()]
     if not sum(len(p.label) for p in predictions):
         return None
     confidence = np.concatenate([p.confidence for p in predictions])
-    correct = np.concatenate([p.correct for p in predictions])
-    bin_of = np.clip((confidence * bins).astype(int), 0, bins - 1)
-    count = np.bincount(bin_of, minlength=bins)
-    full = count > 0
-    sums = [np.bincount(bin_of, weights=values, minlength=bins)[full] for values in (confidence, correct)]
-    return 100 * sums[0] / count[full], 100 * sums[1] / count[full], count[full] / count.sum()
+    answers = pandas.DataFrame({"confidence": confidence, "correct": np.concatenate([p.correct for p in predictions])})
+    binned = answers.groupby(np.clip((confidence * bins).astype(int), 0, bins - 1))
+    return (100 * binned.mean()).assign(share=binned.size() / len(answers))
 
 
 def sweep_figures(study: Study) -> list[Figure]:
@@ -288,8 +254,7 @@ def _sweep_figure(entries: list[dict[str, Any]], suffix: str, where: str) -> Fig
         rows.setdefault(str(entry.get("row")), []).append(point)
     if all(len(points) == 1 for points in rows.values()):
         return None
-    figure = blank(9.6, max(3.8, 0.8 + 0.19 * len(rows)))
-    axes = figure.add_subplot()
+    figure, [[axes]] = panels(9.6, max(3.8, 0.8 + 0.19 * len(rows)))
     for i, (name, points) in enumerate(rows.items()):
         style: Any = {"color": PALETTE[i % len(PALETTE)], "linestyle": ("-", "--", ":", "-.")[i // len(PALETTE) % 4]}
         rates, values, _ = zip(*sorted(points), strict=True)

@@ -13,7 +13,6 @@ from crossalign.core.errors import missing_extra
 from crossalign.report.blocks import Figure
 
 if TYPE_CHECKING:
-    import matplotlib.figure
     from matplotlib.axes import Axes
 
 INK, MUTED = "#1a1d21", "#8a9099"
@@ -58,13 +57,6 @@ def styled() -> Iterator[None]:
         matplotlib.rcParams.update(STYLE)
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
-
-
-def blank(width: float, height: float) -> matplotlib.figure.Figure:
-    """An empty figure, in inches, outside pyplot and its global state."""
-    from matplotlib import figure
-
-    return figure.Figure(figsize=(width, height))
 
 
 def clean(text: str, longest: int = 48) -> str:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from crossalign.config import MeasureConfig
 from crossalign.core.refs import Ref
 from crossalign.report.blocks import Figure
-from crossalign.report.figures.drawing import BLUE, INK, MUTED, ORANGE, PALETTE, blank, clean, styled
-from crossalign.report.figures.shared import Curve, Mark, draw_curve, forest
+from crossalign.report.figures.drawing import BLUE, INK, MUTED, ORANGE, PALETTE, clean, styled
+from crossalign.report.figures.shared import Mark, draw_curve, forest, legend_below, panels
 
 Scores = Mapping[str, NDArray[np.float32]]
 MOST_PANELS = 8
@@ -67,10 +67,9 @@ def heat_maps(config: MeasureConfig, result: dict[str, Any], scores: Scores) -> 
     lowest = min(0, *(float(values.min()) for values in every))
     largest = max(lowest + 1e-6, *(float(values.max()) for values in every))
     how: dict[str, Any] = {"cmap": "viridis", "vmin": lowest, "vmax": largest, "aspect": "auto", "interpolation": "nearest"}
-    figure = blank(1.2 + 2.5 * len(vision), 0.6 + 2.1 * len(language))
-    grid: Any = figure.subplots(len(language), len(vision), squeeze=False)
-    for panels, left in zip(grid, language, strict=True):
-        for panel, right in zip(panels, vision, strict=True):
+    figure, grid = panels(1.2 + 2.5 * len(vision), 0.6 + 2.1 * len(language), len(language), len(vision))
+    for line, left in zip(grid, language, strict=True):
+        for panel, right in zip(line, vision, strict=True):
             pair = pairs[left["name"], right["name"]]
             image = panel.imshow(scores[f"{left['name']} | {right['name']} | score"], origin="lower", **how)
             panel.grid(visible=False)
@@ -80,7 +79,7 @@ def heat_maps(config: MeasureConfig, result: dict[str, Any], scores: Scores) -> 
             full = "white" if pair["p"] <= config.level else "none"
             panel.plot(*best, "o", markersize=7, markerfacecolor=full, markeredgecolor="white")
             panel.set_title(f"{pair['score']:.3f}, p = {pair['p']:.2g}", fontsize=8, fontweight="normal")
-        panels[0].set_ylabel(clean(left["name"], 24))
+        line[0].set_ylabel(clean(left["name"], 24))
     for panel, right in zip(grid[-1], vision, strict=True):
         panel.set_xlabel(clean(right["name"], 28))
     figure.colorbar(image, ax=grid, shrink=0.6, label=config.metric)
@@ -101,16 +100,14 @@ def against_chance(config: MeasureConfig, result: dict[str, Any]) -> Figure:
     pairs = [pair for pair in result["alignment"] if pair["language"] in {model["name"] for model in language}]
     controls = {side: {model["name"] for model in result[side] if _is_control(model)} for side in ("language", "vision")}
     kinds = [CHANCES[sum(pair[side] in names for side, names in controls.items())] for pair in pairs]
-    figure = blank(8.6, 1.0 + 0.26 * len(pairs))
-    axes, marks = figure.add_subplot(), []
+    (figure, [[axes]]), marks = panels(8.6, 1.0 + 0.26 * len(pairs)), []
     for i, (pair, (colour, _)) in enumerate(zip(pairs, kinds, strict=True)):
         axes.plot([pair["null_mean"], pair["critical"]], [i, i], color=INK, linewidth=6, alpha=0.15, solid_capstyle="butt")
         low, high = pair["interval"]
         marks.append(Mark(i, low, pair["score"], high, colour))
     drawn = forest(axes, [f"{pair['language']} × {pair['vision']}" for pair in pairs], marks, caps=2)
-    legend = dict(zip((name for _, name in kinds), drawn, strict=True))
     axes.set_xlabel(f"{config.metric}, best of all layers")
-    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3)
+    legend_below(figure, dict(zip((name for _, name in kinds), drawn, strict=True)), 3)
     title = (
         "Best of all layers with its 95 % interval. Grey: the best of all layers under chance, from its mean to what it stays "
     )
@@ -123,8 +120,7 @@ def quality_figure(config: MeasureConfig, result: dict[str, Any]) -> Figure | No
     quality = {model["name"]: model["bits_per_byte"] for model in result["language"] if "bits_per_byte" in model}
     if len(quality) < 2:
         return None
-    figure = blank(7.2, 4.4)
-    axes, pairs = figure.add_subplot(), _pairs(result)
+    (figure, [[axes]]), pairs = panels(7.2, 4.4), _pairs(result)
     for i, model in enumerate(result["vision"]):
         names = sorted(quality, key=lambda name: quality[name])
         middle = np.array([pairs[name, model["name"]]["calibrated"] for name in names])
@@ -137,7 +133,7 @@ def quality_figure(config: MeasureConfig, result: dict[str, Any]) -> Figure | No
         axes.annotate(clean(name, 28), (bits, 1), xycoords=("data", "axes fraction"), rotation=30, fontsize=7, color=MUTED)
     axes.invert_xaxis()
     axes.set(xlabel=f"bits a byte of {Path(config.text).name} (better to the right)", ylabel="calibrated alignment")
-    figure.legend(loc="outside lower center", ncols=2)
+    legend_below(figure, axes, 2)
     title = "Language quality against alignment: best of all layers, calibrated, with 95 % intervals; one line a vision model."
     return Figure("quality", title, "Bits a byte against calibrated alignment; both stand in measure.json.", figure)
 
@@ -151,28 +147,27 @@ def dynamics_figure(config: MeasureConfig, result: dict[str, Any], scores: Score
     if not runs:
         return None
     from matplotlib import colormaps
+    from pandas import DataFrame
 
     vision, pairs = result["vision"], _pairs(result)
-    figure = blank(1 + 3.6 * len(vision), 0.8 + 2.7 * len(runs))
-    grid: Any = figure.subplots(len(runs), len(vision), squeeze=False, sharey=True)
+    figure, grid = panels(1 + 3.6 * len(vision), 0.8 + 2.7 * len(runs), len(runs), len(vision), sharey=True)
     layers = list(dict.fromkeys(layer for models in runs.values() for layer in models[0]["layers"]))  # a run may have more
     legend: dict[str, Any] = {}
-    for panels, (run, models) in zip(grid, runs.items(), strict=True):
+    for line, (run, models) in zip(grid, runs.items(), strict=True):
         steps = [model["step"] for model in models]
-        for panel, right in zip(panels, vision, strict=True):
+        for panel, right in zip(line, vision, strict=True):
             bests = np.array([scores[f"{model['name']} | {right['name']} | score"].max(axis=1) for model in models])
             for layer, values in zip(models[0]["layers"], bests.T, strict=True):
                 colour = colormaps["viridis"](layers.index(layer) / max(1, len(layers) - 1) * 0.9)
                 (legend[f"layer {layer}"],) = panel.plot(steps, values, color=colour, linewidth=1.1)
             own = [pairs[model["name"], right["name"]] for model in models]
-            low, high = np.array([pair["interval"] for pair in own]).T
-            curve = Curve(np.array(steps), np.array([pair["score"] for pair in own]), low, high)
+            curve = DataFrame([(pair["score"], *pair["interval"]) for pair in own], steps, ["mean", "min", "max"])
             best = draw_curve(panel, curve, band=0.1, color=INK, linestyle="", marker="o", markersize=3)
             (chance,) = panel.plot(steps, [pair["critical"] for pair in own], color=MUTED, linestyle=":")
             panel.set_title(f"{clean(run, 32)} × {clean(right['name'], 26)}", fontsize=8)
             panel.set_xlabel("optimiser step")
-        panels[0].set_ylabel(config.metric)
+        line[0].set_ylabel(config.metric)
     legend |= {"best layer, 95 % interval": best, f"chance: {share(config)} of bests stay below": chance}
-    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=min(5, 1 + len(vision)))
+    legend_below(figure, legend, min(5, 1 + len(vision)))
     title = "Alignment during training: each layer of the language model with the vision layer that it is most aligned with."
     return Figure("dynamics", title, "Scores of layers over steps; they stand in scores.safetensors.", figure)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from crossalign.report.blocks import Figure
-from crossalign.report.figures.drawing import BLUE, INK, MUTED, PAPER, RED, SKY, blank, clean, name_rows, styled
-from crossalign.report.figures.rungs import bound_losses, curve_figure, in_units, rung_colours, rung_figure, rung_legend
-from crossalign.report.searches import score_name, score_text, short_names
+from crossalign.report.figures.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PAPER, PURPLE, RED, SKY, clean, name_rows, styled
+from crossalign.report.figures.shared import legend_below, panels, whole_numbers
+from crossalign.report.searches import in_percent, score_name, score_text, short_names
 from crossalign.report.tables import number_text, plain
 from crossalign.report.words import counted, number
-from crossalign.runs.search import SearchedField, SearchRecord
+from crossalign.runs.search import SearchedField, SearchRecord, TrialRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +29,7 @@ ABSENT = -0.16
 """Where a line of parallel coordinates passes for a setting that its trial lacks, or a score that it never had."""
 GROUPS = (BLUE, 1.6, "best quarter"), (SKY, 1.2, "next quarter"), (MUTED, 0.8, "lower half"), (RED, 0.9, "")
 """Trials by their score at the first rung, the last without any: colour and width of their lines, and what they are called."""
+CUT_OFF = " The highest losses are cut off."
 
 
 def search_figures(search: SearchRecord, suffix: str = "", where: str = "") -> tuple[list[Figure], list[str]]:
@@ -38,11 +42,121 @@ def search_figures(search: SearchRecord, suffix: str = "", where: str = "") -> t
     with styled():
         importance, left_out = importance_figure(search)
         drawn = [rung_figure(search), curve_figure(search), parallel_figure(search), rate_figure(search), importance]
-    figures = [figure for figure in drawn if figure is not None]
     return [
         replace(f, name=f.name + suffix, title=f.title.replace("{where}", where), alt=f.alt.replace("{where}", where))
-        for f in figures
+        for f in drawn
+        if f is not None
     ], left_out
+
+
+def in_units(search: SearchRecord, scores: Any) -> Any:
+    """Scores as they are drawn: an accuracy in percent."""
+    return np.asarray(scores, np.float64) * (100 if in_percent(search) else 1)
+
+
+def rung_keys(search: SearchRecord) -> list[tuple[str, str]]:
+    """For no rung, then for each: its name, and the colour of trials that reached its end and no other, from grey for what
+    stopped early to orange for what was trained to the end."""
+    names = [f"rung {rung} ({search.unit} {end:g})" for rung, end in enumerate(search.ends, 1)]
+    between = [MUTED, *((SKY, BLUE, PURPLE, GREEN)[rung % 4] for rung in range(len(names) - 2))][: len(names) - 1]
+    return list(zip(["no rung's end yet", *names], [MUTED, *between, ORANGE], strict=True))
+
+
+def _ends(search: SearchRecord, rung: int) -> list[tuple[str, int, str, str]]:
+    """What the trials of a rung came to: how that is called, how many they are, and the bar's colour and hatching."""
+    reached, last = search.reached(rung), rung == len(search.ends) - 1
+    promoted = sum(trial.begun > rung for trial in reached)
+    ends = [
+        ("promoted", promoted, BLUE, ""),
+        ("trained to the end", len(reached) if last else 0, ORANGE, ""),
+        ("not promoted" if search.over else "waiting", 0 if last else len(reached) - promoted, SKY, ""),
+        ("in training", len(search.training_in(rung)), GREEN, "...."),
+        ("failed", len(search.failed_in(rung)), RED, "////"),
+        ("to come", 0 if rung or search.over else search.asked - len(search.trials), MUTED, " "),
+    ]
+    return [end for end in ends if end[1] > 0]
+
+
+def rung_figure(search: SearchRecord) -> Figure:
+    """How many trials were trained in each rung, and what became of them there."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, [[axes]] = panels(9.6, 1.3 + 0.42 * len(search.ends))
+    most = len(search.trials) if search.over else max(search.asked, len(search.trials))
+    bars: dict[str, Any] = {}
+    for rung in range(len(search.ends)):
+        left, ends = 0, _ends(search, rung)
+        for label, count, colour, hatch in ends:
+            style: Any = {"color": "none" if hatch else colour, "edgecolor": colour, "hatch": hatch.strip() or None}
+            bars.setdefault(label, axes.barh(rung, count, left=left, height=0.66, linewidth=1, **style))
+            left += count
+        text = ", ".join(f"{count} {label}" for label, count, *_ in ends) or ("none" if search.over else "none yet")
+        axes.annotate(text, (left, rung), (5, 0), textcoords="offset points", va="center", fontsize=8)
+    name_rows(axes, [name for name, _ in rung_keys(search)[1:]])
+    axes.set_xlim(0, 1.55 * most)  # room for the words
+    axes.set_xticks([tick for tick in MaxNLocator(6, integer=True).tick_values(0, most) if 0 <= tick <= most])
+    axes.spines["bottom"].set_bounds(0, most)
+    axes.set_xlabel("trials that were given work in the rung", x=1 / 3)
+    legend_below(figure, bars, 6)
+    title = "What became of the trials in each rung{where}."
+    return Figure("search-rungs", title, "Trials in each rung; the same numbers are in the table of rungs.", figure)
+
+
+def curve_figure(search: SearchRecord) -> Figure | None:
+    """Every trial's validation score over its training, coloured by the highest rung whose end it reached."""
+    trials = [trial for trial in search.trials if np.isfinite(trial.curve).any()]
+    if not trials:
+        return None
+    (figure, [[axes]]), keys, many = panels(9.6, 4.4), rung_keys(search), len(trials) > 12
+    for trial in sorted(trials, key=lambda t: (len(t.scores), t is search.winner)):
+        reached, wins, values = len(trial.scores), trial is search.winner, in_units(search, trial.curve)
+        style: dict[str, Any] = {"linewidth": 2.6 if wins else 0.9 if many else 1.4, "alpha": 1 if wins or not many else 0.75}
+        colour = INK if wins else keys[reached][1]
+        x = range(1, len(values) + 1)
+        axes.plot(x, values, "-" if reached else ":", color=colour, zorder=2 + reached / 10, **style)
+        if len(values) == 1 or trial.reason:
+            last = int(np.flatnonzero(np.isfinite(values))[-1])
+            shape, colour = ("x", RED) if trial.reason else (".", colour)
+            axes.plot(last + 1, values[last], shape, color=colour, markersize=7, markeredgewidth=1.8, zorder=4)
+    for end in search.ends:
+        axes.axvline(end, color=MUTED, linewidth=0.8, linestyle=":", zorder=1)
+    clipped = bound_losses(search, axes, [value for trial in trials for value in trial.curve if np.isfinite(value)])
+    axes.set(xlabel=search.unit, ylabel=score_name(search))
+    axes.set_xlim(left=0.5 if search.ends[-1] < 20 else 0, right=search.ends[-1] * 1.01 + 0.2)
+    whole_numbers(axes)
+    rung_legend(search, figure, trials)
+    silent = len(search.trials) - len(trials)
+    title = "Learning curves of all trials{where}, by the highest rung whose end they reached. Dotted: the ends of rungs."
+    title += f" Thick: the winner, trial {search.winner.number}." if search.winner else ""
+    title += f" {counted(silent, 'trial')} without any finite score {'is' if silent == 1 else 'are'} not shown." * (silent > 0)
+    return Figure(
+        "search-curves", title + CUT_OFF * clipped, f"Curves of {search.score} over training, a line a trial{{where}}.", figure
+    )
+
+
+def bound_losses(search: SearchRecord, axes: Axes, scores: list[float]) -> bool:
+    """Keep one loss that ran away from flattening all others; whether anything was cut off."""
+    low, middle, high = np.quantile(scores, [0, 0.9, 1])
+    if search.larger_is_better or high - low <= 3 * (middle - low) or middle == low:
+        return False
+    axes.set_ylim(low - 0.05 * (middle - low), low + 1.6 * (middle - low))
+    return True
+
+
+def rung_legend(search: SearchRecord, figure: Any, trials: list[TrialRecord], shape: str = "") -> None:
+    """Below a figure, how many of the trials in it reached each rung, with its colour."""
+    from matplotlib.lines import Line2D
+
+    lines: dict[str, Any] = {}
+    for reached, (name, colour) in reversed([*enumerate(rung_keys(search))]):
+        count = sum(len(trial.scores) == reached and (reached > 0 or not trial.reason) for trial in trials)
+        if count:
+            line = "" if shape else "-" if reached else ":"
+            lines[f"{name}: {count}"] = Line2D([], [], color=colour, marker=shape, linestyle=line)
+    failed = sum(bool(trial.reason) for trial in trials)
+    if failed:
+        lines[f"failed: {failed}"] = Line2D([], [], color=RED, marker="x", markeredgewidth=1.8, linestyle="")
+    legend_below(figure, lines, 3)
 
 
 @dataclass(frozen=True)
@@ -63,6 +177,11 @@ class Scale:
         return (x - low) / (high - low) if high != low else 0.5
 
 
+def values_of(field: SearchedField, trials: Iterable[TrialRecord]) -> list[Any]:
+    """A setting's values in the trials that have it."""
+    return [trial.settings[field.name] for trial in trials if field.name in trial.settings]
+
+
 def scale_of(field: SearchedField, values: list[Any]) -> Scale:
     """The axis of a field: its range, or its choices, and whatever trials have beside them."""
     if field.choices or any(isinstance(value, str | bool) or value is None for value in values):
@@ -80,7 +199,7 @@ def scale_of(field: SearchedField, values: list[Any]) -> Scale:
 def _score_scale(search: SearchRecord, scores: list[float]) -> Scale:
     if not scores:
         return Scale(())
-    low, high = (min(scores), max(scores)) if search.larger_is_better else (max(scores), min(scores))
+    low, high = sorted((min(scores), max(scores)), reverse=not search.larger_is_better)
     ticks = dict.fromkeys([low, (low + high) / 2, high])
     return Scale(tuple((tick, score_text(search, tick)) for tick in ticks), low, high)
 
@@ -96,15 +215,13 @@ def parallel_figure(search: SearchRecord) -> Figure | None:
     """Every trial as a line through its settings to its score at the end of the first rung."""
     from matplotlib.lines import Line2D
 
-    fields = search.space
+    fields, trials, winner = search.space, search.trials, search.winner
     if not fields:
         return None
     first = {trial.number: score for trial, score in search.scores(0)}
-    scales = [scale_of(f, [t.settings[f.name] for t in search.trials if f.name in t.settings]) for f in fields]
-    scales.append(_score_scale(search, list(first.values())))
-    short, figure = short_names(search), blank(max(9.6, 1.15 * len(scales)), 4.6)
-    axes, groups, winner = figure.add_subplot(), quarters(search), search.winner
-    for trial in sorted(search.trials, key=lambda t: groups.get(t.number, 3), reverse=True):
+    scales = [*(scale_of(f, values_of(f, trials)) for f in fields), _score_scale(search, list(first.values()))]
+    (figure, [[axes]]), groups = panels(max(9.6, 1.15 * len(scales)), 4.6), quarters(search)
+    for trial in sorted(trials, key=lambda t: groups.get(t.number, 3), reverse=True):
         jitter = 0.045 * (((trial.number * 0.618) % 1) - 0.5)  # choices would lie on one another
         ups = []
         for field, scale in zip(fields, scales, strict=False):
@@ -117,16 +234,18 @@ def parallel_figure(search: SearchRecord) -> Figure | None:
         if trial is winner:
             style = {"color": INK, "linewidth": 2.2, "zorder": 5}
         axes.plot(range(len(ups)), ups, "-" if trial.number in first else "--", **style)
-    absent = {i for i, f in enumerate(fields) if any(f.name not in trial.settings for trial in search.trials)}
-    names = [narrow(short[f.name], f"when {f.when}" if i in absent and f.when else "") for i, f in enumerate(fields)]
-    missing = any(trial.number not in first for trial in search.trials)
+    absent = {i for i, f in enumerate(fields) if len(values_of(f, trials)) < len(trials)}
+    missing, short = len(first) < len(trials), short_names(search)
     _parallel_axes(axes, scales, absent | ({len(fields)} if missing else set()))
+    names = [narrow(short[f.name], f"when {f.when}" if i in absent and f.when else "") for i, f in enumerate(fields)]
     axes.set_xticks(range(len(scales)), [*names, narrow(score_name(search), "first rung")])
     shares = sorted({group for number, group in groups.items() if winner is None or number != winner.number})
-    lines: list[tuple[str, dict[str, Any]]] = [(GROUPS[group][2], {"color": GROUPS[group][0]}) for group in shares]
-    lines += [("no score at the first rung", {"color": RED, "linestyle": "--"})] * missing
-    lines += [(f"winner, trial {winner.number}", {"color": INK, "linewidth": 2.2})] if winner else []
-    figure.legend(handles=[Line2D([], [], label=label, **style) for label, style in lines], loc="outside lower center", ncols=5)
+    lines: dict[str, Any] = {GROUPS[group][2]: Line2D([], [], color=GROUPS[group][0]) for group in shares}
+    if missing:
+        lines["no score at the first rung"] = Line2D([], [], color=RED, linestyle="--")
+    if winner:
+        lines[f"winner, trial {winner.number}"] = Line2D([], [], color=INK, linewidth=2.2)
+    legend_below(figure, lines, 5)
     title = "Settings of every trial{where} and its score at the end of the first rung, which all trials share; better is up."
     return Figure("search-settings", title, "Parallel coordinates of settings and first-rung scores{where}.", figure)
 
@@ -153,28 +272,27 @@ def _parallel_axes(axes: Axes, scales: list[Scale], absent: set[int]) -> None:
 
 def rate_figure(search: SearchRecord) -> Figure | None:
     """First-rung score against the learning rate."""
-    rates: dict[int, Any] = {trial.number: trial.settings.get(search.rate) for trial in search.trials}
-    rates = {number: rate for number, rate in rates.items() if isinstance(rate, int | float)}
-    scores = [(trial, score) for trial, score in search.scores(0) if trial.number in rates]
     field = next((field for field in search.space if field.name == search.rate), None)
+    rates = {t.number: t.settings[search.rate] for t in search.trials if isinstance(t.settings.get(search.rate), int | float)}
+    scores = [(trial, score) for trial, score in search.scores(0) if trial.number in rates]
     if field is None or not scores:
         return None
-    figure = blank(9.6, 3.8)
-    axes, colours, scored = figure.add_subplot(), rung_colours(search), {trial.number for trial, _ in scores}
+    (figure, [[axes]]), keys = panels(9.6, 3.8), rung_keys(search)
     for trial, score in sorted(scores, key=lambda pair: len(pair[0].scores)):
         x, y = rates[trial.number], in_units(search, score)
-        axes.plot(x, y, "o", color=colours[len(trial.scores)], markersize=6, alpha=0.85, markeredgewidth=0)
+        axes.plot(x, y, "o", color=keys[len(trial.scores)][1], markersize=6, alpha=0.85, markeredgewidth=0)
         if trial.reason:
             axes.plot(x, y, "x", color=RED, markersize=9)
         if trial is search.winner:
             axes.plot(x, y, "o", color=INK, markersize=11, markerfacecolor="none", markeredgewidth=1.4)
-    lost = [trial for trial in search.failed if trial.number in rates and trial.number not in scored]
+    shown = [trial for trial, _ in scores]
+    lost = [trial for trial in search.failed if trial.number in rates and trial not in shown]
     edge = 0.03 if search.larger_is_better else 0.97  # the worse one
     how: dict[str, Any] = {"markersize": 7, "markeredgewidth": 1.8, "transform": axes.get_xaxis_transform()}
     axes.plot([rates[trial.number] for trial in lost], [edge] * len(lost), "x", color=RED, **how)
     axes.margins(y=0.12)
     clipped = bound_losses(search, axes, [score for _, score in scores])
-    values = [rates[trial.number] for trial in [*lost, *(trial for trial, _ in scores)]]
+    values = [rates[trial.number] for trial in lost + shown]
     if field.choices:  # as a range, on which small ones do not fall together
         field = replace(field, low=min(values), high=max(values), log=True, choices=())
     scale = scale_of(field, values)
@@ -183,12 +301,13 @@ def rate_figure(search: SearchRecord) -> Figure | None:
         axes.set_xlim(scale.low / 1.15, scale.high * 1.15)
         axes.set_xticks(*zip(*scale.ticks, strict=True))
         axes.minorticks_off()
-    rung_legend(search, figure, [trial for trial, _ in scores] + lost, "o")
+    rung_legend(search, figure, shown + lost, "o")
     title = "Score at the end of the first rung{where} against the learning rate, by the highest rung reached since."
-    title += " Ring: the winner." if search.winner and search.winner.number in scored else ""
+    title += " Ring: the winner." if search.winner in shown else ""
     title += " A cross at the edge: failed before it had a score." if lost else ""
-    title += " The highest losses are cut off." if clipped else ""
-    return Figure("search-rate", title, f"{search.score} at the first rung by learning rate{{where}}.", figure)
+    return Figure(
+        "search-rate", title + CUT_OFF * clipped, f"{search.score} at the first rung by learning rate{{where}}.", figure
+    )
 
 
 def importance_figure(search: SearchRecord) -> tuple[Figure | None, list[str]]:
@@ -208,9 +327,7 @@ def importance_figure(search: SearchRecord) -> tuple[Figure | None, list[str]]:
             reason = "it needs the package optuna (pip install optuna)"
     if not shares:
         return None, [f"Importance of the settings is left out: {reason}."]
-    figure = blank(9.6, 1.0 + 0.3 * len(shares))
-    axes = figure.add_subplot()
-    percents = [100 * share for _, share in shares]
+    (figure, [[axes]]), percents = panels(9.6, 1.0 + 0.3 * len(shares)), [100 * share for _, share in shares]
     for row, share in enumerate(percents):
         axes.barh(row, share, height=0.62, color=BLUE)
         axes.annotate(f"{number(share, 0)} %", (share, row), (4, 0), textcoords="offset points", va="center")
@@ -245,13 +362,11 @@ def importances(search: SearchRecord) -> list[tuple[str, float]]:
     scores = search.scores(0)
     kinds: dict[str, BaseDistribution] = {}
     for field in search.space:
-        values = [trial.settings[field.name] for trial, _ in scores if field.name in trial.settings]
+        values = values_of(field, (trial for trial, _ in scores))
+        scale = scale_of(field, values)
         if len({plain(value) for value in values}) > 1:
-            scale = scale_of(field, values)
-            choices, (low, high, log) = scale.choices, (scale.low, scale.high, scale.log)
-            kinds[field.name] = CategoricalDistribution(choices) if choices else FloatDistribution(low, high, log=log)
-    if not kinds:
-        return []
+            numbers = FloatDistribution(scale.low, scale.high, log=scale.log)
+            kinds[field.name] = CategoricalDistribution(scale.choices) if scale.choices else numbers
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -260,9 +375,12 @@ def importances(search: SearchRecord) -> list[tuple[str, float]]:
             study = optuna.create_study(direction="maximize")
             for trial, score in scores:
                 own = {name: kind for name, kind in kinds.items() if name in trial.settings}
-                params: dict[str, Any] = {name: trial.settings[name] for name in own}
-                for name, kind in own.items():
-                    params[name] = plain(params[name]) if isinstance(kind, CategoricalDistribution) else float(params[name])
+                params = {
+                    name: plain(trial.settings[name])
+                    if isinstance(kind, CategoricalDistribution)
+                    else float(trial.settings[name])
+                    for name, kind in own.items()
+                }
                 study.add_trial(optuna.trial.create_trial(params=params, distributions=own, value=search.worth(score)))
             shares = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=0.25))
     finally:

@@ -1,21 +1,37 @@
-"""What several figures are made of: the forest plot, and curves with their range over seeds."""
+"""What several figures are made of: the forest plot of differences, and curves of rows with their range over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from crossalign.report.figures.drawing import BLUE, INK, name_rows
+from crossalign.report.blocks import Figure
+from crossalign.report.figures.drawing import BLUE, INK, clean, name_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from pandas import DataFrame
 
-Array = NDArray[np.float64]
-Series = Mapping[float, float]
+    from crossalign.results.frame import Results
+    from crossalign.results.rows import Row
+
+
+def panels(width: float, height: float, lines: int = 1, columns: int = 1, **shared: Any) -> tuple[Any, Any]:
+    """An empty figure, in inches, outside pyplot and its global state, and its axes as an array (lines, columns)."""
+    from matplotlib import figure
+
+    empty = figure.Figure(figsize=(width, height))
+    return empty, empty.subplots(lines, columns, squeeze=False, **shared)
+
+
+def legend_below(figure: Any, named: Axes | Mapping[str, Any], columns: int) -> None:
+    """What the lines of a figure are: as they are labelled in its axes, or by name."""
+    if isinstance(named, Mapping):
+        handles, labels = list(named.values()), list(named)
+    else:
+        handles, labels = named.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 @dataclass(frozen=True)
@@ -48,31 +64,83 @@ def forest(axes: Axes, labels: Sequence[str], marks: Iterable[Mark], zero: bool 
     return drawn
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A number over epochs or steps ``x``, and what it ranges between; all arrays are (n,)."""
+def difference_figure(
+    results: Results, contrasts: DataFrame, title: str, across: str, colours: Mapping[str, str] | None = None
+) -> Figure | None:
+    """Every paired difference with its 95 % interval, an axis an outcome; None where there is none.
 
-    x: Array
-    mean: Array
-    low: Array
-    high: Array
-
-
-def mean_and_range(series: Iterable[Series]) -> Curve | None:
-    """The mean over seeds, the least and the largest value, wherever every seed has one; None where that is nowhere."""
-    known = [values for values in series if values]
-    x = sorted(set.intersection(*map(set, known))) if known else []
-    if not x:
+    Args:
+        across: what all the axes show.
+        colours: of each question, where rows are pairs of rows; a diamond's interval then leaves out zero.
+    """
+    tests = [test for test in contrasts.itertuples() if test.low is not None]
+    if not tests:
         return None
-    values = np.array([[values[place] for place in x] for values in known])
-    return Curve(np.array(x), values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+    names = [f"{clean(t.other, 40)} − {clean(t.reference, 40)}" if colours else clean(t.other, 60) for t in tests]
+    labels, outcomes = list(dict.fromkeys(names)), list(dict.fromkeys(test.outcome for test in tests))
+    figure, (line,) = panels(9.6, 1.1 + 0.3 * len(labels), columns=len(outcomes))
+    for axes, name in zip(line, outcomes, strict=True):  # an axis each: one text may scatter far more than another
+        outcome, marks = results.outcome[name], []
+        scale = 100 if outcome.share else 1
+        for label, test in zip(names, tests, strict=True):
+            if test.outcome == name:
+                mark = Mark(labels.index(label), scale * test.low, scale * test.difference, scale * test.high)
+                apart = "D" if test.low * test.high > 0 else "o"
+                marks.append(replace(mark, colour=colours[test.question], shape=apart) if colours else mark)
+        forest(axes, labels if axes is line[0] else [""] * len(labels), marks, zero=True)
+        if not colours:
+            axes.set_title(outcome.label, fontsize="medium")
+            axes.locator_params(axis="x", nbins=5)
+    (line[0].set_xlabel if len(outcomes) == 1 else figure.supxlabel)(across, fontsize="medium")
+    alt = f"Paired differences; the same numbers are in the {'tables' if colours else 'table'} of comparisons."
+    return Figure("differences", title, alt, figure)
 
 
-def draw_curve(axes: Axes, curve: Curve, scale: float = 1, band: float = 0.15, **style: Any) -> Any:
-    """The mean as a line, which is returned, and as a band of so much opacity the range."""
-    (line,) = axes.plot(curve.x, scale * curve.mean, **style)
-    if band and np.any(curve.high > curve.low):
-        axes.fill_between(curve.x, scale * curve.low, scale * curve.high, color=line.get_color(), alpha=band, linewidth=0)
+@dataclass(frozen=True)
+class Panel:
+    """A number that runs log: what it is called, of which stage and split it is, and what is drawn of each row beside it."""
+
+    label: str
+    key: str
+    split: str = "validation"
+    stage: str = "train"
+    over: str = "epoch"
+    scale: float = 1
+    """0: such that each row's first value is 1."""
+    beside: tuple[tuple[str, str, dict[str, Any]], ...] = ()
+    """Split and key of each, and the line's style, where it is not that of the row."""
+
+    def curve(self, row: Row, split: str, key: str) -> DataFrame:
+        """Mean, min and max over seeds, a line for each epoch or step where every seed has a number."""
+        import pandas
+
+        series = [values for run in row.runs if (values := run.series(self.stage, split, key, self.over))]
+        numbers = pandas.DataFrame(series).dropna(axis=1).sort_index(axis=1)
+        return pandas.DataFrame({"mean": numbers.mean(), "min": numbers.min(), "max": numbers.max()})
+
+    def draw(self, axes: Axes, rows: Iterable[Row], styles: Iterable[Mapping[str, Any]]) -> int:
+        """Each row's curve in a style of its own; returns how many points the longest one has."""
+        longest = 0
+        for row, style in zip(rows, styles, strict=True):
+            curve = self.curve(row, self.split, self.key)
+            if not len(curve):
+                continue
+            longest = max(longest, len(curve))
+            draw_curve(axes, curve * (self.scale or 1 / (abs(curve["mean"].iloc[0]) or 1)), markersize=3.5, **style)
+            for split, key, own in self.beside:
+                how = {"color": style["color"], "linewidth": 1.2} | own
+                draw_curve(axes, self.curve(row, split, key) * self.scale, band=0, **how)
+        if longest and self.over == "epoch":
+            whole_numbers(axes)
+        axes.set_ylabel(self.label)
+        return longest
+
+
+def draw_curve(axes: Axes, curve: DataFrame, band: float = 0.15, **style: Any) -> Any:
+    """The mean as a line, which is returned, and as a band of so much opacity what lies between min and max."""
+    (line,) = axes.plot(curve.index, curve["mean"], **style)
+    if band and (curve["max"] > curve["min"]).any():
+        axes.fill_between(curve.index, curve["min"], curve["max"], color=line.get_color(), alpha=band, linewidth=0)
     return line
 
 
@@ -81,3 +149,8 @@ def whole_numbers(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def over_seeds(rows: Iterable[Row], band: str = "range") -> str:
+    """What a caption says of several seeds."""
+    return f", mean over seeds; band: {band}" if any(len(row.runs) > 1 for row in rows) else ""
