@@ -113,17 +113,13 @@ def _squared_scale(scale: str | float | Tensor, x: Tensor, within_x: Tensor, wit
         return torch.as_tensor(scale, dtype=x.dtype, device=x.device).detach() ** 2
     if scale not in ("median", "mean"):
         raise ValueError(f"unknown scale '{scale}' for mmd: use 'median', 'mean' or a number")
-    mean = (_off_diagonal_mean(within_x) + _off_diagonal_mean(within_y) + 2 * across.mean((-2, -1))) / 4
+    (n, m), within = across.shape[-2:], [block.sum((-2, -1)) for block in (within_x, within_y)]
+    mean = (within[0] / (n * (n - 1)) + within[1] / (m * (m - 1)) + 2 * across.mean((-2, -1))) / 4
     if scale == "mean":
         return one_if_zero(mean)
     median = _median(within_x, within_y, across)
     # More than half of the pairs may be duplicates: the median says nothing then.
     return one_if_zero(torch.where(median > 0, median, mean))
-
-
-def _off_diagonal_mean(within: Tensor) -> Tensor:
-    n = within.shape[-1]
-    return within.sum((-2, -1)) / (n * (n - 1))
 
 
 def _median(within_x: Tensor, within_y: Tensor, across: Tensor) -> Tensor:

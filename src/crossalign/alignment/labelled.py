@@ -110,29 +110,25 @@ class _Labelled:
             )
         self.sample, self.points = sample, sample.detach()
         self.leaf = self.points.clone().requires_grad_() if wants_gradient(sample) else self.points
-        label, rows, counts = _group(labels)
+        _, label, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+        # The points of each label as rows (k, r), filled up with -1.
+        order = torch.argsort(label, stable=True)
+        place = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[label[order]]
+        rows = label.new_full((len(counts), int(counts.max())), -1)
+        rows[label[order], place] = order
         self.label = label.to(sample.device, non_blocking=True)
-        rows, counts = rows.to(sample.device, non_blocking=True), counts.to(sample, non_blocking=True)
+        rows = rows.to(sample.device, non_blocking=True)
+        counts = counts.to(sample, non_blocking=True)
         with torch.enable_grad():
             present = (rows >= 0).to(self.leaf)[..., None]
             members = self.leaf[rows.clamp_min(0)] * present
-            self.means = members.sum(1) / counts[:, None]
+            self.means: Tensor = members.sum(1) / counts[:, None]
             free = (counts - 1).clamp_min(1)[:, None, None]
             factors = (members - self.means[:, None]) * present / free.sqrt()
             if factors.shape[1] > factors.shape[2]:
                 # Q^T F has the same F^T F, on which alone all depends; so its gradient with Q constant is right.
                 factors = torch.linalg.qr(factors.detach()).Q.mT @ factors
-            self.factors = factors
-
-
-def _group(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels (n,) numbered from 0 to k - 1, the points of each as rows (k, r) filled up with -1, and counts (k,)."""
-    _, label, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-    order = torch.argsort(label, stable=True)
-    place = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[label[order]]
-    rows = label.new_full((len(counts), int(counts.max())), -1)
-    rows[label[order], place] = order
-    return label, rows, counts
+            self.factors: Tensor = factors
 
 
 def _label_distances(a: _Labelled, b: _Labelled) -> Tensor:

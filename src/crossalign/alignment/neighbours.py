@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -51,14 +49,25 @@ def soft_mutual_knn(x: Tensor, y: Tensor, k: int = 10, temperature: float = 0.02
         points = _points(x, distance), _points(y, distance)
         wanted = [wants_gradient(side) for side in points]
         with torch.no_grad():
-            soft = _soften(points, k, temperature)
-            own = soft.degree.square().sum((-2, -1))
-            both, root = soft.degree.prod(0).sum((-2, -1)), own.sqrt().prod(0)
+            distances, mean = _apart(points)
+            width = temperature * one_if_zero(mean)
+            nearest = distances.topk(k + 1, largest=False)
+            border, ends = nearest.values[..., -2:].mean(-1, keepdim=True), nearest.indices[..., -2:]
+            degree = torch.sigmoid((border - distances) / width)
+            own = degree.square().sum((-2, -1))
+            both, root = degree.prod(0).sum((-2, -1)), own.sqrt().prod(0)
             gradients: list[Tensor | None] = []
             for side, want in enumerate(wanted):
+                if not want:
+                    gradients.append(None)
+                    continue
                 share = (both / own[side])[..., None, None]
-                slope = torch.addcmul(soft.degree[1 - side], soft.degree[side], share, value=-1)
-                gradients.append(soft.pull(side, slope / root[..., None, None], points[side]) if want else None)
+                slope = torch.addcmul(degree[1 - side], degree[side], share, value=-1) / root[..., None, None]
+                weights = slope * (degree[side] * (degree[side] - 1) / width[side])
+                # The border moves with the two rows that it lies between.
+                moved = -weights.sum(-1, keepdim=True) / 2
+                weights = weights.scatter_add(-1, ends[side], moved.expand_as(ends[side]))
+                gradients.append(pair_gradient(2 * (weights + weights.mT), points[side], points[side]))
         return with_gradient(both / root, (points[0], gradients[0]), (points[1], gradients[1]))
 
 
@@ -130,27 +139,3 @@ def _members(distances: Tensor, mean: Tensor, k: int) -> Tensor:
     tied = (distances <= last + slack).to(distances).sub_(nearer)
     share = (k - nearer.sum(-1, keepdim=True)) / tied.sum(-1, keepdim=True)
     return nearer.addcmul_(tied, share)
-
-
-class _Soft(NamedTuple):
-    """Degrees (2, ..., n, n) of being a neighbour, which rows (2, ..., n, 2) the borders lie between, and their width."""
-
-    degree: Tensor
-    border: Tensor
-    width: Tensor
-
-    def pull(self, side: int, slope: Tensor, points: Tensor) -> Tensor:
-        """The gradient in the points of one side from a slope (..., n, n) in its degrees."""
-        degree, border = self.degree[side], self.border[side]
-        weights = slope * (degree * (degree - 1) / self.width[side])
-        moved = -weights.sum(-1, keepdim=True) / 2
-        weights = weights.scatter_add(-1, border, moved.expand_as(border))
-        return pair_gradient(2 * (weights + weights.mT), points, points)
-
-
-def _soften(points: tuple[Tensor, Tensor], k: int, temperature: float) -> _Soft:
-    distances, mean = _apart(points)
-    width = temperature * one_if_zero(mean)
-    nearest = distances.topk(k + 1, largest=False)
-    border = nearest.values[..., -2:].mean(-1, keepdim=True)
-    return _Soft(torch.sigmoid((border - distances) / width), nearest.indices[..., -2:], width)

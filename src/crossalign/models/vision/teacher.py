@@ -111,12 +111,16 @@ class Teacher(nn.Module):
         self.taps = _Taps(body, settings)
         self.layer_names: tuple[str, ...] = tuple(str(layer) for layer in self.taps.layers)
         """The layers chosen, in order: "penultimate", indices counted from 0, names of modules."""
-        self.widths: tuple[int, ...] = tuple(part.shape[-1] for part in self._probe())
+        self.eval()
+        pixels = body.preprocess([Image.new("RGB", (64, 64))]).to("meta")
+        state = {name: t.to("meta") for name, t in (*self.taps.named_parameters(), *self.taps.named_buffers())}
+        with torch.no_grad():  # a pass without values: it finds what a layer cannot give before any long work
+            parts = functional_call(self.taps, state, (pixels,))
+        self.widths: tuple[int, ...] = tuple(part.shape[-1] for part in parts)
         """Width of each layer: ``features.split(teacher.widths, dim=1)`` takes a concatenation apart."""
         self._weights = _combination(settings, self.layer_names, self.widths)
         self.requires_grad_(False)
         self.to(memory_format=torch.channels_last)  # a half faster for convolutions on a CPU
-        self.eval()
 
     @property
     def width(self) -> int:
@@ -167,14 +171,6 @@ class Teacher(nn.Module):
         """Stays in eval mode."""
         return super().train(False)
 
-    @torch.no_grad()
-    def _probe(self) -> list[Tensor]:
-        """The layers' shapes, from a pass without values; it finds what a layer cannot give before any long work."""
-        pixels = self._body.preprocess([Image.new("RGB", (64, 64))]).to("meta")
-        state = {name: t.to("meta") for name, t in (*self.taps.named_parameters(), *self.taps.named_buffers())}
-        self.eval()
-        return functional_call(self.taps, state, (pixels,))  # type: ignore[no-any-return]
-
 
 class _Taps(nn.Module):
     """The model and its chosen layers: pixels → a list of (B, D), one a layer."""
@@ -196,16 +192,13 @@ class _Taps(nn.Module):
     def forward(self, pixels: Tensor) -> list[Tensor]:
         last = len(self.body.blocks)
         watched = {*self.layers, last or PENULTIMATE} - {PENULTIMATE}
-        with watching({layer: self._place(layer) for layer in watched}, _features) as seen:
+        names = {layer: layer if isinstance(layer, str) else self.body.blocks[max(layer - 1, 0)] for layer in watched}
+        places = {layer: (self.model.get_submodule(name), layer == 0) for layer, name in names.items()}
+        with watching(places, _features) as seen:
             final = self.body.penultimate(self.model, pixels, self.pool)
         # A module before the blocks may give places alone: the tokens that the blocks work on tell which.
         tokens = seen[last].shape[1] if last in seen and seen[last].ndim == 3 else None
         return [final.float() if layer == PENULTIMATE else self._pooled(layer, seen, tokens) for layer in self.layers]
-
-    def _place(self, layer: Layer) -> tuple[nn.Module, bool]:
-        """The module of a layer, and whether the layer is what enters it."""
-        name = layer if isinstance(layer, str) else self.body.blocks[max(layer - 1, 0)]
-        return self.model.get_submodule(name), layer == 0
 
     def _pooled(self, layer: Layer, seen: dict[Layer, Tensor], tokens: int | None) -> Tensor:
         if layer not in seen:
