@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ from crossalign.models.loading import write_tensors
 from crossalign.runs.folder import claim_folder, locked, write_config
 from crossalign.runs.names import RunFolder
 from crossalign.stats import student_t
-from crossalign.verbs.measure.models import Measured, look, name_models, read_language
+from crossalign.verbs.measure.models import Measured, look, name_models, scored_text, with_quality
 
 HAVE_NEIGHBOURS = ("mutual-knn", "soft-mutual-knn")
 ROOM = 2 * 2**30
@@ -73,26 +73,23 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
     _check(config)
     with locked(config.output):
         _check_folder(config)
-        return _measure(config, resolve_device(config.device, option="--device"))
-
-
-def _measure(config: MeasureConfig, device: str) -> dict[str, Any]:
-    language, vision = name_models(config)
-    pairs = open_pairs(config.pairs)
-    _check_pairs(config, pairs)
-    language = read_language(language, config, pairs, device)
-    vision = look(vision, pairs, device)
-    found = align(language, vision, config)
-    result = {
-        "verb": "measure",
-        "pairs": pairs.source,
-        "n": len(pairs),
-        "language": [model.told() for model in language],
-        "vision": [model.told() for model in vision],
-        "alignment": [_summary(one, config) for one in found],
-    }
-    claim_folder(config)  # another measurement is deleted only now that there is one to take its place
-    _write(config, result, found)
+        language, vision = name_models(config)
+        pairs, device = open_pairs(config.pairs), resolve_device(config.device, option="--device")
+        _check_pairs(config, pairs)
+        text = scored_text(config)
+        language = with_quality(look(language, pairs, device), text, config, device)
+        vision = look(vision, pairs, device)
+        found = align(language, vision, config)
+        result = {
+            "verb": "measure",
+            "pairs": pairs.source,
+            "n": len(pairs),
+            "language": [model.told() for model in language],
+            "vision": [model.told() for model in vision],
+            "alignment": [_summary(one, config) for one in found],
+        }
+        claim_folder(config)  # another measurement is deleted only now that there is one to take its place
+        _write(config, result, found)
     return result
 
 
@@ -105,45 +102,32 @@ def align(language: Sequence[Measured], vision: Sequence[Measured], config: Meas
     Raises:
         UserError: features that the metric refuses, or more of them than fit into memory.
     """
-    n, columns = len(_layers(vision)[0]), len(_layers(vision))
-    batches = _batches(language, n, columns, config.metric)
+    ys, found = _layers(vision), list[Alignment]()
+    n, metric, options = len(ys[0]), config.metric, _options(config)
+    batches = _batches(language, n, len(ys), metric)
     orders = torch.cat([torch.arange(n)[None], random_orders(n, config.permutations, config.seed)])
     groups = random_groups(n, config.groups, config.seed)
     total = len(batches) * (len(orders) + len(groups.unique()))
-    title = f"{config.metric} of {len(_layers(language))} × {columns} layers"
-    found: list[Alignment] = []
+    title = f"{metric} of {len(_layers(language))} × {len(ys)} layers"
     try:
         with progress(total, title, unit="order", leave=False) as bar:
             for batch in batches:
-                found += _align(batch, vision, config, orders, groups, lambda: bar.update(1))
+                xs, tick = _layers(batch), lambda: bar.update(1)
+                scores = ordered_scores(xs, ys, metric, orders, tick, **options)
+                found += _apart(batch, vision, scores, scores_without(xs, ys, metric, groups, tick, **options))
     except ValueError as error:
-        raise UserError(f"--metric {config.metric} cannot be computed of these features: {error}") from error
+        raise UserError(f"--metric {metric} cannot be computed of these features: {error}") from error
     return found
 
 
-def _align(
-    language: Sequence[Measured],
-    vision: Sequence[Measured],
-    config: MeasureConfig,
-    orders: Tensor,
-    groups: Tensor,
-    tick: Callable[[], object],
-) -> list[Alignment]:
-    """:func:`align` of models whose layers are scored together; raises ValueError for scores that are no numbers."""
-    xs, ys, options = _layers(language), _layers(vision), _options(config)
-    scores = ordered_scores(xs, ys, config.metric, orders, tick, **options)
-    replicates = scores_without(xs, ys, config.metric, groups, tick, **options)
-    found, row = [], 0
-    for left in language:
-        column = 0
-        for right in vision:
-            part = (..., slice(row, row + len(left.layers)), slice(column, column + len(right.layers)))
-            if not (scores[part].isfinite().all() and replicates[part].isfinite().all()):
+def _apart(language: Sequence[Measured], vision: Sequence[Measured], scores: Tensor, replicates: Tensor) -> Iterator[Alignment]:
+    """Models apart whose layers were scored together; raises ValueError for scores that are no numbers."""
+    rows, columns = ([len(model.layers) for model in models] for models in (language, vision))
+    for left, *of_left in zip(language, scores.split(rows, 1), replicates.split(rows, 1), strict=True):
+        for right, own, without in zip(vision, *(part.split(columns, 2) for part in of_left), strict=True):
+            if not (own.isfinite().all() and without.isfinite().all()):
                 raise ValueError(f"some scores of '{left.name}' with '{right.name}' are no finite numbers")
-            found.append(Alignment(left, right, scores[0][part], scores[1:][part], replicates[part]))
-            column += len(right.layers)
-        row += len(left.layers)
-    return found
+            yield Alignment(left, right, own[0], own[1:], without)
 
 
 def _layers(models: Sequence[Measured]) -> list[Tensor]:
@@ -202,7 +186,6 @@ def _summary(one: Alignment, config: MeasureConfig) -> dict[str, Any]:
 
 def _write(config: MeasureConfig, result: dict[str, Any], found: list[Alignment]) -> None:
     """config.yaml, environment.json, measure.json, scores.safetensors, figures/ and measure.md."""
-
     from crossalign.report.measure import write_page
 
     folder = config.output
@@ -210,12 +193,15 @@ def _write(config: MeasureConfig, result: dict[str, Any], found: list[Alignment]
     write_json(RunFolder(folder).environment, environment())
     tensors: dict[str, Tensor] = {}
     for one in found:
-        place = f"{one.language.name} | {one.vision.name}"
-        tensors[f"{place} | score"] = one.scores
-        tensors[f"{place} | error"] = jackknife_error(one.replicates)
-        tensors[f"{place} | null mean"] = one.null.mean(0)
-        tensors[f"{place} | p"] = p_values(one.scores, one.null.amax((1, 2))[:, None, None])
-        tensors[f"{place} | null best"] = one.null.amax((1, 2))
+        best = one.null.amax((1, 2))
+        numbers = {
+            "score": one.scores,
+            "error": jackknife_error(one.replicates),
+            "null mean": one.null.mean(0),
+            "p": p_values(one.scores, best[:, None, None]),
+            "null best": best,
+        }
+        tensors |= {f"{one.language.name} | {one.vision.name} | {name}": tensor for name, tensor in numbers.items()}
     write_tensors(RunFolder(folder).scores, tensors)
     write_json(RunFolder(folder).measurement, result)
     write_page(folder, config, result, {name: tensor.numpy() for name, tensor in tensors.items()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,9 @@ from torch import Tensor
 from crossalign.config import MeasureConfig, TeacherConfig
 from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
+from crossalign.data.records import read_text
 from crossalign.features.sources import ImageSource, TextSource, bits_per_byte
-from crossalign.features.store import Features, FeatureStore, Source
+from crossalign.features.store import FeatureStore, Source
 from crossalign.runs.folder import read_json
 from crossalign.runs.names import RunFolder
 
@@ -28,8 +29,8 @@ class Measured:
     """A model with the features of its layers."""
 
     ref: str
-    name: str
-    layers: dict[str, Tensor]
+    name: str = ""
+    layers: dict[str, Tensor] = field(default_factory=dict)
     """By the layer's name: (n, width)."""
     run: str = ""
     """The training run that it was kept by: as much of the end of its folder's path as tells it from the others."""
@@ -54,77 +55,80 @@ def name_models(config: MeasureConfig) -> tuple[list[Measured], list[Measured]]:
         UserError: a reference that names no model, a run that kept none, one that is named twice, or a layer or pooling that
             a vision model does not have.
     """
+    layers: tuple[Any, ...] = config.language_layers
+    reading = layers, config.pool, config.captions, config.max_length, config.batch_size, config.seed
+    teacher = TeacherConfig(
+        layers=config.vision_layers, pool=config.vision_pool, seed=config.seed, batch_size=config.batch_size
+    )
     language = _named(_with_twins(_in_runs(config.language), config.twins))
-    vision = _named(_with_twins([Measured(ref, "", {}) for ref in config.vision], config.twins))
-    language = [_known(model, _text_source(config, model.ref)) for model in language]
-    return language, [_known(model, _image_source(config, model.ref)) for model in vision]
-
-
-def _known(model: Measured, source: Source) -> Measured:
-    """The model with its source, whose key says whether all is there that it needs."""
-    _ = source.key
-    return replace(model, source=source)
-
-
-def read_language(models: list[Measured], config: MeasureConfig, pairs: Pairs, device: str) -> list[Measured]:
-    """The models with the features of the pairs' texts, and their quality where ``config.text`` is given.
-
-    Raises:
-        UserError: a layer that a model does not have, or a text that is empty.
-    """
-    text, seen = _text(config), look(models, pairs, device)
-    if not text:
-        return seen
-    quality = partial(bits_per_byte, text=text, block=config.block, seed=config.seed, device=device)
-    return [one if Ref(one.ref).file else replace(one, bits_per_byte=quality(one.ref)) for one in seen]
+    vision = _named(_with_twins([Measured(ref) for ref in config.vision], config.twins))
+    language = [replace(model, source=TextSource(model.ref, *reading)) for model in language]
+    vision = [replace(model, source=ImageSource(replace(teacher, ref=model.ref))) for model in vision]
+    for model in (*language, *vision):
+        _ = model.source and model.source.key  # which says whether all is there that it needs
+    return language, vision
 
 
 def look(models: list[Measured], pairs: Pairs, device: str) -> list[Measured]:
     """The models with the features of the pairs, of their texts or images.
 
     Raises:
-        UserError: see :meth:`FeatureStore.read`; or a layer that a model does not have.
+        UserError: see :meth:`FeatureStore.read`; or a layer that a model does not have, or that gives all pairs the same.
     """
-    store = FeatureStore(pairs, device)
-    return [replace(m, layers=_layers(store.read(m.source), m.ref)) for m in models if m.source]
+    store, seen = FeatureStore(pairs, device), []
+    for model in models:
+        assert model.source
+        layers = store.read(model.source).by_layer()  # of the user's own file one, unless several lie in it side by side
+        for name, values in layers.items():
+            if not (values - values[0]).abs().max() > 1e-6 * values.abs().max():
+                told = f"layer {name} of '{model.ref}' gives all {len(values)} pairs the same features"
+                raise UserError(f"{told}: leave that layer out")
+        seen.append(replace(model, layers=layers))
+    return seen
 
 
-def _text_source(config: MeasureConfig, ref: str) -> TextSource:
-    layers: tuple[Any, ...] = config.language_layers
-    return TextSource(ref, layers, config.pool, config.captions, config.max_length, config.batch_size, config.seed)
+def scored_text(config: MeasureConfig) -> str:
+    """The first kilobytes of the text on which language models are scored, up to the end of a line; empty where none is named.
+
+    Raises:
+        UserError: a text that is empty.
+    """
+    if not config.text:
+        return ""
+    text = read_text(config.text)
+    start = text.encode()[: 1024 * config.text_kilobytes].decode(errors="ignore")
+    return start if len(start) == len(text) else start[: start.rfind("\n") + 1] or start
 
 
-def _image_source(config: MeasureConfig, ref: str) -> ImageSource:
-    layers, pool = config.vision_layers, config.vision_pool
-    return ImageSource(TeacherConfig(ref=ref, layers=layers, pool=pool, seed=config.seed, batch_size=config.batch_size))
+def with_quality(models: list[Measured], text: str, config: MeasureConfig, device: str) -> list[Measured]:
+    """The language models with their bits a byte on ``text``, if there is any."""
+    quality = partial(bits_per_byte, text=text, block=config.block, seed=config.seed, device=device)
+    return [replace(one, bits_per_byte=quality(one.ref)) if text and not Ref(one.ref).file else one for one in models]
 
 
 def _in_runs(refs: tuple[str, ...]) -> list[Measured]:
     """The references, with the models that it kept in place of a training run."""
-    runs = {ref: Path(ref).expanduser() for ref in refs if RunFolder(Path(ref).expanduser()).config.is_file()}
-    names = _run_names(folder.resolve() for folder in runs.values())
+    folders = [Path(ref).expanduser() for ref in refs]
+    names = _run_names(folder.resolve() for folder in folders if RunFolder(folder).config.is_file())
     found = []
-    for ref in refs:
-        if ref in runs:
-            found += _kept(runs[ref], names[runs[ref].resolve()])
-        else:
-            found.append(Measured(ref, "", {}))
+    for ref, folder in zip(refs, folders, strict=True):
+        found += _kept(folder, names[folder.resolve()]) if folder.resolve() in names else [Measured(ref)]
     return found
 
 
 def _kept(folder: Path, run: str) -> list[Measured]:
     """The models of a training run: those kept during training, and the last one."""
     found = {path: re.fullmatch(r"step-(\d{7,})", path.name) for path in RunFolder(folder).snapshots.glob("step-*")}
-    kept = [Measured(str(path), "", {}, run, int(match[1])) for path, match in found.items() if match]
+    kept = [Measured(str(path), run=run, step=int(match[1])) for path, match in found.items() if match]
     kept.sort(key=lambda model: model.step or 0)
     last, result = RunFolder(folder).model, RunFolder(folder).result
     if not kept and not last.is_dir():
         raise UserError(f"the run '{folder}' has no model yet: let it finish, or train with --loop.keep-every")
     if not kept:
-        return [Measured(str(last), "", {}, run)]
+        return [Measured(str(last), run=run)]
     done = int(read_json(result).get("steps", 0)) if result.is_file() else 0  # of which keep_every need be no divisor
     if last.is_dir() and done > (kept[-1].step or 0):
-        kept.append(Measured(str(last), "", {}, run, done))
+        kept.append(Measured(str(last), run=run, step=done))
     return kept
 
 
@@ -146,7 +150,7 @@ def _with_twins(models: list[Measured], twins: bool) -> list[Measured]:
         found.append(model)
         twin, ref = f"random:{model.ref}", Ref(model.ref)
         if twins and not model.run and twin not in given and not (ref.control or ref.file):
-            found.append(Measured(twin, "", {}))
+            found.append(Measured(twin))
     return found
 
 
@@ -171,27 +175,3 @@ def _name(model: Measured) -> str:
         return model.run if model.step is None else f"{model.run}, step {model.step:,}"
     ref = Ref(model.ref)
     return f"{ref.control} {ref.short_name}".strip().removesuffix(".gguf")
-
-
-def _layers(features: Features, ref: str) -> dict[str, Tensor]:
-    """Features layer by layer: of the user's own file one, unless ``crossalign features`` wrote several side by side.
-
-    Raises:
-        UserError: a layer that gives all pairs the same.
-    """
-    layers = features.by_layer()
-    for name, values in layers.items():
-        if not (values - values[0]).abs().max() > 1e-6 * values.abs().max():
-            raise UserError(f"layer {name} of '{ref}' gives all {len(values)} pairs the same features: leave that layer out")
-    return layers
-
-
-def _text(config: MeasureConfig) -> str:
-    """The first kilobytes of the text on which language models are scored, up to the end of a line."""
-    if not config.text:
-        return ""
-    from crossalign.data.records import read_text
-
-    text = read_text(config.text)
-    start = text.encode()[: 1024 * config.text_kilobytes].decode(errors="ignore")
-    return start if len(start) == len(text) else start[: start.rfind("\n") + 1] or start
