@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -33,7 +34,7 @@ from crossalign.core.errors import UserError, first_line
 from crossalign.core.files import content_key
 from crossalign.core.progress import progress
 from crossalign.data.model_files import quiet
-from crossalign.data.text.evals import LocalRows, expected_file, local_rows
+from crossalign.data.text.evals import expected_file, local_rows
 from crossalign.verbs.evaluate import TASKS
 from crossalign.verbs.evaluate.scorer import Scorer
 
@@ -80,9 +81,8 @@ class EvalTask:
         earlier call changes them."""
         self.task.set_fewshot_seed(self.seed)
         ConfigurableTask.build_all_requests(self.task, limit=self.limit)
-        mine = [request for request in self.task._instances if request.doc_id % world_size == rank]
-        self.task._instances = mine
-        return mine
+        self.task._instances = [request for request in self.task._instances if request.doc_id % world_size == rank]
+        return list(self.task._instances)
 
 
 def _source(value: Any) -> Any:
@@ -106,10 +106,7 @@ def open_task(name: str, data: Path | None, few_shot: int = 0, limit: int | None
     Raises:
         UserError: an unknown task, a file that is no task, data that are not there or not of the schema.
     """
-    if Path(name).suffix in (".yaml", ".yml"):
-        config = _read_task(Path(name).expanduser())
-    else:
-        config = _read_task(TASKS[name])
+    config = _read_task(Path(name).expanduser() if Path(name).suffix in (".yaml", ".yml") else TASKS[name])
     title = (config.get("metadata") or {}).get("title", config["task"])
     shots = config["num_fewshot"] = few_shot or config.get("num_fewshot") or 0
     if shots and config.get("output_type") == "loglikelihood_rolling":
@@ -169,22 +166,19 @@ def _take_local(config: dict[str, Any], folder: Path, scored: str, shots: int) -
     if scored not in found:
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise UserError(f"'{folder}' has no data of {task}: {expected_file(task, scored)} is expected (there: {there})")
-    rows = {split: _dataset(part) for split, part in found.items()}
+    rows = {}
+    for split, part in found.items():
+        try:
+            rows[split] = Dataset.from_list(part.rows)
+        except (ArrowException, TypeError, ValueError) as error:
+            told = f"the lines of '{part.path}' do not go into one table ({first_line(error)})"
+            raise UserError(f"{told}: give each field one kind of value") from error
     for split, key in _SPLIT_KEYS.items():
         config[key] = split if split in rows else None
     config.update(
         fewshot_split=None, dataset_path=None, dataset_name=None, dataset_kwargs=None, custom_dataset=lambda **_: rows
     )
     return f"{found[scored].word} {found[scored].note}".rstrip()
-
-
-def _dataset(part: LocalRows) -> Dataset:
-    try:
-        return Dataset.from_list(part.rows)
-    except (ArrowException, TypeError, ValueError) as error:
-        raise UserError(
-            f"the lines of '{part.path}' do not go into one table ({first_line(error)}): give each field one kind of value"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -336,11 +330,9 @@ def _row(sample: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def _with_ids(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each row with an id that is a hash of its document, so that runs pair by it; the second of two equal ones gets a 2."""
-    seen: dict[str, int] = {}
-    made = []
+    seen, named = Counter[str](), []
     for row in rows:
-        document = json.dumps(row.pop("document"), sort_keys=True, default=str)
-        key = content_key(document=document)[:16]
-        seen[key] = seen.get(key, 0) + 1
-        made.append({"doc_id": key if seen[key] == 1 else f"{key}-{seen[key]}", **row})
-    return made
+        key = content_key(document=json.dumps(row.pop("document"), sort_keys=True, default=str))[:16]
+        seen[key] += 1
+        named.append({"doc_id": key if seen[key] == 1 else f"{key}-{seen[key]}", **row})
+    return named

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from crossalign.config import EvaluateConfig, LoopConfig, validate
 from crossalign.core.device import device_name, resolve_device
 from crossalign.core.errors import UserError, missing_extra
@@ -47,13 +49,18 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     if len({task.name for task in tasks}) < len(tasks):
         raise UserError("--tasks names two task files of one task: results are kept by task, so give them in two calls")
     opened = open_scored(config.model, config.bos)
-    folder = config.output or (
-        RunFolder(opened.run).evaluation if opened.run else Path("runs") / f"evaluation-{_plain(config.model)}"
-    )
-    before = None
-    if opened.before and config.before:
-        before = _score(open_scored(opened.before, config.bos), tasks, config, EvaluationFolder(folder).before, quiet)
-    results = _score(opened, tasks, config, folder, quiet, before)
+    named = "".join(c if c.isalnum() or c in "-." else "-" for c in Path(config.model).name)
+    folder = config.output or (RunFolder(opened.run).evaluation if opened.run else Path("runs") / f"evaluation-{named}")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / f".lock{os.environ.get('RANK', '0')}", blocking=False):
+            before = None
+            if opened.before and config.before:
+                unchanged = open_scored(opened.before, config.bos)
+                before = _score(unchanged, tasks, config, EvaluationFolder(folder).before, quiet)
+            results = _score(opened, tasks, config, folder, quiet, before)
+    except Timeout as error:
+        raise UserError(f"another process is evaluating into {folder}: wait for it, or choose another --output") from error
     if is_main_process():
         _track(results, folder, opened, config)
     return results
@@ -70,10 +77,6 @@ def _task_names(config: EvaluateConfig) -> list[str]:
     return names
 
 
-def _plain(ref: str) -> str:
-    return "".join(c if c.isalnum() or c in "-." else "-" for c in Path(ref).name)
-
-
 def _score(
     opened: Scored,
     tasks: list[EvalTask],
@@ -83,24 +86,13 @@ def _score(
     before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Score the tasks that ``folder`` does not hold yet, or holds of something else."""
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f".lock{os.environ.get('RANK', '0')}", blocking=False)
-    try:
-        with lock:
-            return _score_locked(opened, tasks, config, folder, quiet, before)
-    except Timeout as error:
-        raise UserError(f"another process is evaluating into {folder}: wait for it, or choose another --output") from error
-
-
-def _score_locked(
-    opened: Scored, tasks: list[EvalTask], config: EvaluateConfig, folder: Path, quiet: bool, before: dict[str, Any] | None
-) -> dict[str, Any]:
+    from crossalign.data.text.tokenizer import fingerprint
     from crossalign.verbs.evaluate.harness import VERSION, check_requests, score_task
 
     scorer = _open_scorer(opened, config)
-    keys = _keys(opened, tasks, scorer, config)
+    seen = {"bos": opened.bos, "precision": config.precision, "max_length": scorer.max_length}
+    depends = {"weights": opened.fingerprint, "tokenizer": fingerprint(opened.tokenizer), "too_long": config.too_long, **seen}
+    keys = {task.name: content_key(task=task.fingerprint, **depends) for task in tasks}
     kept = _done(folder, opened, keys)
     waiting = [task for task in tasks if task.name not in kept]
     for task in waiting:  # all of them, before the first is scored
@@ -108,7 +100,6 @@ def _score_locked(
             raise UserError(f"{task.name} has fewer documents than there are processes: start fewer, or raise --limit")
     cut = {task.name: check_requests(task, scorer, config.too_long == "cut") for task in waiting}
     told = {"model": opened.ref, "fingerprint": opened.fingerprint, "harness": f"lm-eval {VERSION}"}
-    seen = {"bos": opened.bos, "precision": config.precision, "max_length": scorer.max_length}
     for task in tasks:
         started = time.monotonic()
         found = score_task(task, scorer) if task in waiting else None
@@ -157,15 +148,6 @@ def _open_scorer(opened: Scored, config: EvaluateConfig) -> Scorer:
     opened.model.to(accelerator.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     with quietly("opening"):
         return Scorer(opened.model, opened.tokenizer, opened.bos, config.batch_size, config.max_length, accelerator)
-
-
-def _keys(opened: Scored, tasks: list[EvalTask], scorer: Scorer, config: EvaluateConfig) -> dict[str, str]:
-    """A hash, for each task, of all that its scores depend on."""
-    from crossalign.data.text.tokenizer import fingerprint
-
-    model = {"weights": opened.fingerprint, "tokenizer": fingerprint(opened.tokenizer), "bos": opened.bos}
-    seen = {"max_length": scorer.max_length, "too_long": config.too_long, "precision": config.precision}
-    return {task.name: content_key(task=task.fingerprint, **model, **seen) for task in tasks}
 
 
 def _done(folder: Path, opened: Scored, keys: dict[str, str]) -> dict[str, Any]:
@@ -233,12 +215,11 @@ def _track(results: dict[str, Any], folder: Path, opened: Scored, config: Evalua
     """Show the numbers on the MLflow run of the training that made the model, or on one of their own."""
     from crossalign.training.tracking import log_results
 
-    numbers = {
-        f"evaluation/{name}/{metric}": value
-        for name, entry in results["tasks"].items()
-        for metric, value in {**entry["metrics"], **{f"{m}_stderr": e for m, e in entry["stderr"].items()}}.items()
-        if value is not None
-    }
+    numbers: dict[str, float] = {}
+    for name, entry in results["tasks"].items():
+        numbers |= {f"evaluation/{name}/{metric}": value for metric, value in entry["metrics"].items()}
+        errors = {f"evaluation/{name}/{metric}_stderr": error for metric, error in entry["stderr"].items()}
+        numbers |= {place: error for place, error in errors.items() if error is not None}
     for name, metrics in results.get("forgetting", {}).items():
         numbers |= {f"evaluation/before/{name}/{metric}": value["before"] for metric, value in metrics.items()}
     place = opened.run if opened.run and folder.parent == opened.run else folder

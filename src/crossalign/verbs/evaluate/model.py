@@ -82,11 +82,10 @@ def _folder_of(ref: str) -> tuple[Path | None, Path | None]:
 
 def _pretrained_here(run: Path | None) -> bool:
     """Whether a run pre-trained the model, or fine-tuned one that was pre-trained here: each document began with BOS then."""
-    if run is None:
-        return False
-    if _json(RunFolder(run).result).get("verb") != "finetune":
-        return _json(RunFolder(run).result).get("verb") == "pretrain"
-    return _pretrained_here(_folder_of(_model_of(run))[1])
+    verb = _json(RunFolder(run).result).get("verb") if run else None
+    if run and verb == "finetune":
+        return _pretrained_here(_folder_of(_model_of(run))[1])
+    return verb == "pretrain"
 
 
 def _model_of(run: Path) -> str:
@@ -122,10 +121,10 @@ def _merged(folder: Path, run: Path | None) -> LanguageModel:
     state = read_tensors([folder / ADAPTER])
     peft = PeftModel.from_pretrained(opened.model, str(folder))
     put_tensors(get_peft_model_state_dict(peft), state, f"'{folder}'")
-    merged = LanguageModel(peft.merge_and_unload().eval(), opened.config, str(folder), opened.kind, opened.seed, opened.source)
     files = [folder / ADAPTER, folder / "adapter_config.json"]
-    merged.fingerprint = content_key(base=opened.fingerprint, adapter=files_hash(files))
-    return merged
+    opened.fingerprint = content_key(base=opened.fingerprint, adapter=files_hash(files))
+    opened.model = peft.merge_and_unload().eval()
+    return opened
 
 
 def _unadapted(folder: Path) -> tuple[LanguageModel, str]:
@@ -153,10 +152,9 @@ def _unadapted(folder: Path) -> tuple[LanguageModel, str]:
     put_tensors({name: tensor for name, tensor in places.items() if name in state}, state, f"'{folder}'")
     if peft is not None:
         peft.merge_and_unload()
-    given = content_key(before=opened.fingerprint, trained=files_hash([file]))
-    changed = LanguageModel(opened.model.eval(), opened.config, str(folder), opened.kind, opened.seed, opened.source)
-    changed.fingerprint = given
-    return changed, ref
+    opened.fingerprint = content_key(before=opened.fingerprint, trained=files_hash([file]))
+    opened.model.eval()
+    return opened, ref
 
 
 def _start_with_bos(tokenizer: Any, family: str, asked: str, ref: str, trained_so: bool) -> bool:
