@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import CallbackHandler
 
 from crossalign.core.errors import UserError
@@ -47,7 +49,7 @@ class AlignmentCallback(TrainerCallback):
         self._numbers: dict[str, Tensor] = {}
         self._norm: Tensor | None = None  # of the term's gradient, until that of the whole step's is known
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refuse what would come out wrong; on a resumed run, put the queue back."""
         # Reporters log in the order of the handler's list, which no callback is given: stand before them.
         handler = sys._getframe(1).f_locals.get("self")
@@ -66,13 +68,7 @@ class AlignmentCallback(TrainerCallback):
             self._restore(args, state)
 
     def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        optimizer: Any = None,
-        **kwargs: Any,
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
     ) -> None:
         """One backward pass for the term."""
         if not self.regularizer.due(state.global_step):
@@ -87,9 +83,7 @@ class AlignmentCallback(TrainerCallback):
         self._numbers = {"loss": value.detach(), **self.regularizer.numbers}
         self._norm = gradients.norm(gradients.average(gradient.clone()) for gradient in gradients.of(model))
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """The whole gradient, where the mixin did not see it before."""
         self.compare(model, clipped=args.max_grad_norm or math.inf)
 
@@ -100,14 +94,7 @@ class AlignmentCallback(TrainerCallback):
             self._numbers["grad_ratio"] = torch.where(whole < 0.999 * clipped, self._norm / whole, math.nan)
             self._norm = None
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """The latest numbers beside the trainer's own."""
         if logs is not None and "loss" in logs and self._numbers:
             told = {f"align_{name}": float(value) for name, value in self._numbers.items()}
@@ -117,44 +104,31 @@ class AlignmentCallback(TrainerCallback):
             if state.log_history:
                 state.log_history[-1].update(told)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The queue, beside the trainer's checkpoint."""
-        from safetensors.torch import save_file
-
         told = self.regularizer.state_dict()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
             queue = {str(i): tensor.contiguous().cpu() for i, tensor in enumerate(told["queue"])}
             save_file(queue, folder / FILE, metadata={"pairs": told["pairs"]})
 
-    def _restore(self, args: TrainingArguments, state: TrainerState) -> None:
+    def _restore(self, args: Any, state: Any) -> None:
         """Put the queue back from the checkpoint that the trainer goes on from, whose folder it does not tell."""
         resumed = args.resume_from_checkpoint
         folder = Path(resumed) if isinstance(resumed, str) else Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if _was_saved_in(folder, state):
+        file = folder / "trainer_state.json"
+        saved_state = TrainerState.load_from_json(str(file)) if file.is_file() else TrainerState()
+        histories = str(saved_state.log_history), str(state.log_history)  # as text, since NaN is not NaN
+        if saved_state.global_step == state.global_step and histories[0] == histories[1]:  # it was saved there
             if (folder / FILE).is_file():
-                self._load(folder / FILE)
+                with safe_open(folder / FILE, "pt") as saved:
+                    queue = [saved.get_tensor(name) for name in sorted(saved.keys())]
+                    self.regularizer.load_state_dict({"pairs": saved.metadata()["pairs"], "queue": queue})
         elif self.regularizer.queue:
             raise UserError(
                 f"the run goes on from a checkpoint that is not {folder}, so its queue of features is not found: name the "
                 "checkpoint in TrainingArguments(resume_from_checkpoint=…) too"
             )
-
-    def _load(self, file: Path) -> None:
-        from safetensors import safe_open
-
-        with safe_open(file, "pt") as saved:
-            queue = [saved.get_tensor(name) for name in sorted(saved.keys())]
-            self.regularizer.load_state_dict({"pairs": saved.metadata()["pairs"], "queue": queue})
-
-
-def _was_saved_in(folder: Path, state: TrainerState) -> bool:
-    """Whether ``state`` is that of the checkpoint ``folder``: the same step, and the same history of losses."""
-    file = folder / "trainer_state.json"
-    if not file.is_file():
-        return False
-    saved = TrainerState.load_from_json(str(file))
-    return saved.global_step == state.global_step and str(saved.log_history) == str(state.log_history)  # NaN is not NaN
 
 
 class AlignedTrainerMixin:

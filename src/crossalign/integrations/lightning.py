@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.features.regularizer import AlignmentRegularizer
@@ -52,13 +52,22 @@ class LightningAlignmentCallback(pl.Callback):
             ) from error
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """The gradient of the term, added to what the step has."""
+        """The gradient of the term, the mean over processes, added to what the step has: DDP's own hooks are at rest now."""
         if not self.regularizer.due(trainer.global_step):
             return
         model: nn.Module = pl_module.get_submodule(self.model)
         with torch.enable_grad(), trainer.precision_plugin.forward_context():
             value = self.regularizer.loss(model)
-        norm = add_gradient(value, model)
+        # Reentrant checkpointing knows ``backward`` alone, which adds to what is there: so that is laid aside meanwhile.
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        before = [p.grad for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        value.backward()
+        norm = gradients.norm(gradients.average(gradient) for gradient in gradients.of(model))
+        for parameter, gradient in zip(parameters, before, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
         numbers = {"loss": value.detach(), **self.regularizer.numbers}
         numbers["grad_ratio"] = norm / gradients.norm(gradients.of(pl_module))
         pl_module.log_dict({f"align_{name}": number for name, number in numbers.items()})
@@ -68,21 +77,3 @@ class LightningAlignmentCallback(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.regularizer.load_state_dict(state_dict)
-
-
-def add_gradient(value: Tensor, model: nn.Module) -> Tensor:
-    """Add the mean over processes of the gradient of ``value`` to the gradients of ``model``; returns its norm.
-
-    DDP's own hooks are at rest after its backward pass. Reentrant checkpointing knows ``backward`` alone, which adds to
-    what is there: so that is laid aside meanwhile.
-    """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    before = [p.grad for p in parameters]
-    for parameter in parameters:
-        parameter.grad = None
-    value.backward()
-    norm = gradients.norm(gradients.average(gradient) for gradient in gradients.of(model))
-    for parameter, gradient in zip(parameters, before, strict=True):
-        if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
-    return norm

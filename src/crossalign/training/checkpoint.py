@@ -8,7 +8,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from crossalign.core.errors import UserError
 from crossalign.training.stops import DiskFull, NoRoom
+
+TENSORS = "model.safetensors"
 
 
 @dataclass
@@ -79,19 +81,14 @@ def save(folder: Path, checkpoint: Checkpoint, *, rank: int = 0) -> Path:
     if target.exists():  # the same step of the same run: the same content
         return target
     temporary = folder / f".{target.name}.{os.getpid()}"
-    with telling_if_full(f"no room left to write {target}; the checkpoint before it is whole"):
-        try:
-            temporary.mkdir()
-            tensors = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.model.items()}
-            save_file(tensors, temporary / "model.safetensors")
-            with (temporary / "model.safetensors").open("rb") as written:
-                os.fsync(written.fileno())  # the rename must not reach the disk before the bytes do
-            state = {"optimizer": checkpoint.optimizer, "rng": checkpoint.rng, "extra": checkpoint.extra}
-            _write_torch(temporary / "state.pt", state)
-            os.rename(temporary, target)
-        except Exception:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    with telling_if_full(f"no room left to write {target}; the checkpoint before it is whole", temporary):
+        temporary.mkdir()
+        save_file({name: tensor.contiguous().cpu() for name, tensor in checkpoint.model.items()}, temporary / TENSORS)
+        with (temporary / TENSORS).open("rb") as written:
+            os.fsync(written.fileno())  # the rename must not reach the disk before the bytes do
+        state = {"optimizer": checkpoint.optimizer, "rng": checkpoint.rng, "extra": checkpoint.extra}
+        _write_torch(temporary / "state.pt", state)
+        os.rename(temporary, target)
     for old in _all(folder):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
@@ -116,18 +113,22 @@ def latest(folder: Path, *, rank: int = 0) -> Checkpoint | None:
         state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
         own = folder / f"{path.name}.rng-{rank}.pt"
         rng = torch.load(own, weights_only=True) if rank and own.exists() else state["rng"]
-        tensors = load_file(path / "model.safetensors")
+        tensors = load_file(path / TENSORS)
     except Exception as error:
         raise UserError(f"the checkpoint {path} cannot be read ({error}); delete it to start over") from error
     return Checkpoint(stage, int(epoch), int(step), tensors, state["optimizer"], rng, state["extra"])
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Fail before a long run whose checkpoints (``needed`` bytes at the most) would not fit on the disk.
+def check_room(folder: Path, trained: Iterable[Tensor], kept: int) -> None:
+    """Fail before a long run whose checkpoints would not fit on the disk.
+
+    Two stand beside each other while one takes the other's place, each with what is ``trained`` and Adam's two moments; what is
+    ``kept`` of weights, so many numbers, comes on top.
 
     Raises:
         NoRoom: names both figures.
     """
+    needed = 4 * (2 * 3 * sum(tensor.numel() for tensor in trained) + kept) + 50_000_000
     existing = next(p for p in [folder, *folder.parents] if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -154,11 +155,13 @@ def _all(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def telling_if_full(sentence: str) -> Iterator[None]:
-    """Raise DiskFull with that sentence where something within fails for want of room."""
+def telling_if_full(sentence: str, partial: Path | None = None) -> Iterator[None]:
+    """Raise DiskFull with that sentence where something within fails for want of room; a ``partial`` folder is removed."""
     try:
         yield
     except Exception as error:
+        if partial:
+            shutil.rmtree(partial, ignore_errors=True)
         if is_full(error):
             raise DiskFull(sentence) from error
         raise

@@ -32,8 +32,6 @@ from crossalign.training.stops import Diverged, Interrupted, Paused, StageResult
 from crossalign.training.tracking import RunLog
 
 Batch = Mapping[str, Any]
-SAVED = ("best_epoch", "best", "seconds", "examples", "history")
-"""What of the loop's working state a checkpoint holds as it is."""
 
 
 @dataclass
@@ -112,16 +110,13 @@ class _Fit:
         if run.sharded:
             shard(stage.model.to(run.accelerator.device), run.accelerator.device)
         self.optimizer = build_optimizer(stage.model, stage.optim)
-        self.base_lr = stage.optim.lr
         self.parameters = [p for p in stage.model.parameters() if p.requires_grad]
-        self.epoch, self.step, self.best_epoch = 0, 0, -1
-        self.best: dict[str, float] = {}
+        self.epoch, self.step, self.since = 0, 0, 0.0
+        self.result = StageResult(best_epoch=-1, best={}, seconds=0.0, examples=0)
         self.best_state: dict[str, Tensor] | None = None
-        self.seconds, self.since, self.examples = 0.0, 0.0, 0
         shared = run.world > 1 and not stage.replicated
         self.epoch_meter, self.interval_meter = Meter(run.accelerator, shared), Meter(run.accelerator, shared)
         self.extra_rows: list[tuple[int, dict[str, Tensor]]] = []
-        self.history: list[dict[str, float]] = []
         self.best_file = RunFolder(run.folder).checkpoints / f"best-{stage.name}.safetensors"
         if run.resume is not None and run.resume.stage == stage.name:
             self._restore(run.resume)
@@ -162,14 +157,15 @@ class _Fit:
                 saved_at = time.monotonic()
         if until is not None:
             self.run.log.status = "SCHEDULED"
-            raise Paused(self._result())
-        return self._finish()
+            raise Paused(self.result)
+        self._finish()
+        return self.result
 
     def _train_step(self, step: Step, total: int) -> None:
         accelerator, stage = self.run.accelerator, self.stage
         position = self.epoch * stage.steps_per_epoch + self.step
         for group in self.optimizer.param_groups:
-            group["lr"] = self.base_lr * lr_factor(stage.optim, position, total)
+            group["lr"] = stage.optim.lr * lr_factor(stage.optim, position, total)
         self.optimizer.zero_grad(set_to_none=True)
         extra = self._add_extra(position) if stage.extra is not None else {}
         scale = (1 if stage.replicated else self.run.world) / step.count  # DDP averages gradients over processes
@@ -187,7 +183,7 @@ class _Fit:
         self.optimizer.step()
         self._count(examples=torch.tensor(float(step.count) / (1 if stage.replicated else self.run.world)))
         self.step += 1
-        self.examples += step.count
+        self.result.examples += step.count
         if self.step % self.loop.log_every == 0:
             self._flush_interval()
 
@@ -241,7 +237,7 @@ class _Fit:
 
     def _count_time(self) -> None:
         now = time.perf_counter()
-        self.seconds, self.since = self.seconds + now - self.since, now
+        self.result.seconds, self.since = self.result.seconds + now - self.since, now
 
     def _flush_interval(self) -> None:
         means = self.interval_meter.means()
@@ -253,12 +249,12 @@ class _Fit:
             return
         self.interval_meter.sums = {}
         self._check_finite(means)
-        lr = self.optimizer.param_groups[0]["lr"]
-        self._log("train_step", means | {"lr": lr, "examples_per_second": self.examples / max(self.seconds, 1e-9)})
+        speed = self.result.examples / max(self.result.seconds, 1e-9)
+        self._log("train_step", means | {"lr": self.optimizer.param_groups[0]["lr"], "examples_per_second": speed})
 
     def _end_epoch(self) -> None:
+        stage, result = self.stage, self.result
         self._flush_interval()
-        stage = self.stage
         self._log("train", self.epoch_meter.means())
         self.epoch_meter.sums = {}
         self.epoch, self.step = self.epoch + 1, 0
@@ -266,9 +262,9 @@ class _Fit:
             stage.model.eval()
             numbers = stage.evaluate(self.model)
             self._log("validation", numbers)
-            self.history.append(numbers)
-            if stage.select is None or not self.best or stage.select.better(numbers, self.best):
-                self.best_epoch, self.best = self.epoch, numbers
+            result.history.append(numbers)
+            if stage.select is None or not result.best or stage.select.better(numbers, result.best):
+                result.best_epoch, result.best = self.epoch, numbers
                 if stage.select is not None:
                     self._keep_best()
         self.run.log.flush()
@@ -282,8 +278,8 @@ class _Fit:
     def _log(self, split: str, numbers: dict[str, float], step: int | None = None) -> None:
         epoch = self.epoch + (split != "validation")
         step = self.epoch * self.stage.steps_per_epoch + self.step if step is None else step
-        row = {"stage": self.stage.name, "split": split, "epoch": epoch, "step": step, "seconds": round(self.seconds, 3)}
-        self.run.log.log(row | numbers)
+        place = {"stage": self.stage.name, "split": split, "epoch": epoch, "step": step}
+        self.run.log.log(place | {"seconds": round(self.result.seconds, 3)} | numbers)
 
     def _check_finite(self, means: dict[str, float]) -> None:
         # In fp16 a step whose gradient overflows is skipped, and the scale lowered: that is no divergence.
@@ -295,7 +291,7 @@ class _Fit:
         where = f"; the weights {', '.join(weights[:3])} are not finite" if weights else "; all weights are still finite"
         raise Diverged(
             f"{' and '.join(bad)} of stage '{self.stage.name}' stopped being a number within the {self.loop.log_every} steps "
-            f"before step {self.step} of epoch {self.epoch + 1}{where}. Lower the learning rate ({self.base_lr:g}), "
+            f"before step {self.step} of epoch {self.epoch + 1}{where}. Lower the learning rate ({self.stage.optim.lr:g}), "
             "turn clipping on, or use --loop.precision fp32; the last checkpoint is from before"
         )
 
@@ -310,7 +306,7 @@ class _Fit:
 
     def _save(self) -> None:
         self._check_finite(self.interval_meter.means())
-        extra = {name: getattr(self, name) for name in SAVED} | {
+        extra = vars(self.result) | {
             "extra_rows": [(step, {n: t.cpu() for n, t in row.items()}) for step, row in self.extra_rows],
             "epoch_sums": self.epoch_meter.state(),
             "interval_sums": self.interval_meter.state(),
@@ -331,8 +327,7 @@ class _Fit:
         load_optimizer_state(self.stage.model, self.optimizer, saved.optimizer)
         self.epoch, self.step = saved.epoch, saved.step
         extra = saved.extra
-        for name in SAVED:
-            setattr(self, name, extra[name])
+        self.result = StageResult(**{name: extra[name] for name in vars(self.result)})
         self.epoch_meter.load(extra["epoch_sums"])
         self.interval_meter.load(extra["interval_sums"])
         self.extra_rows = extra.get("extra_rows", [])
@@ -340,13 +335,9 @@ class _Fit:
             self.run.accelerator.scaler.load_state_dict(extra["scaler"])
         ckpt.set_rng_state(saved.rng)
 
-    def _finish(self) -> StageResult:
+    def _finish(self) -> None:
         if not self.stage.replicated:
             self.run.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        if self.stage.select is not None and self.best_epoch > 0:
+        if self.stage.select is not None and self.result.best_epoch > 0:
             self.stage.load(self.best_state or load_file(self.best_file))
         self.stage.model.eval()
-        return self._result()
-
-    def _result(self) -> StageResult:
-        return StageResult(self.best_epoch, self.best, self.seconds, self.examples, self.history)

@@ -9,7 +9,6 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from crossalign.core.machine import is_main_process, world_size
 from crossalign.core.refs import UNTRAINED, Ref
 from crossalign.data.batches import IGNORED
 from crossalign.data.pairs.batches import PairBatch, PairBatches
-from crossalign.data.pairs.load import Pairs, open_pairs
+from crossalign.data.pairs.load import open_pairs
 from crossalign.data.pairs.sources import check_source
 from crossalign.features.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, find_metric, place
 from crossalign.features.sources import ImageSource, teacher_features
@@ -74,8 +73,7 @@ class CaptionExposure:
             return self.loss(model)
 
     def try_out(self, model: nn.Module) -> Tensor:
-        batch = self.pairs.batch(0)
-        return nll_sum(model, _as_text(batch), next(model.parameters()).device)
+        return nll_sum(model, _as_text(self.pairs.batch(0)), next(model.parameters()).device)
 
 
 def _as_text(batch: PairBatch) -> dict[str, Tensor]:
@@ -127,14 +125,11 @@ class Term:
         with warnings.catch_warnings() if self.warns else nullcontext():
             if self.warns:
                 warnings.filterwarnings("ignore", module="crossalign.features.regularizer")
-            return self._extra(model, step)
-
-    def _extra(self, model: nn.Module, step: int) -> tuple[Tensor, dict[str, Tensor]] | None:
-        if self.regularizer.due(step):
-            return self.regularizer.loss(model), self.regularizer.numbers
-        if self.log_every and step % self.log_every == 0:
-            return self.regularizer.score(model), self.regularizer.numbers
-        return None
+            if self.regularizer.due(step):
+                return self.regularizer.loss(model), self.regularizer.numbers
+            if self.log_every and step % self.log_every == 0:
+                return self.regularizer.score(model), self.regularizer.numbers
+            return None
 
     def state(self) -> dict[str, Tensor]:
         """The feature queue, as tensors of a checkpoint."""
@@ -253,8 +248,9 @@ def open_held_out(config: Config, tokenizer: Any) -> HeldOut | None:
         return None
     held_out = open_pairs(replace(config.pairs, split="validation", split_file=align.held_out_file, limit=None))
     if align.metric != "none":
-        shared = set(names_of(held_out)) & set(names_of(open_pairs(config.pairs)))
-        if shared:
+        # Ids, without the mark of an image's further captions.
+        names = [{re.sub(r"#\d+$", "", name) for name in pairs.ids} for pairs in (held_out, open_pairs(config.pairs))]
+        if shared := names[0] & names[1]:
             raise UserError(
                 f"{len(shared)} held-out pairs are trained on, such as {min(shared)}: list others in --align.held-out-file, "
                 "choose another --pairs.split, or --align.held-out 0"
@@ -289,11 +285,6 @@ def _note(sentence: str) -> None:
         print(f"crossalign: {sentence}", file=sys.stderr)
 
 
-def names_of(pairs: Pairs) -> Iterator[str]:
-    """Ids without the mark of an image's further captions."""
-    return (re.sub(r"#\d+$", "", name) for name in pairs.ids)
-
-
 def check_align(align: RegularizeConfig) -> None:
     """What can be known to be wrong with the term without pairs, teacher or model.
 
@@ -315,12 +306,9 @@ def check_align(align: RegularizeConfig) -> None:
     if align.metric in ("none", "captions"):
         return
     metric = find_metric(align.metric, align.mode)
-    if align.metric in similarities:
-        _check_count(metric, align)
-
-
-def _check_count(metric: Any, align: RegularizeConfig) -> None:
-    """Try features of one column: a metric that is undefined for those is undefined for so many pairs of any width."""
+    if align.metric not in similarities:
+        return
+    # A metric that is undefined for features of one column is undefined for so many pairs of any width.
     random = torch.Generator().manual_seed(0)
     try:
         with warnings.catch_warnings(action="ignore"):

@@ -86,7 +86,7 @@ def keep_snapshot(folder: Path, model: Any, tokenizer: Any, run: Session) -> Non
     if run.accelerator.is_main_process and not folder.exists():
         temporary = folder.with_name(f".{folder.name}")
         shutil.rmtree(temporary, ignore_errors=True)
-        with ckpt.telling_if_full(f"no room left to keep the model in {folder}"):
+        with ckpt.telling_if_full(f"no room left to keep the model in {folder}", temporary):
             save_causal(model, None, tokenizer, temporary, state)
         temporary.rename(folder)
 
@@ -184,12 +184,3 @@ def check_text_run(config: PretrainConfig | FinetuneConfig) -> None:
     check_align(config.align)
     if loop.evaluate_blocks is not None and isinstance(config, FinetuneConfig):
         raise UserError("--loop.evaluate-blocks is for pre-training; here hold out less with --data.validation-fraction")
-
-
-def check_room(folder: Path, model: nn.Module, loop: TextLoopConfig) -> None:
-    """Raise UserError where the disk has no room for a run: two checkpoints of what trains and Adam's two moments stand
-    beside each other, and the whole model on top, as often as it is kept."""
-    trained = sum(tensor.numel() * 4 for tensor in trained_state(model).values())
-    whole = sum(parameter.numel() * 4 for parameter in model.parameters())
-    kept = 2 + loop.steps // loop.keep_every if loop.keep_every else 1
-    ckpt.check_room(folder, 2 * 3 * trained + kept * whole + 50_000_000)

@@ -160,10 +160,8 @@ def _check_before_training(config: AdaptConfig, splits: ImageSplits, model: Imag
         if config.align.target == "corpus":
             corpus_path(config.align)
         model.backbone.text_embedding_table()
-    trained = sum(t.numel() * 4 for t in model.trained_state().values())
-    # Two checkpoints stand beside each other while one takes the other's place; each holds the weights and Adam's two
-    # moments. The best weights and the model folder come on top.
-    ckpt.check_room(config.output, 2 * 3 * trained + 2 * trained + 50_000_000)
+    trained = model.trained_state().values()
+    ckpt.check_room(config.output, trained, kept=2 * sum(t.numel() for t in trained))  # the best ones, and the model folder
 
 
 def resolve_speed(config: AdaptConfig, model: ImageClassifier, train: ImageSet, quiet: bool = False) -> AdaptConfig:

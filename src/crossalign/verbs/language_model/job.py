@@ -29,16 +29,16 @@ from crossalign.data.text.tokens import TextBatch, TokenFile, TokenRows, as_stre
 from crossalign.models.language.causal import choose_trained, new_gpt2, perplexity, save_causal, total_nll
 from crossalign.models.language.inner import attend_without_mask, checkpoint_gradients
 from crossalign.models.language.model import LanguageModel, open_language_model
-from crossalign.models.loading import count_parameters
+from crossalign.models.loading import count_parameters, trained_state
 from crossalign.models.taps import resolve_layers
 from crossalign.results.outcomes import language_model_outcomes
 from crossalign.runs.names import RunFolder
+from crossalign.training import checkpoint as ckpt
 from crossalign.training.loop import Session, fit
 from crossalign.training.session import batches_of, in_folder, main_process_first, opened_run, run_result
 from crossalign.training.term import check_sources, open_held_out, open_term, reads_captions
 from crossalign.training.text import (
     blocks_of,
-    check_room,
     check_text_run,
     read_texts,
     resolve_speed,
@@ -120,11 +120,12 @@ def train(config: Any, recipe: str, quiet: bool = False, until: int | None = Non
         held_out = open_held_out(config, text.tokenizer)
     model = text.model
     streams = {name: as_stream(string, text.tokenizer, separator(text.tokenizer)) for name, string in strings.items()}
-    check_room(config.output, model, config.loop)
+    parameters = count_parameters(model)
+    models = 2 + config.loop.steps // config.loop.keep_every if config.loop.keep_every else 1
+    ckpt.check_room(config.output, trained_state(model).values(), kept=models * parameters["total"])
     config = resolve_speed(config, model, block, quiet)
     if term:
         term.check(model)
-    parameters = count_parameters(model)
     if is_main_process() and not quiet:
         share = "{total:,} parameters" if new else "{trainable:,} of {total:,} parameters train"
         print(f"{text.amount}; {share.format(**parameters)}")
