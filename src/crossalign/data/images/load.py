@@ -40,12 +40,6 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> ImageSet:
-        """The images at ``indices`` (or where a boolean mask is true), in that order, copied to memory."""
-        rows = np.arange(len(self))[np.asarray(indices)]
-        names = None if self.names is None else tuple(self.names[i] for i in rows)
-        return ImageSet(self.pixels[rows], self.labels[torch.from_numpy(rows)], self.classes, names)
-
 
 @dataclass(frozen=True)
 class ImageSplits:

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from crossalign.config import CorpusConfig, validate
 from crossalign.core.errors import UserError, some
 from crossalign.core.files import cache_dir, content_key
@@ -62,7 +64,7 @@ def open_corpus(folder: str | Path) -> Corpus:
     Raises:
         UserError: no finished corpus lies there, or its token files have other sizes than its meta.json tells of.
     """
-    from crossalign.data.text.tokens import TokenFile, read_tokens
+    from crossalign.data.text.tokens import TokenFile
 
     folder = Path(folder)
     meta = _read_meta(folder)
@@ -72,9 +74,13 @@ def open_corpus(folder: str | Path) -> Corpus:
         raise UserError(f"the corpus in '{folder}' is not finished: run the same crossalign data prepare again, it goes on")
     streams = {}
     for side in SIDES:
-        told = meta[side]
-        tokens = read_tokens(folder / f"{side}.bin", meta["dtype"], told["tokens"])
-        streams[side] = TokenFile(tokens, told["documents"], told["bytes"])
+        told, path = meta[side], folder / f"{side}.bin"
+        if not path.is_file():
+            raise UserError(f"'{folder}' lacks its token file {path.name}: prepare the corpus again in another folder")
+        found, expected = path.stat().st_size / np.dtype(meta["dtype"]).itemsize, told["tokens"]
+        if found != expected:
+            raise UserError(f"'{path}' holds {found:,g} tokens, but its meta.json says {expected:,}: copy or prepare it again")
+        streams[side] = TokenFile(np.memmap(path, dtype=meta["dtype"], mode="r"), told["documents"], told["bytes"])
     return Corpus(folder, meta, streams["train"], streams["validation"])
 
 

@@ -27,6 +27,8 @@ TRAINED_ON = 1 << 30
 
 Side: TypeAlias = Literal["train", "validation"]
 SIDES: tuple[Side, Side] = ("train", "validation")
+Part: TypeAlias = tuple[Side, str, bool]
+"""A side, a text for it, and whether a document ends there."""
 
 
 @dataclass
@@ -102,13 +104,13 @@ class Preparation:
         """A number below 2^64 that depends on the document's text and the seed of the split."""
         return int.from_bytes(hashlib.sha256(f"{self.config.split_seed} {piece.digest}".encode()).digest()[:8])
 
-    def _sided(self, pieces: Iterable[Piece], into: int = 0) -> Iterator[tuple[list[tuple[Side, str, bool]], Place, int]]:
-        """Of each piece: its parts as (side, text, whether a document ends), where reading goes on, bytes into a document."""
+    def _sided(self, pieces: Iterable[Piece], into: int = 0) -> Iterator[tuple[list[Part], Place, int]]:
+        """Of each piece: its parts, where reading goes on, bytes into a document."""
         survey, fraction = self.survey, self.config.validation_fraction
         threshold = min(max(int(fraction * 2**64) - 1, survey.smallest), survey.largest - 1)
         lone = survey.bytes // survey.documents  # its bytes, if all documents are copies of one
         head = min(max(lone - round(fraction * lone), 1), lone - 1)
-        parts: list[tuple[Side, str, bool]]
+        parts: list[Part]
         for piece in pieces:
             if not piece.text:
                 continue
@@ -141,24 +143,23 @@ class Preparation:
             return tok.train_tokenizer(texts(), self.config.vocabulary)
 
     def _tokenize(self) -> None:
-        state = self.meta.get("state")
-        if state is None:
+        if "state" not in self.meta:
             self.written = {side: Written() for side in SIDES}
             for side in SIDES:
                 (self.output / f"{side}.bin").write_bytes(b"")
                 self._append(side, [self.separator])
             self._save_state((0, 0, 0), 0)
-            state = self.meta["state"]
-        else:
-            self.written = {side: Written(**state[side]) for side in SIDES}
-            self._drop_unfinished()
+        state = self.meta["state"]
+        self.written = {side: Written(**state[side]) for side in SIDES}
+        self._drop_unfinished()
+        place, into = tuple(state["place"]), state["into"]
         done = sum(written.bytes for written in self.written.values())
         with tok.ordinary_text(self.tokenizer) as backend, progress(self.survey.bytes, "tokens", done, unit="B") as bar:
-            pieces = stream(self.files, tuple(state["place"]))
+            pieces = stream(self.files, place)
             if not tok.is_separable(backend):
                 pieces = whole(pieces)
-            held: list[tuple[Side, str, bool]] = []
-            size, place, into = 0, tuple(state["place"]), state["into"]
+            held: list[Part] = []
+            size = 0
             for parts, place, into in self._sided(pieces, state["into"]):
                 held += parts
                 size += sum(len(text) for _, text, _ in parts)
@@ -169,25 +170,19 @@ class Preparation:
             bar.update(self._encode(backend, held))
             self._save_state(place, into)
 
-    def _encode(self, backend: Any, parts: list[tuple[Side, str, bool]]) -> int:
+    def _encode(self, backend: Any, parts: list[Part]) -> int:
         """Append the tokens of ``parts`` and return their bytes."""
         encoded = backend.encode_batch_fast([text for _, text, _ in parts], add_special_tokens=False)
-        total = 0
-        for side in SIDES:
-            written = self.written[side]
+        before = sum(written.bytes for written in self.written.values())
+        for side, written in self.written.items():
             tokens: list[int] = []
             for (where, text, ends), one in zip(parts, encoded, strict=True):
-                if where != side:
-                    continue
-                tokens += one.ids
-                if ends:
-                    tokens.append(self.separator)
-                    written.documents += 1
-                size = len(text.encode())
-                written.bytes += size
-                total += size
+                if where == side:
+                    tokens += [*one.ids, self.separator] if ends else one.ids
+                    written.documents += ends
+                    written.bytes += len(text.encode())
             self._append(side, tokens)
-        return total
+        return sum(written.bytes for written in self.written.values()) - before
 
     def _append(self, side: Side, tokens: list[int]) -> None:
         data = np.array(tokens, dtype=self.dtype).tobytes()
@@ -199,8 +194,10 @@ class Preparation:
         written.tokens, written.crc32 = written.tokens + len(tokens), zlib.crc32(data, written.crc32)
 
     def _save_state(self, place: Place, into: int) -> None:
-        sides = {side: asdict(written) for side, written in self.written.items()}
-        self._save(state={"place": list(place), "into": into, **sides})
+        self._save(state={"place": list(place), "into": into, **self._sides()})
+
+    def _sides(self) -> dict[str, Any]:
+        return {side: asdict(written) for side, written in self.written.items()}
 
     def _drop_unfinished(self) -> None:
         """Cut off what a killed call appended after its last state."""
@@ -217,8 +214,7 @@ class Preparation:
             "separator_token": self.tokenizer.convert_ids_to_tokens(self.separator),
             "fingerprint": tok.fingerprint(self.tokenizer),
         }
-        sides: dict[str, Any] = {side: asdict(written) for side, written in self.written.items()}
-        settings = self.meta["settings"]
+        settings, sides = self.meta["settings"], self._sides()
         finished: dict[str, Any] = {
             "format": FORMAT,
             "complete": True,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -60,20 +59,6 @@ class TokenFile:
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-
-def read_tokens(path: Path, dtype: str, expected: int) -> np.ndarray:
-    """The memory map of a token file.
-
-    Raises:
-        UserError: the file is missing or holds another number of tokens.
-    """
-    if not path.is_file():
-        raise UserError(f"'{path.parent}' lacks its token file {path.name}: prepare the corpus again in another folder")
-    found = path.stat().st_size / np.dtype(dtype).itemsize
-    if found != expected:
-        raise UserError(f"'{path}' holds {found:,g} tokens, but its meta.json says {expected:,}: copy or prepare it again")
-    return np.memmap(path, dtype=dtype, mode="r")
 
 
 def as_stream(text: str, tokenizer: Any, separator: int) -> TokenFile:
