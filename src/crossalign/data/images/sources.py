@@ -43,7 +43,8 @@ def list_source(source: str, alone: bool = False) -> Listings:
     if path.is_file():
         if path.suffix != ".parquet":
             raise UserError(f"data source '{source}' is a file but not .parquet; give a folder of class folders")
-        return _parquet_file(path, siblings=not alone)
+        files = {"train": [path]} | ({} if alone else _siblings(path))
+        return {split: _listing(ParquetTable(own)) for split, own in files.items()}
     if not source or not path.is_dir():
         raise UserError(
             f"data source '{source}' does not exist; give a folder of class folders, a .parquet file, sklearn:digits "
@@ -58,33 +59,22 @@ def list_source(source: str, alone: bool = False) -> Listings:
             f"'{path}' holds CIFAR-10 as Python pickles, which are not read because they can run code; use the binary "
             "version (cifar-10-binary.tar.gz, with data_batch_1.bin)"
         )
-    parquet = files_below(path, {".parquet"}, levels=2)
-    return _parquet_folder(path, parquet) if parquet else _image_folder(path)
+    files = by_split(path, files_below(path, {".parquet"}, levels=2))
+    if not files:
+        return _image_folder(path)
+    unnamed = files.pop("", [])
+    files = files if "train" in files or not unnamed else files | {"train": unnamed}
+    return {split: _listing(ParquetTable(own)) for split, own in files.items()}
 
 
-def _parquet_file(path: Path, siblings: bool = True) -> Listings:
-    """One parquet file; with ``siblings`` also those named so, with test or validation for train."""
-    found = {"train": [path]}
-    if siblings and "train" in path.name:
-        for split, words in {"validation": ("validation", "valid", "val"), "test": ("test",)}.items():
-            names = (path.with_name(path.name.replace("train", word)) for word in words)
-            if sibling := next((name for name in names if name.is_file()), None):
-                found[split] = [sibling]
-    return {split: _parquet(files) for split, files in found.items()}
-
-
-def _parquet_folder(folder: Path, files: list[Path]) -> Listings:
-    """All parquet files of a folder, by the split that their own or their folder's name speaks of."""
-    found = by_split(folder, files)
-    unnamed = found.pop("", [])
-    if unnamed and "train" not in found:
-        found["train"] = unnamed
-    return {split: _parquet(files) for split, files in found.items()}
-
-
-def _parquet(files: list[Path]) -> ImageListing:
-    table = ParquetTable(files)
-    return _listing(table, table.title + (f" ({table.note})" if table.note else ""))
+def _siblings(path: Path) -> dict[str, list[Path]]:
+    """Files beside a parquet file that are named as it is, with test or validation for train."""
+    found = {}
+    for split, words in {"validation": ("validation", "valid", "val"), "test": ("test",)}.items():
+        names = (path.with_name(path.name.replace("train", word)) for word in words if "train" in path.name)
+        if sibling := next((name for name in names if name.is_file()), None):
+            found[split] = [sibling]
+    return found
 
 
 def _hub(name: str) -> Listings:
@@ -96,14 +86,15 @@ def _hub(name: str) -> Listings:
     tables = {ours: HubTable(loaded[split], f"hf:{name} {split}") for ours, split in splits.items() if ours}
     if not tables:
         raise UserError(f"hf:{name} has no split named train, only {', '.join(map(str, loaded))}")
-    return {split: _listing(table, table.title, table.title, len(table)) for split, table in tables.items()}
+    return {split: _listing(table) for split, table in tables.items()}
 
 
-def _listing(table: Table, title: str, *identity: Any) -> ImageListing:
+def _listing(table: Table) -> ImageListing:
     image, label = table.image_column(), table.find("label", LABEL_COLUMNS, "ClassLabel")
     names = [table.row_name(row) for row in range(len(table))]
     labels, classes = _labels(table.column(label), table.class_names(label), label, names, table.title)
-    known_by = [image, file_identity(table.files), *identity]
+    title = table.title + (f" ({table.note})" if table.note else "")
+    known_by = [image, file_identity(table.files), *([table.title, len(table)] if isinstance(table, HubTable) else [])]
     return ImageListing(title, labels, classes, names, lambda: table.images(image), known_by, table.files)
 
 
