@@ -160,9 +160,20 @@ def test_the_code_of_corpus_runs(place: Path, capsys: pytest.CaptureFixture[str]
     Path("book.txt").write_text("".join(f"Line {i} of a book, {i * i} words in.\n" for i in range(2000)))
     rows = [{"instruction": f"Say {i}.", "output": f"It is {i}."} for i in range(40)]
     Path("tasks.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = next(line for line in commands(ROOT / "docs" / "corpus.md") if "book.txt" in line)
+    assert cli.main(shlex.split(command)[1:]) == 0
     names = run_blocks(ROOT / "docs" / "corpus.md")
-    assert names["inputs"].shape[1] == 64 and names["mask"].shape[2:] == (256, 256)
-    assert len(names["data"].train) == 36
+    assert len(names["tokens"]) == names["meta"]["train"]["tokens"] and names["tokens"].max() < 512
+    assert names["trained"]["scores"]["validation"].keys() == {"loss", "perplexity", "bits_per_byte"}
+    assert names["tuned"]["data"] == "tasks.jsonl (36 training examples)"
+
+
+@each_page
+def test_code_needs_no_deeper_import(page: Path) -> None:
+    deeper = re.findall(r"^\s*(?:from|import) crossalign\..*", "\n".join(blocks(page, "python")), flags=re.MULTILINE)
+    if page.name == "extend.md" and deeper:
+        pytest.xfail("its last sections are still to be written by public names")
+    assert deeper == []
 
 
 @each_page

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from crossalign.core.errors import UserError, unknown
+
+ABOVE_0, BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
 
 
 @dataclass(frozen=True)
@@ -18,19 +21,14 @@ class Bound:
 
     words: str
     """What follows "it must" in the error."""
-    low: float = -math.inf
-    high: float = math.inf
-    without_low: bool = False
-    """Whether ``low`` itself is outside."""
-    without_high: bool = False
+    low: float = -sys.float_info.max
+    high: float = sys.float_info.max
     too_large: str = ""
     """What follows "it must" where a number is too large; empty for ``words``."""
 
     def refuses(self, value: float) -> str:
         """What ``value`` must be; empty where it lies inside."""
-        above = value > self.low if self.without_low else value >= self.low
-        below = value < self.high if self.without_high else value <= self.high
-        if above and below and -math.inf < value < math.inf:
+        if self.low <= value <= self.high:
             return ""
         return self.too_large if self.too_large and value > self.high else self.words
 
@@ -53,12 +51,12 @@ Seed = Annotated[int, Bound("be a whole number from 0 to 4294967295", 0, 2**32 -
 """What every generator that training seeds can take."""
 Amount = Annotated[float, Bound("be a finite number, 0 or more", 0)]
 Share = Annotated[float, Bound("be a share from 0 to 1", 0, 1)]
-PositiveShare = Annotated[float, Bound("be above 0, and at most 1", 0, 1, without_low=True)]
-Fraction = Annotated[float, Bound("lie between 0 and 1", 0, 1, without_low=True, without_high=True)]
+PositiveShare = Annotated[float, Bound("be above 0, and at most 1", ABOVE_0, 1)]
+Fraction = Annotated[float, Bound("lie between 0 and 1", ABOVE_0, BELOW_1)]
 """A share that leaves something on both sides."""
-Probability = Annotated[float, Bound("be from 0 to below 1", 0, 1, without_high=True)]
+Probability = Annotated[float, Bound("be from 0 to below 1", 0, BELOW_1)]
 Finite = Annotated[float, Bound("be a finite number")]
-Positive = Annotated[float, Bound("be above 0", 0, without_low=True)]
+Positive = Annotated[float, Bound("be above 0", ABOVE_0)]
 
 
 def validate(config: Any, place: str = "") -> None:
