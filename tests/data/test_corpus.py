@@ -21,7 +21,8 @@ import pytest
 from crossalign import cli
 from crossalign.config import CorpusConfig
 from crossalign.core.errors import UserError
-from crossalign.data.text import documents, preparation
+from crossalign.data.text import corpus as corpora
+from crossalign.data.text import documents
 from crossalign.data.text.corpus import Corpus, open_corpus, prepare
 from crossalign.data.text.documents import list_files, stream
 from crossalign.data.text.tokenizer import END, open_tokenizer, ordinary_text, save_tokenizer, train_tokenizer
@@ -64,7 +65,7 @@ def text_of(seed: int, words: int = 200) -> str:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces and chunks small enough that a few pages have many."""
     monkeypatch.setattr(documents, "PIECE", 700)
-    monkeypatch.setattr(preparation, "CHUNK", 3000)
+    monkeypatch.setattr(corpora, "CHUNK", 3000)
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ def test_a_call_stopped_anywhere_is_finished_to_the_same_bytes(
         folder = folder / "a.txt"
         folder.write_text(text_of(0, 4000), encoding="utf-8", newline="")
     expected = prepare(config_of(folder), tmp_path / "whole").folder
-    real_write, left = preparation.write_json, 0
+    real_write, left = corpora.write_json, 0
 
     def write(path: Path, value: Any) -> None:
         nonlocal left
@@ -171,7 +172,7 @@ def test_a_call_stopped_anywhere_is_finished_to_the_same_bytes(
             raise MemoryError
         real_write(path, value)
 
-    monkeypatch.setattr(preparation, "write_json", write)
+    monkeypatch.setattr(corpora, "write_json", write)
     for calls in range(100):
         left = 1 + calls % 3  # none, one or two writes of a call come to pass
         try:
@@ -188,10 +189,9 @@ def test_a_call_stopped_anywhere_is_finished_to_the_same_bytes(
 KILLED = """
 import os, signal, sys
 from crossalign.config import CorpusConfig
-from crossalign.data.text import documents, preparation
-from crossalign.data.text.corpus import prepare
-documents.PIECE, preparation.CHUNK = 700, 3000
-append, calls = preparation.Preparation._append, []
+from crossalign.data.text import corpus, documents
+documents.PIECE, corpus.CHUNK = 700, 3000
+append, calls = corpus.Preparation._append, []
 def dying(self, side, tokens):
     calls.append(side)
     if len(calls) == 9:
@@ -200,8 +200,8 @@ def dying(self, side, tokens):
             file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     append(self, side, tokens)
-preparation.Preparation._append = dying
-prepare(CorpusConfig(source=(sys.argv[1],), vocabulary=400, validation_fraction=0.2), sys.argv[2])
+corpus.Preparation._append = dying
+corpus.prepare(CorpusConfig(source=(sys.argv[1],), vocabulary=400, validation_fraction=0.2), sys.argv[2])
 """
 
 
@@ -219,7 +219,7 @@ def test_a_finished_folder_is_opened_and_others_are_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = prepare(config_of(folder), tmp_path / "out")
-    monkeypatch.setattr(preparation.Preparation, "run", lambda self: pytest.fail("works again"))
+    monkeypatch.setattr(corpora.Preparation, "run", lambda self: pytest.fail("works again"))
     os.utime(folder / "a.txt")  # the content counts, not the time
     assert prepare(config_of(folder), tmp_path / "out").fingerprint == first.fingerprint
     for changes, says in (
