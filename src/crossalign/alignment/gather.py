@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def gather_features(x: Tensor, group: Any = None) -> Tensor:
+def gather_features(x: Tensor) -> Tensor:
     """The rows of all processes' x (n, p), process 0's first: (N, p) on each of them, N the sum of their n.
 
     The shares may differ in their number of rows. Every process calls this, on both sides of the pairs, and computes
@@ -20,35 +20,34 @@ def gather_features(x: Tensor, group: Any = None) -> Tensor:
     then averaged over the W processes, as DDP and FSDP do, the result is exactly that of one process with all rows.
     Whoever sums gradients by hand divides the score by W. All processes run the backward pass, or none. The rows that a
     process keeps from others (`torch.distributed.all_gather` with the own share put back) would give 1/W of it.
-
-    `group` is the process group, by default all processes.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return x
     if x.ndim != 2:
         raise ValueError(f"gather_features takes features of shape (n, p); got {tuple(x.shape)}")
-    gathered: Tensor = _Gather.apply(x, group)
+    gathered: Tensor = _Gather.apply(x)
     return gathered
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        world, rank = dist.get_world_size(group), dist.get_rank(group)
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        world, rank = dist.get_world_size(), dist.get_rank()
         counts = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(world)]
-        dist.all_gather(counts, torch.tensor([len(x)], device=x.device), group=group)
+        dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
         rows = torch.cat(counts).tolist()
         # Shares of one size, which every backend can gather.
         share = x.new_zeros(max(rows), x.shape[1])
         share[: len(x)] = x
         shares = [torch.empty_like(share) for _ in range(world)]
-        dist.all_gather(shares, share, group=group)
-        ctx.group, ctx.begin, ctx.rows = group, sum(rows[:rank]), rows[rank]
+        dist.all_gather(shares, share)
+        ctx.begin, ctx.rows = sum(rows[:rank]), rows[rank]
         return torch.cat([part[:count] for part, count in zip(shares, rows, strict=True)])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        return total[ctx.begin : ctx.begin + ctx.rows], None
+        dist.all_reduce(total)
+        share: Tensor = total[ctx.begin : ctx.begin + ctx.rows]
+        return share
