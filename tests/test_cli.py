@@ -12,9 +12,8 @@ import pytest
 from crossalign import cli
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, flatten, to_dict, update
 from crossalign.core.errors import UserError, unknown
-from crossalign.models.vision.teacher import TABLE2
 from crossalign.recipes import all_recipes, get_recipe
-from crossalign.recipes.cmar import ABLATIONS, TERMS
+from crossalign.recipes.cmar import ABLATIONS, TEACHERS, TERMS
 from crossalign.recipes.space import open_space
 from crossalign.training.text import check_text_run
 
@@ -111,7 +110,7 @@ def test_cmar_recipes_carry_the_published_settings() -> None:
         config = get_recipe(name, FinetuneConfig).make()
         assert (config.loop.steps, config.loop.batch_size, config.optim.lr, config.tune.method) == (500, 8, 1e-5, "full")
     assert {r.make().teacher.ref for n, r in all_recipes(PretrainConfig).items() if n.startswith("cmar-")} == {
-        teacher.ref for teacher in TABLE2.values()
+        teacher.ref for teacher in TEACHERS.values()
     }
 
 

@@ -7,9 +7,9 @@ import pytest
 from crossalign import cli
 from crossalign.config import FinetuneConfig, PairsConfig, PretrainConfig, TeacherConfig, flatten, to_dict
 from crossalign.data.pairs.load import open_pairs
-from crossalign.models.vision.teacher import TABLE2, open_teacher
+from crossalign.models.vision.teacher import open_teacher
 from crossalign.recipes import Recipe, all_recipes, get_recipe
-from crossalign.recipes.cmar import ABLATIONS, DEGENERATE, DOUBTS, SMALL_PAIRS, TERMS
+from crossalign.recipes.cmar import ABLATIONS, CHECKPOINT, DEGENERATE, SMALL_PAIRS, TEACHERS, TERMS
 from crossalign.verbs.language_model import row_name
 
 TEXT = (PretrainConfig, FinetuneConfig)
@@ -70,7 +70,9 @@ def test_rows_without_a_language_model_say_nothing_of_its_attention() -> None:
 
 
 def test_the_doubts_of_table_2_are_told() -> None:
-    assert DOUBTS.keys() == {name for name, teacher in TABLE2.items() if teacher.doubt}
+    assert {name for name, teacher in TEACHERS.items() if teacher.doubt} == {"mae", "clip"}
+    for name, teacher in TEACHERS.items():
+        assert get_recipe(f"cmar-pretrain-{name}").assumed["teacher.ref"] == CHECKPOINT + teacher.doubt
 
 
 def test_only_published_recipes_run_where_a_metric_is_degenerate() -> None:

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from crossalign import cli
-from crossalign.models.vision.teacher import TABLE2
 from crossalign.recipes import get_recipe
+from crossalign.recipes.cmar import TEACHERS
 from crossalign.studies.reproduce import QUICKSTART, STUDIES, StudyRun, configured, quickstart
 from crossalign.training.precision import timed
 from crossalign.verbs.language_model import row_name
@@ -137,7 +137,7 @@ def test_a_study_without_a_published_table_has_no_paper_scale(tmp_path: Path, ca
 @pytest.mark.parametrize(
     ("more", "rows", "seeds"),
     [
-        (["--scale", "paper"], ["baseline", *TABLE2], 5),
+        (["--scale", "paper"], ["baseline", *TEACHERS], 5),
         (["--scale", "paper", "--rows", "lambda-5", "clip-", "--seeds", "2"], None, 0),
         (["--scale", "paper", "--rows", "lambda-5", "baseline", "--seeds", "2"], ["baseline", "lambda-5"], 2),
         (["--set", "corpus.source=[a.txt]", "--rows", "layers-first", "mobilenet"], ["layers-first", "mobilenet"], 3),

@@ -21,7 +21,8 @@ from crossalign.core.errors import UserError
 from crossalign.models.loading import put_tensors
 from crossalign.models.vision.body import Request
 from crossalign.models.vision.sources import lite_names
-from crossalign.models.vision.teacher import TABLE2, Teacher, open_teacher
+from crossalign.models.vision.teacher import Teacher, open_teacher
+from crossalign.recipes.cmar import TEACHERS
 
 timm = pytest.importorskip("timm", reason="needs timm")
 
@@ -55,10 +56,10 @@ def opened(ref: str, **settings: Any) -> Teacher:
     return open_teacher(ref, settings=TeacherConfig(**settings))
 
 
-@pytest.mark.parametrize("paper", TABLE2)
+@pytest.mark.parametrize("paper", TEACHERS)
 def test_each_teacher_of_table_2_is_what_the_table_says(paper: str) -> None:
     """Its size in parameters, with or without its classifier, and a page on the hub."""
-    row = TABLE2[paper]
+    row = TEACHERS[paper]
     name = row.ref.removeprefix("timm:")
     teacher = open_teacher(row.ref, weights=False)
     head = timm.models.get_pretrained_cfg(name).classifier
@@ -70,9 +71,9 @@ def test_each_teacher_of_table_2_is_what_the_table_says(paper: str) -> None:
     assert ("patch" in row.doubt) == (paper == "clip") and patch == (14 if "dino" in paper or paper == "clip" else 16)
 
 
-@pytest.mark.parametrize("paper", TABLE2)
+@pytest.mark.parametrize("paper", TEACHERS)
 def test_each_class_of_table_2_gives_timms_own_features(tmp_path: Path, paper: str) -> None:
-    name = TABLE2[paper].ref.removeprefix("timm:").partition(".")[0]
+    name = TEACHERS[paper].ref.removeprefix("timm:").partition(".")[0]
     save_timm(tmp_path, name)
     teacher = open_teacher(str(tmp_path))
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()

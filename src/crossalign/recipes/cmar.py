@@ -28,16 +28,34 @@ from crossalign.config import (
 from crossalign.core.refs import Ref
 from crossalign.recipes import RECIPES, Recipe
 
-TEACHERS = {
-    "dinov2-small": "timm:vit_small_patch14_dinov2.lvd142m",
-    "dinov2-base": "timm:vit_base_patch14_dinov2.lvd142m",
-    "dinov2-large": "timm:vit_large_patch14_dinov2.lvd142m",
-    "dinov2-giant": "timm:vit_giant_patch14_dinov2.lvd142m",
-    "mae": "timm:vit_large_patch16_224.mae",
-    "clip": "timm:vit_large_patch14_clip_224.laion2b_ft_in12k",
-    "augreg": "timm:vit_large_patch16_224.augreg_in21k",
+
+@dataclass(frozen=True)
+class PaperTeacher:
+    """A row of CMAR's Table 2, with the weights that it most likely means: the paper gives no checkpoint names."""
+
+    ref: str
+    size: str
+    """Parameters, as the table has them."""
+    doubt: str = ""
+    """What the table says that these weights do not."""
+
+
+TEACHERS: dict[str, PaperTeacher] = {
+    "dinov2-small": PaperTeacher("timm:vit_small_patch14_dinov2.lvd142m", "0.02B"),
+    "dinov2-base": PaperTeacher("timm:vit_base_patch14_dinov2.lvd142m", "0.09B"),
+    "dinov2-large": PaperTeacher("timm:vit_large_patch14_dinov2.lvd142m", "0.30B"),
+    "dinov2-giant": PaperTeacher("timm:vit_giant_patch14_dinov2.lvd142m", "1.14B"),
+    "mae": PaperTeacher(
+        "timm:vit_large_patch16_224.mae", "0.30B", "; it says ImageNet-21K, the published MAE ViT-L has ImageNet-1k"
+    ),
+    "clip": PaperTeacher(
+        "timm:vit_large_patch14_clip_224.laion2b_ft_in12k",
+        "0.30B",
+        "; it says patch 16, what there is of this size on these data has 14",
+    ),
+    "augreg": PaperTeacher("timm:vit_large_patch16_224.augreg_in21k", "0.33B"),
 }
-"""The seven of Table 2; see ``models.vision.TABLE2`` for what is doubtful of them."""
+"""All seven, inferred from sizes and data. timm's transforms are used; the DINOv2 models then see 518 pixels a side."""
 
 SMALL_TEACHERS = {"mobilenet": "package:mobilenet_v2", "random-teacher": "random:package:efficientnet_lite0"}
 """Another trained teacher that a pip package brings, and the control."""
@@ -150,10 +168,6 @@ ASSUMED_TERM = {
     "teacher.pool": "not given; as the model's own classifier does",
 }
 CHECKPOINT = "Table 2 names no checkpoint; this one fits its size and data"
-DOUBTS = {
-    "mae": "; it says ImageNet-21K, the published MAE ViT-L has ImageNet-1k",
-    "clip": "; it says patch 16, what there is of this size on these data has 14",
-}
 ASSUMED_PRETRAIN = ASSUMED_TERM | {
     "block": "not given; nanoGPT's 1024",
     "corpus.source": "the hub's parquet copy of OpenWebText, whose own script datasets 4 refuses; not tried here",
@@ -209,7 +223,7 @@ def pretraining(term: dict[str, Any], **changes: Any) -> PretrainConfig:
         block=1024,
         gpt=GPTConfig(layers=12, heads=12, width=768, dropout=0.0),
         align=replace(PUBLISHED, **term),
-        teacher=TeacherConfig(ref=TEACHERS["dinov2-small"]),
+        teacher=TeacherConfig(ref=TEACHERS["dinov2-small"].ref),
         pairs=PairsConfig(source="hf:minhuh/prh@wit_1024"),
         optim=OptimConfig(lr=6e-3, weight_decay=0.1, betas=(0.9, 0.95), warmup_fraction=0.25, final_lr_fraction=0.01, clip=1.0),
         loop=TextLoopConfig(steps=8000, evaluate_every=500, evaluate_blocks=256, batch_size=32, eval_batch_size=32),
@@ -224,7 +238,7 @@ def finetuning(term: dict[str, Any], model: str) -> FinetuneConfig:
         tune=TuneConfig(method="full"),
         data=InstructConfig(source=("hf:tatsu-lab/alpaca",), block=512, validation_fraction=0.01),
         align=replace(PUBLISHED, **{"batch_size": 8} | term),
-        teacher=TeacherConfig(ref=TEACHERS["dinov2-small"]),
+        teacher=TeacherConfig(ref=TEACHERS["dinov2-small"].ref),
         pairs=PairsConfig(source="hf:minhuh/prh@wit_1024"),
         optim=OptimConfig(lr=1e-5, weight_decay=0.0, betas=(0.9, 0.999), warmup_fraction=0.03, final_lr_fraction=0.0, clip=1.0),
         loop=TextLoopConfig(steps=500, evaluate_every=100, batch_size=8, eval_batch_size=16),
@@ -297,9 +311,9 @@ def _add_pretraining() -> None:
         }
         wide = replace(loop, batch_size=32 * 40, accumulation=40)
         add(f"{name}-accumulated", f"{title}, {told}", term, why, loop=wide, row=f"{row}, accumulated")
-    for teacher, ref in TEACHERS.items():
-        why = {"teacher.ref": CHECKPOINT + DOUBTS.get(teacher, "")}
-        add(f"-{teacher}", f"CKA towards {teacher} (Fig. 3)", {}, why, teacher=TeacherConfig(ref=ref))
+    for name, teacher in TEACHERS.items():
+        why = {"teacher.ref": CHECKPOINT + teacher.doubt}
+        add(f"-{name}", f"CKA towards {name} (Fig. 3)", {}, why, teacher=TeacherConfig(ref=teacher.ref))
     for name, arm in {**TERMS, **ABLATIONS}.items():
         term, why, told = arm.term, arm.why, ""
         if name in DEGENERATE:

@@ -18,7 +18,6 @@ Shapes: B batch, T tokens, D width, H and W pixels or places.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,40 +35,6 @@ from crossalign.models.vision.sources import OPENERS, open_local
 
 VERSION = 1  # of what the features of a teacher are; count up when they would come out otherwise
 PENULTIMATE = "penultimate"
-
-
-@dataclass(frozen=True)
-class PaperTeacher:
-    """A row of CMAR's Table 2, with the weights that it most likely means: the paper gives no checkpoint names."""
-
-    paper: str
-    ref: str
-    size: str
-    """Parameters, as the table has them."""
-    doubt: str = ""
-    """What the table says that these weights do not."""
-
-
-TABLE2: dict[str, PaperTeacher] = {
-    "mae": PaperTeacher(
-        "MAE",
-        "timm:vit_large_patch16_224.mae",
-        "0.30B",
-        "Table 2 says ImageNet-21K; the published MAE ViT-L is pretrained on ImageNet-1k",
-    ),
-    "dinov2-giant": PaperTeacher("DinoV2-Giant", "timm:vit_giant_patch14_dinov2.lvd142m", "1.14B"),
-    "dinov2-large": PaperTeacher("DinoV2-Large", "timm:vit_large_patch14_dinov2.lvd142m", "0.30B"),
-    "dinov2-base": PaperTeacher("DinoV2-Base", "timm:vit_base_patch14_dinov2.lvd142m", "0.09B"),
-    "dinov2-small": PaperTeacher("DinoV2-Small", "timm:vit_small_patch14_dinov2.lvd142m", "0.02B"),
-    "clip": PaperTeacher(
-        "CLIP",
-        "timm:vit_large_patch14_clip_224.laion2b_ft_in12k",
-        "0.30B",
-        "Table 2 says patch 16; no CLIP ViT of 0.30B on Laion2B and ImageNet-12K has it, this one has 14",
-    ),
-    "augreg": PaperTeacher("AugReg", "timm:vit_large_patch16_224.augreg_in21k", "0.33B"),
-}
-"""All seven, inferred from sizes and data. timm's transforms are used; the DINOv2 models then see 518 pixels a side."""
 
 
 def open_teacher(ref: str, *, settings: TeacherConfig | None = None, seed: int = 0, weights: bool = True) -> Teacher:
