@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossalign.report.tables import plain
-from crossalign.report.words import UNKNOWN, counted, duration, number, percent, plus_minus
+from crossalign.report.words import UNKNOWN, counted, duration, mean_text, number, percent, value_text
+from crossalign.results.outcomes import ACCURACY, Outcome, chosen_by, scores_of
 from crossalign.runs.records import Run
 from crossalign.runs.search import SearchRecord, TrialRecord
 from crossalign.stats import Mean, mean_and_error
 
 WHY_SHORT = 60
-CHOSE = ("validation", "answers")
-"""What a text run's held-out text is called among its scores; the others are of texts that chose nothing."""
+CHOSE = ("loss.validation", "loss.answers")
+"""Of a text run's held-out text; the other losses are of texts that chose nothing."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,10 @@ def _optimism(search: SearchRecord, runs: list[Run]) -> str:
     more = "one configuration."
     if count > 1:
         more = f"{counted(count, 'configuration')}: the best validation score of so many is optimistic."
-    places = [("validation", "accuracy")] if in_percent(search) else [("scores", text, "loss") for text in CHOSE]
-    means = [mean for keys in places if (mean := mean_and_error([run.number(*keys) for run in runs])).n]
-    if winner and means:
-        fresh, chosen = with_unit(search, means[0].mean), with_unit(search, winner.score)
-        more += f" With fresh seeds the winner's is {fresh} in place of {chosen}."
+    fresh = mean_and_error([chosen_by(run).value for run in runs])
+    if winner and fresh.n:
+        again, chosen = with_unit(search, fresh.mean), with_unit(search, winner.score)
+        more += f" With fresh seeds the winner's is {again} in place of {chosen}."
     return f"Validation chose, among {more}"
 
 
@@ -145,7 +145,7 @@ def _tests(search: SearchRecord, runs: list[Run]) -> str:
     text = f"Test data were scored only for the winner's runs ({seeds})."
     if not runs:
         text = "Test data are scored only for runs of the winner, none of which is finished here."
-    elif not winner_tests(search, runs):
+    elif not winner_tests(runs):
         text = f"The winner's runs ({seeds}) scored no test data."
     earlier = [str(number) for number in search.scored if search.winner and number != search.winner.number]
     if earlier:
@@ -169,10 +169,10 @@ def facts(search: SearchRecord, runs: list[Run]) -> list[tuple[str, str]]:
     winner, pairs = search.winner, []
     if winner:
         pairs.append((f"best {search.score}", with_unit(search, winner.score)))
-    for name, test in winner_tests(search, runs).items():
-        spread = f", ± {score_text(search, test.error)}" if test.error is not None else ""
-        subject = f"the winner's loss on {name}" if name else "the winner on test data"
-        pairs.append((subject + spread, with_unit(search, test.mean)))
+    for outcome, test in winner_tests(runs).items():
+        spread = f", ± {value_text(outcome, test.error)}" if test.error is not None else ""
+        subject = "the winner on test data" if outcome == ACCURACY else f"the winner's {outcome.label}"
+        pairs.append((subject + spread, value_text(outcome, test.mean) + " %" * outcome.share))
     asked = f" of {search.asked}" if len(search.trials) < search.asked else ""
     pairs += [("trials", f"{len(search.trials)}{asked}"), ("failed", str(len(search.failed)))]
     pairs += [(f"{search.unit}s spent, of {number(search.epochs_in_full, 0)} in full", number(search.epochs, 0))]
@@ -220,21 +220,20 @@ def short_names(search: SearchRecord) -> dict[str, str]:
     return {name: (short if counts[short] == 1 else name).replace("_", " ") for name, short in last.items()}
 
 
-def winner_tests(search: SearchRecord, runs: list[Run]) -> dict[str, Mean]:
-    """The winner's scores on data that chose nothing: test accuracy under no name, or the loss on each text by its name."""
-    places: dict[str, tuple[str, ...]] = {"": ("test", "accuracy")}
-    if not in_percent(search):
-        names = dict.fromkeys(name for run in runs for name in (run.result or {}).get("scores") or {} if name not in CHOSE)
-        places = {name: ("scores", name, "loss") for name in names}
-    means = {name: mean_and_error([run.number(*keys) for run in runs]) for name, keys in places.items()}
-    return {name: mean for name, mean in means.items() if mean.n}
+def winner_tests(runs: list[Run]) -> dict[Outcome, Mean]:
+    """The winner's means over seeds in outcomes that chose nothing: on test images, or on further texts."""
+    values: dict[Outcome, list[float]] = {}
+    for score in (score for run in runs for score in scores_of(run)):
+        if score.outcome.family in (ACCURACY.family, "losses") and score.outcome.name not in CHOSE:
+            values.setdefault(score.outcome, []).append(score.value)
+    means = {outcome: mean_and_error(numbers) for outcome, numbers in values.items()}
+    return {outcome: mean for outcome, mean in means.items() if mean.n}
 
 
-def winner_text(search: SearchRecord, runs: list[Run]) -> str:
+def winner_text(runs: list[Run]) -> str:
     """The winner's test scores, mean ± standard error over seeds; a dash where there is none."""
-    tests = winner_tests(search, runs).items()
-    if in_percent(search):
-        texts = [plus_minus(100 * test.mean, None if test.error is None else 100 * test.error) + " %" for _, test in tests]
-    else:
-        texts = [f"loss {plus_minus(test.mean, test.error, 4)} on {name}" for name, test in tests]
+    texts = []
+    for outcome, test in winner_tests(runs).items():
+        text = mean_text(test, outcome.digits, 100 if outcome.share else 1)
+        texts.append(f"{text} %" if outcome.share else outcome.label.replace("loss", f"loss {text}", 1))
     return "; ".join(texts) or UNKNOWN
