@@ -175,8 +175,15 @@ def _open(
     asked |= {"recipe": recipe, "methods": [], "space": space.as_data(), "resources": ends, "base": to_dict(base)}
     if file.is_file():
         saved = yaml.safe_load(file.read_text(encoding="utf-8"))
-        resolved = saved.pop("resolved")
-        _check_same(home, saved, asked)
+        resolved, there, here = saved.pop("resolved"), flatten(saved), flatten(asked)
+        unlike = [
+            f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+            for key in {**there, **here}  # a setting that is new in this version is no other
+            if there.get(key) != here.get(key) and (key.startswith("space.") or (key in there and key in here))
+        ]
+        if unlike:
+            told = "; ".join(unlike[:4])
+            raise UserError(f"{home} holds a search with other settings ({told}): choose another --output")
     else:
         alike = {"loop": {"precision": like.loop.precision}} if like and base.loop.precision == "auto" else {}
         resolved = _resolve(update(base, alike), recipe, home, token, pool)
@@ -194,18 +201,6 @@ def _token(folder: Path) -> str:
         with atomic_path(file) as temporary:
             temporary.write_text(secrets.token_hex(8), encoding="utf-8")
     return file.read_text(encoding="utf-8")
-
-
-def _check_same(home: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
-    there, here = flatten(saved), flatten(asked)
-    space = {key for key in {**there, **here} if key.startswith("space.")}  # a setting that is new in this version is no other
-    keys = [key for key in {**there, **here} if key in space or (key in there and key in here)]
-    unlike = [
-        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys if there.get(key) != here.get(key)
-    ]
-    if unlike:
-        told = "; ".join(unlike[:4])
-        raise UserError(f"{home} holds a search with other settings ({told}): choose another --output")
 
 
 def _resolve(base: Config, recipe: str, home: Path, token: str, pool: WorkerPool) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import cache_dir
@@ -70,7 +69,9 @@ def cluster_pool(address: str, most: int, home: Path) -> Iterator[WorkerPool]:
         if client.status == "running":
             with contextlib.suppress(Exception):  # what brought us here is to be told
                 executor.shutdown(wait=False)  # what waits is not to begin
-                _stop_workers(client, _tokens(home))
+                tokens, until = _tokens(home), time.monotonic() + STOP_SECONDS
+                while any(client.run(halt, tokens, on_error="ignore").values()) and time.monotonic() < until:
+                    time.sleep(0.5)
             raise
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # its traceback of a connection that it lost
         if isinstance(error, Interrupted):
@@ -87,12 +88,6 @@ def _tokens(home: Path) -> set[str]:
     """The tokens of the search in the folder ``home``, and of those of its methods below it."""
     token = SearchFolder.token.name
     return {file.read_text(encoding="utf-8") for file in (*home.glob(token), *home.glob(f"*/{token}"))} - {""}
-
-
-def _stop_workers(client: Any, tokens: set[str]) -> None:
-    until = time.monotonic() + STOP_SECONDS
-    while any(client.run(halt, tokens, on_error="ignore").values()) and time.monotonic() < until:
-        time.sleep(0.5)
 
 
 def halt(tokens: set[str]) -> bool:

@@ -91,18 +91,17 @@ class _Drive:
         self.search, self.journal = search, search.journal
         self.base = base_work(search.base, search.recipe, search.home, search.token)
         self.trusted = not search.journal.trials  # a new search has just tried its base
-        self.jobs: dict[Path, Job] = {}
         self.suspects: dict[int, tuple[Job, str]] = {}
         self.ended: list[int] = []
         """Trials that ended a job since somebody looked."""
 
     def in_training(self, flying: Collection[Work]) -> set[int]:
         """Numbers of trials."""
-        return {self.jobs[work.config.output].trial for work in flying if work is not self.base}
+        return {work.job.trial for work in flying if work.job}
 
     def more(self, flying: Collection[Work]) -> Work | None:
         """What to begin beside ``flying``."""
-        if any(work is self.base for work in flying):
+        if any(work.job is None for work in flying):  # the base
             return None
         job = None
         if len(self.suspects) < SUSPECTS:
@@ -116,18 +115,16 @@ class _Drive:
         work = self.search.work(self.search.settled(job.trial), job)
         if work.done and not any(RunFolder(work.config.output).checkpoints.glob("*")):
             self.journal.trained_again(job.trial, work.done)
-        self.jobs[work.config.output] = job
         return work
 
     def take(self, work: Work, result: JobResult) -> None:
         """What came of ``work``."""
-        if work is self.base:
+        job = work.job
+        if job is None:
             check_base(work, result)
             self.trusted = True
             self._convict()
-            return
-        job = self.jobs[work.config.output]
-        if result.died:  # the job stays open, so that the rule gives it out again
+        elif result.died:  # the job stays open, so that the rule gives it out again
             deaths = self.journal.died(job)
             if deaths >= DEATHS:
                 told = f"its worker was killed {deaths} times, out of memory perhaps ({result.died})"

@@ -29,6 +29,7 @@ from crossalign.core.progress import silence
 from crossalign.recipes.space import Config
 from crossalign.runs.folder import InUse, locked
 from crossalign.runs.names import RunFolder, SearchFolder
+from crossalign.runs.promotion import Job
 from crossalign.studies.search.cluster import stoppable
 from crossalign.studies.workers import ORPHAN_SECONDS, run_verb
 from crossalign.training.stops import DiskFull, Diverged, Interrupted, NoRoom, Paused
@@ -52,6 +53,8 @@ class Work:
     """The search's folder."""
     token: str
     """What ``search.id`` holds there."""
+    job: Job | None = None
+    """The rung's, where it is a trial's."""
     files: bytes | None = None
     """The run's folder, for a worker that shares no disk with the search and has asked for it."""
     done: int = 0
@@ -96,18 +99,12 @@ def train(work: Work) -> JobResult:
     except Exception as error:  # a disk perhaps; what goes wrong in training itself is told by _outcome
         told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         done = JobResult(stopped=f"the worker on {socket.gethostname()} cannot work in its folders ({told})")
-    if not _broken.is_set():  # then even this would fail
-        _let_go()
-    return dataclasses.replace(done, seconds=time.monotonic() - started)
-
-
-def _let_go() -> None:
-    """Of GPU memory that the last model held: the next one may need it."""
     import torch
 
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized() and not _broken.is_set():  # the next model may need the memory that this one held
         gc.collect()
         torch.cuda.empty_cache()
+    return dataclasses.replace(done, seconds=time.monotonic() - started)
 
 
 def _where_the_run_is(work: Work, stop: threading.Event | None) -> JobResult:

@@ -54,7 +54,7 @@ class SearchSession:
     def work(self, config: Config, job: Job | None = None) -> Work:
         """A run for a worker: to its end, or as far as ``job`` takes its trial."""
         done, until = (len(self.journal.trials[job.trial].curve), self.journal.ends[job.rung]) if job else (0, None)
-        return Work(config, self.recipe, until, self.home, self.token, done=done, threads=self.config.threads)
+        return Work(config, self.recipe, until, self.home, self.token, job, done=done, threads=self.config.threads)
 
     def write_record(self, seconds: float) -> None:
         """Write search.json; ``seconds`` is the wall clock of all calls."""
@@ -87,8 +87,7 @@ class SearchSession:
 
     def seconds_so_far(self) -> float:
         """Wall clock of earlier calls."""
-        file = SearchFolder(self.home).record
-        return float(read_json(file)["seconds"]) if file.is_file() else 0.0
+        return float(read_json(SearchFolder(self.home).record, {"seconds": 0.0})["seconds"])
 
     def _alignment_epochs(self) -> int:
         """Epochs of a stage before training, in all trials: no rung counts them, as in CMDA §3.1.4."""
