@@ -16,8 +16,6 @@ from crossalign.verbs import Verb
 if TYPE_CHECKING:
     from crossalign.models.classifier.model import ImageClassifier
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-
 
 @dataclass
 class PredictArgs:
@@ -78,11 +76,13 @@ def _answers(classifier: ImageClassifier, files: list[Path], top_k: int) -> Iter
 
 
 def _files(paths: list[Path]) -> Iterator[Path]:
+    from crossalign.data.sources import EXTENSIONS, files_below
+
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            inside = files_below(path, EXTENSIONS)
             if not inside:
-                raise UserError(f"no images in the folder {path} (looked for {', '.join(sorted(SUFFIXES))})")
+                raise UserError(f"no images in the folder {path} (looked for {', '.join(sorted(EXTENSIONS))})")
             yield from inside
         elif path.is_file():
             yield path
