@@ -18,7 +18,7 @@ from crossalign.config.bounds import Bound
 from crossalign.core.errors import UserError
 from crossalign.recipes import all_recipes
 
-CONFIGS = tuple(kind for name in VERBS for kind in (load_verb(name).args, *load_verb(name).recipes.values()))
+CONFIGS = tuple(kind for name in VERBS for kind in (load_verb(name).args, *(load_verb(name).recipes or {}).values()))
 CONFIGS = tuple(dict.fromkeys(CONFIGS))
 NAN, INF = math.nan, math.inf
 

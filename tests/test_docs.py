@@ -183,7 +183,7 @@ def test_commands_parse(page: Path) -> None:
         start = next(i for i, word in enumerate(words) if word.rpartition("/")[2] in ("crossalign", "crossalign.cli"))
         name, rest = cli.find_verb(words[start + 1 :])
         verb, recipe = cli.load_verb(name), ""
-        if verb.takes_recipe and rest and not rest[0].startswith("-"):
+        if verb.recipes is not None and rest and not rest[0].startswith("-"):
             recipe, rest = rest[0], rest[1:]
         _, rest = cli._take(rest, "--config")  # a file that a run would have left
         rest = [word for word in rest if word not in ("--help", "--list")]

@@ -29,7 +29,7 @@ from crossalign.features import store as module
 from crossalign.features.sources import ImageSource, live_features, teacher_features
 from crossalign.features.store import FeatureStore, read_metadata
 from crossalign.models.vision.teacher import Teacher, open_teacher
-from crossalign.verbs.features import features
+from crossalign.verbs.features import FeaturesArgs, features
 
 timm = pytest.importorskip("timm", reason="needs timm")
 COUNT = 20
@@ -70,7 +70,7 @@ def teacher(tmp_path: Path) -> TeacherConfig:
 def test_a_file_holds_the_teachers_features_in_the_pairs_order(
     teacher: TeacherConfig, config: PairsConfig, pairs: Pairs
 ) -> None:
-    path = features(teacher, config)
+    path = features(FeaturesArgs(teacher=teacher, pairs=config))
     model = open_teacher(teacher.ref, settings=teacher)
     values = FeatureStore(pairs).load(path, model.key).values
     assert values.shape == (COUNT, 32) and values.dtype == torch.float32
@@ -125,14 +125,14 @@ def slow(teacher: TeacherConfig, pairs: PairsConfig, output: Path) -> None:
 
     Teacher.forward = late  # type: ignore[method-assign]
     with contextlib.redirect_stderr(None):
-        features(teacher, pairs, output)
+        features(FeaturesArgs(output, teacher=teacher, pairs=pairs))
 
 
 def test_a_killed_run_goes_on(
     teacher: TeacherConfig, config: PairsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", 4)
-    whole = features(teacher, config, tmp_path / "whole.safetensors")
+    whole = features(FeaturesArgs(tmp_path / "whole.safetensors", teacher=teacher, pairs=config))
     output = tmp_path / "killed.safetensors"
     child = multiprocessing.get_context("fork").Process(target=slow, args=(teacher, config, output), daemon=True)  # type: ignore[attr-defined]
     child.start()
@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on(
     computed = []
     forward = Teacher.forward
     monkeypatch.setattr(Teacher, "forward", lambda self, pixels: computed.append(len(pixels)) or forward(self, pixels))
-    assert features(teacher, config, output) == output
+    assert features(FeaturesArgs(output, teacher=teacher, pairs=config)) == output
     assert sum(n for n in computed) <= COUNT - 2 * 4
     pairs = open_pairs(config)
     assert torch.equal(FeatureStore(pairs).load(output).values, FeatureStore(pairs).load(whole).values)

@@ -109,9 +109,9 @@ def _dispatch(args: list[str]) -> int | None:
 
     name, rest = find_verb(args)
     verb, recipe = load_verb(name), ""
-    if verb.takes_recipe and rest and not rest[0].startswith("-"):
+    if verb.recipes is not None and rest and not rest[0].startswith("-"):
         recipe, rest = rest[0], rest[1:]
-    if "--list" in rest and verb.takes_recipe:
+    if "--list" in rest and verb.recipes is not None:
         from crossalign.recipes import all_recipes
 
         recipes = all_recipes(tuple(verb.recipes) or None)
@@ -170,10 +170,10 @@ def _parse(verb: Verb, name: str, recipe: str, args: list[str]) -> Any:
         kind = verb.recipes[type(default)]
         default = kind(**{f.name: getattr(default, f.name) for f in dataclasses.fields(default)})
     _check_keys(kind, args)
-    description = f"{kind.__doc__}" + (f"\n\nRecipes: crossalign {name} --list" if verb.takes_recipe else "")
+    description = f"{kind.__doc__}" + (f"\n\nRecipes: crossalign {name} --list" if verb.recipes is not None else "")
     return tyro.cli(
         kind,
-        prog=f"crossalign {name}" + (" [RECIPE]" if verb.takes_recipe else ""),
+        prog=f"crossalign {name}" + (" [RECIPE]" if verb.recipes is not None else ""),
         description=description,
         args=args,
         config=(tyro.conf.PositionalRequiredArgs,),

@@ -22,7 +22,7 @@ from crossalign import cli
 from crossalign.config import EvaluateConfig, TrackingConfig
 from crossalign.core.errors import UserError
 from crossalign.verbs.evaluate.job import evaluate
-from crossalign.verbs.evaluate.scorer import Scorer
+from crossalign.verbs.evaluate.model import Scorer
 
 EVERY = ("arc_easy", "arc_challenge", "copa", "lambada_openai", "swag", "commonsense_qa", "wikitext", "hellaswag")
 Make = Callable[..., EvaluateConfig]

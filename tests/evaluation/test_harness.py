@@ -22,8 +22,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from crossalign.data.text.evals import local_rows
 from crossalign.verbs.evaluate import TASKS, harness
 from crossalign.verbs.evaluate.harness import EvalTask, open_task, quietly, score_task
-from crossalign.verbs.evaluate.model import Scored, open_scored
-from crossalign.verbs.evaluate.scorer import Scorer, batch_ends
+from crossalign.verbs.evaluate.model import Scored, Scorer, batch_ends, open_scored
 
 SHIPPED = {
     "arc_easy": "arc/arc_easy",
@@ -107,7 +106,7 @@ def direct(
 
 
 def ours(opened: Scored, task: EvalTask, max_length: int | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    found = score_task(task, Scorer(opened.model, opened.tokenizer, opened.bos, max_length=max_length))
+    found = score_task(task, Scorer(opened, max_length=max_length))
     assert found is not None
     return found
 
@@ -206,7 +205,7 @@ def test_batches_hold_every_request_once_and_no_more_tokens_than_fit() -> None:
 def test_bos_stands_before_a_question_once_and_before_a_text_once(evals: Path, tiny: Path) -> None:
     """The tokenizer has the token and no rule that adds it, so asking the harness alone would change nothing."""
     opened = open_scored(str(tiny), "yes")
-    scorer = Scorer(opened.model, opened.tokenizer, opened.bos)
+    scorer = Scorer(opened)
     bos = opened.tokenizer.bos_token_id
     seen: list[list[int]] = []
 

@@ -58,4 +58,4 @@ def run_tune(config: SearchConfig, recipe: str) -> int:
 
 REPRODUCE = Verb(ReproduceArgs, run_reproduce)
 QUICKSTART = Verb(QuickstartArgs, run_quickstart)
-TUNE = Verb(SearchConfig, run_tune, names_recipe=True)
+TUNE = Verb(SearchConfig, run_tune, {})

@@ -6,7 +6,7 @@ The files that the command line imports to print a verb's help import nothing he
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -17,13 +17,6 @@ class Verb:
     args: type
     run: Callable[[Any, str], int | None]
     """Called with the arguments and the recipe's name, "" for none; returns the exit code, None for 0."""
-    recipes: Mapping[type, type] = field(default_factory=dict)
-    """Classes of configuration whose recipes it takes, each with the class that then parses the arguments; the first is
-    for a call without a recipe."""
-    names_recipe: bool = False
-    """Whether its first word is the name of a recipe of any verb, which leaves its options as they are."""
-
-    @property
-    def takes_recipe(self) -> bool:
-        """Whether its first word may be the name of a recipe."""
-        return bool(self.recipes) or self.names_recipe
+    recipes: Mapping[type, type] | None = None
+    """Classes of configuration whose recipes its first word may name, each with the class that then parses the arguments; the
+    first is for a call without a recipe. Empty: recipes of any verb, which leave its options as they are."""

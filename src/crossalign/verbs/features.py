@@ -29,21 +29,15 @@ def run(args: FeaturesArgs, _: str) -> None:
     """Write the features, and print where they are and what they are of."""
     from crossalign.features.store import read_metadata
 
-    path = features(args.teacher, args.pairs, args.output, device=args.device)
+    path = features(args)
     facts = read_metadata(path)
     print(f"{path}: {facts['teacher']}, layers {' '.join(json.loads(facts['layers']))}; {facts['pairs']}")
 
 
-def features(teacher: TeacherConfig, pairs: PairsConfig, output: Path | None = None, *, device: str = "auto") -> Path:
+def features(args: FeaturesArgs) -> Path:
     """Write a teacher's features of a set of pairs, or find them written; returns the file.
 
     A run that was stopped, even killed, goes on where it was, at most 256 images back.
-
-    Args:
-        teacher: which model, layers and pooling.
-        pairs: which images.
-        output: the file; None for one in the cache, named by a hash of teacher and pairs.
-        device: auto, cpu, cuda or mps.
 
     Raises:
         UserError: teacher or pairs that cannot be opened, an ``output`` that belongs to others, or features that are
@@ -54,16 +48,16 @@ def features(teacher: TeacherConfig, pairs: PairsConfig, output: Path | None = N
     from crossalign.features.sources import ImageSource
     from crossalign.features.store import FeatureStore, check_maker, read_metadata
 
-    if Ref(teacher.ref).file:
-        raise UserError(f"'{teacher.ref}' holds features already: name it where they are used, as --teacher.ref")
-    resolve_device(device)
-    source = ImageSource(teacher)
+    if Ref(args.teacher.ref).file:
+        raise UserError(f"'{args.teacher.ref}' holds features already: name it where they are used, as --teacher.ref")
+    resolve_device(args.device)
+    source, output = ImageSource(args.teacher), args.output
     key = source.key  # what is wrong with teacher or output is said before every image is checked
     if output is not None and (output.is_dir() or output.suffix != ".safetensors"):
         raise UserError(f"--output {output} is no name of a features file: it must end in .safetensors")
     if output is not None and output.is_file():
         check_maker(output, read_metadata(output), key)
-    return FeatureStore(open_pairs(pairs), device).write(source, output)
+    return FeatureStore(open_pairs(args.pairs), args.device).write(source, output)
 
 
 FEATURES = Verb(FeaturesArgs, run)

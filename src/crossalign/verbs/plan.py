@@ -8,16 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, validate
 from crossalign.config.bounds import Count, PositiveShare
 from crossalign.core.registry import Registry
 from crossalign.recipes import all_recipes
 from crossalign.verbs import Verb
-
-if TYPE_CHECKING:
-    from crossalign.models.classifier.model import ImageClassifier
 
 TRAIN_IMAGES, CLASSES = 50_000, 10  # of CIFAR-10
 DEVICE, UTILIZATION = "a100", 0.3
@@ -59,10 +56,8 @@ class PlanFinetuneArgs(DeviceArgs, FinetuneConfig):
 
 def run(args: PlanArgs | PlanPretrainArgs | PlanFinetuneArgs, recipe: str) -> None:
     """Print the plan."""
-    options: dict[str, Any] = {"recipe": recipe, "hardware": args.hardware, "utilization": args.utilization}
-    if isinstance(args, PlanArgs):
-        options |= {"train_images": args.train_images, "classes": args.classes}
-    print(plan(args, **options))
+    names = ("hardware", "utilization", "train_images", "classes")
+    print(plan(args, recipe=recipe, **{name: getattr(args, name) for name in names if hasattr(args, name)}))
 
 
 PLAN = Verb(PlanArgs, run, {AdaptConfig: PlanArgs, PretrainConfig: PlanPretrainArgs, FinetuneConfig: PlanFinetuneArgs})
@@ -175,8 +170,20 @@ def _of_images(config: AdaptConfig, train_images: int, classes: int) -> Cost:
     34 B T D bytes a layer and 5 B T² heads without a fused attention; fused attention, as here, drops the second term.
     """
     from crossalign.models.classifier.freezing import UNUSED
+    from crossalign.models.classifier.model import ImageClassifier
 
-    model, loop = _classifier(config, classes), config.loop
+    model = ImageClassifier.from_backbone(
+        config.backbone.ref,
+        classes=[str(i) for i in range(classes)],
+        image_size=config.data.image_size or IMAGE_SIZES.get(config.data.source, 32),
+        channels=3 if config.data.channels == "rgb" else 1,
+        backbone=config.backbone,
+        embedder=config.embedder,
+        tune=config.tune,
+        head=config.head,
+        weights=False,
+    )
+    loop = config.loop
     hf, plan = model.language_model.config, model.plan
     layers, tokens, width = int(getattr(hf, "num_hidden_layers", 0)), model.embedding.tokens, model.backbone.width
     trained = sum(n for g, n in plan.groups().items() if g != "positions")
@@ -205,23 +212,6 @@ def _of_images(config: AdaptConfig, train_images: int, classes: int) -> Cost:
     memory = 4.0 * plan.total + 12.0 * plan.trainable + activations * (1 if loop.precision != "fp32" else 2)
     remedy = "raise --loop.accumulation, or take --backbone.gradient-checkpointing"
     return Cost(lines, flops * images * loop.epochs, memory, remedy)
-
-
-def _classifier(config: AdaptConfig, classes: int) -> ImageClassifier:
-    """The run's classifier on the meta device."""
-    from crossalign.models.classifier.model import ImageClassifier
-
-    return ImageClassifier.from_backbone(
-        config.backbone.ref,
-        classes=[str(i) for i in range(classes)],
-        image_size=config.data.image_size or IMAGE_SIZES.get(config.data.source, 32),
-        channels=3 if config.data.channels == "rgb" else 1,
-        backbone=config.backbone,
-        embedder=config.embedder,
-        tune=config.tune,
-        head=config.head,
-        weights=False,
-    )
 
 
 def _of_text(config: PretrainConfig | FinetuneConfig) -> Cost:
@@ -279,6 +269,8 @@ def _of_text(config: PretrainConfig | FinetuneConfig) -> Cost:
 
 def _language_model(config: PretrainConfig | FinetuneConfig) -> Any:
     """The run's model on the meta device."""
+    from crossalign.data.text.corpus import open_corpus
+    from crossalign.data.text.tokenizer import open_tokenizer
     from crossalign.models.language.causal import choose_trained, new_gpt2
     from crossalign.models.language.model import open_language_model
 
@@ -286,15 +278,9 @@ def _language_model(config: PretrainConfig | FinetuneConfig) -> Any:
         model: Any = open_language_model(config.model, head="causal", weights=False).model
         choose_trained(model, config.tune, config.seed)
         return model
-    return new_gpt2(config.gpt, vocabulary=_vocabulary(config), block=config.block, separator=0, seed=0, meta=True)
-
-
-def _vocabulary(config: PretrainConfig) -> int:
-    """Entries of the tokenizer that the run will have."""
-    from crossalign.data.text.corpus import open_corpus
-    from crossalign.data.text.tokenizer import open_tokenizer
-
+    tokenizer, vocabulary = config.corpus.tokenizer, config.corpus.vocabulary
     if config.prepared:
-        return open_corpus(Path(config.prepared)).vocabulary
-    name = config.corpus.tokenizer
-    return (VOCABULARIES.get(name) or len(open_tokenizer(name))) if name else config.corpus.vocabulary
+        vocabulary = open_corpus(Path(config.prepared)).vocabulary
+    elif tokenizer:
+        vocabulary = VOCABULARIES.get(tokenizer) or len(open_tokenizer(tokenizer))
+    return new_gpt2(config.gpt, vocabulary=vocabulary, block=config.block, separator=0, seed=0, meta=True)

@@ -36,7 +36,7 @@ from crossalign.core.progress import progress
 from crossalign.data.model_files import quiet
 from crossalign.data.text.evals import expected_file, local_rows
 from crossalign.verbs.evaluate import TASKS
-from crossalign.verbs.evaluate.scorer import Scorer
+from crossalign.verbs.evaluate.model import Scorer
 
 VERSION = metadata.version("lm_eval")
 os.environ.setdefault("DISABLE_MULTIPROC", "1")  # its bootstrap would fork a process a core, next to torch's threads

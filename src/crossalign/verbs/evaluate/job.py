@@ -25,8 +25,7 @@ from crossalign.runs.names import EvaluationFolder, RunFolder
 
 if TYPE_CHECKING:
     from crossalign.verbs.evaluate.harness import EvalTask
-    from crossalign.verbs.evaluate.model import Scored
-    from crossalign.verbs.evaluate.scorer import Scorer
+    from crossalign.verbs.evaluate.model import Scored, Scorer
 
 ASKED = ("prompt", "answers", "loglikelihoods", "said", "target")  # columns of outputs/, all others are scores
 
@@ -139,7 +138,7 @@ def _open_scorer(opened: Scored, config: EvaluateConfig) -> Scorer:
 
     from crossalign.training.session import make_accelerator
     from crossalign.verbs.evaluate.harness import quietly
-    from crossalign.verbs.evaluate.scorer import Scorer
+    from crossalign.verbs.evaluate.model import Scorer
 
     longest = getattr(opened.model.config, "max_position_embeddings", None)
     if config.max_length and longest and config.max_length > longest:
@@ -147,7 +146,7 @@ def _open_scorer(opened: Scored, config: EvaluateConfig) -> Scorer:
     accelerator = make_accelerator(LoopConfig(device=config.device, precision="fp32"))
     opened.model.to(accelerator.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     with quietly("opening"):
-        return Scorer(opened.model, opened.tokenizer, opened.bos, config.batch_size, config.max_length, accelerator)
+        return Scorer(opened, config.batch_size, config.max_length, accelerator)
 
 
 def _done(folder: Path, opened: Scored, keys: dict[str, str]) -> dict[str, Any]:
