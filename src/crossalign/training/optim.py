@@ -16,19 +16,18 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
     Matrices decay; norms, biases, positions and class tokens do not, unless ``config.decay_all``.
     """
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = [p for name, p in parameters.items() if config.decay_all or _decays(name, p)]
-    rest = [p for name, p in parameters.items() if not (config.decay_all or _decays(name, p))]
-    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": config.weight_decay}]
+    decaying: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_matrix = parameter.ndim >= 2 and not name.endswith(("embedding.positions", "embedding.cls"))
+            (decaying if is_matrix or config.decay_all else rest).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decaying, "weight_decay": config.weight_decay}]
     if rest:
         groups.append({"params": rest, "weight_decay": 0.0})
     cls = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    fused = all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in parameters.values())
+    fused = all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in (*decaying, *rest))
     return cls(groups, lr=config.lr, betas=config.betas, fused=fused)
-
-
-def _decays(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim >= 2 and not name.endswith(("embedding.positions", "embedding.cls"))
 
 
 def lr_factor(config: OptimConfig, step: int, total: int) -> float:

@@ -124,18 +124,12 @@ class Probe:
             torch=torch.__version__,
             signature=signature,
         )
-        try:
-            path = cache_dir("precision") / f"{key}.json"
-        except OSError:  # a home folder that cannot be written to
-            return measure(), "measured"
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):  # not there, or damaged
+            stored = json.loads((cache_dir("precision") / f"{key}.json").read_text(encoding="utf-8"))
             return {str(name): float(value) for name, value in stored.items()}, "measured before"
-        except (OSError, ValueError, AttributeError, TypeError):
-            seconds = measure()
-        if seconds:
-            with contextlib.suppress(OSError):  # a full disk
-                write_json(path, seconds)
+        if seconds := measure():
+            with contextlib.suppress(OSError):  # a full disk, or a home folder that cannot be written to
+                write_json(cache_dir("precision") / f"{key}.json", seconds)
         return seconds, "measured"
 
 

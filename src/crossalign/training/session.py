@@ -132,13 +132,11 @@ def agreed(choose: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return choose()
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         raise RuntimeError("initialise torch.distributed before precision is chosen: the processes must agree on one")
-    box: list[Any] = [choose() if distributed.get_rank() == 0 else None]
-    distributed.broadcast_object_list(box, src=0)
-    chosen: T = box[0]
-    return chosen
+    box: list[Any] = [choose() if torch.distributed.get_rank() == 0 else None]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]  # type: ignore[no-any-return]
 
 
 def make_accelerator(loop: LoopConfig) -> Any:
