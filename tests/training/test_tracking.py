@@ -104,7 +104,7 @@ def test_only_the_main_process_writes(tmp_path: Path, monkeypatch: pytest.Monkey
     with RunLog(tmp_path / "run", TrackingConfig(), "run", {}, rows=2) as log:
         log.log(row(0))
         log.flush()
-        log.summary({"test/accuracy": 1.0})
+        log.results = {"test/accuracy": 1.0}
     assert not (tmp_path / "run").exists()
     assert log.rows == 3, "a checkpoint has the same number in every process"
 
@@ -144,7 +144,7 @@ def test_a_dead_server_costs_one_warning(tmp_path: Path, monkeypatch: pytest.Mon
             for step in range(2000):
                 log.log(row(step))
             log.flush()
-            log.summary({"test/accuracy": 0.5})
+            log.results = {"test/accuracy": 0.5}
     told = [str(w.message) for w in caught if "MLflow" in str(w.message)]
     assert len(told) == 1 and told[0].startswith("MLflow fails, metrics.jsonl goes on: ")
     assert steps(tmp_path) == list(range(2000))
@@ -195,7 +195,7 @@ def test_mlflow_holds_settings_metrics_results_and_origin(store: Path, monkeypat
     log = RunLog(store / "trial", TrackingConfig(), "trial", settings)
     for step in range(700):
         log.log(row(step, loss=1.0 + step, lr=0.1, gone=float("nan"), note="text", flag=True))
-    log.summary({"test/accuracy": 0.75})
+    log.results = {"test/accuracy": 0.75}
     log.status = "KILLED"
     log.close()
     (store / "child").mkdir()

@@ -67,6 +67,8 @@ class RunLog:
     def __init__(self, folder: Path, config: TrackingConfig, run_name: str, params: Mapping[str, Any], rows: int = 0) -> None:
         self.rows = rows
         self.status: Status | None = None
+        self.results: Mapping[str, float] = {}
+        """Final ones, such as ``{"test/accuracy": 0.61}``, for MLflow to show."""
         self._file: int | None = None
         self._unwritten = b""
         self._warned = False
@@ -105,11 +107,6 @@ class RunLog:
         if self._mirror:
             self._mirror.send()
 
-    def summary(self, values: Mapping[str, float]) -> None:
-        """Show final results, such as ``{"test/accuracy": 0.61}``, on the MLflow run."""
-        if self._mirror:
-            self._mirror.summary(values)
-
     def close(self) -> None:
         """Send what waits and end the run; a second call does nothing."""
         if self._file is not None:
@@ -117,7 +114,7 @@ class RunLog:
             os.close(self._file)
             self._file = None
         if self._mirror:
-            self._mirror.end(self.status or "FINISHED")
+            self._mirror.end(self.status or "FINISHED", self.results)
             self._mirror = None
 
     def _write(self, sync: bool = False) -> None:
@@ -168,8 +165,7 @@ def log_results(
     if not (config.mlflow and _mlflow_installed()):
         return ""
     mirror = _Mirror(folder, config, run_name, params, parent)
-    mirror.summary(values)
-    mirror.end(status)
+    mirror.end(status, values)
     return mirror.run_id
 
 
@@ -205,14 +201,17 @@ class _Mirror:
         self._next_send = time.monotonic() + SEND_SECONDS
         self._guard(self._send)
 
-    def summary(self, values: Mapping[str, float]) -> None:
-        self._guard(lambda client: client.log_batch(self.run_id, metrics=_metrics(values, now())))
+    def end(self, status: Status, results: Mapping[str, float]) -> None:
+        """Send every row that waits, and what came out in the end; say how the run stands."""
 
-    def end(self, status: Status) -> None:
+        def finish(client: MlflowClient) -> None:
+            self._send(client)
+            client.log_batch(self.run_id, metrics=_metrics(results, now()))
+            ended = status not in ("RUNNING", "SCHEDULED")
+            (client.set_terminated if ended else client.update_run)(self.run_id, status)
+
         self._retry_at = 0.0  # the last chance: try even if the server was away a moment ago
-        self._guard(self._send)
-        ended = status not in ("RUNNING", "SCHEDULED")
-        self._guard(lambda client: (client.set_terminated if ended else client.update_run)(self.run_id, status))
+        self._guard(finish)
 
     def _guard(self, action: Callable[[MlflowClient], object]) -> None:
         """Do ``action``, connecting first if need be; after a failure, warn once and leave MLflow alone for a while."""

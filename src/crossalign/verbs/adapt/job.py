@@ -80,7 +80,7 @@ def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False, until: 
         result["outcomes"] = classifier_outcomes(result, scores)
         if run.accelerator.is_main_process:
             _write(config, splits, model, scores, result)
-            run.log.summary(summary(result))
+            run.log.results = summary(result)
     return result
 
 

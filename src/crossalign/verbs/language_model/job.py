@@ -156,7 +156,7 @@ def train(config: Any, recipe: str, quiet: bool = False, until: int | None = Non
         if run.accelerator.is_main_process:
             save_causal(model, text.peft, text.tokenizer, RunFolder(config.output).model, state)
             write_json(RunFolder(config.output).result, result)
-            run.log.summary(summary(result))
+            run.log.results = summary(result)
     return result
 
 
