@@ -209,7 +209,9 @@ def paired_bootstrap(
         return Bootstrap(theta, n, 0.0, None, None, "all documents differ by the same amount")
     moments = np.stack([d, s, d * d, d * s, s * s], axis=1)
     draw, t = np.random.default_rng(seed), []
-    for count in _portions(resamples, max(1, 200_000 // n)):
+    most = max(1, 200_000 // n)  # at a time
+    for start in range(0, resamples, most):
+        count = min(most, resamples - start)
         drawn = draw.integers(0, n, (count, n), dtype=np.int32) + n * np.arange(count)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
         sd, ss, sdd, sds, sss = (weights @ moments).T
@@ -223,11 +225,6 @@ def paired_bootstrap(
     if math.isinf(quantile):
         return Bootstrap(theta, n, error, None, p_value, "too few documents differ for an interval")
     return Bootstrap(theta, n, error, (theta - quantile * error, theta + quantile * error), p_value)
-
-
-def _portions(total: int, most: int) -> list[int]:
-    """``total`` as a sum of parts of at most ``most``."""
-    return [most] * (total // most) + ([total % most] if total % most else [])
 
 
 @dataclass(frozen=True)

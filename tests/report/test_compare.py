@@ -20,7 +20,6 @@ from crossalign import cli
 from crossalign.core.errors import UserError
 from crossalign.report import summary_table
 from crossalign.report.blocks import Figures
-from crossalign.report.compared import Compared, as_json
 from crossalign.report.pages import study_page
 from crossalign.report.render.markdown import markdown, write_markdown
 from crossalign.report.render.terminal import terminal
@@ -29,6 +28,7 @@ from crossalign.results.outcomes import HELD_OUT, Outcome, outcomes_of, stated
 from crossalign.runs.evaluations import Answers
 from crossalign.runs.records import open_study, read_run
 from crossalign.stats import combine_mcnemar, holm, mcnemar, paired_bootstrap, seeds_needed
+from crossalign.verbs.compare.compared import Compared, as_json
 from crossalign.verbs.compare.job import compare
 
 DOCUMENTS = 120

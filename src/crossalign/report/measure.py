@@ -34,18 +34,17 @@ def summary_table(config: MeasureConfig, result: dict[str, Any]) -> Table:
     for pair in result["alignment"]:
         (low, high), (least, most) = pair["interval"], pair["calibrated_interval"]
         lines.append(
-            [
-                pair["language"],
-                pair["vision"],
-                f"{pair['language_layer']} × {pair['vision_layer']}",
-                f"{pair['score']:.3f} [{low:.3f}, {high:.3f}]",
-                f"{pair['null_mean']:.3f}",
-                f"{pair['critical']:.3f}",
-                f"{pair['calibrated']:.3f} [{least:.3f}, {most:.3f}]",
-                f"{pair['p']:.2g}",
-            ]
+            {
+                "Language model": pair["language"],
+                "Vision model": pair["vision"],
+                "Layers": f"{pair['language_layer']} × {pair['vision_layer']}",
+                "Score [95 % interval]": f"{pair['score']:.3f} [{low:.3f}, {high:.3f}]",
+                "Chance: mean": f"{pair['null_mean']:.3f}",
+                f"{share(config)} of bests": f"{pair['critical']:.3f}",
+                "Calibrated [interval]": f"{pair['calibrated']:.3f} [{least:.3f}, {most:.3f}]",
+                "p": f"{pair['p']:.2g}",
+            }
         )
-    columns = ["Language model", "Vision model", "Layers", "Score [95 % interval]", "Chance: mean", f"{share(config)} of bests"]
     notes = [
         "Score: the best of all layers. Chance: the best of all layers with the images in random order, its mean and what it "
         f"stays under in {share(config)} of the permutations. Calibrated: 0 at that value, 1 at the largest "
@@ -53,5 +52,5 @@ def summary_table(config: MeasureConfig, result: dict[str, Any]) -> Table:
         "number of pairs of models. Intervals: jackknife over groups of pairs, the best layers chosen anew in each. Bold: more "
         "than chance.",
     ]
-    strong = frozenset(i for i, pair in enumerate(result["alignment"]) if pair["p"] <= config.level)
-    return Table("Best of all layers", [*columns, "Calibrated [interval]", "p"], lines, notes, frozenset({1, 2}), strong)
+    strong = [i for i, pair in enumerate(result["alignment"]) if pair["p"] <= config.level]
+    return Table.of("Best of all layers", lines, notes, ["Vision model", "Layers"], strong)

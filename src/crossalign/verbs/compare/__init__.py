@@ -32,9 +32,10 @@ class CompareArgs:
 
 def run(args: CompareArgs, _: str) -> None:
     """Compare, print the page, and write the files asked for."""
-    from crossalign.report.compared import write_numbers
+    from crossalign.core.files import write_json
     from crossalign.report.render.markdown import write_markdown
     from crossalign.report.render.terminal import terminal
+    from crossalign.verbs.compare.compared import as_json
     from crossalign.verbs.compare.job import compare
 
     compared = compare(args.runs, args.by, args.reference, args.tasks, args.resamples)
@@ -42,7 +43,7 @@ def run(args: CompareArgs, _: str) -> None:
     if args.markdown is not None:
         write_markdown(compared.page, args.markdown)
     if args.json is not None:
-        write_numbers(compared, args.json)
+        write_json(args.json, as_json(compared))
 
 
 COMPARE = Verb(CompareArgs, run)

@@ -13,7 +13,6 @@ import fnmatch
 from pathlib import Path
 
 from crossalign.core.errors import UserError, unknown
-from crossalign.report.compared import Compared
 from crossalign.report.words import counted
 from crossalign.results.contrasts import By, contrasts
 from crossalign.results.frame import Results
@@ -21,6 +20,7 @@ from crossalign.results.outcomes import BEFORE, Outcome
 from crossalign.results.questions import beside
 from crossalign.results.rows import Row
 from crossalign.runs.records import open_study
+from crossalign.verbs.compare.compared import Compared
 
 
 def compare(

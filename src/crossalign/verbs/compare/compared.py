@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossalign.core.files import write_json
-from crossalign.report.blocks import Block, Listing, Only, Page, Prose, Table
+from crossalign.report.blocks import Listing, Only, Page, Prose, Table
 from crossalign.report.contrasts import items_table, means_table, seeds_table
 from crossalign.report.words import sentence
 from crossalign.results.contrasts import By
@@ -38,8 +36,8 @@ class Compared:
     @cached_property
     def tables(self) -> list[Table]:
         means = means_table(self.results, self.rows, self.outcomes, self.contrasts, self.by)
-        items = items_table(self.results, self.contrasts, self.resamples)
-        return [means, seeds_table(self.results, self.contrasts), *([items] if items else [])]
+        over_items = items_table(self.results, self.contrasts, self.resamples)
+        return list(filter(None, (means, seeds_table(self.results, self.contrasts), over_items)))
 
     @cached_property
     def sentences(self) -> list[str]:
@@ -48,15 +46,15 @@ class Compared:
     @property
     def page(self) -> Page:
         """The comparison in tables and in words."""
-        blocks: list[Block] = [Only("terminal", (Prose((f"reference: {self.rows[0]}",)),)), *self.tables]
-        blocks += [Listing("In words", tuple(self.sentences)), Listing("Notes", tuple(self.notes))]
-        return Page(f"Comparison with “{self.rows[0]}”", tuple(blocks), "compare")
+        reference = Only("terminal", (Prose((f"reference: {self.rows[0]}",)),))
+        told = Listing("In words", tuple(self.sentences)), Listing("Notes", tuple(self.notes))
+        return Page(f"Comparison with “{self.rows[0]}”", (reference, *self.tables, *told), "compare")
 
 
 def as_json(compared: Compared) -> dict[str, Any]:
     """Everything as numbers; differences in the outcome's own unit, shares between 0 and 1."""
     results, rows = compared.results, [compared.results.row[label] for label in compared.rows]
-    means = {row.label: {one.name: results.mean(row.label, one.name) for one in compared.outcomes} for row in rows}
+    told = zip(compared.contrasts.itertuples(), compared.sentences, strict=True)
     return {
         "reference": compared.rows[0],
         "by": compared.by,
@@ -65,21 +63,18 @@ def as_json(compared: Compared) -> dict[str, Any]:
             {
                 "label": row.label,
                 "runs": {run.seed: str(run.folder) for run in row.runs},
-                "means": {name: dataclasses.asdict(mean) for name, mean in means[row.label].items()},
+                "means": {one.name: _plain(results.mean(row.label, one.name)) for one in compared.outcomes},
             }
             for row in rows
         ],
         "settings_that_differ": differing(row.first for row in rows),
-        "comparisons": [
-            _numbers(one) | {"sentence": told}
-            for one, told in zip(compared.contrasts.itertuples(), compared.sentences, strict=True)
-        ],
+        "comparisons": [_numbers(one) | {"sentence": sentence} for one, sentence in told],
         "notes": compared.notes,
     }
 
 
 def _numbers(one: Any) -> dict[str, Any]:
-    t = one.t and dataclasses.asdict(one.t)
+    t = _plain(one.t)
     if t and t["interval"] is None:
         t["difference"] = None  # not without its uncertainty
     tests = ("seeds", "bootstrap", "mcnemar")
@@ -92,15 +87,14 @@ def _numbers(one: Any) -> dict[str, Any]:
         "row_values": list(one.other_values),
         "not_paired": one.reason,
         "t": t,
-        "effect_size": one.effect and dataclasses.asdict(one.effect),
+        "effect_size": _plain(one.effect),
         "smallest_visible": one.detectable,
         "seeds_needed": one.needed,
         "seeds_needed_corrected": one.needed_corrected,
-        "bootstrap": one.bootstrap and dataclasses.asdict(one.bootstrap),
-        "mcnemar": [dataclasses.asdict(test) for test in one.mcnemar or ()],
+        "bootstrap": _plain(one.bootstrap),
+        "mcnemar": [_plain(test) for test in one.mcnemar or ()],
     } | {f"p_{test}": {"raw": getattr(one, f"p_{test}"), "holm": getattr(one, f"p_{test}_holm")} for test in tests}
 
 
-def write_numbers(compared: Compared, path: Path) -> None:
-    """The comparison as JSON, for programs."""
-    write_json(path, as_json(compared))
+def _plain(test: Any) -> dict[str, Any] | None:
+    return test and dataclasses.asdict(test)
