@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,34 +24,63 @@ from crossalign.report.words import (
 from crossalign.results.contrasts import LEVEL, By
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import Outcome
-from crossalign.results.questions import IMAGE_QUESTIONS, QUESTIONS
+from crossalign.results.questions import QUESTIONS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 STARS = ((0.001, "***"), (0.01, "**"), (LEVEL, "*"))
-SEEDS = "Row; In; Seeds; Difference; 95 % interval; p (Holm); g_z (95 %); Visible; Seeds needed (Holm)"
-ITEMS = "Row; In; Items; Difference; 95 % interval; p, bootstrap (Holm); Right alone, row : reference; p, McNemar (Holm)"
-ASKED = "Row − reference; {}Seeds; Difference; 95 % interval; {}; Smallest visible; Seeds needed"
-APART = "Row − reference; Asked; Also differ in; Measure; Seeds; Difference; 95 % interval"
+ASKED = (
+    "Row − reference; Outcome; Seeds; Difference; 95 % interval; p, seeds (Holm); p, McNemar (Holm); p, McNemar, each seed; "
+)
+ASKED += "Smallest visible; Seeds needed"
+APART = "Row − reference; Asked; Also differ in; Outcome; Seeds; Difference; 95 % interval"
+SEEDS = "Row; Outcome; Seeds; Difference; 95 % interval; p, seeds (Holm); g_z (95 %); Smallest visible; Seeds needed (Holm)"
+ITEMS = "Row; Outcome; Items; Difference; 95 % interval; p, bootstrap (Holm); Right alone, row : reference; p, McNemar (Holm)"
+NOTES = {
+    "Difference": "Difference: row minus reference, paired by seed, ± standard error; accuracies in percentage points, losses "
+    "in nats a token. Intervals are not corrected.",
+    "p, seeds (Holm)": "p, seeds: paired t-test, one difference a seed; it speaks of the methods.",
+    "p, bootstrap (Holm)": "p, bootstrap: paired bootstrap-t of the difference on average over the seeds; it speaks of these "
+    "trained models on other items like these, and says nothing of other seeds.",
+    "p, McNemar (Holm)": "p, McNemar: exact test of two trained models on the same items; it speaks of these models only. "
+    "Seeds share one test set, so neither their counts nor their p-values may be pooled as if independent; half of the seeds "
+    "(rounded up) must agree on a direction (Rüger's rule, valid under any dependence).",
+    "g_z (95 %)": "g_z: mean of the differences over their standard deviation (Cohen's d_z), corrected for few seeds (Hedges).",
+    "Smallest visible": "Smallest visible: the true difference that the t-test would have found with 80 % power at α = 0.05 "
+    "(uncorrected), at the spread seen. Seeds needed: for a true difference as large as the one seen. Both rest on a spread "
+    "estimated from few seeds.",
+    "Seeds needed (Holm)": "Seeds needed, in brackets: at the level of Holm's first step.",
+}
+"""What is said of a column, wherever there is one."""
 
 
-def contrast_table(
-    title: str, results: Results, tests: Iterable[Any], heads: str, notes: list[str], p: str = "p_holm", over: str = ""
-) -> Table:
-    """A line a contrast, set off where its corrected ``p`` shows a difference; outcomes have no column where there is one.
+def contrast_table(title: str, results: Results, contrasts: DataFrame, heads: str, p: str = "p_holm", over: str = "") -> Table:
+    """A line a contrast, set off where its corrected ``p`` shows a difference, with notes on its columns.
+
+    There is no column of outcomes where there is but one, and none in which nothing is known.
 
     Args:
         over: what difference and interval are of: ``seeds``, ``items``, or empty for what decides, with † where it is items.
     """
-    tests = list(tests)
+    tests = list(contrasts.itertuples())
     lines = [_line(results, one, heads.split("; "), over) for one in tests]
-    outcomes = {line["In"] for line in lines if "In" in line}
-    if len(outcomes) == 1:
-        title += f", {outcomes.pop()}"
-        lines = [{head: cell for head, cell in line.items() if head != "In"} for line in lines]
+    known = {head for line in lines for head, cell in line.items() if cell != UNKNOWN}
+    known -= {"Outcome"} if contrasts.outcome.nunique() == 1 else set()
+    lines = [{head: cell for head, cell in line.items() if head in known} for line in lines]
     strong = [i for i, one in enumerate(tests) if getattr(one, p) is not None and getattr(one, p) <= LEVEL]
-    return Table.of(title, lines, notes, ["In", "Measure", "Asked", "Also differ in"], strong)
+    return Table.of(title, lines, _notes(known, contrasts.family), ["Outcome", "Asked", "Also differ in"], strong)
+
+
+def _notes(heads: Collection[str], families: Iterable[str], several: str = "") -> list[str]:
+    """What is said of columns, and what Holm's correction is made over: ``several`` families, each listed where it is empty."""
+    sizes = Counter(families)
+    together = several or f"its family: {', '.join(f'{family} ({n})' for family, n in sizes.items())}"
+    if len(sizes) < 2:
+        together = f"all {sizes.total()} comparisons" if sizes.total() > 1 else "the one comparison"
+    brackets = f"In brackets: Holm's correction over {together}, apart for each kind of test."
+    corrected = any(head.endswith("(Holm)") for head in heads)
+    return [note for head, note in NOTES.items() if head in heads] + [brackets] * corrected
 
 
 def _line(results: Results, one: Any, heads: Sequence[str], over: str) -> dict[str, str]:
@@ -60,8 +89,7 @@ def _line(results: Results, one: Any, heads: Sequence[str], over: str) -> dict[s
     cells = dict.fromkeys(heads, UNKNOWN) | {
         "Row": one.other,
         "Row − reference": f"{one.other} − {one.reference}",
-        "In": outcome.label,
-        "Measure": outcome.label,
+        "Outcome": outcome.label,
         "Asked": QUESTIONS[one.question].title if one.question in QUESTIONS else "",
         "Also differ in": ", ".join(one.also),
     }
@@ -72,81 +100,51 @@ def _line(results: Results, one: Any, heads: Sequence[str], over: str) -> dict[s
     if over:
         error, interval = (t.error, t.interval) if over == "seeds" else one.over_items or (None, None)
     mark = "†" if not over and one.over == "items" and interval else ""
-    difference = difference_text(outcome, t.difference, error) + mark
-    if over and interval is None:
-        difference = t.reason if over == "seeds" else one.bootstrap.reason
-    size, exact, needed = one.effect, one.mcnemar or (), seeds_text(one.needed)
-    p_seeds, p_mcnemar = p_values(one.p_seeds, one.p_seeds_holm), p_values(one.p_mcnemar, one.p_mcnemar_holm)
     cells |= {
         "Seeds": str(t.n),
-        "Difference": difference,
-        "p (Holm)": p_seeds,
-        "p, seeds (Holm)": p_seeds,
-        "p, images (Holm)": p_mcnemar,
-        "p, McNemar (Holm)": p_mcnemar,
+        "Difference": difference_text(outcome, t.difference, error) + mark,
+        "p, seeds (Holm)": p_values(one.p_seeds, one.p_seeds_holm),
+        "p, McNemar (Holm)": p_values(one.p_mcnemar, one.p_mcnemar_holm),
         "p, bootstrap (Holm)": p_values(one.p_bootstrap, one.p_bootstrap_holm),
     }
     if interval:
         cells["95 % interval"] = interval_text(outcome, interval) + mark
+    elif over:
+        cells["Difference"] = t.reason if over == "seeds" else one.bootstrap.reason
     if one.bootstrap:
         cells["Items"] = f"{one.bootstrap.n:,}"
-    if exact:
-        cells["p, images, each seed"] = ", ".join(p_text(test.p_value) for test in exact)
-        cells["Right alone, row : reference"] = ", ".join(f"{test.only_b:,} : {test.only_a:,}" for test in exact)
-    if size:
-        cells["g_z (95 %)"] = f"{number(size.g)} ({number(size.interval[0])} to {number(size.interval[1])})"
+    if one.mcnemar:
+        cells["p, McNemar, each seed"] = ", ".join(p_text(test.p_value) for test in one.mcnemar)
+        cells["Right alone, row : reference"] = ", ".join(f"{test.only_b:,} : {test.only_a:,}" for test in one.mcnemar)
+    if one.effect:
+        low, high = one.effect.interval
+        cells["g_z (95 %)"] = f"{number(one.effect.g)} ({number(low)} to {number(high)})"
     if one.detectable is not None:
-        cells["Visible"] = cells["Smallest visible"] = value_text(outcome, one.detectable)
+        cells["Smallest visible"] = value_text(outcome, one.detectable)
     if t.sd:
+        needed = seeds_text(one.needed)
         cells |= {"Seeds needed": needed, "Seeds needed (Holm)": f"{needed} ({seeds_text(one.needed_corrected)})"}
     return {head: cells[head] for head in heads}
 
 
 def question_tables(results: Results, contrasts: DataFrame) -> list[Table]:
-    """Contrasts of image classifiers, a table a question, corrected over all of them together."""
-    heads = ASKED.format("", "p, seeds (Holm); p, images (Holm); p, images, each seed")
-    asked = [(question.title, contrasts[contrasts.question == question.name]) for question in IMAGE_QUESTIONS]
-    tables = [contrast_table(title, results, tests.itertuples(), heads, []) for title, tests in asked if len(tests)]
+    """A table for each question that was asked, with notes under the last."""
+    asked = [(question.title, contrasts[contrasts.question == name]) for name, question in QUESTIONS.items()]
+    tables = [replace(contrast_table(title, results, tests, ASKED), notes=[]) for title, tests in asked if len(tests)]
     if tables:
-        together = f"all {len(contrasts)} comparisons" if len(contrasts) > 1 else "the one comparison"
-        tables[-1].notes = [
-            "Difference, interval and smallest visible are in percentage points; ± standard error.",
-            "p, seeds: paired t-test, one difference a seed; it speaks of the method. p, images: exact McNemar test of "
-            "two trained models on the same test images; it speaks of these models only.",
-            "p, images, over seeds: they share one test set, so neither their counts nor their p-values may be pooled as "
-            "if independent; half of the seeds (rounded up) must agree on a direction (Rüger's rule, valid under any "
-            "dependence).",
-            f"In brackets: after Holm's correction over {together} of this report, apart for each kind of test. Bold: at "
-            "most 0.05 after it, over seeds where there are several, else over images.",
-            "Smallest visible: the true difference that the t-test would have found with 80 % power at α = 0.05 "
-            "(uncorrected), at the spread seen. Seeds needed: for a true difference as large as the one seen. Both rest on "
-            "a spread estimated from few seeds.",
-        ]
-        tables[-1].notes += [ONE_SEED.format("test images")] * any(t is not None and t.n == 1 for t in contrasts.t)
+        heads = {head for table in tables for head in table.columns}
+        notes = _notes(heads, contrasts.family, "the comparisons of one question and one model")
+        notes += ["Bold: at most 0.05 after it, over seeds where there are several, else over items."]
+        notes += [ONE_SEED.format("test images")] * any(t is not None and t.n == 1 for t in contrasts.t)
+        tables[-1].notes = notes
     return tables
-
-
-def text_table(results: Results, contrasts: DataFrame) -> Table:
-    """Contrasts of language models."""
-    notes = [
-        "Paired t-test over seeds; losses in nats a token. In brackets: after Holm's correction, made apart for each "
-        "model and over losses beside the row without the term, losses beside controls, and alignments. Bold: at most 0.05 "
-        "after it.",
-        "Smallest visible: the true difference that the test would have found with 80 % power at α = 0.05 (uncorrected), at "
-        "the spread seen. Seeds needed: for a true difference as large as the one seen.",
-    ]
-    heads = ASKED.format("Measure; ", "p (Holm)")
-    return contrast_table("With and without the term", results, contrasts.itertuples(), heads, notes)
 
 
 def apart_table(results: Results, contrasts: DataFrame) -> Table:
     """Contrasts of rows that differ in more than what is asked."""
-    notes = [
-        "What differs beside what is asked may be why these differ. So none of them has a verdict, is counted, or is among "
-        "those that are corrected for each other. Accuracies in percentage points; ± standard error; intervals are not "
-        "corrected."
-    ]
-    return contrast_table("Rows that differ in more than what is asked", results, contrasts.itertuples(), APART, notes)
+    table = contrast_table("Rows that differ in more than what is asked", results, contrasts, APART)
+    why = "What differs beside what is asked may be why these differ. So none of them has a verdict, is counted, or is among "
+    return replace(table, notes=[f"{why}those that are corrected for each other.", *table.notes])
 
 
 def means_table(results: Results, labels: Sequence[str], outcomes: Sequence[Outcome], contrasts: DataFrame, by: By) -> Table:
@@ -192,36 +190,21 @@ def _change(one: Any, outcome: Outcome) -> str:
 
 def seeds_table(results: Results, contrasts: DataFrame) -> Table:
     """Paired t-tests over seeds: they speak of the methods."""
-    notes = [
-        "Row minus reference, paired by seed; ± standard error. Accuracies in percentage points. p: paired t-test; in "
-        f"brackets, Holm's correction over {_families(contrasts.family)}. Intervals are not corrected.",
-        "g_z: mean of the differences over their standard deviation (Cohen's d_z), corrected for few seeds (Hedges). "
-        "Visible: the true difference that the test would have found with 80 % power at α = 0.05, not corrected; seeds "
-        "needed: as many for a true difference as large as the one seen; in brackets, at the level of Holm's first step. All "
-        "rest on the spread seen in these few seeds.",
-    ]
-    tests = contrasts.itertuples()
-    return contrast_table("Over seeds: the methods", results, tests, SEEDS, notes, "p_seeds_holm", "seeds")
+    title = _titled("Over seeds: the methods", results, contrasts)
+    return contrast_table(title, results, contrasts, SEEDS, "p_seeds_holm", "seeds")
 
 
 def items_table(results: Results, contrasts: DataFrame, resamples: int) -> Table:
     """Paired bootstrap and exact McNemar tests over items: they speak of the trained models only."""
     tests = contrasts[contrasts.bootstrap.notna()]
     items = " or ".join(dict.fromkeys(results.outcome[name].items for name in tests.outcome))
-    notes = [
-        f"These trained models on other {items} like these; it says nothing of other seeds. Difference on average over the "
-        f"seeds. Paired bootstrap-t over {items}, {resamples:,} resamples. McNemar's exact test of each "
-        "seed, combined by Rüger's rule (half of the seeds, rounded up, must agree on a direction). In brackets: Holm's "
-        f"correction over {_families(tests.family)}.",
-    ]
-    title = f"Over {items}: these trained models"
-    table = contrast_table(title, results, tests.itertuples(), ITEMS, notes, "p_items_holm", "items")
-    return replace(table, columns=[items.capitalize() if head == "Items" else head for head in table.columns])
+    title = _titled(f"Over {items}: these trained models", results, tests)
+    table = contrast_table(title, results, tests, ITEMS, "p_items_holm", "items")
+    columns = [items.capitalize() if head == "Items" else head for head in table.columns]
+    return replace(table, columns=columns, notes=[*table.notes, f"Items are {items}; {resamples:,} resamples of them."])
 
 
-def _families(families: Iterable[str]) -> str:
-    """What Holm's correction is made over."""
-    sizes = Counter(families)
-    if len(sizes) == 1:
-        return f"all {sizes.total()} lines"
-    return f"its family, apart for each kind of outcome: {', '.join(f'{family} ({n})' for family, n in sizes.items())}"
+def _titled(title: str, results: Results, contrasts: DataFrame) -> str:
+    """The title, with the outcome where there is one only."""
+    names = list(dict.fromkeys(contrasts.outcome))
+    return f"{title}, {results.outcome[names[0]].label}" if len(names) == 1 else title

@@ -24,7 +24,7 @@ from crossalign.report.blocks import (
     Table,
     Warnings,
 )
-from crossalign.report.contrasts import apart_table, means_table, question_tables, seeds_table, text_table
+from crossalign.report.contrasts import apart_table, means_table, question_tables, seeds_table
 from crossalign.report.figures.classifiers import classifier_figures, confusion_counts, unfinished_figures
 from crossalign.report.figures.search import search_figures
 from crossalign.report.figures.texts import further_figures, text_figures
@@ -263,7 +263,7 @@ def _text_parts(results: Results, rows: list[Row]) -> Parts:
     return Parts(
         Lead("", opening.text_headline(results, tests), facts=opening.text_facts(results.study, rows)),
         findings(results, tests),
-        comparisons=(text_table(results, tests), apart),
+        comparisons=(*question_tables(results, tests), apart),
         efficiency=tables.efficiency_table(rows, "tokens_per_second"),
         figures=tuple(text_figures(results, tests)),
     )
