@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from crossalign.core.errors import UserError, first_line
+from crossalign.core.errors import UserError, first_line, some
 from crossalign.core.files import atomic_path
 from crossalign.data.model_files import Source, quiet, weight_files
 
@@ -140,10 +140,8 @@ def _refuse(whose: str, missing: Iterable[str], unexpected: Iterable[str], resiz
         (missing, "lack tensors of the model"),
         (unexpected, "hold tensors that the model has no place for"),
     ):
-        first, *more = sorted(names) or [""]
-        if first:
-            some = ", ".join([first, *more[:2]]) + (f" and {len(more) - 2} more" if len(more) > 2 else "")
-            raise UserError(f"the weights of {whose} {fault}: {some}")
+        if names := sorted(names):
+            raise UserError(f"the weights of {whose} {fault}: {some(names)}")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -24,7 +24,7 @@ from crossalign.models.classifier.embedding import InputEmbedding
 from crossalign.models.classifier.freezing import apply_freeze_plan
 from crossalign.models.language.inner import add_lora
 from crossalign.models.language.model import LanguageModel, open_language_model
-from crossalign.models.loading import put_tensors, read_tensors, trained_state
+from crossalign.models.loading import built, put_tensors, read_tensors, trained_state
 
 FORMAT = "crossalign.ImageClassifier/1"
 
@@ -120,10 +120,7 @@ class ImageClassifier(nn.Module):
         spec = InputSpec(shape, tuple(classes), mean, std)
         settings = ModelSettings(backbone, embedder or EmbedderConfig(), tune or TuneConfig(), head or HeadConfig())
         language_model = open_language_model(ref, weights=weights, seed=seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            with torch.device("cpu" if weights else "meta"):
-                return cls(language_model, spec, settings)
+        return built(lambda: cls(language_model, spec, settings), seed, meta=not weights)
 
     def normalize(self, inputs: Tensor) -> Tensor:
         """uint8 or 0-to-1 floats (B, \\*shape) → floats of mean 0 and variance 1 over the training set."""
