@@ -41,11 +41,16 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class Watched:
-    """The validation number that a search chooses by, and what it is taken after: an epoch, or an evaluation."""
+    """The validation number that a run or a search chooses by, and what it is taken after: an epoch, or an evaluation."""
 
     name: str
     unit: str
     larger_is_better: bool
+
+    def better(self, numbers: dict[str, float], others: dict[str, float]) -> bool:
+        """Whether it is better in ``numbers`` than in ``others``."""
+        new, old = numbers[self.name], others[self.name]
+        return new > old if self.larger_is_better else new < old
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -57,11 +57,6 @@ class Outcome:
     def scale(self) -> int:
         """What a value is multiplied by to be shown."""
         return 100 if self.share else 1
-
-    def better(self, numbers: Mapping[str, float], others: Mapping[str, float]) -> bool:
-        """Whether it is better in ``numbers`` than in ``others``, which have it under its name."""
-        new, old = numbers[self.name], others[self.name]
-        return new < old if self.lower_is_better else new > old
 
     def lacking(self, run: str) -> str:
         """What to say of a run that has no number."""

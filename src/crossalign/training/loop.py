@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crossalign.config import LoopConfig, OptimConfig
+from crossalign.config.common import Watched
 from crossalign.core.progress import progress
 from crossalign.data.batches import Step
 from crossalign.models.loading import write_tensors
-from crossalign.results.outcomes import Outcome
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
 from crossalign.training.meters import Meter
@@ -52,7 +52,7 @@ class Stage:
     load: Callable[[dict[str, Tensor]], None]
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     """Called at the end of every epoch, in eval mode, on all processes; its numbers become the validation row."""
-    select: Outcome | None = None
+    select: Watched | None = None
     """The validation number whose best value picks the weights to keep; None keeps the last."""
     extra: Callable[[nn.Module, int], tuple[Tensor, dict[str, Tensor]] | None] | None = None
     """(model, step of the stage) → a term of the whole step's loss with numbers to log, or None where none is due.

@@ -26,7 +26,7 @@ from crossalign.data.images.load import ImageSet, ImageSplits, channel_statistic
 from crossalign.models.classifier.backbone import probe
 from crossalign.models.classifier.model import ImageClassifier
 from crossalign.models.classifier.targets import corpus_path
-from crossalign.results.outcomes import VALIDATION_ACCURACY, classifier_outcomes
+from crossalign.results.outcomes import classifier_outcomes
 from crossalign.runs.folder import resolved
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
@@ -200,7 +200,7 @@ def training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSpl
         state=model.trained_state,
         load=model.load_trained_state,
         evaluate=evaluate,
-        select=VALIDATION_ACCURACY,
+        select=config.loop.watched,
     )
 
 
