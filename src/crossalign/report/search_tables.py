@@ -92,10 +92,12 @@ def failure_table(search: SearchRecord) -> Table:
     return Table.of("Failed trials", lines, notes, ["Reason", "Settings"])
 
 
-def method_table(sections: list[Section]) -> Table:
+def method_table(sections: list[Section]) -> Table | None:
     """Searches beside each other: what each spent, what it came to, and what the winner does on the test set."""
+    if len(sections) < 2:
+        return None
     lines = []
-    for section in sections if len(sections) > 1 else ():
+    for section in sections:
         search, winner = section.search, section.search.winner
         beside = f" and {number(search.alignment_epochs, 0)} of alignment" if search.alignment_epochs else ""
         lines.append(
