@@ -58,13 +58,10 @@ class Follower:
         self._next = math.inf  # the parent stays ended
         for trial in self.search.journal.trials:
             self.trial(trial.number, over=True)
-        for result in sorted(SearchFolder(self.search.home).winner.glob(f"*/{RunFolder.result.name}")):
-            self._send_result(result.parent, parent)
-
-    def _send_result(self, folder: Path, parent: str) -> None:
-        result = read_json(RunFolder(folder).result)
-        name = f"{self.search.base.row}, seed {result['seed']}"
-        self._send(folder, name, {"seed": result["seed"]}, summary(result), "FINISHED", parent)
+        for file in sorted(SearchFolder(self.search.home).winner.glob(f"*/{RunFolder.result.name}")):
+            result = read_json(file)
+            name = f"{self.search.base.row}, seed {result['seed']}"
+            self._send(file.parent, name, {"seed": result["seed"]}, summary(result), "FINISHED", parent)
 
     def _send(
         self, folder: Path, name: str, params: Mapping[str, Any], values: Mapping[str, float], status: Status, parent: str

@@ -61,25 +61,16 @@ def align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run:
     objective = _objective(config, divergence, targets)
     done = fit(_stage(config, model, splits, run, objective, measure), run)
     after = measure()
-    warning = collapse_warning(_beside(before, after))
+    # Images fill few directions to begin with, and a collapse is to lose those: what can be asked of the embeddings is the
+    # text's spread, or their own at the start if that was less.
+    spread = {f"{name}_text": min(after[f"{name}_text"], before[name]) for name in ("std", "effective_rank")}
+    warning = collapse_warning(after | spread | {"norm_ratio": after["norm_ratio"] / min(1.0, before["norm_ratio"])})
     if warning and run.accelerator.is_main_process:
         warnings.warn(f"alignment by {config.align.metric}: {warning}", stacklevel=2)
     found = {"before": before, "after": after, "seconds": done.seconds, "warning": warning or ""}
     if run.accelerator.is_main_process:
         write_json(file, found)
     return found
-
-
-def _beside(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """``after`` beside what can be asked of it: the text's spread, or the embeddings' own at the start if that was less.
-
-    Images fill few directions to begin with; a collapse is to lose those.
-    """
-    beside = dict(after)
-    for name in ("std", "effective_rank"):
-        beside[f"{name}_text"] = min(after[f"{name}_text"], before[name])
-    beside["norm_ratio"] = after["norm_ratio"] / min(1.0, before["norm_ratio"])
-    return beside
 
 
 def find_divergence(config: AdaptConfig) -> Any:

@@ -67,12 +67,21 @@ def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False, until: 
         trained = fit(training_stage(config, model, splits, run), run)
         with run.accelerator.autocast():
             scores = _score(model, splits.test, config, run.accelerator) if config.score_test else None
-        facts = _facts(config, splits, model) | {
+        kind, plan, classes = model.language_model.kind, model.plan, list(splits.test.classes)
+        facts = {
+            "method": config.tune.method if kind not in ("none", "vit") else kind,
+            "align": config.align.metric,
+            "backbone": config.backbone.ref,
+            "weights": kind,
+            "seed": config.seed,
+            "data": splits.source,
+            "data_fingerprint": splits.fingerprint,
+            "classes": classes,
             "best_epoch": trained.best_epoch,
             "epochs": config.loop.epochs,
             "validation": trained.best,
-            "test": scores and scores.test_numbers(len(splits.test.classes)),
-            "parameters": {"trainable": model.plan.trainable, "total": model.plan.total, "groups": model.plan.groups()},
+            "test": scores and scores.test_numbers(len(classes)),
+            "parameters": {"trainable": plan.trainable, "total": plan.total, "groups": plan.groups()},
             "learning_rate": config.optim.lr,
             "alignment": alignment,
         }
@@ -82,21 +91,6 @@ def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False, until: 
             _write(config, splits, model, scores, result)
             run.log.results = summary(result)
     return result
-
-
-def _facts(config: AdaptConfig, splits: ImageSplits, model: ImageClassifier) -> dict[str, Any]:
-    """What result.json says of method, model and data."""
-    kind = model.language_model.kind
-    return {
-        "method": config.tune.method if kind not in ("none", "vit") else kind,
-        "align": config.align.metric,
-        "backbone": config.backbone.ref,
-        "weights": kind,
-        "seed": config.seed,
-        "data": splits.source,
-        "data_fingerprint": splits.fingerprint,
-        "classes": list(splits.test.classes),
-    }
 
 
 def _write(

@@ -65,9 +65,9 @@ class EvalTask:
     @property
     def fingerprint(self) -> str:
         """A hash of the prompt, the documents and the examples before them: of all that the scores depend on but the model."""
-        told = {key: _source(value) for key, value in self.task.config.to_dict(keep_callable=True).items()}
-        for key in ("custom_dataset", "dataset_path", "dataset_name", "dataset_kwargs", "metadata"):  # where rows came from
-            told.pop(key, None)
+        rows = ("custom_dataset", "dataset_path", "dataset_name", "dataset_kwargs", "metadata")  # where they came from
+        config = self.task.config.to_dict(keep_callable=True)
+        told = json.loads(json.dumps({key: value for key, value in config.items() if key not in rows}, default=_source))
         examples = list(self.task.fewshot_docs() or []) if self.few_shot else []
         return content_key(
             config=told, documents=self.documents(), examples=examples, seed=self.seed if self.few_shot else 0, harness=VERSION
@@ -85,19 +85,14 @@ class EvalTask:
         return list(self.task._instances)
 
 
-def _source(value: Any) -> Any:
-    """A part of a task's configuration as JSON can hold it: functions as their source, with that of the file they stand in,
-    which they may call."""
-    if isinstance(value, dict):
-        return {key: _source(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_source(item) for item in value]
-    if callable(value):
-        try:
-            return inspect.getsource(value) + inspect.getsource(inspect.getmodule(value) or value)
-        except (OSError, TypeError):
-            return getattr(value, "__qualname__", repr(type(value)))
-    return value
+def _source(value: Any) -> str:
+    """What JSON cannot hold: functions as their source, with that of the file they stand in, which they may call."""
+    if not callable(value):
+        return str(value)
+    try:
+        return inspect.getsource(value) + inspect.getsource(inspect.getmodule(value) or value)
+    except (OSError, TypeError):
+        return str(getattr(value, "__qualname__", repr(type(value))))
 
 
 def open_task(name: str, data: Path | None, few_shot: int = 0, limit: int | None = None, seed: int = 1234) -> EvalTask:

@@ -38,7 +38,12 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     Raises:
         UserError: bad input, before anything is scored.
     """
-    names = _task_names(config)
+    validate(config)
+    names = list(dict.fromkeys(name.strip() for given in config.tasks for name in given.split(",") if name.strip()))
+    if not names:
+        raise UserError("--tasks names no task: give some, such as arc_easy,copa")
+    if importlib.util.find_spec("lm_eval") is None:
+        raise missing_extra("lm-eval", "eval", "crossalign evaluate")
     from crossalign.verbs.evaluate.harness import open_task
     from crossalign.verbs.evaluate.model import open_scored
 
@@ -63,17 +68,6 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     if is_main_process():
         _track(results, folder, opened, config)
     return results
-
-
-def _task_names(config: EvaluateConfig) -> list[str]:
-    """The tasks asked for, each once; what can be known to be wrong without the harness is told here."""
-    validate(config)
-    names = list(dict.fromkeys(name.strip() for given in config.tasks for name in given.split(",") if name.strip()))
-    if not names:
-        raise UserError("--tasks names no task: give some, such as arc_easy,copa")
-    if importlib.util.find_spec("lm_eval") is None:
-        raise missing_extra("lm-eval", "eval", "crossalign evaluate")
-    return names
 
 
 def _score(

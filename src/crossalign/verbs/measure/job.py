@@ -72,7 +72,11 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
     """
     _check(config)
     with locked(config.output):
-        _check_folder(config)
+        file = RunFolder(config.output).config
+        if file.is_file() and not {"language", "vision"} <= (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).keys():
+            raise UserError(f"{config.output} holds a run that is no measurement: choose another --output")
+        if not config.overwrite:  # else another measurement there is replaced when there is one to take its place
+            claim_folder(config)
         language, vision = name_models(config)
         pairs, device = open_pairs(config.pairs), resolve_device(config.device, option="--device")
         _check_pairs(config, pairs)
@@ -88,7 +92,7 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
             "vision": [model.told() for model in vision],
             "alignment": [_summary(one, config) for one in found],
         }
-        claim_folder(config)  # another measurement is deleted only now that there is one to take its place
+        claim_folder(config)  # which deletes the other
         _write(config, result, found)
     return result
 
@@ -223,15 +227,6 @@ def _check(config: MeasureConfig) -> None:
         raise UserError(
             f"--permutations {config.permutations} cannot show anything at --level {config.level}: take {least} or more"
         )
-
-
-def _check_folder(config: MeasureConfig) -> None:
-    """Raise UserError where another measurement lies there, unless it may be replaced, or a run that is none."""
-    file = RunFolder(config.output).config
-    if file.is_file() and not {"language", "vision"} <= (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).keys():
-        raise UserError(f"{config.output} holds a run that is no measurement: choose another --output")
-    if not config.overwrite:
-        claim_folder(config)
 
 
 def _check_pairs(config: MeasureConfig, pairs: Pairs) -> None:
