@@ -55,8 +55,8 @@ class TextFile:
     name: str
     digest: str
     """SHA-256 of its content."""
-    read: Callable[[int, int], Iterator[tuple[str, str, bool, int, int]]]
-    """(row, offset) → text, digest of its document, whether it ends there, and the row and offset after it."""
+    read: Callable[[Place], Iterator[Piece]]
+    """Its documents from a place in it on."""
 
 
 def list_files(source: Sequence[str], column: str) -> tuple[list[TextFile], list[str]]:
@@ -75,11 +75,8 @@ def stream(files: Sequence[TextFile], start: Place = (0, 0, 0)) -> Iterator[Piec
     Raises:
         UserError: a file is damaged, not UTF-8, or has a row whose text is no text; it names the file and the place.
     """
-    first, row, offset = start
-    for number in range(first, len(files)):
-        for text, digest, last, *after in files[number].read(row, offset):
-            yield Piece(text, digest, last, (number, after[0], after[1]))
-        row = offset = 0
+    for number in range(start[0], len(files)):
+        yield from files[number].read(start if number == start[0] else (number, 0, 0))
 
 
 def whole(pieces: Iterator[Piece]) -> Iterator[Piece]:
@@ -120,12 +117,13 @@ def _file(source: Path | str, column: str) -> TextFile:
     return TextFile(source.name, digest, partial(_text_pieces, source, digest))
 
 
-def _text_pieces(path: Path, digest: str, row: int, offset: int) -> Iterator[tuple[str, str, bool, int, int]]:
+def _text_pieces(path: Path, digest: str, start: Place) -> Iterator[Piece]:
+    number, row, offset = start
     if row:
         return
     with path.open("rb") as file:
         if not offset and not any(block.strip() for block in iter(lambda: file.read(PIECE), b"")):
-            yield "", digest, True, 1, 0
+            yield Piece("", digest, True, (number, 1, 0))
             return
         file.seek(offset)
         decoder, held, block = codecs.getincrementaldecoder("utf-8")(), "", b"-"
@@ -141,15 +139,14 @@ def _text_pieces(path: Path, digest: str, row: int, offset: int) -> Iterator[tup
             while len(held) > PIECE:
                 stop = cut(held, PIECE, PIECE // 4)
                 offset += len(held[:stop].encode())
-                yield held[:stop], digest, False, 0, offset
+                yield Piece(held[:stop], digest, False, (number, 0, offset))
                 held = held[stop:]
-        yield held, digest, True, 1, 0
+        yield Piece(held, digest, True, (number, 1, 0))
 
 
-def _rows(
-    rows: Callable[[int], Iterator[Row]], column: str, row: int, offset: int
-) -> Iterator[tuple[str, str, bool, int, int]]:
+def _rows(rows: Callable[[int], Iterator[Row]], column: str, start: Place) -> Iterator[Piece]:
     """Documents of a table, cut into pieces."""
+    number, row, offset = start
     for record, where, this, following in rows(row):
         if column not in record:
             raise no_column(where, column, list(record))
@@ -157,7 +154,7 @@ def _rows(
         if text is not None and not isinstance(text, str):
             raise UserError(f"{where} holds {type(text).__name__}, not text: name another column, or mend the row")
         if text is None or not text.strip():
-            yield "", "", True, following, 0
+            yield Piece("", "", True, (number, following, 0))
             continue
         try:
             digest = hashlib.sha256(text.encode()).hexdigest()
@@ -165,7 +162,7 @@ def _rows(
             raise UserError(f"{where} is not valid Unicode (a lone surrogate at character {error.start}): mend it") from error
         while len(text) - offset > PIECE:
             stop = cut(text, offset + PIECE, PIECE // 4)
-            yield text[offset:stop], digest, False, this, stop
+            yield Piece(text[offset:stop], digest, False, (number, this, stop))
             offset = stop
-        yield text[offset:], digest, True, following, 0
+        yield Piece(text[offset:], digest, True, (number, following, 0))
         offset = 0
