@@ -353,7 +353,7 @@ def test_bad_input_is_told_before_long_work(tmp_path: Path, folder: Path) -> Non
         assert not (tmp_path / f"out-{number}" / "meta.json").exists()
     for settings, says in (
         ({"validation_fraction": 1.0}, "must lie between 0 and 1"),
-        ({"vocabulary": 100}, "need 257"),
+        ({"vocabulary": 100}, "--vocabulary is 100; it must be at least 257"),
         ({"split_seed": -1}, "--split-seed is -1; it must be a whole number from 0"),
         ({"tokenizer": str(folder)}, "is not a Hugging Face model folder|has no tokenizer"),
     ):

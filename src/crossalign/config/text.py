@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from crossalign.config.bounds import Amount, Count, Finite, Fraction, Limit, Probability, Seed, Whole, at_least
+from crossalign.config.bounds import Amount, Bound, Count, Finite, Fraction, Limit, Probability, Seed, Whole, at_least
 from crossalign.config.common import BaseLoopConfig, OptimConfig, TrackingConfig, Watched
 from crossalign.config.images import TuneConfig
 
@@ -52,6 +52,10 @@ class TeacherConfig:
     """Images a forward pass; it does not change the features. A CPU is fastest with few, a GPU with many."""
 
 
+EVERY_BYTE = "be at least 257: 256 bytes and <|endoftext|> need 257 entries"
+Vocabulary = Annotated[int, Bound(EVERY_BYTE, 257, 1 << 24, too_large="be at most 2^24: no corpus fills more")]
+
+
 @dataclass
 class CorpusConfig:
     """Text to train a language model on, as one stream of tokens."""
@@ -62,7 +66,7 @@ class CorpusConfig:
     """Column or key of the text in parquet and jsonl."""
     tokenizer: str = ""
     """Folder, tokenizer.json, package:NAME or hf:ORG/NAME of a tokenizer; empty trains one on the corpus."""
-    vocabulary: Count = 4096
+    vocabulary: Vocabulary = 4096
     """Entries of a tokenizer that is trained here (byte-level BPE)."""
     validation_fraction: Fraction = 0.005
     """Share of the documents held out; a lone document is cut at this share of its text."""

@@ -114,8 +114,6 @@ def prepare(config: CorpusConfig, output: str | Path = "") -> Corpus:
     """
     validate(config)
     tokenizer = tok.open_tokenizer(config.tokenizer) if config.tokenizer else None
-    if not tokenizer:
-        tok.check_vocabulary(config.vocabulary)
     files, left_out = list_files(config.source, config.text_column)
     settings: dict[str, Any] = {  # all that decides the tokens
         "source": [[file.name, file.digest] for file in files],

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 END = "<|endoftext|>"
 """The one special token of a tokenizer that is trained here: it starts, ends and separates documents."""
-SMALLEST = 256 + 1
-"""Each byte has an entry, so that any text can be written, and so has END."""
 _ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 
 
@@ -112,15 +110,11 @@ def padded(texts: Sequence[list[int]], padding: int) -> tuple[Tensor, Tensor]:
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:
     """A byte-level BPE tokenizer (GPT-2's pattern) of at most ``vocabulary`` entries; the same texts give the same one.
 
-    Decoding what it encodes gives back any text exactly.
-
-    Raises:
-        UserError: a vocabulary below 257.
+    Each byte has an entry, and so has END: decoding what it encodes gives back any text exactly.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    check_vocabulary(vocabulary)
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -132,12 +126,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
     backend.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END, eos_token=END, clean_up_tokenization_spaces=False)
-
-
-def check_vocabulary(vocabulary: int) -> None:
-    """Raise UserError for a vocabulary that cannot hold every byte."""
-    if vocabulary < SMALLEST:
-        raise UserError(f"a vocabulary of {vocabulary} is too small: 256 bytes and {END} need {SMALLEST}; raise it")
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
