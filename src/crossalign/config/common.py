@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -92,15 +94,7 @@ class TrackingConfig:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as nested plain values: what config.yaml holds."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return plain(dataclasses.asdict(config))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(dataclasses.asdict(config), default=os.fspath))  # type: ignore[no-any-return]
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,10 +19,10 @@ from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from tqdm import tqdm
 
 from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key, write_json
+from crossalign.core.progress import progress
 from crossalign.data.sources import ImageListing, Raw
 
 Channels: TypeAlias = Literal["rgb", "gray"]
@@ -114,7 +114,7 @@ def checked(raws: Iterator[T | str], make: Callable[[T], R], total: int, title: 
     with (
         warnings.catch_warnings(action="ignore"),  # Pillow warns about big images; they are refused by name instead
         ThreadPoolExecutor(THREADS) as pool,
-        tqdm(total=total, desc=f"checking {title}", unit="image", delay=2, leave=False, disable=None) as bar,
+        progress(total, f"checking {title}", unit="image", leave=False) as bar,
     ):
         while blocks := [block for _ in range(2 * THREADS) if (block := list(islice(raws, BLOCK)))]:
             for results in pool.map(lambda block: [made(raw) for raw in block], blocks):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -92,16 +91,15 @@ def _hub(name: str) -> Listings:
 def _listing(table: Table) -> ImageListing:
     image, label = table.image_column(), table.find("label", LABEL_COLUMNS, "ClassLabel")
     names = [table.row_name(row) for row in range(len(table))]
-    labels, classes = _labels(table.column(label), table.class_names(label), label, names, table.title)
+    labels, classes = _labels(table, label, names)
     title = table.title + (f" ({table.note})" if table.note else "")
     known_by = [image, file_identity(table.files), *([table.title, len(table)] if isinstance(table, HubTable) else [])]
     return ImageListing(title, labels, classes, names, lambda: table.images(image), known_by, table.files)
 
 
-def _labels(
-    values: list[Any], class_names: Sequence[str] | None, column: str, names: Sequence[str], title: str
-) -> tuple[np.ndarray, tuple[str, ...]]:
+def _labels(table: Table, column: str, names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Label column → int64 (N,) and class names: the given ones, else the sorted labels themselves."""
+    values, title = table.column(column), table.title
     if not values:
         raise UserError(f"{title} has no rows")
     missing = [row for row, value in enumerate(values) if value is None or value != value]
@@ -117,7 +115,7 @@ def _labels(
             raise UserError(
                 f"column '{column}' has the negative label {values[row]} at {names[row]}; remove rows without a label"
             )
-        if class_names is not None:
+        if (class_names := table.class_names(column)) is not None:
             if max(values) >= len(class_names):
                 raise UserError(f"column '{column}' of {title} has label {max(values)}, but {len(class_names)} class names")
             return np.array(values, dtype=np.int64), tuple(class_names)

@@ -13,10 +13,9 @@ import unicodedata
 from importlib.metadata import version
 from pathlib import Path
 
-from tqdm import tqdm
-
 from crossalign.core.errors import missing_extra
 from crossalign.core.files import atomic_path, cache_dir, content_key
+from crossalign.core.progress import followed
 
 VERSION = 1  # of what is drawn and how it is named; count up when either changes
 SIDE = 128
@@ -62,7 +61,7 @@ def _draw(path: Path) -> None:
     named = {file: text for file in files if (text := caption_of(file.stem)) is not None}
     images = [
         bytes(svg_to_bytes(svg_path=str(file), width=SIDE, height=SIDE, background="white", skip_system_fonts=True))
-        for file in tqdm(named, desc="drawing OpenMoji", unit="image", delay=2, leave=False, disable=None)
+        for file in followed(named, len(named), "drawing OpenMoji", "image")
     ]
     table = pa.table({"id": [file.stem for file in named], "image": images, "caption": list(named.values())})
     with atomic_path(path) as temporary:

@@ -107,7 +107,8 @@ def open_instructions(config: InstructConfig, tokenizer: Any) -> Instructions:
     """
     validate(config, "data.")
     examples, empty = read_examples(config.source)
-    keys = np.array([_key(example.prompt, config.split_seed) for example in examples])
+    digests = (hashlib.sha256(f"{config.split_seed} {example.prompt}".encode()).digest() for example in examples)
+    keys = np.array([int.from_bytes(digest[:7]) for digest in digests])
     order = np.unique(keys)
     if len(order) < 2:
         raise UserError(f"the instruction data has {len(order)} prompt with an answer; a split needs two or more")
@@ -122,10 +123,6 @@ def open_instructions(config: InstructConfig, tokenizer: Any) -> Instructions:
         for array in (side.tokens, side.bounds, side.prompts):
             digest.update(array.tobytes())
     return Instructions(train, validation, empty, digest.hexdigest()[:20])
-
-
-def _key(prompt: str, seed: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {prompt}".encode()).digest()[:7])
 
 
 def read_examples(source: Sequence[str]) -> tuple[list[Example], int]:
