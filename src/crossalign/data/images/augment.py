@@ -7,7 +7,6 @@ The order is CMDA's: flip, crop out of a padded image, rotate. Flip and crop are
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crossalign.config import AugmentConfig
-from crossalign.core.errors import UserError
-
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-"""Channel means of CIFAR-10 as CMDA §3.1.1 gives them."""
-CIFAR10_STD = (0.2023, 0.1994, 0.2010)
-"""What CMDA §3.1.1 divides by: the mean of each image's own deviation; over all pixels it is (0.247, 0.243, 0.262)."""
 
 
 @dataclass(frozen=True)
@@ -91,23 +84,3 @@ def _rotation_places(angles: Tensor, height: int, width: int, device: torch.devi
     grid[..., 0] = torch.linspace((1.0 - width) * 0.5, (width - 1.0) * 0.5, width, device=device)
     grid[..., 1] = torch.linspace((1.0 - height) * 0.5, (height - 1.0) * 0.5, height, device=device).view(-1, 1)
     return grid.view(1, -1, 3).expand(len(turn), -1, -1).bmm(theta).view(-1, height, width, 2)
-
-
-def normalize(images_u8: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """float32 (B, C, H, W): ``(images / 255 - mean) / std``; ``mean`` and ``std`` are on a scale of 0 to 1.
-
-    Raises:
-        UserError: not one mean and one positive deviation a channel.
-    """
-    channels = images_u8.shape[1]
-    if len(mean) != channels or len(std) != channels:
-        raise UserError(
-            f"data.mean has {len(mean)} values and data.std {len(std)}, but the images have {channels} channel(s): "
-            "give one of each a channel, or none to measure them"
-        )
-    if not all(value > 0 for value in std):
-        raise UserError(f"data.std holds {min(std)}: every deviation must be above 0")
-    shape, device = (1, channels, 1, 1), images_u8.device
-    shift = torch.tensor([255.0 * m for m in mean], device=device).view(shape)
-    scale = torch.tensor([1.0 / (255.0 * s) for s in std], device=device).view(shape)
-    return images_u8.float().sub_(shift).mul_(scale)
