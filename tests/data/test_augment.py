@@ -10,7 +10,7 @@ import torch
 
 from crossalign.config import AugmentConfig, validate
 from crossalign.core.errors import UserError
-from crossalign.data.images.augment import Draw, augment, draw
+from crossalign.data.images.batches import Draw, augment, draw
 from crossalign.models.classifier.model import ImageClassifier
 from crossalign.recipes import get_recipe
 

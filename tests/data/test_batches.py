@@ -9,8 +9,7 @@ import torch
 from crossalign.config import AugmentConfig
 from crossalign.core.errors import UserError
 from crossalign.data.batches import IGNORED, Batches, InOrder
-from crossalign.data.images.augment import augment
-from crossalign.data.images.batches import ImageBatch, ImageRows
+from crossalign.data.images.batches import ImageBatch, ImageRows, augment
 from crossalign.data.images.load import ImageSet
 
 AUGMENT = AugmentConfig(crop_padding=2)

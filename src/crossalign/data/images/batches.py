@@ -1,18 +1,93 @@
-"""Batches of images, which are augmented for training."""
+"""Batches of images, and their random changes in training: one draw an image, on the device that holds it (CMDA §3.1.1).
+
+The order of changes is CMDA's: flip, crop out of a padded image, rotate. Flip and crop are one gather; the result equals
+``torchvision.transforms.v2.functional`` applied image by image, bit for bit.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from crossalign.config import AugmentConfig
 from crossalign.data.batches import Turn
-from crossalign.data.images.augment import Draw, draw
 from crossalign.data.images.load import ImageSet
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One batch's random choices, on the CPU so that they do not depend on the device. B is the batch."""
+
+    flip: Tensor
+    """bool (B,): mirror left to right."""
+    top: Tensor
+    """int64 (B,): first row of the crop in the padded image, 0 to twice the padding."""
+    left: Tensor
+    """int64 (B,): first column of the crop in the padded image."""
+    angle: Tensor
+    """float64 (B,): degrees, counter-clockwise."""
+
+    def rows(self, index: Tensor | slice) -> Draw:
+        """The choices of some of the images: a process's share of a global batch."""
+        return Draw(self.flip[index], self.top[index], self.left[index], self.angle[index])
+
+
+def draw(batch: int, config: AugmentConfig, generator: torch.Generator) -> Draw:
+    """Draw the changes of ``batch`` images with a CPU ``generator``; each image has its own.
+
+    Every kind is drawn whether it is in use or not, so that turning one off leaves the others as they were.
+    """
+    flip = torch.rand(batch, generator=generator) < config.flip
+    top, left = torch.randint(2 * config.crop_padding + 1, (2, batch), generator=generator)
+    angle = torch.rand(batch, generator=generator, dtype=torch.float64).mul_(2).sub_(1).mul_(config.rotation_degrees)
+    return Draw(flip, top, left, angle)
+
+
+def augment(images_u8: Tensor, drawn: Draw | None, config: AugmentConfig) -> Tensor:
+    """Flip, crop and rotate (nearest pixel) uint8 images (B, C, H, W), on any device, by what was drawn for each.
+
+    What a crop or a rotation uncovers becomes ``config.fill``. Settings that change nothing, or no draws, return the
+    images themselves.
+    """
+    turned, moved = config.rotation_degrees > 0, config.crop_padding > 0
+    if drawn is None or not (turned or moved or config.flip > 0) or not len(images_u8):
+        return images_u8
+    batch, channels, height, width = images_u8.shape
+    device, border = images_u8.device, config.crop_padding
+    padded = F.pad(images_u8, (border,) * 4, value=config.fill) if moved else images_u8
+    wide = width + 2 * border
+    rows = drawn.top.to(device).view(-1, 1) + torch.arange(height, device=device)
+    columns = drawn.left.to(device).view(-1, 1) + torch.arange(width, device=device)
+    columns = torch.where(drawn.flip.to(device).view(-1, 1), wide - 1 - columns, columns)
+    index = (rows * wide).unsqueeze(2) + columns.unsqueeze(1)
+    crops = padded.flatten(2).gather(2, index.view(batch, 1, -1).expand(-1, channels, -1)).view_as(images_u8)
+    if not turned:
+        return crops
+    # The sampler gives 0 outside the picture, so the border's value is made 0 on the way.
+    places = _rotation_places(drawn.angle, height, width, device)
+    shifted = crops.float().sub_(config.fill)
+    rotated = F.grid_sample(shifted, places, mode="nearest", padding_mode="zeros", align_corners=False)
+    return rotated.add_(config.fill).to(torch.uint8)
+
+
+def _rotation_places(angles: Tensor, height: int, width: int, device: torch.device) -> Tensor:
+    """float32 (B, H, W, 2): where in the picture, on the sampler's scale of -1 to 1, each rotated pixel comes from.
+
+    The same arithmetic as torchvision's, so that the rounding at pixel borders is the same too.
+    """
+    turn = [math.radians(-angle) for angle in angles.tolist()]
+    theta = torch.tensor([[[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)], [0.0, 0.0]] for a in turn])
+    theta = (theta / torch.tensor([0.5 * width, 0.5 * height])).to(device)
+    grid = torch.ones(height, width, 3, device=device)
+    grid[..., 0] = torch.linspace((1.0 - width) * 0.5, (width - 1.0) * 0.5, width, device=device)
+    grid[..., 1] = torch.linspace((1.0 - height) * 0.5, (height - 1.0) * 0.5, height, device=device).view(-1, 1)
+    return grid.view(1, -1, 3).expand(len(turn), -1, -1).bmm(theta).view(-1, height, width, 2)
 
 
 class ImageBatch(TypedDict):

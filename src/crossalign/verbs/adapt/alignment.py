@@ -19,8 +19,7 @@ from crossalign.config import AdaptConfig
 from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
 from crossalign.data.batches import Batches, Step
-from crossalign.data.images.augment import augment
-from crossalign.data.images.batches import ImageRows
+from crossalign.data.images.batches import ImageRows, augment
 from crossalign.data.images.load import ImageSplits
 from crossalign.models.classifier.model import ImageClassifier
 from crossalign.models.classifier.targets import TextTargets, text_targets

@@ -20,8 +20,7 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, write_json
 from crossalign.core.machine import is_main_process, world_size
 from crossalign.data.batches import InOrder
-from crossalign.data.images.augment import augment
-from crossalign.data.images.batches import ImageRows
+from crossalign.data.images.batches import ImageRows, augment
 from crossalign.data.images.load import ImageSet, ImageSplits, channel_statistics, open_images
 from crossalign.models.classifier.backbone import probe
 from crossalign.models.classifier.model import ImageClassifier
