@@ -22,13 +22,13 @@ IMAGE_COLUMNS = ("img", "image")
 """Usual names of a column of images."""
 ROWS = 64  # read at a time
 IN_MEMORY_BYTES = 1 << 30
-"""Encoded images that a parquet table keeps in memory for :meth:`Table.image`; beyond it, row groups are read again."""
+"""Encoded images that a parquet table keeps in memory for :meth:`RecordTable.image`; beyond it, row groups are read again."""
 
 Row: TypeAlias = tuple[Any, str, int, int]
 """A record, its name for messages, its place and the next one's: bytes in .jsonl, else numbers of rows."""
 
 
-class Table:
+class RecordTable:
     """Rows with named columns; images stay encoded."""
 
     def __init__(self, schema: Any, title: str, files: Sequence[Path]) -> None:
@@ -131,7 +131,7 @@ class Table:
         return self._metadata.get(key, b"").decode("utf-8", "replace")
 
 
-class ParquetTable(Table):
+class ParquetTable(RecordTable):
     """Rows of parquet files, one after the other."""
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -199,7 +199,7 @@ class ParquetTable(Table):
         return [*groups, (start, start, Path(), 0)]
 
 
-class HubTable(Table):
+class HubTable(RecordTable):
     """Rows of a set as ``datasets`` loads it, in its memory map."""
 
     def __init__(self, rows: Any, title: str) -> None:
@@ -218,7 +218,7 @@ class HubTable(Table):
             yield None, batch
 
 
-def open_table(source: Path | str) -> Table:
+def open_table(source: Path | str) -> RecordTable:
     """A parquet file, or the training split of a set of the hub, else its only one.
 
     Raises:

@@ -65,7 +65,7 @@ class Maker:
     """What the progress bar counts."""
 
 
-class Source(Protocol):
+class FeatureSource(Protocol):
     """A model whose features are wanted: a teacher of images, or a language model of texts."""
 
     @property
@@ -91,7 +91,7 @@ class FeatureStore:
     def __init__(self, pairs: Pairs, device: str = "auto") -> None:
         self.pairs, self.device = pairs, device
 
-    def read(self, source: Source) -> Features:
+    def read(self, source: FeatureSource) -> Features:
         """The features that ``source`` gives: made or found as :meth:`write` does, or of the user's own file, ``file:PATH``.
 
         Raises:
@@ -105,7 +105,7 @@ class FeatureStore:
         values = read_features_file(own, self.pairs.ids)
         return Features(values, file_hash(own)[:20], {"features": values.shape[1]})
 
-    def write(self, source: Source, output: Path | None = None) -> Path:
+    def write(self, source: FeatureSource, output: Path | None = None) -> Path:
         """Write the features that ``source`` gives, or find them written; returns the file.
 
         A run that was stopped, even killed, goes on where it was, at most 256 pairs back.
@@ -144,7 +144,7 @@ class FeatureStore:
         layers = dict(zip(json.loads(facts["layers"]), json.loads(facts["widths"]), strict=True)) if apart else {}
         return Features(values, facts["teacher_key"], layers or {"features": values.shape[1]})
 
-    def _file(self, source: Source, output: Path | None) -> Path:
+    def _file(self, source: FeatureSource, output: Path | None) -> Path:
         """The file, made if it is not there."""
         name = f"{content_key(teacher=source.key, pairs=self.pairs.fingerprint)}.safetensors"
         path = output or cache_dir("features") / name
@@ -156,7 +156,7 @@ class FeatureStore:
                     self._compute(source, source.key, path)
         return path
 
-    def _compute(self, source: Source, key: str, path: Path) -> None:
+    def _compute(self, source: FeatureSource, key: str, path: Path) -> None:
         """Chunk by chunk, each a file beside ``path`` until all are there."""
         parts = path.with_name(f".{path.name}.{content_key(teacher=key, pairs=self.pairs.fingerprint)}.parts")
         parts.mkdir(exist_ok=True)

@@ -35,7 +35,7 @@ Config: TypeAlias = AdaptConfig | PretrainConfig | FinetuneConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class StudyPlan:
     """A study: rows, and the recipe of each at either scale."""
 
     title: str
@@ -74,14 +74,14 @@ class Study:
 TABLE1 = [m if a == "none" else f"{m}-{a}" for m in METHODS for a in METRICS] + list(CONTROLS)
 TERMS = ("baseline", "aligned", "unpaired", "mean", "random-teacher", "l2", "captions")
 _STUDIES = {
-    "cmda-table1": Study(
+    "cmda-table1": StudyPlan(
         "CMDA Table 1, with cosine and the controls",
         tuple(TABLE1),
         "small-{}",
         "cmda-{}",
         paper_rows=(*TABLE1, "fpt-matched"),
     ),
-    "cmar-pretrain": Study(
+    "cmar-pretrain": StudyPlan(
         "CMAR: pre-training with and without alignment, with controls",
         TERMS,
         "small-pretrain-{}",
@@ -89,15 +89,15 @@ _STUDIES = {
         paper_rows=("baseline", *TEACHERS),  # Table 3 and Fig. 3
         paper_seeds=5,
     ),
-    "cmar-finetune": Study("CMAR: fine-tuning with and without alignment, with controls", TERMS, "small-finetune-{}"),
-    "quickstart": Study(
+    "cmar-finetune": StudyPlan("CMAR: fine-tuning with and without alignment, with controls", TERMS, "small-finetune-{}"),
+    "quickstart": StudyPlan(
         "MiniLM learns to read digits", ("fpt", "fpt-random", "lora", "lora-mmd", "full", "full-random"), "small-{}"
     ),
-    "quickstart-text": Study(
+    "quickstart-text": StudyPlan(
         "A small GPT learns Python's documentation", ("baseline", "aligned", "unpaired"), "small-pretrain-{}"
     ),
 }
-STUDIES: Registry[Study] = Registry("study", _STUDIES)
+STUDIES: Registry[StudyPlan] = Registry("study", _STUDIES)
 
 QUICKSTART: dict[str, tuple[str, tuple[str, ...], str]] = {
     "quickstart": (

@@ -14,7 +14,7 @@ import numpy as np
 from crossalign.core.errors import UserError, missing_extra, unknown
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
-from crossalign.data.records import HubTable, ParquetTable, Table, load_hub
+from crossalign.data.records import HubTable, ParquetTable, RecordTable, load_hub
 from crossalign.data.sources import (
     EXTENSIONS,
     SPLITS,
@@ -88,7 +88,7 @@ def _hub(name: str) -> Listings:
     return {split: _listing(table) for split, table in tables.items()}
 
 
-def _listing(table: Table) -> ImageListing:
+def _listing(table: RecordTable) -> ImageListing:
     image, label = table.image_column(), table.find("label", LABEL_COLUMNS, "ClassLabel")
     names = [table.row_name(row) for row in range(len(table))]
     labels, classes = _labels(table, label, names)
@@ -97,7 +97,7 @@ def _listing(table: Table) -> ImageListing:
     return ImageListing(title, labels, classes, names, lambda: table.images(image), known_by, table.files)
 
 
-def _labels(table: Table, column: str, names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+def _labels(table: RecordTable, column: str, names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Label column → int64 (N,) and class names: the given ones, else the sorted labels themselves."""
     values, title = table.column(column), table.title
     if not values:

@@ -19,7 +19,7 @@ from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
 from crossalign.data.pairs.openmoji import openmoji_file
-from crossalign.data.records import HubTable, ParquetTable, Table, load_hub
+from crossalign.data.records import HubTable, ParquetTable, RecordTable, load_hub
 from crossalign.data.sources import EXTENSIONS, Raw, by_split, file_identity, files_below, split_name, title_of
 
 TEXT_COLUMNS = ("captions", "caption", "texts", "text", "sentences", "sentence", "alt_text")
@@ -110,7 +110,7 @@ def _hub_parts(ref: str) -> Parts:
 def _table(parts: list[Any], config: PairsConfig) -> PairListing:
     """Pairs of a table with a column of encoded images and one of captions, or of lists of captions."""
     if isinstance(parts[0], Path):
-        table: Table = ParquetTable(parts)
+        table: RecordTable = ParquetTable(parts)
     else:
         import datasets
 

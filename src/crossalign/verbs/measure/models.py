@@ -16,7 +16,7 @@ from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
 from crossalign.data.records import read_text
 from crossalign.features.sources import ImageSource, TextSource, bits_per_byte
-from crossalign.features.store import FeatureStore, Source
+from crossalign.features.store import FeatureSource, FeatureStore
 from crossalign.runs.folder import read_json
 from crossalign.runs.names import RunFolder
 
@@ -37,7 +37,7 @@ class Measured:
     step: int | None = None
     """Optimiser steps of that run."""
     bits_per_byte: float | None = None
-    source: Source | None = None
+    source: FeatureSource | None = None
     """What gives its features."""
 
     def told(self) -> dict[str, Any]:
