@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from crossalign.results.contrasts import LEVEL
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import ALIGNED, Outcome
-from crossalign.results.questions import IMAGE_QUESTIONS, QUESTIONS
+from crossalign.results.questions import QUESTIONS
 from crossalign.stats import Interval, Mean
 
 if TYPE_CHECKING:
@@ -153,22 +153,16 @@ def needed_text(one: Any) -> str:
 def findings(results: Results, contrasts: DataFrame) -> tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]:
     """For each question that was asked: its title, its answer, and (verdict, sentence) of each contrast.
 
-    Of language models the answer only names the model, where there are several.
+    A question that is asked of several models, each with a family of its own, has an answer for each, which names it.
     """
-    asked: dict[tuple[str, str], list[Any]] = {}
-    for one in contrasts.itertuples():
-        asked.setdefault(
-            (one.question, "" if QUESTIONS[one.question] in IMAGE_QUESTIONS else results.row[one.other].block), []
-        ).append(one)
-    several = len({block for _, block in asked}) > 1
-    return tuple(
-        (
-            QUESTIONS[question].title,
-            (f"{block}." if several else "") if block else answer(tests),
-            tuple((one.verdict, sentence(results, one)) for one in tests),
-        )
-        for (question, block), tests in asked.items()
-    )
+    several = contrasts.groupby("question").family.nunique().gt(1).any()
+    found = []
+    for (question, _), asked in contrasts.groupby(["question", "family"], sort=False):
+        tests = list(asked.itertuples())
+        model = f"{results.row[tests[0].other].block}: " if several else ""
+        told = tuple((one.verdict, sentence(results, one)) for one in tests)
+        found.append((QUESTIONS[question].title, model + answer(tests), told))
+    return tuple(found)
 
 
 def answer(tests: list[Any]) -> str:

@@ -41,12 +41,11 @@ PRETRAINING = Question("pretraining", "Do the pretrained weights help?", ALIGNME
 BACKBONE = Question(
     "backbone", "Does the language model help at all?", ("align.", "backbone.", "tune.", "embedder.match_scale")
 )
-IMAGE_QUESTIONS = (ALIGNMENT, PRETRAINING, BACKBONE)
 PREDICTS = Question("predicts", "Does the term change how well text is predicted?", ("align.", "teacher.", "pairs."))
 CONTROLS = Question("controls", "Is it the images? Losses with them beside those of controls", PREDICTS.settings)
 ALIGNS = Question("aligns", "Does it align?", PREDICTS.settings)
 TEXT_QUESTIONS = (PREDICTS, CONTROLS, ALIGNS)
-QUESTIONS = {question.name: question for question in (*IMAGE_QUESTIONS, *TEXT_QUESTIONS)}
+QUESTIONS = {question.name: question for question in (ALIGNMENT, PRETRAINING, BACKBONE, *TEXT_QUESTIONS)}
 
 
 def beside(results: Results, reference: str, outcomes: Iterable[Outcome]) -> Iterator[Pair]:
