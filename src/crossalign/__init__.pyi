@@ -141,6 +141,7 @@ from .config import (
     TuneConfig as TuneConfig,
 )
 from .core.errors import UserError as UserError
+from .data.images.load import open_images as open_images
 from .data.images.sources import register_images as register_images
 from .data.pairs.batches import PairBatches as PairBatches
 from .data.pairs.load import open_pairs as open_pairs
@@ -157,13 +158,19 @@ from .features.sources import teacher_features as teacher_features
 from .integrations.hf_trainer import AlignedTrainerMixin as AlignedTrainerMixin
 from .integrations.hf_trainer import AlignmentCallback as AlignmentCallback
 from .integrations.lightning import LightningAlignmentCallback as LightningAlignmentCallback
+from .models.classifier.embedding import register_embedder as register_embedder
 from .models.classifier.model import ImageClassifier as ImageClassifier
 from .models.language.families import register_backbone as register_backbone
 from .models.language.model import open_language_model as open_language_model
 from .models.vision.body import VisionBody as VisionBody
 from .models.vision.sources import register_teacher as register_teacher
 from .models.vision.teacher import open_teacher as open_teacher
-from .recipes import get_recipe as get_recipe
+from .recipes import (
+    get_recipe as get_recipe,
+)
+from .recipes import (
+    register_recipe as register_recipe,
+)
 from .report import report as report
 from .studies.tune import tune as tune
 from .verbs.adapt.job import adapt as adapt

@@ -203,7 +203,10 @@ def fields_of(config: type) -> Flat:
     kinds: dict[str, str] = {}
 
     def visit(kind: type, prefix: str) -> None:
+        settings = {field.name for field in dataclasses.fields(kind)}  # a hint may be of the class itself
         for name, hint in typing.get_type_hints(kind).items():
+            if name not in settings:
+                continue
             if dataclasses.is_dataclass(hint):
                 visit(typing.cast(type, hint), f"{prefix}{name}.")
             else:

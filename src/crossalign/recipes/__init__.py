@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.registry import Registry
+
+F = TypeVar("F", bound=Callable[[], Any])
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,16 @@ class Recipe:
 
 
 RECIPES: Registry[Recipe] = Registry("recipe")
+
+
+def register_recipe(name: str, summary: str, assumed: dict[str, str] | None = None) -> Callable[[F], F]:
+    """Decorator: make a function that returns a configuration usable by ``name``; see :class:`Recipe` for the rest."""
+
+    def register(make: F) -> F:
+        RECIPES.register(name, Recipe(name, make, summary, assumed or {}))
+        return make
+
+    return register
 
 
 def get_recipe(name: str, kind: type | tuple[type, ...] | None = None) -> Recipe:

@@ -24,6 +24,11 @@ EMBEDDERS: Registry[Builder] = Registry("--embedder.kind", group="crossalign.bac
 token vectors (B, tokens, D), and says how many ``tokens`` there are."""
 
 
+def register_embedder(kind: str) -> Callable[[Builder], Builder]:
+    """Decorator: make a function of settings, the inputs' shape and the backbone's width usable as an embedder by ``kind``."""
+    return EMBEDDERS.register(kind)
+
+
 def _grid(shape: tuple[int, ...], patch: int, axes: int) -> tuple[int, ...]:
     """Patches along each axis of an input (C, \\*sides); an uneven division is the user's to mend."""
     if len(shape) != axes + 1:
