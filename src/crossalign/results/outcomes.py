@@ -122,9 +122,8 @@ def stated(outcome: Outcome, value: float | None, fingerprint: Fingerprint = (),
         answers: where the run folder has what was done on each item: ``{"file", "id", "amount"}``, a parquet file and its
             columns, and ``"size"`` where that isn't 1. ``"amount"`` of two columns: 1 where they are equal, else 0.
     """
-    facts = {field.name: getattr(outcome, field.name) for field in dataclasses.fields(Outcome)}
-    usual = {field.name: field.default for field in dataclasses.fields(Outcome)}
-    entry = {name: fact for name, fact in facts.items() if fact != usual[name]} | {"value": value}
+    fields = dataclasses.fields(Outcome)
+    entry = {field.name: fact for field in fields if (fact := getattr(outcome, field.name)) != field.default} | {"value": value}
     entry |= {"fingerprint": [list(part) for part in fingerprint]} if fingerprint else {}
     return entry | ({"answers": answers} if answers else {})
 
@@ -135,11 +134,8 @@ def classifier_outcomes(result: dict[str, Any], predictions: Predictions | None)
     data = ("different data", str(result.get("data") or "")), (other, str(result.get("data_fingerprint") or ""))
     count, images = (test.get("n"), None) if predictions is None else (len(predictions.index), predictions.images)
     answers = {"file": RunFolder.predictions.name, "id": "index", "amount": ["label", "predicted"]}
-    validation = (result.get("validation") or {}).get("accuracy")
-    return [
-        stated(ACCURACY, test.get("accuracy"), (*data, (other, count), (other, images)), answers),
-        stated(VALIDATION_ACCURACY, validation),
-    ]
+    accuracy = stated(ACCURACY, test.get("accuracy"), (*data, (other, count), (other, images)), answers)
+    return [accuracy, stated(VALIDATION_ACCURACY, (result.get("validation") or {}).get("accuracy"))]
 
 
 def language_model_outcomes(result: dict[str, Any], measured_with: str) -> list[dict[str, Any]]:
