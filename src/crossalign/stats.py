@@ -17,17 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from crossalign.core.errors import missing_extra
+from crossalign.core.errors import needed
 
 Interval = tuple[float, float]
 
 
 def _scipy_stats() -> Any:
-    try:
-        import scipy.stats
-    except ImportError as error:
-        raise missing_extra("scipy", "report", "comparing runs") from error
-    return scipy.stats
+    return needed("scipy.stats", "report", "comparing runs", "scipy")
 
 
 def student_t(freedom: int, confidence: float = 0.95) -> float:

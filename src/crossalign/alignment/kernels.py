@@ -152,18 +152,16 @@ def _of_rows(rows: Pair, raw: Pair, centred: bool, debiased: bool, wanted: tuple
     diagonals = torch.stack([kernel.diagonal(dim1=-2, dim2=-1) for kernel in kernels]) if debiased else None
     own = torch.stack([kernel.square().sum((-2, -1)) for kernel in kernels])
     ratio = _debiased((kernels[0] * kernels[1]).sum((-2, -1)), own, diagonals)
-    gradients: Gradients = []
-    for side in (0, 1):
-        if not wanted[side]:
-            gradients.append(None)
-            continue
+
+    def gradient(side: int) -> Tensor:
         slope = torch.addcmul(kernels[1 - side], kernels[side], ratio.share(side), value=-1)
         if diagonals is not None:
             slope.diagonal(dim1=-2, dim2=-1).add_(_diagonal_slope(diagonals, ratio, side))
             # The kernel is one of centred features: this is the part of the gradient through their mean.
             slope.sub_(slope.mean(-2, keepdim=True))
-        gradients.append(slope.mul_(2 / (ratio.root * size[side])[..., None, None]) @ rows[side])
-    return ratio.value(), gradients
+        return slope.mul_(2 / (ratio.root * size[side])[..., None, None]) @ rows[side]
+
+    return ratio.value(), [gradient(side) if want else None for side, want in enumerate(wanted)]
 
 
 def _of_features(rows: Pair, raw: Pair, centred: bool, debiased: bool, wanted: tuple[bool, bool]) -> tuple[Tensor, Gradients]:
@@ -178,11 +176,8 @@ def _of_features(rows: Pair, raw: Pair, centred: bool, debiased: bool, wanted: t
         diagonals = torch.stack([side.square().sum(-1) for side in rows]) / size[..., None]
     own = torch.stack([product.square().sum((-2, -1)) for product in products])
     ratio = _debiased(cross.square().sum((-2, -1)), own, diagonals)
-    gradients: Gradients = []
-    for side in (0, 1):
-        if not wanted[side]:
-            gradients.append(None)
-            continue
+
+    def gradient(side: int) -> Tensor:
         # 2 (L - share K) X over the denominator and over the size of X.
         scale = 2 / (ratio.root * size[side])[..., None, None]
         sizes = (size[side] / size[1 - side]).sqrt()[..., None, None]
@@ -191,8 +186,9 @@ def _of_features(rows: Pair, raw: Pair, centred: bool, debiased: bool, wanted: t
         if diagonals is not None:
             pulled.addcmul_(rows[side], _diagonal_slope(diagonals, ratio, side)[..., None] * scale)
             pulled.sub_(pulled.mean(-2, keepdim=True))
-        gradients.append(pulled)
-    return ratio.value(), gradients
+        return pulled
+
+    return ratio.value(), [gradient(side) if want else None for side, want in enumerate(wanted)]
 
 
 def _squared_size(products: list[Tensor], raw: Pair, centred: bool) -> Tensor:

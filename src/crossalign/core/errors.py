@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 SHORT = 12
 """Names that a sentence can hold."""
@@ -42,6 +44,18 @@ def unknown(kind: str, name: str, known: Iterable[str], listed: str = "") -> Unk
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:
     """An error for an optional package that is not installed, with the line that installs it."""
     return UserError(f"{purpose} needs the package '{package}': pip install 'crossalign[{extra}]'")
+
+
+def needed(module: str, extra: str, purpose: str, package: str = "") -> Any:
+    """The module of an optional package, imported.
+
+    Raises:
+        UserError: the package, of the module's name unless another is given, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise missing_extra(package or module, extra, purpose) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from crossalign.core.errors import UserError, missing_extra
+from crossalign.core.errors import UserError, needed
 from crossalign.core.refs import Ref
 from crossalign.data.sources import Raw, title_of
 
@@ -243,10 +243,7 @@ def load_hub(ref: str) -> Any:
         UserError: the package is missing, or the set cannot be opened.
     """
     parts = Ref(ref, ())
-    try:
-        import datasets
-    except ImportError as error:
-        raise missing_extra("datasets", "hub", f"data source {ref}") from error
+    datasets = needed("datasets", "hub", f"data source {ref}")
     path, configuration = str(Path(parts.rest).expanduser()), ""
     is_local = Path(path).exists()
     if not is_local:

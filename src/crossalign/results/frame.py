@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from crossalign.core.errors import UserError, missing_extra
+from crossalign.core.errors import UserError, needed
 from crossalign.results.outcomes import FAMILIES, KINDS, Outcome, Score, scores_of
 from crossalign.results.rows import Row, group_rows
 from crossalign.runs.evaluations import Answers
@@ -25,11 +25,9 @@ def tidy(records: Iterable[Any], columns: Iterable[str]) -> DataFrame:
     Raises:
         UserError: pandas is not installed.
     """
-    try:
-        import pandas
-    except ImportError as error:
-        raise missing_extra("pandas", "report", "reading the numbers of runs") from error
-    return pandas.DataFrame(list(records), columns=list(columns), dtype=object)
+    pandas = needed("pandas", "report", "reading the numbers of runs")
+    frame: DataFrame = pandas.DataFrame(list(records), columns=list(columns), dtype=object)
+    return frame
 
 
 class Results:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossalign.core.errors import UserError, missing_extra, unknown
+from crossalign.core.errors import UserError, needed, unknown
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
 from crossalign.data.records import HubTable, ParquetTable, RecordTable, load_hub
@@ -128,11 +128,7 @@ def _sklearn(name: str) -> Listings:
     """Digits, 1,797 images of 8x8 in 17 grey levels, scaled to 0..255."""
     if name != "digits":
         raise unknown("scikit-learn image set", name, ["digits"])
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise missing_extra("scikit-learn", "offline", "data source sklearn:digits") from error
-    data = load_digits()
+    data = needed("sklearn.datasets", "offline", "data source sklearn:digits", "scikit-learn").load_digits()
     images = np.rint(data.images * (255 / 16)).astype(np.uint8)
     names = [f"digit {i}" for i in range(len(images))]
     classes = tuple(str(c) for c in data.target_names)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from crossalign.core.errors import UserError, first_line, missing_extra, unknown
+from crossalign.core.errors import UserError, first_line, needed, unknown
 from crossalign.core.refs import UNTRAINED, Ref
 from crossalign.core.registry import Registry
 from crossalign.data.model_files import Package, Source, hub_folder, read_config, weight_files
@@ -36,11 +36,7 @@ REFUSED = {
 
 
 def _timm(ref: str) -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise missing_extra("timm", "vision", f"the teacher '{ref}'") from error
-    return timm
+    return needed("timm", "vision", f"the teacher '{ref}'")
 
 
 def open_timm(name: str, request: Request) -> VisionBody:

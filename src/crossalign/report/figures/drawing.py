@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from crossalign.core.errors import missing_extra
+from crossalign.core.errors import needed
 from crossalign.report.blocks import Figure
 
 if TYPE_CHECKING:
@@ -48,10 +48,7 @@ STYLE: Any = {
 @contextmanager
 def styled() -> Iterator[None]:
     """Draw and save under the report's style, whatever the user's own matplotlib settings."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise missing_extra("matplotlib", "report", "drawing a report's figures") from error
+    matplotlib = needed("matplotlib", "report", "drawing a report's figures")
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)

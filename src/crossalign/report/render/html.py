@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-from crossalign.core.errors import missing_extra
+from crossalign.core.errors import needed
 from crossalign.report.blocks import Figure, Heading, Page
 from crossalign.report.figures.drawing import svg
 
@@ -18,11 +18,8 @@ def html(page: Page) -> str:
     Raises:
         UserError: jinja2 or matplotlib is not installed.
     """
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as error:
-        raise missing_extra("jinja2", "report", "writing a report's page") from error
+    jinja2 = needed("jinja2", "report", "writing a report's page")
+    from markupsafe import Markup
 
     def drawing(figure: Figure) -> Markup:
         return Markup(svg(figure))
@@ -36,4 +33,5 @@ def html(page: Page) -> str:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     parts = {"opening": blocks[:first], "sections": blocks[first:], "anchors": anchors}
-    return template.render(page=page, **parts, drawing=drawing, address=address)
+    text: str = template.render(page=page, **parts, drawing=drawing, address=address)
+    return text

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from crossalign.core.errors import UserError, missing_extra
+from crossalign.core.errors import UserError, needed
 from crossalign.core.files import cache_dir
 from crossalign.runs.names import SearchFolder
 from crossalign.studies.workers import STOP_SECONDS, WorkerPool
@@ -35,12 +35,9 @@ def cluster_pool(address: str, most: int, home: Path) -> Iterator[WorkerPool]:
     Raises:
         UserError: no Dask here, or no scheduler there. Interrupted: ``WorkerPool.free`` finds that the scheduler has gone away.
     """
+    distributed = needed("distributed", "cluster", "a search on a cluster")
     try:
-        from distributed import Client
-    except ImportError as error:
-        raise missing_extra("distributed", "cluster", "a search on a cluster") from error
-    try:
-        client = Client(address, timeout=CONNECT_SECONDS)
+        client = distributed.Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise UserError(
             f"--cluster {address}: no scheduler answers ({' '.join(str(error).split())[:200]}); start one with 'dask "
