@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib", reason="needs matplotlib")
 from crossalign.report.blocks import Figure
 from crossalign.report.figures.drawing import png, styled
 from crossalign.report.figures.measure import against_chance, dynamics_figure, heat_maps, quality_figure
-from crossalign.report.measure import summary_table
+from crossalign.verbs.measure.page import summary_table
 
 Result = tuple[dict[str, Any], dict[str, NDArray[np.float32]]]
 

@@ -190,7 +190,7 @@ def _summary(one: Alignment, config: MeasureConfig) -> dict[str, Any]:
 
 def _write(config: MeasureConfig, result: dict[str, Any], found: list[Alignment]) -> None:
     """config.yaml, environment.json, measure.json, scores.safetensors, figures/ and measure.md."""
-    from crossalign.report.measure import write_page
+    from crossalign.verbs.measure.page import write_page
 
     folder = config.output
     write_config(folder, config)
