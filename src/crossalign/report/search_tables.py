@@ -36,7 +36,7 @@ def rung_table(search: SearchRecord) -> Table:
             {
                 "Rung": str(rung + 1),
                 f"Ends at {search.unit}": number(end, 0),
-                "Begun": str(len(search.begun(rung))),
+                "Begun": str(sum(trial.begun >= rung for trial in search.trials)),
                 "Failed": str(len(search.failed_in(rung))),
                 "In training": str(len(search.training_in(rung))),
                 "Reached its end": str(len(reached)),

@@ -108,10 +108,6 @@ class Ladder:
         """Trials that were trained to the end of a rung."""
         return [trial for trial in self.trials if len(trial.scores) > rung]
 
-    def begun(self, rung: int) -> list[TrialRecord]:
-        """Trials that were ever given work in a rung."""
-        return [trial for trial in self.trials if trial.begun >= rung]
-
     def standing(self) -> tuple[list[dict[int, float]], list[set[int]]]:
         """For each rung, by number: what the scores of the trials that ended in it are worth, -inf for one that failed
         there; and who began it."""
@@ -120,7 +116,7 @@ class Ladder:
         for trial in self.trials:
             if trial.reason:
                 scores[trial.begun][trial.number] = -math.inf
-        return scores, [{trial.number for trial in self.begun(rung)} for rung in places]
+        return scores, [{trial.number for trial in self.trials if trial.begun >= rung} for rung in places]
 
 
 @dataclass(frozen=True)

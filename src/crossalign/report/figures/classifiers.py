@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from crossalign.core.refs import Ref
 from crossalign.report.blocks import Figure
 from crossalign.report.figures.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PALETTE, PURPLE, RED, SKY, clean, styled
-from crossalign.report.figures.shared import Mark, Panel, difference_figure, forest, legend_below, over_seeds, panels
+from crossalign.report.figures.shared import Mark, Panel, band_text, difference_figure, forest, legend_below, line_style, panels
 from crossalign.results.frame import Results
 from crossalign.results.rows import ALIGNMENTS, Row, best, blocks
 from crossalign.runs.records import Run, Study
@@ -120,7 +121,7 @@ def curve_figure(block: list[Row], suffix: str, where: str) -> Figure | None:
             column[1].legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2))
         elif len(rows) > 1:
             legend_below(figure, column[0], 3)
-    seeds = over_seeds(block, "range of validation")
+    seeds = band_text(block, "range of validation")
     title = f"Accuracy and loss{where}: validation (solid, marked) and training (dashed){seeds}."
     alt = "Curves of accuracy and loss over epochs; their last values are in the table of test results."
     return Figure(f"curves{suffix}", title, alt, figure)
@@ -235,38 +236,31 @@ def confidence_bins(row: Row, bins: int = 10) -> DataFrame | None:
     return (100 * binned.mean()).assign(share=binned.size() / len(answers))
 
 
-def sweep_figures(study: Study) -> list[Figure]:
+def sweep_figures(study: Study) -> Iterator[Figure]:
     """Validation accuracy against the learning rate, a line a row, the chosen one marked: a figure for each study."""
+    import pandas
+
     keys = ("learning_rate", "validation_accuracy")
-    entries = [entry for entry in study.sweep if all(isinstance(entry.get(key), int | float) for key in keys)]
-    studies = list(dict.fromkeys(str(entry["study"]) for entry in entries))
-    figures = []
-    for number, name in enumerate(studies, 1):
-        several = (f"-{number}", f", {name}") if len(studies) > 1 else ("", "")
-        figures.append(_sweep_figure([entry for entry in entries if str(entry["study"]) == name], *several))
-    return [figure for figure in figures if figure is not None]
-
-
-def _sweep_figure(entries: list[dict[str, Any]], suffix: str, where: str) -> Figure | None:
-    rows: dict[str, list[tuple[float, float, bool]]] = {}
-    for entry in entries:
-        point = entry["learning_rate"], 100 * entry["validation_accuracy"], bool(entry.get("chosen"))
-        rows.setdefault(str(entry.get("row")), []).append(point)
-    if all(len(points) == 1 for points in rows.values()):
-        return None
-    figure, [[axes]] = panels(9.6, max(3.8, 0.8 + 0.19 * len(rows)))
-    for i, (name, points) in enumerate(rows.items()):
-        style: Any = {"color": PALETTE[i % len(PALETTE)], "linestyle": ("-", "--", ":", "-.")[i // len(PALETTE) % 4]}
-        rates, values, _ = zip(*sorted(points), strict=True)
-        axes.plot(rates, values, marker=".", linewidth=1.3, label=clean(name), **style)
-        for rate, accuracy, chosen in points:
-            if chosen:
-                axes.plot(rate, accuracy, "o", markersize=9, markerfacecolor="none", color=style["color"])
-    axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy (%)")
-    known = sorted({float(entry["learning_rate"]) for entry in entries})
-    ticks = known if len(known) <= 8 else [10.0**power for power in range(-7, 1) if known[0] <= 10.0**power <= known[-1]]
-    axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
-    axes.minorticks_off()
-    figure.legend(loc="outside right center")
-    title = f"Learning-rate sweep{where}; a ring marks the rate chosen, on validation accuracy."
-    return Figure(f"sweep{suffix}", title, "Validation accuracy by learning rate; the same numbers are in the table.", figure)
+    known = (entry for entry in study.sweep if all(isinstance(entry.get(key), int | float) for key in keys))
+    points = [(str(e["study"]), str(e.get("row")), e[keys[0]], 100 * e[keys[1]], bool(e.get("chosen"))) for e in known]
+    entries = pandas.DataFrame(points, columns=["study", "row", "rate", "accuracy", "chosen"])
+    studies = entries.groupby("study", sort=False)
+    for number, (name, tried) in enumerate(studies, 1):
+        rows = tried.groupby("row", sort=False)
+        if rows.size().max() == 1:
+            continue
+        figure, [[axes]] = panels(9.6, max(3.8, 0.8 + 0.19 * len(rows)))
+        for i, (label, line) in enumerate(rows):
+            by_rate, chosen = line.sort_values(["rate", "accuracy"]), line[line.chosen]
+            axes.plot(by_rate.rate, by_rate.accuracy, marker=".", linewidth=1.3, label=clean(label), **line_style(i))
+            axes.plot(chosen.rate, chosen.accuracy, "o", markersize=9, markerfacecolor="none", color=line_style(i)["color"])
+        axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy (%)")
+        rates = sorted(set(tried.rate))
+        ticks = rates if len(rates) <= 8 else [10.0**power for power in range(-7, 1) if rates[0] <= 10.0**power <= rates[-1]]
+        axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
+        axes.minorticks_off()
+        figure.legend(loc="outside right center")
+        suffix, where = (f"-{number}", f", {name}") if len(studies) > 1 else ("", "")
+        title = f"Learning-rate sweep{where}; a ring marks the rate chosen, on validation accuracy."
+        alt = "Validation accuracy by learning rate; the same numbers are in the table."
+        yield Figure(f"sweep{suffix}", title, alt, figure)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from crossalign.report.blocks import Figure
-from crossalign.report.figures.drawing import BLUE, INK, clean, name_rows
+from crossalign.report.figures.drawing import BLUE, INK, PALETTE, clean, name_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,6 +144,11 @@ def draw_curve(axes: Axes, curve: DataFrame, band: float = 0.15, **style: Any) -
     return line
 
 
+def line_style(i: int) -> dict[str, str]:
+    """Of the line of row ``i``, where there may be more rows than colours; what stands beside a line is dotted."""
+    return {"color": PALETTE[i % len(PALETTE)], "linestyle": ("-", "--", "-.")[i // len(PALETTE) % 3]}
+
+
 def whole_numbers(axes: Axes) -> None:
     """Ticks across at whole numbers alone, as of epochs."""
     from matplotlib.ticker import MaxNLocator
@@ -151,6 +156,6 @@ def whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def over_seeds(rows: Iterable[Row], band: str = "range") -> str:
+def band_text(rows: Iterable[Row], band: str = "range") -> str:
     """What a caption says of several seeds."""
     return f", mean over seeds; band: {band}" if any(len(row.runs) > 1 for row in rows) else ""

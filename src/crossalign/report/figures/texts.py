@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crossalign.report.blocks import Figure
-from crossalign.report.figures.drawing import PALETTE, clean, styled
-from crossalign.report.figures.shared import Panel, difference_figure, legend_below, over_seeds, panels
+from crossalign.report.figures.drawing import clean, styled
+from crossalign.report.figures.shared import Panel, band_text, difference_figure, legend_below, line_style, panels
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import HELD_OUT
 from crossalign.results.questions import PREDICTS
@@ -55,12 +55,10 @@ def curve_figures(rows: list[Row]) -> Iterator[Figure]:
     """Mean over seeds of a number over steps, with its range; one that has a single point stands in the table alone."""
     for name, (panel, title) in CURVES.items():
         figure, [[axes]] = panels(9.6, 4.2)
-        styles, extra = [], panel.split == "extra"
-        for i, row in enumerate(rows):
-            line = {"color": PALETTE[i % len(PALETTE)], "linestyle": ("-", "--", "-.")[i // len(PALETTE) % 3]}
-            styles.append({**line, "linewidth": 1.5, "label": clean(row.label, 60)})
-        shown = [i for i, row in enumerate(rows) if not (extra and row.align in NO_IMAGES)]  # those log in units of their own
-        longest = panel.draw(axes, [rows[i] for i in shown], [styles[i] for i in shown])
+        extra = panel.split == "extra"
+        shown = {i: row for i, row in enumerate(rows) if not (extra and row.align in NO_IMAGES)}  # those log in other units
+        styles = ({**line_style(i), "linewidth": 1.5, "label": clean(row.label, 60)} for i, row in shown.items())
+        longest = panel.draw(axes, shown.values(), styles)
         axes.set_xlabel("step")
         if len(rows) > 1:
             legend_below(figure, axes, 2)
@@ -71,4 +69,4 @@ def curve_figures(rows: list[Row]) -> Iterator[Figure]:
             title += f", of the first {limit:,} sequences of it; the table of results has the whole text"
             ends = ""
         if longest > 1:
-            yield Figure(name, f"{title}{over_seeds(rows)}.", f"{title}{ends}.", figure)
+            yield Figure(name, f"{title}{band_text(rows)}.", f"{title}{ends}.", figure)
