@@ -28,7 +28,7 @@ from transformers.trainer_callback import CallbackHandler
 
 from crossalign.core.errors import UserError
 from crossalign.features.regularizer import AlignmentRegularizer
-from crossalign.integrations import gradients
+from crossalign.training import gradients
 
 FILE = "alignment.safetensors"
 

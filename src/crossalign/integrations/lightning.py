@@ -14,7 +14,7 @@ from torch import nn
 
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.features.regularizer import AlignmentRegularizer
-from crossalign.integrations import gradients
+from crossalign.training import gradients
 
 try:
     import lightning.pytorch as pl

@@ -89,12 +89,9 @@ def save(folder: Path, checkpoint: Checkpoint, *, rank: int = 0) -> Path:
         state = {"optimizer": checkpoint.optimizer, "rng": checkpoint.rng, "extra": checkpoint.extra}
         _write_torch(temporary / "state.pt", state)
         os.rename(temporary, target)
-    for old in _all(folder):
-        if old != target:
-            shutil.rmtree(old, ignore_errors=True)
-    for orphan in [*folder.glob("*.rng-*.pt"), *folder.glob(".*-*-*.*")]:
-        if not orphan.name.startswith(target.name):
-            shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink(missing_ok=True)
+    for old in [*_all(folder), *folder.glob("*.rng-*.pt"), *folder.glob(".*-*-*.*")]:
+        if not old.name.startswith(target.name):
+            shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
     return target
 
 
@@ -104,10 +101,9 @@ def latest(folder: Path, *, rank: int = 0) -> Checkpoint | None:
     Raises:
         UserError: its files are damaged.
     """
-    found = _all(folder)
-    if not found:
+    path = max(_all(folder), key=lambda p: (p.stat().st_mtime_ns, p.name), default=None)
+    if path is None:
         return None
-    path = max(found, key=lambda p: (p.stat().st_mtime_ns, p.name))
     stage, epoch, step = path.name.rsplit("-", 2)
     try:
         state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
@@ -149,9 +145,7 @@ def _write_torch(path: Path, value: Any) -> None:
 
 def _all(folder: Path) -> list[Path]:
     """Folders named STAGE-EPOCH-STEP; temporary ones start with a dot."""
-    if not folder.is_dir():
-        return []
-    return [p for p in folder.iterdir() if p.is_dir() and re.fullmatch(r"[a-z]\w*-\d{4,}-\d{7,}", p.name)]
+    return [p for p in folder.glob("*") if p.is_dir() and re.fullmatch(r"[a-z]\w*-\d{4,}-\d{7,}", p.name)]
 
 
 @contextmanager

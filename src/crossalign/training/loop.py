@@ -25,6 +25,7 @@ from crossalign.data.batches import Step
 from crossalign.models.loading import write_tensors
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
+from crossalign.training import gradients
 from crossalign.training.meters import Meter
 from crossalign.training.optim import build_optimizer, lr_factor
 from crossalign.training.sharding import load_optimizer_state, optimizer_state, reshard, shard, whole
@@ -176,7 +177,7 @@ class _Fit:
                 accelerator.backward(loss_sum * scale) if not stage.replicated else (loss_sum * scale).backward()
             self._count(loss=loss_sum.detach(), **sums)
         if stage.optim.clip > 0 or "extra_grad_norm" in extra:
-            norm = self._clip() if stage.optim.clip > 0 else self._norm(self._gradients())
+            norm = self._clip() if stage.optim.clip > 0 else self._norm(gradients.of(stage.model))
             self.interval_meter.add(grad_norm=norm.detach(), steps=torch.ones_like(norm))
             if "extra_grad_norm" in extra:
                 extra["extra_grad_ratio"] = extra["extra_grad_norm"] / norm.detach()  # of the whole step's
@@ -209,19 +210,16 @@ class _Fit:
         if value.requires_grad:
             with self.run.accelerator.no_sync(self.model):
                 self.run.accelerator.backward(value)
-            gradients = self._gradients()
+            of_term = gradients.of(self.stage.model)
             if self.run.world > 1 and not self.run.sharded:  # they are of this process alone
-                gradients = [self.run.accelerator.reduce(gradient.clone(), "mean") for gradient in gradients]
-            numbers["extra_grad_norm"] = self._norm(gradients)
+                of_term = [gradients.average(gradient.clone()) for gradient in of_term]
+            numbers["extra_grad_norm"] = self._norm(of_term)
         self.extra_rows.append((position, numbers))
         return numbers
 
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.parameters if p.grad is not None]
-
-    def _norm(self, gradients: list[Tensor]) -> Tensor:
-        """Norm of ``gradients``, in the loss's own scale."""
-        norm = whole(torch.nn.utils.get_total_norm(gradients))
+    def _norm(self, found: list[Tensor]) -> Tensor:
+        """Norm of gradients, in the loss's own scale."""
+        norm = whole(torch.nn.utils.get_total_norm(found))
         scaler = self.run.accelerator.scaler
         return norm / scaler.get_scale() if scaler is not None else norm
 

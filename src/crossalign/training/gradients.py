@@ -1,4 +1,4 @@
-"""Gradients over processes, for trainers that keep their own."""
+"""Gradients of a model, and of a term alone, over processes."""
 
 from __future__ import annotations
 
