@@ -9,8 +9,10 @@ import inspect
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,23 +146,16 @@ class Term:
         return {name: tensor for name, tensor in saved.items() if not name.startswith(PREFIX)}
 
 
-@dataclass
-class HeldOut:
-    """Pairs that are never trained on, with which alignment is measured."""
-
-    pairs: PairBatch
-    taps: Taps
-
-    @torch.no_grad()
-    def measure(self, model: nn.Module, accelerator: Any) -> dict[str, float]:
-        """Debiased CKA, whose value does not depend on N, and the number of directions that the student's features fill."""
-        device = accelerator.device
-        batches = zip(self.pairs.input_ids.split(BATCH), self.pairs.attention_mask.split(BATCH), strict=True)
-        with accelerator.autocast():
-            student = torch.cat([self.taps(model, ids.to(device), mask.to(device)) for ids, mask in batches])
-        teacher = self.pairs.features.to(device, student.dtype)
-        numbers = {f"held_out_{name}": get_similarity(name)(student, teacher) for name in HELD_OUT_METRICS}
-        return {name: float(v) for name, v in (numbers | {"held_out_directions": participation_ratio(student)}).items()}
+@torch.no_grad()
+def measure_held_out(pairs: PairBatch, taps: Taps, model: nn.Module, accelerator: Any) -> dict[str, float]:
+    """Debiased CKA, whose value does not depend on N, and the number of directions that the student's features fill."""
+    device = accelerator.device
+    batches = zip(pairs.input_ids.split(BATCH), pairs.attention_mask.split(BATCH), strict=True)
+    with accelerator.autocast():
+        student = torch.cat([taps(model, ids.to(device), mask.to(device)) for ids, mask in batches])
+    teacher = pairs.features.to(device, student.dtype)
+    numbers = {f"held_out_{name}": get_similarity(name)(student, teacher) for name in HELD_OUT_METRICS}
+    return {name: float(v) for name, v in (numbers | {"held_out_directions": participation_ratio(student)}).items()}
 
 
 def check_sources(config: Config) -> None:
@@ -237,8 +232,8 @@ def open_term(config: Config, tokenizer: Any, tokens: float) -> Term | None:
     return Term(regularizer, align.log_every, warns=align.on_degenerate == "warn")
 
 
-def open_held_out(config: Config, tokenizer: Any) -> HeldOut | None:
-    """The held-out pairs that ``config.align`` asks for; None where it asks for none.
+def open_held_out(config: Config, tokenizer: Any) -> Callable[[nn.Module, Any], dict[str, float]] | None:
+    """:func:`measure_held_out` on the pairs that ``config.align`` asks for, never trained on; None where it asks for none.
 
     Raises:
         UserError: pairs or a teacher that cannot be used.
@@ -276,7 +271,7 @@ def open_held_out(config: Config, tokenizer: Any) -> HeldOut | None:
     rows = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:wanted].sort().values
     texts = [held_out.texts[row][0] for row in rows.tolist()]
     batches = PairBatches(texts, features[rows], tokenizer, batch_size=len(texts), max_length=align.max_length)
-    return HeldOut(batches.batch(0), Taps(list(align.layers), align.pool))
+    return partial(measure_held_out, batches.batch(0), Taps(list(align.layers), align.pool))
 
 
 def _note(sentence: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from crossalign.config import FinetuneConfig, PretrainConfig, TextLoopConfig
 from crossalign.core.errors import UserError
 from crossalign.core.machine import world_size
 from crossalign.core.progress import followed
-from crossalign.data.batches import Batches, Step
+from crossalign.data.batches import Batches
 from crossalign.data.records import read_text
 from crossalign.data.text.tokens import EvaluationBlocks, TextBatch, TokenFile
 from crossalign.features.regularizer import WEIGHT_PENALTIES
@@ -50,15 +50,8 @@ def text_stage(
     """
     every = config.loop.evaluate_every
 
-    def steps(interval: int, first: int) -> Iterable[Step]:
-        return islice(batches.steps(interval * every + first), every - first)
-
-    def state() -> dict[str, Tensor]:
-        return _gathered(trained_state(model), run) | (term.state() if term else {})
-
     def load(saved: dict[str, Tensor]) -> None:
-        kept = term.load_state(saved) if term else saved
-        put_tensors(trained_state(model), kept, "the checkpoint", put)
+        put_tensors(trained_state(model), term.load_state(saved) if term else saved, "the checkpoint", put)
 
     def keep(done: int) -> None:
         if config.loop.keep_every and done % config.loop.keep_every == 0:
@@ -68,11 +61,11 @@ def text_stage(
         name="train",
         model=model,
         loss=lambda wrapped, batch: (nll_sum(wrapped, batch, run.accelerator.device), {}),
-        steps=steps,
+        steps=lambda interval, first: islice(batches.steps(interval * every + first), every - first),
         steps_per_epoch=every,
         epochs=config.loop.steps // every,
         optim=config.optim,
-        state=state,
+        state=lambda: _gathered(trained_state(model), run) | (term.state() if term else {}),
         load=load,
         evaluate=evaluate,
         extra=term.extra if term else None,

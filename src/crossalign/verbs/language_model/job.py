@@ -133,7 +133,7 @@ def train(config: Any, recipe: str, quiet: bool = False, until: int | None = Non
     with opened_run(config, identity, f"{text.made_of}, captions or teacher's features", until) as run:
 
         def evaluate(wrapped: nn.Module) -> dict[str, float]:
-            return text.evaluate(wrapped, run) | (held_out.measure(wrapped, run.accelerator) if held_out else {})
+            return text.evaluate(wrapped, run) | (held_out(wrapped, run.accelerator) if held_out else {})
 
         model.to(run.accelerator.device)
         set_seed(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
