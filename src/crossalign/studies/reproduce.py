@@ -211,8 +211,9 @@ def read_setting(setting: str) -> tuple[str, str, Any]:
 
 
 def configured(recipe: str, settings: tuple[str, ...]) -> Any:
-    """The recipe with ``key=value`` settings put in; raises UserError for a key that does not exist."""
+    """The recipe with ``key=value`` settings put in, and its row named; raises UserError for a key that does not exist."""
     from crossalign.alignment import similarities
+    from crossalign.verbs.language_model import row_name
 
     config: Any = get_recipe(recipe).make()
     for setting in settings:
@@ -229,18 +230,15 @@ def configured(recipe: str, settings: tuple[str, ...]) -> Any:
         for part in reversed(key.split(".")):
             value = {part: value}
         config = update(config, value)
+    config.row = config.row or row_name(config)  # recipes of classifiers have one
     return config
 
 
 def _base(recipe: str, args: ReproduceArgs) -> Config:
     """A row's settings, but for its learning rate and seed."""
-    from crossalign.verbs.language_model import row_name
-
     config: Config = configured(recipe, args.set)
     if config.tracking.mlflow and not config.tracking.mlflow_uri:  # one store for all runs, which lie in many folders
         config.tracking.mlflow_uri = f"sqlite:///{(args.output / 'mlflow.db').resolve()}"
-    if not isinstance(config, AdaptConfig):
-        config.row = config.row or row_name(config)
     return config
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from crossalign.config import AdaptConfig, FinetuneConfig, SearchConfig, flatten, to_dict, update, validate
+from crossalign.config import FinetuneConfig, SearchConfig, flatten, to_dict, update, validate
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import atomic_path
 from crossalign.recipes.space import Config, Space, open_space
@@ -126,10 +126,6 @@ def _check(config: SearchConfig) -> None:
 def _base(config: SearchConfig, recipe: str) -> Config:
     """The configuration that the trials share, checked as far as it can be without opening anything."""
     base: Config = configured(recipe, config.set)
-    if not isinstance(base, AdaptConfig):
-        from crossalign.verbs.language_model import row_name
-
-        base = dataclasses.replace(base, row=base.row or row_name(base))
     if isinstance(base, FinetuneConfig) and not (base.model and base.data.source) and not config.show_space:
         raise UserError(f"{recipe} names no model or no data: give --set model=FOLDER data.source=[tasks.jsonl]")
     return dataclasses.replace(base, tracking=dataclasses.replace(base.tracking, mlflow=False))  # the search follows its trials

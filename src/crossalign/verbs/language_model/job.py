@@ -50,8 +50,6 @@ from crossalign.training.text import (
 from crossalign.training.tracking import summary
 from crossalign.verbs.language_model import row_name
 
-Scores = dict[str, dict[str, float]]
-
 
 def pretrain(config: PretrainConfig, *, recipe: str = "", quiet: bool = False, until: int | None = None) -> dict[str, Any]:
     """Train a language model and return the result that result.json holds.
