@@ -56,18 +56,17 @@ def soft_mutual_knn(x: Tensor, y: Tensor, k: int = 10, temperature: float = 0.02
             degree = torch.sigmoid((border - distances) / width)
             own = degree.square().sum((-2, -1))
             both, root = degree.prod(0).sum((-2, -1)), own.sqrt().prod(0)
-            gradients: list[Tensor | None] = []
-            for side, want in enumerate(wanted):
-                if not want:
-                    gradients.append(None)
-                    continue
+
+            def gradient(side: int) -> Tensor:
                 share = (both / own[side])[..., None, None]
                 slope = torch.addcmul(degree[1 - side], degree[side], share, value=-1) / root[..., None, None]
                 weights = slope * (degree[side] * (degree[side] - 1) / width[side])
                 # The border moves with the two rows that it lies between.
                 moved = -weights.sum(-1, keepdim=True) / 2
                 weights = weights.scatter_add(-1, ends[side], moved.expand_as(ends[side]))
-                gradients.append(pair_gradient(2 * (weights + weights.mT), points[side], points[side]))
+                return pair_gradient(2 * (weights + weights.mT), points[side], points[side])
+
+            gradients = [gradient(side) if want else None for side, want in enumerate(wanted)]
         return with_gradient(both / root, (points[0], gradients[0]), (points[1], gradients[1]))
 
 
