@@ -94,13 +94,14 @@ def git_state() -> tuple[str | None, bool | None]:
     Both are None where the package was installed from a wheel, or git or a first commit is missing.
     """
     root = Path(__file__).resolve().parents[3]
+    git = ("git", "-C", str(root))
     # A wheel inside a virtual environment may lie in somebody else's repository: only our own top level counts.
-    if _git(root, "rev-parse", "--show-toplevel") != str(root):
+    if _output(*git, "rev-parse", "--show-toplevel") != str(root):
         return None, None
-    commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
+    commit = _output(*git, "rev-parse", "--verify", "--quiet", "HEAD")
     if not commit:
         return None, None
-    return commit, bool(_git(root, "status", "--porcelain", "--", "src", "pyproject.toml"))
+    return commit, bool(_output(*git, "status", "--porcelain", "--", "src", "pyproject.toml"))
 
 
 def cpu_model() -> str:
@@ -179,10 +180,6 @@ def _cpuinfo(key: str) -> str:
         return ""
     found = re.search(rf"^{re.escape(key)}\s*:\s*(.*)$", text, flags=re.MULTILINE)
     return found.group(1).strip() if found else ""
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    return _output("git", "-C", str(folder), *arguments)
 
 
 def _output(*command: str) -> str:

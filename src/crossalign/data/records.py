@@ -14,7 +14,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from crossalign.core.errors import UserError, needed
+from crossalign.core.errors import UserError, first_line, needed
 from crossalign.core.refs import Ref
 from crossalign.data.sources import Raw, title_of
 
@@ -252,9 +252,8 @@ def load_hub(ref: str) -> Any:
     try:
         return datasets.load_dataset(path, configuration or None, revision=(not is_local and parts.revision) or None)
     except Exception as error:  # the hub, the network and each set's own files fail in many ways
-        reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"cannot open {ref} ({type(error).__name__}: {reason}); check the name and the network, or give a "
+            f"cannot open {ref} ({type(error).__name__}: {first_line(error)}); check the name and the network, or give a "
             "local file or folder"
         ) from error
 
@@ -289,8 +288,8 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"cannot read parquet file {file.name} ({reason}); it may be cut off: fetch it again") from error
+        fault = f"cannot read parquet file {file.name} ({first_line(error)})"
+        raise UserError(f"{fault}; it may be cut off: fetch it again") from error
 
 
 def no_column(where: str, column: str, present: Sequence[str]) -> UserError:
