@@ -24,8 +24,18 @@ from crossalign.report.figures.drawing import INK, RED, png
 from crossalign.report.figures.search import importances
 from crossalign.report.pages import study_page
 from crossalign.report.render.markdown import markdown
-from crossalign.report.search_tables import budgets, failure_table, method_table, rung_table, trial_table
-from crossalign.report.searches import Section, facts, headline, remarks, sections_of
+from crossalign.report.searches import (
+    Section,
+    budgets,
+    facts,
+    failure_table,
+    headline,
+    method_table,
+    remarks,
+    rung_table,
+    sections_of,
+    trial_table,
+)
 from crossalign.results.rows import group_rows
 from crossalign.runs.records import open_study
 from crossalign.runs.search import read_search

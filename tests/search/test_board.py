@@ -11,7 +11,7 @@ from optuna.distributions import FloatDistribution
 
 from crossalign.core import progress
 from crossalign.runs.promotion import Job
-from crossalign.studies.search.board import Board, forecast
+from crossalign.studies.search.follow import Board, forecast
 from crossalign.studies.search.journal import Journal
 
 

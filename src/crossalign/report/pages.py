@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from crossalign.report import opening, tables
+from crossalign.report import opening, searches, tables
 from crossalign.report.blocks import (
     Block,
     Code,
@@ -29,8 +29,7 @@ from crossalign.report.figures.classifiers import classifier_figures, confusion_
 from crossalign.report.figures.search import search_figures
 from crossalign.report.figures.texts import further_figures, text_figures
 from crossalign.report.published import published_tables
-from crossalign.report.search_tables import failure_table, method_table, rung_table, trial_table
-from crossalign.report.searches import Lead, Section, headline, lead, remarks, sections_of
+from crossalign.report.searches import Lead, Section
 from crossalign.report.words import counted, findings
 from crossalign.results.contrasts import Pair, contrasts
 from crossalign.results.frame import Results
@@ -69,13 +68,13 @@ def study_page(study: Study) -> Page:
         UserError: image classifiers and language models in one report; matplotlib or SciPy is not installed.
     """
     results = Results(study)
-    rows, single, sections = list(results.row.values()), _single(results), sections_of(study.searches, study.complete)
+    rows, single, sections = list(results.row.values()), _single(results), searches.sections_of(study.searches, study.complete)
     parts = _parts(results, rows)
     top = _opening(study, parts.lead, sections)
     cautions = Warnings(tuple(results.notes + warnings(study, rows)))
     groups = tables.parameter_table(single) if single else None
     title = parts.results[0].title if len(parts.results) == 1 else "Results"
-    searches = f"Search{'' if len(sections) == 1 else 'es'} over settings"
+    searched = f"Search{'' if len(sections) == 1 else 'es'} over settings"
     sweep, unfinished = tables.sweep_table(study), tables.incomplete_table(study.incomplete)
     blocks = [
         Prose((top.headline,), "lede"),
@@ -87,7 +86,7 @@ def study_page(study: Study) -> Page:
         *_section("findings", "Findings", parts.findings, Findings(parts.findings)),
         *_section("results", title, parts.results, *parts.results, _html(parts.named("accuracy"))),
         *_section("comparisons", "Comparisons", parts.comparisons, _html(parts.named("differences")), *parts.comparisons),
-        *_section("search", searches, sections, *_searches(sections, top)),
+        *_section("search", searched, sections, *_searches(sections, top)),
         Only("markdown", (Figures(parts.figures, "Figures"),)),
         *_section("curves", "Curves", parts.figures, _html(parts.named("curves"), parts.named("alignment"))),
         *_section("errors", "Where it is right and where it errs", parts.best, _html(*_errors(parts, single))),
@@ -119,23 +118,23 @@ def _opening(study: Study, runs: Lead, sections: list[Section]) -> Lead:
     """What the page opens with: the searches, where all runs are of their winners, else the runs."""
     if sections:
         of_searches = all(any(search.trained(run.folder) for search in study.searches) for run in study.runs)
-        runs = lead(sections, runs, of_searches, any_run=bool(study.runs))
+        runs = searches.lead(sections, runs, of_searches, any_run=bool(study.runs))
     return replace(runs, title=study.title or runs.title)
 
 
 def _searches(sections: list[Section], top: Lead) -> list[Block]:
     """What each search came to, with its figures."""
-    methods = method_table(sections)
+    methods = searches.method_table(sections)
     blocks: list[Block] = [Group((methods,))] if methods else []
     for number, section in enumerate(sections, 1):
         search, suffix = section.search, (f"-{number}", f" of “{section.name}”") if len(sections) > 1 else ("", "")
-        first, (figures, left_out) = headline(search), search_figures(search, *suffix)
+        first, (figures, left_out) = searches.headline(search), search_figures(search, *suffix)
         if first != top.headline:
             blocks += [_html(Heading(search.title)), Only("markdown", (Heading(f"Search: {search.title}"),))]
-            blocks += [Prose((first,)), Prose(tuple(remarks(search, section.runs)), "soft")]
-        blocks += [rung_table(search), *([trial_table(search)] if search.ranked else [])]
+            blocks += [Prose((first,)), Prose(tuple(searches.remarks(search, section.runs)), "soft")]
+        blocks += [searches.rung_table(search), searches.trial_table(search)]
         blocks += [*(Figures((figure,)) for figure in figures[:-1]), Figures(tuple(figures[-1:]), notes=tuple(left_out))]
-        blocks += [failure_table(search)] if search.failed else []
+        blocks += [searches.failure_table(search)]
     return blocks
 
 
@@ -183,10 +182,10 @@ def summary_page(study: Study) -> Page:
     results = Results(study)
     shown, unfinished = _results(results), tables.incomplete_table(study.incomplete)
     blocks: list[Block] = []
-    for section in sections_of(study.searches, study.complete):
+    for section in searches.sections_of(study.searches, study.complete):
         search = section.search
-        blocks += [Prose((search.title, headline(search), *remarks(search, section.runs), ""))]
-        blocks += [replace(rung_table(search), title="", notes=[]), Prose(("",))]
+        blocks += [Prose((search.title, searches.headline(search), *searches.remarks(search, section.runs), ""))]
+        blocks += [replace(searches.rung_table(search), title="", notes=[]), Prose(("",))]
     for table in shown:
         blocks += [Prose((f"{table.title}:",))] if len(shown) > 1 else []
         blocks += [replace(table, title="", notes=[note for note in table.notes if not note.startswith("Bold")])]

@@ -13,7 +13,7 @@ from crossalign.core.errors import UserError
 from crossalign.recipes.space import Config
 from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.runs.promotion import Job
-from crossalign.studies.search.board import Board
+from crossalign.studies.search.follow import Board
 from crossalign.studies.search.jobs import JobResult, Work, pack, train, unpack
 from crossalign.studies.search.session import SearchSession
 from crossalign.studies.workers import WorkerPool, hand_out
