@@ -12,7 +12,7 @@ from torch import Tensor
 from crossalign.core.errors import UserError
 from crossalign.models.language.families import FAMILIES
 from crossalign.models.language.model import open_language_model
-from crossalign.models.taps import Taps, blocks_of, pooled, resolve_layers
+from crossalign.models.taps import Taps, block_names, pooled, resolve_layers
 
 Folder = Callable[[str], Path]
 CAUSAL = [name for name, family in FAMILIES.items() if family.attention == "causal"]
@@ -83,7 +83,7 @@ def test_only_what_is_tapped_is_kept(tiny_folder: Folder) -> None:
 
     def before(module: torch.nn.Module, args: object, kwargs: dict[str, object]) -> None:
         asked.append(kwargs)
-        watched.append([i for i, block in enumerate(blocks_of(module)) if block._forward_pre_hooks])
+        watched.append([i for i, name in enumerate(block_names(module)) if module.get_submodule(name)._forward_pre_hooks])
 
     model.register_forward_pre_hook(before, with_kwargs=True)
     model.register_forward_hook(lambda _, __, output: given.append(output.hidden_states))

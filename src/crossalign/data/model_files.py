@@ -157,8 +157,16 @@ def weight_files(source: Source) -> list[Path]:
     ):
         if (folder / single).is_file():
             return [folder / single]
-        if (folder / index).is_file():
-            return _shards(folder, index)
+        if not (folder / index).is_file():
+            continue
+        try:
+            names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise UserError(f"'{folder / index}' is not a weight index: copy the model again") from error
+        for name in names:
+            if not (folder / name).is_file():
+                raise UserError(f"'{folder}' lacks '{name}', which its {index} lists: copy the model again")
+        return [folder / name for name in names]
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
         raise UserError(
@@ -168,17 +176,6 @@ def weight_files(source: Source) -> list[Path]:
     raise UserError(
         f"'{folder}' has no weights (model.safetensors): copy them there, or ask for random ones with 'random:{folder}'"
     )
-
-
-def _shards(folder: Path, index: str) -> list[Path]:
-    try:
-        names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"'{folder / index}' is not a weight index: copy the model again") from error
-    for name in names:
-        if not (folder / name).is_file():
-            raise UserError(f"'{folder}' lacks '{name}', which its {index} lists: copy the model again")
-    return [folder / name for name in names]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

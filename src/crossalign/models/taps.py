@@ -37,18 +37,6 @@ def block_names(model: nn.Module) -> tuple[str, ...]:
     return ()
 
 
-def blocks_of(model: nn.Module) -> nn.ModuleList:
-    """The list of blocks; see :func:`block_names`.
-
-    Raises:
-        UserError: the model has no such list.
-    """
-    names = block_names(model)
-    if not names:
-        raise UserError(f"{type(model).__name__} has no list of blocks that is as long as its configuration says")
-    return model.get_submodule(names[0].rpartition(".")[0])  # type: ignore[return-value]
-
-
 def choose_layers(
     model: nn.Module, layers: Sequence[Layer], blocks: Sequence[str], words: Mapping[str, Sequence[Layer]], whose: str
 ) -> tuple[Layer, ...]:

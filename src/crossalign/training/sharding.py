@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossalign.models.taps import blocks_of
+from crossalign.models.taps import block_names
 
 
 def shard(model: nn.Module, device: torch.device) -> None:
@@ -23,8 +23,8 @@ def shard(model: nn.Module, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for block in blocks_of(model):
-        fully_shard(block, mesh=mesh)
+    for name in block_names(model):
+        fully_shard(model.get_submodule(name), mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 

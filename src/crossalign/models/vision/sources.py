@@ -37,17 +37,13 @@ REFUSED = {
 """Arguments of timm's that a folder may not set: they load files of their own or change what is built."""
 
 
-def _timm(ref: str) -> Any:
-    return needed("timm", "vision", f"the teacher '{ref}'")
-
-
 def open_timm(name: str, request: Request) -> VisionBody:
     """``timm:NAME``: the weights of timm's own hub page, from the local cache or, with a network, fetched there.
 
     Raises:
         UserError: timm has no such model, or its weights are not at hand.
     """
-    timm = _timm(request.ref)
+    timm = needed("timm", "vision", f"the teacher '{request.ref}'")
     try:
         config = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
     except RuntimeError:  # a model that it has, by a tag that it does not have
@@ -72,7 +68,7 @@ def open_timm_folder(folder: Path, config: dict[str, Any], request: Request, fil
     Raises:
         UserError: an architecture that timm does not have, or weights that do not fit it.
     """
-    timm = _timm(request.ref)
+    timm = needed("timm", "vision", f"the teacher '{request.ref}'")
     name = str(config["architecture"])
     if not timm.is_model(name):
         raise UserError(
@@ -245,7 +241,7 @@ def open_package(name: str, request: Request) -> VisionBody:
 
 def _efficientnet_lite0(files: Files, request: Request) -> VisionBody:
     """EfficientNet-Lite0, ImageNet-1k, with TensorFlow's padding; its inputs are (byte - 127) / 128."""
-    timm = _timm(request.ref)
+    timm = needed("timm", "vision", f"the teacher '{request.ref}'")
     scale = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
     return _timm_body(
         request, lambda: timm.create_model("tf_efficientnet_lite0"), files, "tf_efficientnet_lite0", lite_names, **scale
