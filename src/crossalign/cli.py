@@ -102,7 +102,7 @@ def _dispatch(args: list[str]) -> int | None:
 
         print(f"crossalign {__version__}")
         return 0
-    if args[1:] in ([], ["-h"], ["--help"]) and _parts_of(args[0]):
+    if args[1:] in ([], ["-h"], ["--help"]) and any(name.startswith(f"{args[0]} ") for name in VERBS):
         print(_overview(f"{args[0]} "))
         return 0
     from crossalign.config import validate
@@ -118,7 +118,6 @@ def _dispatch(args: list[str]) -> int | None:
         width = max(map(len, recipes)) + 2
         print("\n".join(f"{name:<{width}}{recipe.summary}" for name, recipe in recipes.items()))
         return 0
-
     asked = _parse(verb, name, recipe, rest)
     validate(asked)
     return verb.run(asked, recipe)
@@ -130,26 +129,18 @@ def find_verb(args: list[str]) -> tuple[str, list[str]]:
     Raises:
         UserError: there is no such verb; it names the nearest.
     """
-    parts = _parts_of(args[0])
-    if not parts:
-        if args[0] not in VERBS:
-            raise unknown("verb", args[0], {name.split()[0] for name in VERBS})
-        return args[0], args[1:]
-    name = " ".join(args[:2])
+    pairs = [name for name in VERBS if name.startswith(f"{args[0]} ")]
+    words = 2 if pairs else 1
+    name = " ".join(args[:words])
     if name not in VERBS:
-        raise unknown("verb", name, [f"{args[0]} {part}" for part in parts])
-    return name, args[2:]
+        raise unknown("verb", name, pairs or {known.split()[0] for known in VERBS})
+    return name, args[words:]
 
 
 def load_verb(name: str) -> Verb:
     """The verb of that name, from the module that it stands in."""
     module, _, attribute = VERBS[name][0].partition(":")
     return getattr(import_module(f"crossalign.{module}"), attribute)  # type: ignore[no-any-return]
-
-
-def _parts_of(word: str) -> list[str]:
-    """Second words of the verbs that start with ``word``."""
-    return [name.split()[1] for name in VERBS if name.startswith(f"{word} ")]
 
 
 def _parse(verb: Verb, name: str, recipe: str, args: list[str]) -> Any:
