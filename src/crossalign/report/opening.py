@@ -20,7 +20,7 @@ from crossalign.stats import wilson
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Facts = list[tuple[str, str]]
+Named = list[tuple[str, str]]
 
 
 def image_headline(rows: list[Row], top: Row) -> str:
@@ -77,7 +77,7 @@ def text_headline(results: Results, contrasts: DataFrame) -> str:
     )
 
 
-def run_facts(run: Run) -> Facts:
+def run_facts(run: Run) -> Named:
     """Of the one run of a page of classifiers."""
     return [
         ("test accuracy", f"{percent(run.number('test', 'accuracy'), 1)} %"),
@@ -89,7 +89,7 @@ def run_facts(run: Run) -> Facts:
     ]
 
 
-def image_facts(study: Study, rows: list[Row], top: Row) -> Facts:
+def image_facts(study: Study, rows: list[Row], top: Row) -> Named:
     """Of several runs of classifiers."""
     seeds = sorted({len(row.runs) for row in rows})
     return [
@@ -102,7 +102,7 @@ def image_facts(study: Study, rows: list[Row], top: Row) -> Facts:
     ]
 
 
-def text_facts(study: Study, rows: list[Row]) -> Facts:
+def text_facts(study: Study, rows: list[Row]) -> Named:
     """Of language models."""
     models = [group[0].first for group in by_block(rows).values()]
     return [
@@ -128,7 +128,11 @@ def provenance(study: Study) -> tuple[tuple[str, str], ...]:
         "Seeds": _distinct(str(seed) for seed in sorted({run.seed for run in runs})),
         "Device": _distinct(run.text("device") for run in runs),
         "Hardware": _distinct(_hardware(run.environment) for run in runs),
-        "Commit": _distinct(_commit(run.environment) for run in runs),
+        "Commit": _distinct(
+            f"{run.environment.get('git_commit') or 'not recorded'}"
+            + (" with uncommitted changes" if run.environment.get("git_changed") else "")
+            for run in runs
+        ),
         "Started": " to ".join(dict.fromkeys((times[0], times[-1]))) if times else "",
     }
     return tuple((name, value) for name, value in pairs.items() if value)
@@ -145,8 +149,3 @@ def _hardware(environment: dict[str, Any]) -> str:
     for key, unit in (("cores", "cores"), ("threads", "threads"), ("memory_bytes", "memory")):
         parts += [f"{plain(environment[key], key)} {unit}"] if environment.get(key) else []
     return ", ".join(filter(None, parts))
-
-
-def _commit(environment: dict[str, Any]) -> str:
-    changed = " with uncommitted changes" if environment.get("git_changed") else ""
-    return f"{environment.get('git_commit') or 'not recorded'}{changed}"

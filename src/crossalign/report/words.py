@@ -73,21 +73,14 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def plus_minus(mean: float, error: float | None, digits: int = 2) -> str:
-    """``1.23 ± 0.04``, or the mean alone where there is no error."""
-    return number(mean, digits) + (f" ± {number(error, digits)}" if error is not None else "")
-
-
 def mean_text(mean: Mean, digits: int = 2, scale: float = 1) -> str:
-    """The same of a mean over seeds: 100 is the ``scale`` of percents."""
-    return plus_minus(scale * mean.mean, None if mean.error is None else scale * mean.error, digits)
+    """``1.23 ± 0.04``, or the mean alone where there is no error; 100 is the ``scale`` of percents."""
+    return number(scale * mean.mean, digits) + (f" ± {number(scale * mean.error, digits)}" if mean.error is not None else "")
 
 
 def value_text(outcome: Outcome, value: float, sign: bool = False) -> str:
     """A value or, signed, a difference in the outcome's unit; shares in percent or points."""
-    if outcome.share:
-        return points(value, outcome.digits) if sign else percent(value, outcome.digits)
-    return number(value, outcome.digits, sign)
+    return number(outcome.scale * value, outcome.digits, sign)
 
 
 def difference_text(outcome: Outcome, difference: float, error: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,7 +118,7 @@ def group_rows(study: Study, strict: bool = False) -> tuple[list[Row], list[str]
 
 def _identity(run: Run) -> tuple[str, ...]:
     """What runs of one row share by name."""
-    return run.text("data"), run.backbone, run.name, run.text("method"), run.text("weights"), run.text("align")
+    return run.name, run.backbone, run.text("data"), run.text("method"), run.text("weights"), run.text("align")
 
 
 def _order(study: Study, groups: dict[tuple[str, ...], dict[int, Run]]) -> list[Row]:
@@ -126,8 +126,7 @@ def _order(study: Study, groups: dict[tuple[str, ...], dict[int, Run]]) -> list[
     data = list(dict.fromkeys(row.data for row in rows))
     backbones = [name for name in dict.fromkeys(row.backbone for row in rows) if name] + [""]
 
-    def place(names: Iterable[str], name: str) -> tuple[int, str]:
-        known = list(names)
+    def place(known: Sequence[str], name: str) -> tuple[int, str]:
         return (known.index(name), "") if name in known else (len(known), name)
 
     def key(row: Row) -> tuple[Any, ...]:
@@ -143,18 +142,16 @@ def _order(study: Study, groups: dict[tuple[str, ...], dict[int, Run]]) -> list[
 def _label(row: Row, rows: list[Row]) -> str:
     """The row's name, with whatever else tells it from rows of the same name."""
     twins = [other for other in rows if other.first.name == row.first.name and other is not row]
-    parts = [row.first.name]
-    if any(twin.backbone != row.backbone for twin in twins):
-        parts.append(Ref(row.backbone).short_name or "no backbone")
-    if any(twin.data != row.data for twin in twins):
-        parts.append(row.data)
-    for key in ("method", "weights", "align"):
-        if any(twin.first.text(key) != row.first.text(key) for twin in twins):
-            parts.append(f"{key} {row.first.text(key)}")
-    alike = [twin.first for twin in twins if _identity(twin.first) == _identity(row.first)]
+    own, others = _identity(row.first), [_identity(twin.first) for twin in twins]
+    backbone, facts = (
+        Ref(row.backbone).short_name or "no backbone",
+        (f"method {own[3]}", f"weights {own[4]}", f"align {own[5]}"),
+    )
+    texts = enumerate((row.first.name, backbone, row.data, *facts))
+    parts = [text for i, text in texts if i == 0 or any(other[i] != own[i] for other in others)]
+    alike = [twin.first for twin in twins if _identity(twin.first) == own]
     mine = settings(row.first)
-    parts += [f"{key} {mine.get(key)}" for key in differing([row.first, *alike])]
-    return ", ".join(parts)
+    return ", ".join([*parts, *(f"{key} {mine.get(key)}" for key in differing([row.first, *alike]))])
 
 
 def by_block(rows: Iterable[Row]) -> dict[str, list[Row]]:
