@@ -312,9 +312,10 @@ class _Fit:
             "identity": self.run.identity,
             "scaler": self.run.accelerator.scaler.state_dict() if self.run.accelerator.scaler is not None else {},
         }
-        reshard(self.stage.model)
+        if sharded := self.run.sharded:
+            reshard(self.stage.model)
         state = {name: tensor.detach() for name, tensor in self.stage.state().items()}
-        optimizer = optimizer_state(self.stage.model, self.optimizer)
+        optimizer = optimizer_state(self.stage.model, self.optimizer) if sharded else self.optimizer.state_dict()
         now = ckpt.Checkpoint(self.stage.name, self.epoch, self.step, state, optimizer, ckpt.rng_state(), extra)
         ckpt.save(RunFolder(self.run.folder).checkpoints, now, rank=self.run.accelerator.process_index)
         self.run.log.flush()
@@ -322,7 +323,10 @@ class _Fit:
 
     def _restore(self, saved: ckpt.Checkpoint) -> None:
         self.stage.load(saved.model)
-        load_optimizer_state(self.stage.model, self.optimizer, saved.optimizer)
+        if self.run.sharded:
+            load_optimizer_state(self.stage.model, self.optimizer, saved.optimizer)
+        else:
+            self.optimizer.load_state_dict(saved.optimizer)
         self.epoch, self.step = saved.epoch, saved.step
         extra = saved.extra
         self.result = StageResult(**{name: extra[name] for name in vars(self.result)})

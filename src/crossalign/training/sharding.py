@@ -28,17 +28,9 @@ def shard(model: nn.Module, device: torch.device) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def reshard(model: nn.Module) -> None:
+def reshard(model: Any) -> None:
     """Give up whole parameters that an evaluation left at the root: what is saved, and the optimiser's, are the shares."""
-    if is_sharded(model):
-        model.reshard()  # type: ignore[operator]
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether :func:`shard` was called on ``model``."""
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(model, FSDPModule)
+    model.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -56,9 +48,7 @@ def put(parameter: Tensor, value: Tensor) -> None:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimiser's state, whole on the first process, to be saved."""
-    if not is_sharded(model):
-        return optimizer.state_dict()
+    """The state of a sharded model's optimiser, whole on the first process, to be saved."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -67,9 +57,6 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Put :func:`optimizer_state` back."""
-    if not is_sharded(model):
-        optimizer.load_state_dict(state)
-        return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
     set_optimizer_state_dict(model, _inner(optimizer), state, options=StateDictOptions(full_state_dict=True))

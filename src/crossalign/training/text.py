@@ -100,8 +100,10 @@ def resolve_speed(config: C, model: Any, block: int, quiet: bool) -> C:
 
 def whole_state(model: nn.Module, run: Session) -> dict[str, Tensor] | None:
     """Every tensor of a model in shares, which all processes ask for together; None of one that is whole."""
+    if not run.sharded:
+        return None
     reshard(model)
-    return _gathered(model.state_dict(), run) if run.sharded else None
+    return _gathered(model.state_dict(), run)
 
 
 def _gathered(state: dict[str, Tensor], run: Session) -> dict[str, Tensor]:
