@@ -133,7 +133,7 @@ class _Fit:
         stage, total = self.stage, self.stage.steps_per_epoch * self.stage.epochs
         until = self.run.until if stage.name == "train" or self.run.until == 0 else None
         done = self.epoch * stage.steps_per_epoch + self.step
-        saved_at, self.since = time.monotonic(), time.perf_counter()
+        self.saved_at, self.since = time.monotonic(), time.perf_counter()
         if not done:
             stage.keep(0)
         with catch_signals() as stopped, progress(total, stage.name, initial=done) as bar:
@@ -149,13 +149,11 @@ class _Fit:
                         self._save()
                         self.run.log.status = "KILLED"
                         raise Interrupted(f"stopped by a signal and saved at step {self.step} of epoch {self.epoch + 1}")
-                    late = time.monotonic() - saved_at > 60 * self.loop.checkpoint_minutes
+                    late = time.monotonic() - self.saved_at > 60 * self.loop.checkpoint_minutes
                     if self.step < stage.steps_per_epoch and self._in_any_process(late):
                         self._save()
-                        saved_at = time.monotonic()
                 self._end_epoch()
                 self._save()
-                saved_at = time.monotonic()
         if until is not None:
             self.run.log.status = "SCHEDULED"
             raise Paused(self.result)
@@ -281,8 +279,8 @@ class _Fit:
 
     def _check_finite(self, means: dict[str, float]) -> None:
         # In fp16 a step whose gradient overflows is skipped, and the scale lowered: that is no divergence.
-        watched = means.keys() - ({"grad_norm"} if self.run.accelerator.scaler is not None else set())
-        bad = [name for name in means if name in watched and not math.isfinite(means[name])]
+        expected = "grad_norm" if self.run.accelerator.scaler is not None else ""
+        bad = [name for name, mean in means.items() if name != expected and not math.isfinite(mean)]
         if not bad:
             return
         weights = [n for n, p in self.stage.model.named_parameters() if p.requires_grad and not p.isfinite().all()]
@@ -320,6 +318,7 @@ class _Fit:
         ckpt.save(RunFolder(self.run.folder).checkpoints, now, rank=self.run.accelerator.process_index)
         self.run.log.flush()
         self.run.accelerator.wait_for_everyone()
+        self.saved_at = time.monotonic()
 
     def _restore(self, saved: ckpt.Checkpoint) -> None:
         self.stage.load(saved.model)

@@ -54,8 +54,16 @@ def text_stage(
         put_tensors(trained_state(model), term.load_state(saved) if term else saved, "the checkpoint", put)
 
     def keep(done: int) -> None:
-        if config.loop.keep_every and done % config.loop.keep_every == 0:
-            keep_snapshot(RunFolder(run.folder).snapshots / f"step-{done:07d}", model, tokenizer, run)
+        """Write the model as it is now, whole or not at all; one that a resumed run has written already stays."""
+        if not config.loop.keep_every or done % config.loop.keep_every:
+            return
+        folder, whole_model = RunFolder(run.folder).snapshots / f"step-{done:07d}", whole_state(model, run)
+        if run.accelerator.is_main_process and not folder.exists():
+            temporary = folder.with_name(f".{folder.name}")
+            shutil.rmtree(temporary, ignore_errors=True)
+            with ckpt.telling_if_full(f"no room left to keep the model in {folder}", temporary):
+                save_causal(model, None, tokenizer, temporary, whole_model)
+            temporary.rename(folder)
 
     return Stage(
         name="train",
@@ -71,17 +79,6 @@ def text_stage(
         extra=term.extra if term else None,
         keep=keep,
     )
-
-
-def keep_snapshot(folder: Path, model: Any, tokenizer: Any, run: Session) -> None:
-    """Write the model as it is now, whole or not at all; one that a resumed run has written already stays."""
-    state = whole_state(model, run)
-    if run.accelerator.is_main_process and not folder.exists():
-        temporary = folder.with_name(f".{folder.name}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        with ckpt.telling_if_full(f"no room left to keep the model in {folder}", temporary):
-            save_causal(model, None, tokenizer, temporary, state)
-        temporary.rename(folder)
 
 
 def resolve_speed(config: C, model: Any, block: int, quiet: bool) -> C:
