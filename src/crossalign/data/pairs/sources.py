@@ -54,9 +54,9 @@ def list_pairs(config: PairsConfig) -> tuple[PairListing, bool]:
         UserError: no such source, nothing in it that can be read, or no such split.
     """
     parts, make = _reader(config.source)
-    if config.split_file or set(parts) == {""} or len(parts) == 1:
+    if config.split_file or len(parts) == 1:
         listing = make([part for some in parts.values() for part in some], config)
-        if config.split_file or listing.splits is not None or set(parts) == {""}:
+        if config.split_file or listing.splits is not None or "" in parts:
             return listing, False
     if config.split not in parts:
         names = ", ".join(sorted(parts))
