@@ -28,7 +28,7 @@ from transformers.trainer_callback import CallbackHandler
 
 from crossalign.core.errors import UserError
 from crossalign.features.regularizer import AlignmentRegularizer
-from crossalign.training import gradients
+from crossalign.training.optim import average, gradients_of, norm_of
 
 FILE = "alignment.safetensors"
 
@@ -81,7 +81,7 @@ class AlignmentCallback(TrainerCallback):
             value = self.regularizer.loss(model)
             accelerator.backward(value) if accelerator is not None else value.backward()
         self._numbers = {"loss": value.detach(), **self.regularizer.numbers}
-        self._norm = gradients.norm(gradients.average(gradient.clone()) for gradient in gradients.of(model))
+        self._norm = norm_of(average(gradient.clone()) for gradient in gradients_of(model))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """The whole gradient, where the mixin did not see it before."""
@@ -90,7 +90,7 @@ class AlignmentCallback(TrainerCallback):
     def compare(self, model: nn.Module, clipped: float = math.inf) -> None:
         """Note the ratio of the term's gradient to the whole step's; NaN if that one was ``clipped`` to such a norm."""
         if self._norm is not None:
-            whole = gradients.norm(gradients.of(model))
+            whole = norm_of(gradients_of(model))
             self._numbers["grad_ratio"] = torch.where(whole < 0.999 * clipped, self._norm / whole, math.nan)
             self._norm = None
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.features.regularizer import AlignmentRegularizer
-from crossalign.training import gradients
+from crossalign.training.optim import average, gradients_of, norm_of
 
 try:
     import lightning.pytorch as pl
@@ -64,12 +64,12 @@ class LightningAlignmentCallback(pl.Callback):
         for parameter in parameters:
             parameter.grad = None
         value.backward()
-        norm = gradients.norm(gradients.average(gradient) for gradient in gradients.of(model))
+        norm = norm_of(average(gradient) for gradient in gradients_of(model))
         for parameter, gradient in zip(parameters, before, strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
         numbers = {"loss": value.detach(), **self.regularizer.numbers}
-        numbers["grad_ratio"] = norm / gradients.norm(gradients.of(pl_module))
+        numbers["grad_ratio"] = norm / norm_of(gradients_of(pl_module))
         pl_module.log_dict({f"align_{name}": number for name, number in numbers.items()})
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,9 +25,8 @@ from crossalign.data.batches import Step
 from crossalign.models.loading import write_tensors
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
-from crossalign.training import gradients
 from crossalign.training.meters import Meter
-from crossalign.training.optim import build_optimizer, lr_factor
+from crossalign.training.optim import average, build_optimizer, gradients_of, lr_factor
 from crossalign.training.sharding import load_optimizer_state, optimizer_state, reshard, shard, whole
 from crossalign.training.stops import Diverged, Interrupted, Paused, StageResult, catch_signals
 from crossalign.training.tracking import RunLog
@@ -175,7 +174,7 @@ class _Fit:
                 accelerator.backward(loss_sum * scale) if not stage.replicated else (loss_sum * scale).backward()
             self._count(loss=loss_sum.detach(), **sums)
         if stage.optim.clip > 0 or "extra_grad_norm" in extra:
-            norm = self._clip() if stage.optim.clip > 0 else self._norm(gradients.of(stage.model))
+            norm = self._clip() if stage.optim.clip > 0 else self._norm(gradients_of(stage.model))
             self.interval_meter.add(grad_norm=norm.detach(), steps=torch.ones_like(norm))
             if "extra_grad_norm" in extra:
                 extra["extra_grad_ratio"] = extra["extra_grad_norm"] / norm.detach()  # of the whole step's
@@ -208,9 +207,9 @@ class _Fit:
         if value.requires_grad:
             with self.run.accelerator.no_sync(self.model):
                 self.run.accelerator.backward(value)
-            of_term = gradients.of(self.stage.model)
+            of_term = gradients_of(self.stage.model)
             if self.run.world > 1 and not self.run.sharded:  # they are of this process alone
-                of_term = [gradients.average(gradient.clone()) for gradient in of_term]
+                of_term = [average(gradient.clone()) for gradient in of_term]
             numbers["extra_grad_norm"] = self._norm(of_term)
         self.extra_rows.append((position, numbers))
         return numbers

@@ -1,14 +1,16 @@
-"""Optimisers and learning-rate schedules: torch's own, with the field's rule for what decays."""
+"""Optimisers and learning-rate schedules: torch's own, with the field's rule for what decays; and gradients over processes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from crossalign.config import OptimConfig
+from crossalign.features.regularizer import place
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -41,3 +43,22 @@ def lr_factor(config: OptimConfig, step: int, total: int) -> float:
     done = (step - warmup) / max(1, total - warmup)
     shapes = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
     return config.final_lr_fraction + (1 - config.final_lr_fraction) * shapes[config.schedule]
+
+
+def average(gradient: Tensor) -> Tensor:
+    """The mean over processes, in place."""
+    world = place()[1]
+    if world > 1:
+        torch.distributed.all_reduce(gradient)
+        gradient /= world
+    return gradient
+
+
+def norm_of(gradients: Iterable[Tensor]) -> Tensor:
+    """The norm of all of them together; nothing waits for the device."""
+    return torch.nn.utils.get_total_norm([torch.linalg.vector_norm(gradient) for gradient in gradients])
+
+
+def gradients_of(model: nn.Module) -> list[Tensor]:
+    """Those that its parameters have."""
+    return [p.grad for p in model.parameters() if p.grad is not None]
