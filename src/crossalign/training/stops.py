@@ -23,7 +23,7 @@ class StageResult:
     seconds: float
     """Time in training steps, without evaluation and checkpoints."""
     examples: int
-    """Examples trained on in that time by this call."""
+    """Examples trained on in that time."""
     history: list[dict[str, float]] = field(default_factory=list)
 
 
