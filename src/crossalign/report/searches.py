@@ -237,15 +237,6 @@ def winner_tests(runs: list[Run]) -> dict[Outcome, Mean]:
     return {outcome: mean for outcome, mean in means.items() if mean.n}
 
 
-def winner_text(runs: list[Run]) -> str:
-    """The winner's test scores, mean ± standard error over seeds; a dash where there is none."""
-    texts = []
-    for outcome, test in winner_tests(runs).items():
-        text = mean_text(test, outcome.digits, 100 if outcome.share else 1)
-        texts.append(f"{text} %" if outcome.share else outcome.label.replace("loss", f"loss {text}", 1))
-    return "; ".join(texts) or UNKNOWN
-
-
 def rung_table(search: SearchRecord) -> Table:
     """How many trials each rung saw, kept and lost, and their scores."""
     lines, last = [], len(search.ends) - 1
@@ -320,6 +311,10 @@ def method_table(sections: list[Section]) -> Table | None:
     for section in sections:
         search, winner = section.search, section.search.winner
         beside = f" and {number(search.alignment_epochs, 0)} of alignment" if search.alignment_epochs else ""
+        tests = []
+        for outcome, test in winner_tests(section.runs).items():
+            text = mean_text(test, outcome.digits, 100 if outcome.share else 1)
+            tests.append(f"{text} %" if outcome.share else outcome.label.replace("loss", f"loss {text}", 1))
         lines.append(
             {
                 "Row": section.name,
@@ -329,7 +324,7 @@ def method_table(sections: list[Section]) -> Table | None:
                 "Wall time": duration(search.seconds),
                 "Best learning rate": setting_text(winner.settings.get(search.rate, UNKNOWN)) if winner else UNKNOWN,
                 "Best score of the search": f"{search.score} {with_unit(search, winner.score)}" if winner else UNKNOWN,
-                "Winner's test score": winner_text(section.runs),
+                "Winner's test score": "; ".join(tests) or UNKNOWN,
                 "Seeds": str(len(section.runs) or UNKNOWN),
             }
         )

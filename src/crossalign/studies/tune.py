@@ -25,7 +25,7 @@ from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import atomic_path
 from crossalign.core.progress import progress
 from crossalign.recipes.space import Config, Space, open_space
-from crossalign.runs.folder import differences, locked, write_config
+from crossalign.runs.folder import differences, locked, read_json, write_config
 from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.runs.promotion import resources
 from crossalign.studies.reproduce import configured, read_setting
@@ -215,7 +215,7 @@ def _resolve(base: Config, recipe: str, home: Path, token: str, pool: WorkerPool
 
 def _run(search: SearchSession, pool: WorkerPool) -> list[str]:
     """One search to its end: the trials, the winner's seeds, the record. Returns what failed, a sentence each."""
-    started, before = time.monotonic(), search.seconds_so_far()
+    started, before = time.monotonic(), read_json(SearchFolder(search.home).record, {"seconds": 0.0})["seconds"]
     follower, journal = Follower(search), search.journal
     written, known = started, list[tuple[int, int]]()
 

@@ -91,14 +91,6 @@ def _families(block: list[Row]) -> dict[str, list[Row]]:
     return families
 
 
-def _colours(rows: list[Row]) -> list[str]:
-    """A colour for each row of a panel: by alignment where that tells them apart, else from the palette."""
-    alignments = [row.align for row in rows]
-    if len(set(alignments)) == len(rows) and set(alignments) <= set(ALIGN_COLOURS):
-        return [ALIGN_COLOURS[align] for align in alignments]
-    return [PALETTE[i % len(PALETTE)] for i in range(len(rows))]
-
-
 def curve_figure(block: list[Row], suffix: str, where: str) -> Figure | None:
     """Accuracy and loss over epochs, a column of panels for each method (CMDA figures 1 and 2)."""
     families = _families(block)
@@ -108,10 +100,11 @@ def curve_figure(block: list[Row], suffix: str, where: str) -> Figure | None:
     columns = {"columns": 2} if alone else {"lines": 2, "columns": len(families), "sharex": "col", "sharey": "row"}
     figure, grid = panels(9.6, 3.6, **columns) if alone else panels(3.2 * len(families), 6, **columns)
     for column, (name, rows) in zip(grid if alone else grid.T, families.items(), strict=True):
-        styles = [
-            {"color": colour, "marker": SHAPES[i % len(SHAPES)], "label": clean(row.label, 38)}
-            for i, (row, colour) in enumerate(zip(rows, _colours(rows), strict=True))
-        ]
+        styles: list[dict[str, Any]] = []
+        told_apart = len({row.align for row in rows} & set(ALIGN_COLOURS)) == len(rows)
+        for i, row in enumerate(rows):
+            colour = ALIGN_COLOURS[row.align] if told_apart else PALETTE[i % len(PALETTE)]
+            styles.append({"color": colour, "marker": SHAPES[i % len(SHAPES)], "label": clean(row.label, 38)})
         for axes, panel in zip(column, TRAINING, strict=True):
             panel.draw(axes, rows, styles)
             axes.set_xlabel("epoch" if alone or panel is TRAINING[1] else "")

@@ -196,14 +196,6 @@ def scale_of(field: SearchedField, values: list[Any]) -> Scale:
     return Scale(tuple((tick, number_text(tick)) for tick in dict.fromkeys(ticks)), low, high, log)
 
 
-def _score_scale(search: SearchRecord, scores: list[float]) -> Scale:
-    if not scores:
-        return Scale(())
-    low, high = sorted((min(scores), max(scores)), reverse=not search.larger_is_better)
-    ticks = dict.fromkeys([low, (low + high) / 2, high])
-    return Scale(tuple((tick, score_text(search, tick)) for tick in ticks), low, high)
-
-
 def quarters(search: SearchRecord) -> dict[int, int]:
     """0 for a trial in the best quarter by first-rung score, 1 for the next quarter, 2 for the lower half."""
     scores = sorted(search.scores(0), key=lambda pair: (-search.worth(pair[1]), pair[0].number))
@@ -219,7 +211,9 @@ def parallel_figure(search: SearchRecord) -> Figure | None:
     if not fields:
         return None
     first = {trial.number: score for trial, score in search.scores(0)}
-    scales = [*(scale_of(f, values_of(f, trials)) for f in fields), _score_scale(search, list(first.values()))]
+    low, high = sorted((min(first.values(), default=0), max(first.values(), default=0)), reverse=not search.larger_is_better)
+    ticks = ((tick, score_text(search, tick)) for tick in dict.fromkeys([low, (low + high) / 2, high] if first else []))
+    scales = [*(scale_of(field, values_of(field, trials)) for field in fields), Scale(tuple(ticks), low, high)]
     (figure, [[axes]]), groups = panels(max(9.6, 1.15 * len(scales)), 4.6), quarters(search)
     for trial in sorted(trials, key=lambda t: groups.get(t.number, 3), reverse=True):
         jitter = 0.045 * (((trial.number * 0.618) % 1) - 0.5)  # choices would lie on one another

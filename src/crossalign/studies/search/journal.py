@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Set
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from crossalign.runs.promotion import Job, end_game, promotable
@@ -37,15 +38,23 @@ class Journal(Ladder):
 
         super().__init__(ends, factor, larger_is_better, [])
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        _drop_torn_line(file)
-        self._storage = JournalStorage(JournalFileBackend(str(file), lock_obj=_HeldByCaller()))
+        # A last line that a killed process did not finish: Optuna would read no further, for good.
+        if file.is_file() and (content := file.read_bytes()) and not content.endswith(b"\n"):
+            os.truncate(file, content.rfind(b"\n") + 1)
+        # Optuna's own lock is left behind by a killed process: that of the search's folder stands for it.
+        lock: Any = SimpleNamespace(acquire=lambda: True, release=lambda: None)
+        self._storage = JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
         direction = "maximize" if larger_is_better else "minimize"
         self._study = optuna.create_study(storage=self._storage, study_name=name, direction=direction, load_if_exists=True)
         self._id = self._storage.get_study_id_from_name(name)
         for frozen in self._study.get_trials():
-            self.trials.append(self._read(frozen))
+            curve = [value for _, value in sorted(frozen.intermediate_values.items())]
+            trial = TrialRecord(frozen.number, dict(frozen.params), curve=curve, **frozen.user_attrs)
+            trial.scores = [self.worth(score) for score in trial.scores]  # turned round when written, and here back
+            del trial.seconds[len(trial.scores) :]  # of a job whose score did not get there
+            self.trials.append(trial)
             if not frozen.state.is_finished():  # killed between a job's end and this
-                self._close(self.trials[-1])
+                self._close(trial)
 
     def next_job(self, asked: int, flying: Set[int], draw: Draw) -> Job | None:
         """What to train next: what an earlier call left open, a promotion, a new trial of the ``asked`` ones, the end game.
@@ -150,14 +159,6 @@ class Journal(Ladder):
             written = [self.worth(score) for score in value] if name == "scores" else value
             self._storage.set_trial_user_attr(self._key(number), name, written)
 
-    def _read(self, frozen: Any) -> TrialRecord:
-        """A trial as the file has it: of begun, scores and so on, as much as has happened."""
-        curve = [value for _, value in sorted(frozen.intermediate_values.items())]
-        trial = TrialRecord(frozen.number, dict(frozen.params), curve=curve, **frozen.user_attrs)
-        trial.scores = [self.worth(score) for score in trial.scores]  # turned round, and here back
-        del trial.seconds[len(trial.scores) :]  # of a job whose score did not get there
-        return trial
-
     def _close(self, trial: TrialRecord) -> None:
         """To Optuna, if it is over."""
         from optuna.trial import TrialState
@@ -166,19 +167,3 @@ class Journal(Ladder):
             self._study.tell(trial.number, state=TrialState.FAIL)
         elif len(trial.scores) == len(self.ends):
             self._study.tell(trial.number, trial.score)
-
-
-class _HeldByCaller:
-    """Optuna's lock of the journal, which a killed process would leave behind: the search folder's own lock stands for it."""
-
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        pass
-
-
-def _drop_torn_line(file: Path) -> None:
-    """Cut off a last line that a killed process did not finish: Optuna would read no further, for good."""
-    if file.is_file() and (content := file.read_bytes()) and not content.endswith(b"\n"):
-        os.truncate(file, content.rfind(b"\n") + 1)

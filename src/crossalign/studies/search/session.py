@@ -10,7 +10,6 @@ from crossalign.config import SearchConfig, update
 from crossalign.core.files import write_json
 from crossalign.recipes import verb_of
 from crossalign.recipes.space import Config, Space, nested
-from crossalign.runs.folder import read_json
 from crossalign.runs.names import SearchFolder
 from crossalign.runs.promotion import Job
 from crossalign.studies.search.jobs import Work
@@ -60,6 +59,8 @@ class SearchSession:
         """Write search.json; ``seconds`` is the wall clock of all calls."""
         journal, config, watched = self.journal, self.config, self.base.loop.watched
         winner = journal.winner()
+        # Of a stage before training: no rung counts its epochs, as in CMDA §3.1.4.
+        aligned = [self.settled(trial.number).align for trial in journal.trials if trial.curve]
         record = {
             "title": f"ASHA over {self.recipe}",
             "recipe": self.recipe,
@@ -80,16 +81,7 @@ class SearchSession:
             "scored": journal.scored,
             "epochs": journal.epochs(),
             "epochs_in_full": len(journal.trials) * journal.ends[-1],
-            "alignment_epochs": self._alignment_epochs(),
+            "alignment_epochs": sum(getattr(align, "epochs", 0) for align in aligned if align.metric != "none"),
             "seconds": round(seconds, 1),
         }
         write_json(SearchFolder(self.home).record, record)
-
-    def seconds_so_far(self) -> float:
-        """Wall clock of earlier calls."""
-        return float(read_json(SearchFolder(self.home).record, {"seconds": 0.0})["seconds"])
-
-    def _alignment_epochs(self) -> int:
-        """Epochs of a stage before training, in all trials: no rung counts them, as in CMDA §3.1.4."""
-        settled = [self.settled(trial.number).align for trial in self.journal.trials if trial.curve]
-        return sum(getattr(align, "epochs", 0) for align in settled if align.metric != "none")
