@@ -174,8 +174,15 @@ def open_space(ref: str, config: Config) -> Space:
         text = SPACES[ref or DEFAULTS[type(config)]].read_text(encoding="utf-8")
     data, settings = _load(text, place), flatten(to_dict(config))
     fields: dict[str, Field] = {}
-    for name, value in data.items():
-        _check_name(name, value, list(settings), place)
+    for name, value in data.items():  # no section, and nothing that a search cannot vary
+        under = [field for field in settings if field.startswith(f"{name}.")]
+        held = value if isinstance(value, dict) else ()
+        field = next((f for f in under if f.removeprefix(f"{name}.").split(".")[0] in held), under[0]) if under else name
+        for start, why in FIXED.items():
+            if (field == start or field.startswith(f"{start}.")) and not field.startswith(VARIABLE):
+                raise UserError(f"{place} varies '{field}', which a search cannot: {why}")
+        if under:
+            raise UserError(f"{place}, field '{name}', is a section: write a line a field, such as '{field}: …'")
         fields[name] = _read_field(name, value, place, config, [*data], fields)
     whole = Space(tuple(fields.values()))
     if not (space := whole.of(config)).fields and (when := whole.fields[0].when):
@@ -212,18 +219,6 @@ def _load(text: str, place: str) -> dict[str, Any]:
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise UserError(f"{where} gives '{twice[0]}' twice: keep one")
     return {str(name): value for name, value in data.items()}
-
-
-def _check_name(name: str, value: Any, known: list[str], place: str) -> None:
-    """No section, and nothing that a search cannot vary."""
-    under = [field for field in known if field.startswith(f"{name}.")]
-    held = value if isinstance(value, dict) else ()
-    field = next((f for f in under if f.removeprefix(f"{name}.").split(".")[0] in held), under[0]) if under else name
-    for start, why in FIXED.items():
-        if (field == start or field.startswith(f"{start}.")) and not field.startswith(VARIABLE):
-            raise UserError(f"{place} varies '{field}', which a search cannot: {why}")
-    if under:
-        raise UserError(f"{place}, field '{name}', is a section: write a line a field, such as '{field}: …'")
 
 
 def _read_field(name: str, value: Any, place: str, config: Config, names: list[str], before: Mapping[str, Field]) -> Field:

@@ -56,15 +56,11 @@ def promotable(scores: Sequence[Mapping[int, float]], begun: Sequence[Set[int]],
 def end_game(scores: Sequence[Mapping[int, float]], begun: Sequence[Set[int]]) -> Job | None:
     """What to do when all trials were drawn, none is training and none is promotable: if nobody has reached the last rung,
     the best of the highest rung goes on; else None, the search is over."""
+    last = len(scores) - 1
     for rung in reversed(range(len(scores))):
-        alive = [trial for trial in _ranked(scores[rung]) if scores[rung][trial] > -math.inf]
-        if rung == len(scores) - 1:
-            if alive:
-                return None
-            continue
-        for trial in alive:
-            if trial not in begun[rung + 1]:
-                return Job(trial, rung + 1)
+        for trial in _ranked(scores[rung]):
+            if scores[rung][trial] > -math.inf and (rung == last or trial not in begun[rung + 1]):
+                return None if rung == last else Job(trial, rung + 1)
     return None
 
 
