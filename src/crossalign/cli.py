@@ -120,7 +120,10 @@ def _dispatch(args: list[str]) -> int | None:
         return 0
     asked = _parse(verb, name, recipe, rest)
     validate(asked)
-    return verb.run(asked, recipe)
+    ended = verb.run(asked, recipe)
+    if isinstance(ended, str) and os.environ.get("RANK", "0") == "0":
+        print(ended)
+    return 0 if isinstance(ended, str) else ended
 
 
 def find_verb(args: list[str]) -> tuple[str, list[str]]:

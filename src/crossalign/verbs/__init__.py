@@ -15,8 +15,9 @@ class Verb:
     """One verb: the class that parses its arguments, and what runs them."""
 
     args: type
-    run: Callable[[Any, str], int | None]
-    """Called with the arguments and the recipe's name, "" for none; returns the exit code, None for 0."""
+    run: Callable[[Any, str], int | str | None]
+    """Called with the arguments and the recipe's name, "" for none; returns what the first process prints at the end, or the
+    exit code, None for 0."""
     recipes: Mapping[type, type] | None = None
     """Classes of configuration whose recipes its first word may name, each with the class that then parses the arguments; the
     first is for a call without a recipe. Empty: recipes of any verb, which leave its options as they are."""

@@ -25,13 +25,13 @@ class FeaturesArgs:
     pairs: PairsConfig = field(default_factory=PairsConfig)
 
 
-def run(args: FeaturesArgs, _: str) -> None:
-    """Write the features, and print where they are and what they are of."""
+def run(args: FeaturesArgs, _: str) -> str:
+    """Write the features, and tell where they are and what they are of."""
     from crossalign.features.store import read_metadata
 
     path = features(args)
     facts = read_metadata(path)
-    print(f"{path}: {facts['teacher']}, layers {' '.join(json.loads(facts['layers']))}; {facts['pairs']}")
+    return f"{path}: {facts['teacher']}, layers {' '.join(json.loads(facts['layers']))}; {facts['pairs']}"
 
 
 def features(args: FeaturesArgs) -> Path:

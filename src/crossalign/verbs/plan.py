@@ -54,10 +54,10 @@ class PlanFinetuneArgs(DeviceArgs, FinetuneConfig):
     """What fine-tuning will cost, from a model without memory: parameters, tokens, FLOPs, bytes and hours."""
 
 
-def run(args: PlanArgs | PlanPretrainArgs | PlanFinetuneArgs, recipe: str) -> None:
-    """Print the plan."""
+def run(args: PlanArgs | PlanPretrainArgs | PlanFinetuneArgs, recipe: str) -> str:
+    """The plan."""
     names = ("hardware", "utilization", "train_images", "classes")
-    print(plan(args, recipe=recipe, **{name: getattr(args, name) for name in names if hasattr(args, name)}))
+    return plan(args, recipe=recipe, **{name: getattr(args, name) for name in names if hasattr(args, name)})
 
 
 PLAN = Verb(PlanArgs, run, {AdaptConfig: PlanArgs, PretrainConfig: PlanPretrainArgs, FinetuneConfig: PlanFinetuneArgs})

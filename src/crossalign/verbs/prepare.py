@@ -17,21 +17,19 @@ class PrepareArgs(CorpusConfig):
     """Folder of the token files, the tokenizer and meta.json."""
 
 
-def run(args: PrepareArgs, _: str) -> None:
-    """Write the token files, and print how much text they hold."""
-    from crossalign.core.machine import is_main_process
+def run(args: PrepareArgs, _: str) -> str:
+    """Write the token files, and tell how much text they hold."""
     from crossalign.data.text.corpus import prepare
 
     corpus = prepare(args, args.output)
-    if not is_main_process():
-        return
+    told = []
     for side in ("train", "validation"):
         counts = corpus.meta[side]
-        print(f"{side}: {counts['documents']:,} documents, {counts['bytes']:,} bytes, {counts['tokens']:,} tokens")
+        told.append(f"{side}: {counts['documents']:,} documents, {counts['bytes']:,} bytes, {counts['tokens']:,} tokens")
     dropped = [f"{corpus.meta['empty_documents']:,} empty documents"] if corpus.meta["empty_documents"] else []
     if dropped + corpus.meta["left_out"]:
-        print(f"left out: {', '.join(dropped + corpus.meta['left_out'])}")
-    print(f"vocabulary of {corpus.vocabulary:,}; {args.output}")
+        told.append(f"left out: {', '.join(dropped + corpus.meta['left_out'])}")
+    return "\n".join([*told, f"vocabulary of {corpus.vocabulary:,}; {args.output}"])
 
 
 PREPARE = Verb(PrepareArgs, run)

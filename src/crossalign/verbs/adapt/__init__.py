@@ -8,23 +8,19 @@ from crossalign.recipes import get_recipe
 from crossalign.verbs import Verb
 
 
-def run(config: AdaptConfig, recipe: str) -> None:
-    """Train, and print the accuracy in a line."""
-    from crossalign.core.machine import is_main_process
+def run(config: AdaptConfig, recipe: str) -> str:
+    """Train, and tell the accuracy in a line."""
     from crossalign.verbs.adapt.job import adapt
 
     preset = get_recipe(recipe).make() if recipe else config
     if config.row == preset.row and row_name(config) != row_name(preset):
         config.row = ""  # the recipe's name of the row no longer says what runs
     result = adapt(config, recipe=recipe)
-    if not is_main_process():
-        return
     validation, test = f"{result['validation']['accuracy']:.2%}", result["test"]
     if test is None:
-        print(f"{result['row']}: validation accuracy {validation}; {config.output}")
-        return
+        return f"{result['row']}: validation accuracy {validation}; {config.output}"
     accuracy = f"test accuracy {test['accuracy']:.2%} on {test['n']} images"
-    print(f"{result['row']}: {accuracy} (epoch {result['best_epoch']}, validation {validation}); {config.output}")
+    return f"{result['row']}: {accuracy} (epoch {result['best_epoch']}, validation {validation}); {config.output}"
 
 
 def row_name(config: AdaptConfig) -> str:

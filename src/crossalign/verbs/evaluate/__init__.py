@@ -13,15 +13,15 @@ TASKS: Registry[Path] = Registry("task", _FILES, group="crossalign.tasks")
 """Task files of lm-evaluation-harness by name."""
 
 
-def run(config: EvaluateConfig, _: str) -> None:
-    """Score, and print what a classifier's language model forgot; the scores are printed as they come."""
-    from crossalign.core.machine import is_main_process
+def run(config: EvaluateConfig, _: str) -> str | None:
+    """Score, and tell what a classifier's language model forgot; the scores are printed as they come."""
     from crossalign.verbs.evaluate.job import evaluate
 
-    results = evaluate(config)
-    for name, metrics in results.get("forgetting", {}).items() if is_main_process() else ():
+    results, told = evaluate(config), []
+    for name, metrics in results.get("forgetting", {}).items():
         changes = ", ".join(f"{metric} {value['before']:.4g} → {value['after']:.4g}" for metric, value in metrics.items())
-        print(f"before and after it learned images, {results['tasks'][name]['label']}: {changes}")
+        told.append(f"before and after it learned images, {results['tasks'][name]['label']}: {changes}")
+    return "\n".join(told) or None
 
 
 EVALUATE = Verb(EvaluateConfig, run)

@@ -7,18 +7,15 @@ from crossalign.core.refs import Ref
 from crossalign.verbs import Verb
 
 
-def run(config: PretrainConfig | FinetuneConfig, recipe: str) -> None:
-    """Train, and print the scores in a line."""
-    from crossalign.core.machine import is_main_process
+def run(config: PretrainConfig | FinetuneConfig, recipe: str) -> str:
+    """Train, and tell the scores in a line."""
     from crossalign.verbs.language_model.job import train
 
     result = train(config, recipe)
-    if not is_main_process():
-        return
     parts = [f"{text} perplexity {scores['perplexity']:.2f}" for text, scores in result["scores"].items()]
     aligned = result["held_out"].get("held_out_cka-linear-debiased")
     parts += [] if aligned is None else [f"alignment of held-out pairs {aligned:.3f}"]
-    print(f"{result['row']}: {', '.join(parts)}; {config.output}")
+    return f"{result['row']}: {', '.join(parts)}; {config.output}"
 
 
 def row_name(config: PretrainConfig | FinetuneConfig) -> str:
