@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from crossalign.core.errors import UserError
 from crossalign.data.batches import IGNORED, Batches, InOrder
 from crossalign.data.images.batches import ImageBatch, ImageRows, augment
 from crossalign.data.images.load import ImageSet
+from crossalign.verbs.adapt.scoring import score
 
 AUGMENT = AugmentConfig(crop_padding=2)
 
@@ -160,3 +163,16 @@ def test_evaluation_sees_each_image_once_in_order(count: int, batch_size: int, w
                 continue
             assert torch.equal(batch["images"], torch.from_numpy(images.pixels[batch["index"].numpy()]))
             assert torch.equal(batch["labels"], images.labels[batch["index"]])
+
+
+def test_scores_of_several_processes_add_up_to_those_of_one() -> None:
+    """9 = 2 x 4 + 1: in the last batch two of three processes only fill a place, and answer nothing."""
+    images, model = numbered(9), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 7))
+    cpu = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+
+    def answers(rank: int, world: int) -> np.ndarray:
+        batches = ({**b, "images": b["images"].float()} for b in InOrder(9, ImageRows(images).gather, 4, rank, world))
+        scores = score(model, batches, images.labels, cpu)
+        return np.stack([scores.predicted, scores.confidence, scores.losses.numpy()])
+
+    np.testing.assert_allclose(sum(answers(rank, 3) for rank in range(3)), answers(0, 1), rtol=1e-5)

@@ -26,7 +26,7 @@ def progress(
     It shows in the main process only, and only once two seconds have passed. Where stderr is no terminal it prints
     one plain line every 30 seconds at most, so that a log file holds no control characters. Bytes (unit "B") are told in
     thousands and millions. Without ``leave`` the bar is wiped when it is done. ``place`` is the line of a bar under
-    another one; a log file has none of these.
+    another one; a log file has none of these. Without a description there is no bar.
     """
     plain = not sys.stderr.isatty()
     return tqdm(
@@ -38,7 +38,7 @@ def progress(
         delay=QUIET_SECONDS,
         leave=leave,
         position=place,
-        disable=_silent or not is_main_process() or (plain and place is not None),
+        disable=_silent or not description or not is_main_process() or (plain and place is not None),
         file=_Lines(sys.stderr) if plain else sys.stderr,
         mininterval=LINE_SECONDS if plain else 0.2,
         miniters=1,
@@ -62,9 +62,6 @@ def silence() -> None:
 
 def followed(items: Iterable[T], total: int, description: str, unit: str) -> Iterator[T]:
     """The items, with a bar over them that is wiped at the end; none where ``description`` is empty."""
-    if not description:
-        yield from items
-        return
     with progress(total, description, unit=unit, leave=False) as bar:
         for item in items:
             yield item
