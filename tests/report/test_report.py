@@ -110,6 +110,8 @@ def test_one_seed_never_shows_a_difference_without_uncertainty(tmp_path: Path, n
     assert any("One seed" in note for note in table.notes)
     told = told_of_one(tmp_path)
     assert "points (1 seed, over 400 images, p = " in told and "no difference could be shown" in told
+    (tmp_path / "b" / "predictions.parquet").unlink()
+    assert accuracy_table(Results(open_study([tmp_path]))).rows[1][2] == "–"
 
 
 def test_a_null_result_is_said_plainly(tmp_path: Path, new_run: Maker) -> None:

@@ -157,7 +157,7 @@ def means_table(results: Results, labels: Sequence[str], outcomes: Sequence[Outc
         levels = [1.0 if one is None or one.p_holm is None else one.p_holm for one in tests]
         stars = [next((star for level, star in STARS if p <= level), "") for p in levels]
         means = [_mean(results, label, outcome) + star for outcome, star in zip(outcomes, stars, strict=True)]
-        change = [_change(tests[0], outcomes[0])] if single else []
+        change = [change_text(outcomes[0], tests[0])] if single else []
         lines.append([label, *means, *change, ", ".join(map(str, results.row[label].seeds))])
     heads = [f"{one.label}{' (%)' if one.share else ''} {'↓' if one.lower_is_better else '↑'}" for one in outcomes]
     columns = ["Row", *heads, *([f"Δ from {labels[0]}"] if single else []), "Seeds"]
@@ -178,14 +178,6 @@ def _mean(results: Results, label: str, outcome: Outcome) -> str:
         if not isinstance(answers, str) and not math.isnan(answers.error):
             mean, mark = replace(mean, error=answers.error), "†"
     return mean_text(mean, outcome.digits, outcome.scale) + mark
-
-
-def _change(one: Any, outcome: Outcome) -> str:
-    """The difference with its standard error over seeds, or over items (†); a dash where it has neither."""
-    if one is None or one.t is None or (one.t.interval is None and one.over_items is None):
-        return UNKNOWN
-    error, mark = (one.t.error, "") if one.t.n > 1 else (one.over_items[0], "†")
-    return change_text(outcome, one.t.difference, error, mark)
 
 
 def seeds_table(results: Results, contrasts: DataFrame) -> Table:

@@ -15,7 +15,7 @@ from crossalign.report.blocks import Table
 from crossalign.report.words import UNKNOWN, difference_text, duration, mean_text, number, percent, size
 from crossalign.results.contrasts import contrasts
 from crossalign.results.frame import Results
-from crossalign.results.outcomes import HELD_OUT, Outcome
+from crossalign.results.outcomes import ACCURACY, HELD_OUT, Outcome
 from crossalign.results.questions import before_and_after, beside_baseline
 from crossalign.results.rows import Row, best, blocks, by_block, differing, flat, settings
 from crossalign.runs.records import Run, Study
@@ -42,7 +42,7 @@ def accuracy_table(results: Results) -> Table:
     """CMDA's Table 1: test accuracy and its difference from the FPT row without alignment, each ± standard error."""
     rows = list(results.row.values())
     many = len({row.backbone for row in rows if row.backbone}) > 1
-    changes = {one.other: _change(results, one) for one in contrasts(results, beside_baseline(results)).itertuples()}
+    changes = {one.other: change_text(ACCURACY, one) for one in contrasts(results, beside_baseline(results)).itertuples()}
     lines = []
     for row in rows:
         accuracy, over_images = row.accuracy
@@ -67,16 +67,14 @@ def accuracy_table(results: Results) -> Table:
     return table.noting("†", ONE_SEED.format("test images"))
 
 
-def _change(results: Results, one: Any) -> str:
-    """The difference from the baseline with its standard error, or why there is none."""
-    if one.t is None:
-        return f"{UNKNOWN} ({one.reason})"
-    return change_text(results.outcome[one.outcome], one.t.difference, one.error, "†" if one.over == "items" else "")
-
-
-def change_text(outcome: Outcome, difference: float, error: float | None, mark: str) -> str:
-    """A difference with its standard error and a mark on what that is over."""
-    return difference_text(outcome, difference, error) + (" (no ±)" if error is None else mark)
+def change_text(outcome: Outcome, one: Any) -> str:
+    """A difference with its standard error over seeds, or over items (†) where there is one seed; a dash without either."""
+    if one is None or one.t is None:
+        return UNKNOWN if one is None else f"{UNKNOWN} ({one.reason})"
+    if one.t.interval is None and one.over_items is None:
+        return UNKNOWN
+    error, mark = (one.t.error, "") if one.t.n > 1 else (one.over_items[0], "†")
+    return difference_text(outcome, one.t.difference, error) + mark
 
 
 def text_tables(results: Results) -> list[Table]:
@@ -124,7 +122,7 @@ def forgetting_table(results: Results) -> Table:
                 "Task": f"{task} ({'acc, %' if outcome.share else outcome.unit})",
                 "Before": before,
                 "After": after,
-                "Difference": change_text(outcome, one.t.difference, error, mark),
+                "Difference": difference_text(outcome, one.t.difference, error) + (" (no ±)" if error is None else mark),
                 "Seeds": str(one.t.n),
             }
         )
