@@ -38,10 +38,6 @@ def share(config: MeasureConfig) -> str:
     return f"{100 * (1 - config.level):g}%"
 
 
-def _is_control(model: dict[str, Any]) -> bool:
-    return bool(Ref(model["ref"]).control)
-
-
 def _pairs(result: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     """What was found for each language model with each vision model."""
     return {(pair["language"], pair["vision"]): pair for pair in result["alignment"]}
@@ -98,7 +94,7 @@ def against_chance(config: MeasureConfig, result: dict[str, Any]) -> Figure:
     """The best score of each pair of models beside what chance gives at best; controls in colours of their own."""
     language, left_out = _drawn(result)
     pairs = [pair for pair in result["alignment"] if pair["language"] in {model["name"] for model in language}]
-    controls = {side: {model["name"] for model in result[side] if _is_control(model)} for side in ("language", "vision")}
+    controls = {side: {model["name"] for model in result[side] if Ref(model["ref"]).control} for side in ("language", "vision")}
     kinds = [CHANCES[sum(pair[side] in names for side, names in controls.items())] for pair in pairs]
     (figure, [[axes]]), marks = panels(8.6, 1.0 + 0.26 * len(pairs)), []
     for i, (pair, (colour, _)) in enumerate(zip(pairs, kinds, strict=True)):
@@ -125,7 +121,7 @@ def quality_figure(config: MeasureConfig, result: dict[str, Any]) -> Figure | No
         names = sorted(quality, key=lambda name: quality[name])
         middle = np.array([pairs[name, model["name"]]["calibrated"] for name in names])
         low, high = np.array([pairs[name, model["name"]]["calibrated_interval"] for name in names]).T
-        style: dict[str, Any] = {"fmt": "o--" if _is_control(model) else "o-", "color": PALETTE[i % len(PALETTE)]}
+        style: dict[str, Any] = {"fmt": "o--" if Ref(model["ref"]).control else "o-", "color": PALETTE[i % len(PALETTE)]}
         style |= {"markersize": 5, "capsize": 2, "linewidth": 1.2, "label": clean(model["name"])}
         ends = [np.maximum(middle - low, 0), np.maximum(high - middle, 0)]
         axes.errorbar([quality[name] for name in names], middle, yerr=ends, **style)
