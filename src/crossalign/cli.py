@@ -72,24 +72,24 @@ def _run(args: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except UserError as error:
-        code, told = 2, str(error)
+        code, sentence = 2, str(error)
         if os.environ.get("RANK", "0") != "0":  # all processes of a distributed run say the same
             return code
     except KeyboardInterrupt:
-        code, told = 128 + signal.SIGINT, "stopped; the run resumes from its last checkpoint"
+        code, sentence = 128 + signal.SIGINT, "stopped; the run resumes from its last checkpoint"
     except Interrupted as error:
-        code, told = 130, f"{error}; the same command goes on from there"
+        code, sentence = 130, f"{error}; the same command goes on from there"
     except (Diverged, DiskFull) as error:
-        code, told = 1, str(error)
+        code, sentence = 1, str(error)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             place = error.filename or "writing results"
-            code, told = 1, f"the disk is full ({place}); free some space, then run it again"
+            code, sentence = 1, f"the disk is full ({place}); free some space, then run it again"
         elif error.errno in UNUSABLE and error.filename:
-            code, told = 2, f"'{error.filename}' cannot be used ({error.strerror}): choose another path"
+            code, sentence = 2, f"'{error.filename}' cannot be used ({error.strerror}): choose another path"
         else:
             raise
-    print(f"crossalign: {told}", file=sys.stderr)
+    print(f"crossalign: {sentence}", file=sys.stderr)
     return code
 
 

@@ -177,8 +177,8 @@ def _stated(run: Run, entry: dict[str, Any]) -> Score:
     except (KeyError, TypeError) as error:
         raise UserError(f"{run.folder}/result.json has a damaged outcome ({error}); run it again") from error
     fingerprint = tuple((str(sentence), part) for sentence, part in entry.get("fingerprint") or [])
-    value, told = _number(entry.get("value")), entry.get("answers")
-    where = {"id": "id", "amount": "amount", "size": "size"} | (told if isinstance(told, dict) else {"file": told or ""})
+    value, named = _number(entry.get("value")), entry.get("answers")
+    where = {"id": "id", "amount": "amount", "size": "size"} | (named if isinstance(named, dict) else {"file": named or ""})
     return Score(outcome, value, fingerprint, partial(_answers, run, outcome, value, **where))
 
 

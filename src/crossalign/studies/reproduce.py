@@ -185,9 +185,9 @@ def quickstart(output: Path) -> int:
     from crossalign.training.precision import timed
 
     codes, before = [], timed["seconds"]
-    for study, (folder, settings, told) in QUICKSTART.items():
+    for study, (folder, settings, title) in QUICKSTART.items():
         started = time.monotonic()
-        print(told)
+        print(title)
         codes.append(reproduce(ReproduceArgs(study, output / folder, seeds=1, set=settings)))
         print(f"{folder}: {(time.monotonic() - started) / 60:.1f} minutes\n")
     spent = timed["seconds"] - before

@@ -22,14 +22,14 @@ def run(args: PrepareArgs, _: str) -> str:
     from crossalign.data.text.corpus import prepare
 
     corpus = prepare(args, args.output)
-    told = []
+    lines = []
     for side in ("train", "validation"):
         counts = corpus.meta[side]
-        told.append(f"{side}: {counts['documents']:,} documents, {counts['bytes']:,} bytes, {counts['tokens']:,} tokens")
+        lines.append(f"{side}: {counts['documents']:,} documents, {counts['bytes']:,} bytes, {counts['tokens']:,} tokens")
     dropped = [f"{corpus.meta['empty_documents']:,} empty documents"] if corpus.meta["empty_documents"] else []
     if dropped + corpus.meta["left_out"]:
-        told.append(f"left out: {', '.join(dropped + corpus.meta['left_out'])}")
-    return "\n".join([*told, f"vocabulary of {corpus.vocabulary:,}; {args.output}"])
+        lines.append(f"left out: {', '.join(dropped + corpus.meta['left_out'])}")
+    return "\n".join([*lines, f"vocabulary of {corpus.vocabulary:,}; {args.output}"])
 
 
 PREPARE = Verb(PrepareArgs, run)

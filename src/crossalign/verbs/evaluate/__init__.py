@@ -17,11 +17,11 @@ def run(config: EvaluateConfig, _: str) -> str | None:
     """Score, and tell what a classifier's language model forgot; the scores are printed as they come."""
     from crossalign.verbs.evaluate.job import evaluate
 
-    results, told = evaluate(config), []
+    results, lines = evaluate(config), []
     for name, metrics in results.get("forgetting", {}).items():
         changes = ", ".join(f"{metric} {value['before']:.4g} → {value['after']:.4g}" for metric, value in metrics.items())
-        told.append(f"before and after it learned images, {results['tasks'][name]['label']}: {changes}")
-    return "\n".join(told) or None
+        lines.append(f"before and after it learned images, {results['tasks'][name]['label']}: {changes}")
+    return "\n".join(lines) or None
 
 
 EVALUATE = Verb(EvaluateConfig, run)

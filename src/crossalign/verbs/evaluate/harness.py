@@ -67,10 +67,10 @@ class EvalTask:
         """A hash of the prompt, the documents and the examples before them: of all that the scores depend on but the model."""
         rows = ("custom_dataset", "dataset_path", "dataset_name", "dataset_kwargs", "metadata")  # where they came from
         config = self.task.config.to_dict(keep_callable=True)
-        told = json.loads(json.dumps({key: value for key, value in config.items() if key not in rows}, default=_source))
+        task = json.loads(json.dumps({key: value for key, value in config.items() if key not in rows}, default=_source))
         examples = list(self.task.fewshot_docs() or []) if self.few_shot else []
         return content_key(
-            config=told, documents=self.documents(), examples=examples, seed=self.seed if self.few_shot else 0, harness=VERSION
+            config=task, documents=self.documents(), examples=examples, seed=self.seed if self.few_shot else 0, harness=VERSION
         )
 
     def __post_init__(self) -> None:
@@ -135,8 +135,8 @@ def open_task(name: str, data: Path | None, few_shot: int = 0, limit: int | None
 
 
 def _no_prompts(name: str, error: Exception) -> UserError:
-    told = f"{type(error).__name__}: {first_line(error)}"
-    return UserError(f"the prompts of {name} cannot be made ({told}): mend its task file or its data")
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return UserError(f"the prompts of {name} cannot be made ({reason}): mend its task file or its data")
 
 
 def _read_task(path: Path) -> dict[str, Any]:
@@ -166,8 +166,8 @@ def _take_local(config: dict[str, Any], folder: Path, scored: str, shots: int) -
         try:
             rows[split] = Dataset.from_list(part.rows)
         except (ArrowException, TypeError, ValueError) as error:
-            told = f"the lines of '{part.path}' do not go into one table ({first_line(error)})"
-            raise UserError(f"{told}: give each field one kind of value") from error
+            mixed = f"the lines of '{part.path}' do not go into one table ({first_line(error)})"
+            raise UserError(f"{mixed}: give each field one kind of value") from error
     for split, key in _SPLIT_KEYS.items():
         config[key] = split if split in rows else None
     config.update(

@@ -42,8 +42,8 @@ class Measured:
 
     def told(self) -> dict[str, Any]:
         """What measure.json says of it."""
-        told = {"name": self.name, "ref": self.ref, "layers": list(self.layers)}
-        return told | {
+        facts = {"name": self.name, "ref": self.ref, "layers": list(self.layers)}
+        return facts | {
             key: getattr(self, key) for key in ("run", "step", "bits_per_byte") if getattr(self, key) not in (None, "")
         }
 
@@ -81,8 +81,8 @@ def look(models: list[Measured], pairs: Pairs, device: str) -> list[Measured]:
         layers = store.read(model.source).by_layer()  # of the user's own file one, unless several lie in it side by side
         for name, values in layers.items():
             if not (values - values[0]).abs().max() > 1e-6 * values.abs().max():
-                told = f"layer {name} of '{model.ref}' gives all {len(values)} pairs the same features"
-                raise UserError(f"{told}: leave that layer out")
+                alike = f"layer {name} of '{model.ref}' gives all {len(values)} pairs the same features"
+                raise UserError(f"{alike}: leave that layer out")
         seen.append(replace(model, layers=layers))
     return seen
 
