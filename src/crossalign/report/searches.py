@@ -117,10 +117,9 @@ def remarks(search: SearchRecord, runs: list[Run]) -> list[str]:
     if winner:
         lines.append(f"Settings of trial {winner.number}: {settings_text(search, winner)}.")
     if not search.over:
-        training = sum(trial.open is not None for trial in search.trials)
         lines.append(
-            f"The search is not over: {count} of {counted(search.asked, 'configuration')} begun, {training} in training when "
-            "this was written."
+            f"The search is not over: {count} of {counted(search.asked, 'configuration')} begun, {len(search.training)} in "
+            "training when this was written."
         )
     elif count < search.asked:
         lines.append(f"{search.asked} were asked for: the space seems to hold no more.")
@@ -248,8 +247,8 @@ def rung_table(search: SearchRecord) -> Table:
                 "Rung": str(rung + 1),
                 f"Ends at {search.unit}": number(end, 0),
                 "Begun": str(sum(trial.begun >= rung for trial in search.trials)),
-                "Failed": str(len(search.failed_in(rung))),
-                "In training": str(len(search.training_in(rung))),
+                "Failed": str(sum(trial.begun == rung for trial in search.failed)),
+                "In training": str(sum(trial.begun == rung for trial in search.training)),
                 "Reached its end": str(len(reached)),
                 "Promoted": str(sum(trial.begun > rung for trial in reached)) if rung < last else UNKNOWN,
                 f"Best {score_name(search)}": score_text(search, (max if search.larger_is_better else min)(scores)),

@@ -153,14 +153,6 @@ class SearchRecord(Ladder):
     """Before training, in all trials: no rung counts them."""
     seconds: float
 
-    def failed_in(self, rung: int) -> list[TrialRecord]:
-        """Trials that failed on their way to the end of a rung."""
-        return [trial for trial in self.failed if trial.begun == rung]
-
-    def training_in(self, rung: int) -> list[TrialRecord]:
-        """Trials that are being trained on their way to the end of a rung."""
-        return [trial for trial in self.trials if trial.open and trial.open.rung == rung]
-
     def scores(self, rung: int) -> list[tuple[TrialRecord, float]]:
         """Trials with their score at the end of a rung, those that have one."""
         return [(trial, trial.scores[rung]) for trial in self.reached(rung) if not math.isnan(trial.scores[rung])]
@@ -168,6 +160,10 @@ class SearchRecord(Ladder):
     @property
     def failed(self) -> list[TrialRecord]:
         return [trial for trial in self.trials if trial.reason]
+
+    @property
+    def training(self) -> list[TrialRecord]:
+        return [trial for trial in self.trials if trial.open]
 
     @property
     def saved(self) -> float:
@@ -187,7 +183,7 @@ class SearchRecord(Ladder):
         for, found no more in its space.
         """
         drawn = len(self.trials) >= self.asked or self.winner is not None
-        if not drawn or any(trial.open for trial in self.trials):
+        if not drawn or self.training:
             return False
         scores, begun = self.standing()
         return promotable(scores, begun, self.factor) is None and end_game(scores, begun) is None

@@ -70,8 +70,8 @@ def _ends(search: SearchRecord, rung: int) -> list[tuple[str, int, str, str]]:
         ("promoted", promoted, BLUE, ""),
         ("trained to the end", len(reached) if last else 0, ORANGE, ""),
         ("not promoted" if search.over else "waiting", 0 if last else len(reached) - promoted, SKY, ""),
-        ("in training", len(search.training_in(rung)), GREEN, "...."),
-        ("failed", len(search.failed_in(rung)), RED, "////"),
+        ("in training", sum(trial.begun == rung for trial in search.training), GREEN, "...."),
+        ("failed", sum(trial.begun == rung for trial in search.failed), RED, "////"),
         ("to come", 0 if rung or search.over else search.asked - len(search.trials), MUTED, " "),
     ]
     return [end for end in ends if end[1] > 0]
