@@ -203,7 +203,10 @@ def _parts(results: Results, rows: list[Row]) -> Parts:
         told = f"No run is complete: {counted(len(study.incomplete), 'run')} stopped before the end or still running."
         classified = [run for run in study.incomplete if any("accuracy" in line for line in run.metrics)]
         return Parts(Lead(title, told), figures=tuple(unfinished_figures(classified)))
-    parts = {"image classifiers": _image_parts, "language models": _text_parts}.get(kind, _plain_parts)(results, rows)
+    told = f"{counted(len(study.complete), 'run')} of {counted(len(rows), 'row')}."
+    parts = Parts(Lead(title, told), efficiency=tables.efficiency_table(rows))
+    if kind:
+        parts = {"image classifiers": _image_parts, "language models": _text_parts}[kind](results, rows)
     further = _further(results)
     tests = contrasts(results, beside(results, rows[0].label, further))
     return replace(
@@ -231,12 +234,6 @@ def _results(results: Results) -> tuple[Table, ...]:
         means = means_table(results, list(results.row), further, contrasts(results, ()), "seed")
         own.append(replace(means, title="Further outcomes" if kind else "Results"))
     return tuple(filter(None, own))
-
-
-def _plain_parts(results: Results, rows: list[Row]) -> Parts:
-    """What is said of runs that are of no known kind."""
-    told = f"{counted(len(results.study.complete), 'run')} of {counted(len(rows), 'row')}."
-    return Parts(Lead("", told), efficiency=tables.efficiency_table(rows))
 
 
 def _image_parts(results: Results, rows: list[Row]) -> Parts:
