@@ -444,6 +444,30 @@ def test_outcomes_that_a_run_states_are_taken_as_they_stand(tmp_path: Path) -> N
         compare([tmp_path], resamples=200)
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "says"),
+    [
+        (5, "no list of outcomes"),
+        (["accuracy"], "no list of outcomes"),
+        ([{"name": 7}], "label is 7|name is 7"),
+        ([{"name": "a", "digits": "two"}], "digits is 'two'"),
+        ([{"name": "a", "share": 1}], "share is 1"),
+        ([{"name": "a", "colour": "red"}], "colour"),
+        ([{"name": "a", "fingerprint": 3}], "damaged outcome"),
+        ([{"name": "a", "answers": 3}], "file is 3"),
+        ([{"name": "a", "answers": {"amount": "x"}}], "file"),
+        ([{"name": "a", "answers": "../seed-1/predictions.parquet"}], "no file of the run's folder"),
+    ],
+)
+def test_outcomes_that_are_damaged_are_refused(tmp_path: Path, new_run: NewRun, outcomes: Any, says: str) -> None:
+    for seed in range(2):
+        folder = new_run(tmp_path / "FPT" / f"seed-{seed}", seed=seed)
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps(result | {"outcomes": outcomes}))
+    with pytest.raises(UserError, match=f"result.json has .*({says})"):
+        compare([tmp_path], resamples=200)
+
+
 def test_frames_are_tidy(evaluated: Path) -> None:
     results = compare([evaluated], resamples=200).results
     values = results.values

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -162,7 +163,10 @@ def outcomes_of(run: Run) -> list[dict[str, Any]]:
     """What result.json states, or would if it were not of a version that had a field for each kind of run instead."""
     result = run.result or {}
     if "outcomes" in result:
-        return list(result["outcomes"])
+        entries = result["outcomes"]
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise UserError(f"{run.folder}/result.json has 'outcomes' that are no list of outcomes; run it again")
+        return entries
     if run.text("verb") in ("pretrain", "finetune"):
         align = run.config.get("align")
         return language_model_outcomes(result, str(align.get("held_out_teacher") or "") if isinstance(align, dict) else "")
@@ -171,35 +175,58 @@ def outcomes_of(run: Run) -> list[dict[str, Any]]:
 
 def _stated(run: Run, entry: dict[str, Any]) -> Score:
     """An outcome that a run states, see ``stated``; ``answers`` may be the name of a file, with columns id, amount, size."""
-    facts = {key: value for key, value in entry.items() if key not in ("value", "fingerprint", "answers")}
+    facts = dict(entry)
+    value, answers, alike = (facts.pop(key, None) for key in ("value", "answers", "fingerprint"))
     try:
         outcome = Outcome(**{"label": facts["name"], "family": facts["name"], **facts})
-    except (KeyError, TypeError) as error:
+        lines = _AnswersFile(
+            run, outcome, _number(value), **(answers if isinstance(answers, dict) else {"file": answers or ""})
+        )
+        for part in (outcome, lines):
+            for field in dataclasses.fields(part)[0 if part is outcome else 3 :]:
+                if type(getattr(part, field.name)).__name__ not in str(field.type):
+                    raise TypeError(f"{field.name} is {getattr(part, field.name)!r}")
+        if Path(lines.file).name != lines.file:
+            raise ValueError(f"'{lines.file}' is no file of the run's folder")
+        fingerprint = tuple((str(sentence), part) for sentence, part in alike or ())
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.folder}/result.json has a damaged outcome ({error}); run it again") from error
-    fingerprint = tuple((str(sentence), part) for sentence, part in entry.get("fingerprint") or [])
-    value, named = _number(entry.get("value")), entry.get("answers")
-    where = {"id": "id", "amount": "amount", "size": "size"} | (named if isinstance(named, dict) else {"file": named or ""})
-    return Score(outcome, value, fingerprint, partial(_answers, run, outcome, value, **where))
+    return Score(outcome, lines.value, fingerprint, lines.answers)
 
 
-def _answers(
-    run: Run, outcome: Outcome, value: float, *, file: str, id: str, amount: str | list[str], size: str
-) -> Answers | str:
-    """What a run did on each item, in a file of its folder; a note where that does not come to the stated value."""
-    if not file:
-        return ""
-    named = [amount] if isinstance(amount, str) else amount
-    columns = run.columns(file, (id, *named))
-    if columns is None:
-        return f"no {file} in {run.folder} to pair {outcome.items} by; only running it again makes it"
-    parts = [np.asarray(columns[name]) for name in named]
-    amounts = (parts[0] if len(parts) == 1 else parts[0] == parts[1]).astype(np.float64)
-    read = Answers(np.asarray(columns[id]), amounts, np.asarray(columns.get(size, np.ones(len(amounts))), np.float64))
-    if abs(read.score - value) > 1e-4 * (1 if outcome.share else max(1.0, abs(value))):
-        scores = [f"{100 * score:.2f} %" if outcome.share else f"{score:.4g}" for score in (read.score, value)]
-        right = " right" if outcome.share else ""
-        run.notes.append(f"{run.folder}/{file} has {scores[0]}{right}, result.json says {scores[1]}")
-    return read
+@dataclass(frozen=True)
+class _AnswersFile:
+    """Where a run's folder has what it did on each item of an outcome, and what its result says that comes to."""
+
+    run: Run
+    outcome: Outcome
+    value: float
+    file: str
+    id: str = "id"
+    amount: str | list[str] = "amount"
+    size: str = "size"
+
+    def answers(self) -> Answers | str:
+        """What the run did on each item; a note where that does not come to the stated value."""
+        run, outcome, value = self.run, self.outcome, self.value
+        if not self.file:
+            return ""
+        named = [self.amount] if isinstance(self.amount, str) else self.amount
+        columns = run.columns(self.file, (self.id, *named))
+        if columns is None:
+            return f"no {self.file} in {run.folder} to pair {outcome.items} by; only running it again makes it"
+        parts = [np.asarray(columns[name]) for name in named]
+        try:
+            amounts = (parts[0] if len(parts) == 1 else parts[0] == parts[1]).astype(np.float64)
+            sizes = np.asarray(columns.get(self.size, np.ones(len(amounts))), np.float64)
+        except (TypeError, ValueError):
+            return f"{run.folder / self.file} has other values than numbers, so its {outcome.items} are not paired"
+        read = Answers(np.asarray(columns[self.id]), amounts, sizes)
+        if abs(read.score - value) > 1e-4 * (1 if outcome.share else max(1.0, abs(value))):
+            scores = [f"{100 * score:.2f} %" if outcome.share else f"{score:.4g}" for score in (read.score, value)]
+            right = " right" if outcome.share else ""
+            run.notes.append(f"{run.folder}/{self.file} has {scores[0]}{right}, result.json says {scores[1]}")
+        return read
 
 
 def _number(value: Any) -> float:
