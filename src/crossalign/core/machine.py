@@ -134,10 +134,10 @@ def usable_cores() -> int:
 def free_memory() -> int | None:
     """Bytes that can be taken without swapping; where the system does not tell, all of the machine's."""
     try:
-        told = Path("/proc/meminfo").read_text(encoding="utf-8")
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
     except OSError:
         return _memory_bytes()
-    found = re.search(r"^MemAvailable:\s*(\d+) kB", told, flags=re.MULTILINE)
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", text, flags=re.MULTILINE)
     return 1024 * int(found.group(1)) if found else _memory_bytes()
 
 

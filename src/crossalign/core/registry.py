@@ -113,6 +113,6 @@ def _load(group: str) -> None:
             except Exception as error:  # the code of others fails in many ways
                 package = plugin.dist.name if plugin.dist else plugin.module
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                told = f"the plug-in '{plugin.name}' of the package '{package}' cannot be loaded ({reason}): mend or remove it"
-                _failures[group, plugin.name] = told
-                warnings.warn(told, stacklevel=2)
+                text = f"the plug-in '{plugin.name}' of the package '{package}' cannot be loaded ({reason}): mend or remove it"
+                _failures[group, plugin.name] = text
+                warnings.warn(text, stacklevel=2)

@@ -84,7 +84,7 @@ class AlignmentRegularizer:
         self.of_weights = metric in WEIGHT_PENALTIES
         self.penalty = self.of_weights or (isinstance(metric, str) and metric in penalties)
         function = find_metric(metric, mode)
-        self.comparable = _told(function, "comparable_across_batch_sizes")
+        self.comparable = _flag(function, "comparable_across_batch_sizes")
         """Whether the score's expectation is the same for every number of pairs."""
         self.metric: Callable[..., Any] = partial(function, **options) if options else function
         self.name = name_of(metric)
@@ -204,13 +204,13 @@ class AlignmentRegularizer:
 def find_metric(metric: str | Metric, mode: Mode) -> Any:
     """The function, checked to be of use as a loss in this set-up; what it says of itself counts however it is given."""
     function, name = _named(metric), name_of(metric)
-    if not _told(function, "differentiable", True):
+    if not _flag(function, "differentiable", True):
         raise UserError(f"{name} has no gradient and cannot be a loss; soft-mutual-knn is its differentiable form")
     for flag, fault in (
         ("centred", "centres its features, so that it is 0 / 0"),
         ("ranks_rows", "asks which rows are nearest, which says nothing"),
     ):
-        if mode == "mean" and _told(function, flag):
+        if mode == "mean" and _flag(function, flag):
             raise UserError(
                 f"{name} {fault} where all texts have the mean of the images; use kernel-alignment, which does neither (the "
                 "paper does not state the form that it used)"
@@ -237,7 +237,7 @@ def name_of(metric: str | Metric) -> str:
     return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
 
 
-def _told(function: Any, flag: str, default: bool = False) -> bool:
+def _flag(function: Any, flag: str, default: bool = False) -> bool:
     """What ``register_similarity`` noted on a function, or on the one that it is a partial call of."""
     while isinstance(function, partial) and not hasattr(function, flag):
         function = function.func

@@ -97,20 +97,20 @@ class AlignmentCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """The latest numbers beside the trainer's own."""
         if logs is not None and "loss" in logs and self._numbers:
-            told = {f"align_{name}": float(value) for name, value in self._numbers.items()}
-            if math.isnan(told.get("align_grad_ratio", 0.0)):
-                del told["align_grad_ratio"]
-            logs.update(told)
+            numbers = {f"align_{name}": float(value) for name, value in self._numbers.items()}
+            if math.isnan(numbers.get("align_grad_ratio", 0.0)):
+                del numbers["align_grad_ratio"]
+            logs.update(numbers)
             if state.log_history:
-                state.log_history[-1].update(told)
+                state.log_history[-1].update(numbers)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The queue, beside the trainer's checkpoint."""
-        told = self.regularizer.state_dict()
+        saved = self.regularizer.state_dict()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
-            queue = {str(i): tensor.contiguous().cpu() for i, tensor in enumerate(told["queue"])}
-            save_file(queue, folder / FILE, metadata={"pairs": told["pairs"]})
+            queue = {str(i): tensor.contiguous().cpu() for i, tensor in enumerate(saved["queue"])}
+            save_file(queue, folder / FILE, metadata={"pairs": saved["pairs"]})
 
     def _restore(self, args: Any, state: Any) -> None:
         """Put the queue back from the checkpoint that the trainer goes on from, whose folder it does not tell."""

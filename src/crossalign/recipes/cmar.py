@@ -279,14 +279,14 @@ def _adding(
     usual = to_dict(make({}, **fixed))
     sections = [section for section, values in usual.items() if isinstance(values, dict)]
 
-    def add(name: str, told: str, term: dict[str, Any], why: dict[str, str] | None = None, **changes: Any) -> None:
+    def add(name: str, about: str, term: dict[str, Any], why: dict[str, str] | None = None, **changes: Any) -> None:
         made = partial(make, term, **fixed, **changes)
         config = made()
         ours = to_dict(config)
         differing = (f"{s}.{key}" for s in sections for key in ours[s] if ours[s][key] != usual[s][key])
         gone = (*UNUSED.get(config.align.metric, ()), *differing)
         rest = {key: reason for key, reason in (assumed or {}).items() if not key.startswith(gone)}
-        RECIPES.register(f"{prefix}{name}", Recipe(f"{prefix}{name}", made, f"{note}{told}", rest | (why or {})))
+        RECIPES.register(f"{prefix}{name}", Recipe(f"{prefix}{name}", made, f"{note}{about}", rest | (why or {})))
 
     return add
 
@@ -304,23 +304,23 @@ def _add_pretraining() -> None:
         why |= {"align.batch_size": "not given; as many pairs as sequences of text, 64"} if term is not BASELINE else {}
         wide, row_64 = replace(loop, batch_size=64), f"{row}, batch 64"
         add(f"{name}-b64", f"{title}, batch 64 (A.1)", term | {"batch_size": 64}, why, loop=wide, row=row_64)
-        told = "32 a micro-step under nanoGPT's accumulation of 40, as A.1's 10 hours suggest"
+        about = "32 a micro-step under nanoGPT's accumulation of 40, as A.1's 10 hours suggest"
         why = {
             "loop.batch_size": "§4.1's 32 taken as that of a micro-step",
             "loop.accumulation": "inferred: taken literally the run is minutes long on 4 H100s, A.1 says 10 hours",
         }
         wide = replace(loop, batch_size=32 * 40, accumulation=40)
-        add(f"{name}-accumulated", f"{title}, {told}", term, why, loop=wide, row=f"{row}, accumulated")
+        add(f"{name}-accumulated", f"{title}, {about}", term, why, loop=wide, row=f"{row}, accumulated")
     for name, teacher in TEACHERS.items():
         why = {"teacher.ref": CHECKPOINT + teacher.doubt}
         add(f"-{name}", f"CKA towards {name} (Fig. 3)", {}, why, teacher=TeacherConfig(ref=teacher.ref))
     for name, arm in {**TERMS, **ABLATIONS}.items():
-        term, why, told = arm.term, arm.why, ""
+        term, why, about = arm.term, arm.why, ""
         if name in DEGENERATE:
             term = term | {"on_degenerate": "warn"}
             why = why | {"align.on_degenerate": f"degenerate at the published batch, {DEGENERATE[name]}; see -{name}-sound"}
-            told = f" at the published batch, degenerate: {DEGENERATE[name]} (see -sound)"
-        add(f"-{name}", f"{name}{told} ({arm.where})", term, why)
+            about = f" at the published batch, degenerate: {DEGENERATE[name]} (see -sound)"
+        add(f"-{name}", f"{name}{about} ({arm.where})", term, why)
     for name in DEGENERATE:
         why = TERMS[name].why | {
             "align.batch_size": "not the paper's: as many as the metric needs",
@@ -328,9 +328,9 @@ def _add_pretraining() -> None:
             "pairs.source": "not the paper's: so large",
             "pairs.split": "that set has one",
         }
-        told = f"{name} with {SOUND_PAIRS} pairs, more than features (not in the paper)"
+        about = f"{name} with {SOUND_PAIRS} pairs, more than features (not in the paper)"
         pairs, row = PairsConfig(source="hf:lmms-lab/flickr30k", split="test"), f"Pre-training + {name}, {SOUND_PAIRS} pairs"
-        add(f"-{name}-sound", told, TERMS[name].term | {"batch_size": SOUND_PAIRS}, why, pairs=pairs, row=row)
+        add(f"-{name}-sound", about, TERMS[name].term | {"batch_size": SOUND_PAIRS}, why, pairs=pairs, row=row)
 
 
 def _add_finetuning() -> None:
@@ -353,8 +353,8 @@ def _add_small(verb: str, make: Callable[..., Any]) -> None:
     add("-baseline", ": no alignment", BASELINE)
     for name, arm in {**TERMS, **ABLATIONS, **SMALL_LAYERS}.items():
         if name in DEGENERATE:
-            told = f": {name} with {SMALL_PAIRS} pairs towards layer {SMALL_LAYER} of the teacher, more pairs than features"
-            add(f"-{name}", told, arm.term | {"batch_size": SMALL_PAIRS}, teacher=TeacherConfig(layers=(SMALL_LAYER,)))
+            about = f": {name} with {SMALL_PAIRS} pairs towards layer {SMALL_LAYER} of the teacher, more pairs than features"
+            add(f"-{name}", about, arm.term | {"batch_size": SMALL_PAIRS}, teacher=TeacherConfig(layers=(SMALL_LAYER,)))
         elif name != "cka-linear-debiased":  # the sibling itself
             add(f"-{name}", f": {name}", arm.term)
     for name, ref in SMALL_TEACHERS.items():
@@ -365,9 +365,9 @@ def _add_small(verb: str, make: Callable[..., Any]) -> None:
             "b64": ("batch 64", replace(loop, batch_size=64)),
             "accumulated": ("32 a micro-step, accumulation 4", replace(loop, batch_size=32 * 4, accumulation=4)),
         }
-        for suffix, (told, changed) in batches.items():
+        for suffix, (about, changed) in batches.items():
             for name, term, row in (("", {}, "Pre-training + cka-linear-debiased"), ("-baseline", BASELINE, "Pre-training")):
-                add(f"{name}-{suffix}", f"{name}-{suffix}: {told}", term, loop=changed, row=f"{row}, {told}")
+                add(f"{name}-{suffix}", f"{name}-{suffix}: {about}", term, loop=changed, row=f"{row}, {about}")
 
 
 _add_pretraining()

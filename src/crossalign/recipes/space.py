@@ -72,11 +72,11 @@ class Field:
 
     def as_data(self) -> Any:
         """The field as a file has it."""
-        told: dict[str, Any] = {"choices": list(self.choices)} if self.choices else {"low": self.low, "high": self.high}
-        told |= {"log": True} if self.log else {}
-        told |= {"int": True} if self.integer else {}
-        told |= {"when": self.when.text} if self.when else {}
-        return told
+        data: dict[str, Any] = {"choices": list(self.choices)} if self.choices else {"low": self.low, "high": self.high}
+        data |= {"log": True} if self.log else {}
+        data |= {"int": True} if self.integer else {}
+        data |= {"when": self.when.text} if self.when else {}
+        return data
 
     def matters(self, values: Mapping[str, Any]) -> bool:
         """Whether the field matters beside settings by field name."""
@@ -151,8 +151,8 @@ class Space:
     def text(self) -> str:
         """The space as the text of a file."""
         data = {f.name: list(f.choices) if f.choices and not f.when else f.as_data() for f in self.fields}
-        told = {name: yaml.safe_dump(d, default_flow_style=True, sort_keys=False, width=1000) for name, d in data.items()}
-        return "".join(f"{name}: {value.strip()}\n" for name, value in told.items())
+        lines = {name: yaml.safe_dump(d, default_flow_style=True, sort_keys=False, width=1000) for name, d in data.items()}
+        return "".join(f"{name}: {value.strip()}\n" for name, value in lines.items())
 
 
 def open_space(ref: str, config: Config) -> Space:

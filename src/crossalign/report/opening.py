@@ -29,17 +29,17 @@ def image_headline(rows: list[Row], top: Row) -> str:
     accuracy, over_images = top.accuracy
     if accuracy.n == 0:  # as in a sweep
         validation = percent(top.mean("validation", "accuracy").mean)
-        told = f"“{top.label}” classified {validation} % of the validation images correctly ({counted(len(top.runs), 'seed')})"
-        return f"{told}; no test image was scored."
+        text = f"“{top.label}” classified {validation} % of the validation images correctly ({counted(len(top.runs), 'seed')})"
+        return f"{text}; no test image was scored."
     if len(rows) == len(top.runs) == 1:
-        told, n = (
+        text, n = (
             f"“{run.name}”{where} classified {percent(accuracy.mean)} % of the test images correctly",
             run.number("test", "n"),
         )
         if not n > 0:
-            return f"{told} (seed {run.seed})."
+            return f"{text} (seed {run.seed})."
         low, high = wilson(round(accuracy.mean * n), int(n))
-        return f"{told} ({counted(int(n), 'image')}, 95 % interval {percent(low, 1)} to {percent(high, 1)}; seed {run.seed})."
+        return f"{text} ({counted(int(n), 'image')}, 95 % interval {percent(low, 1)} to {percent(high, 1)}; seed {run.seed})."
     spread = f" ± {percent(accuracy.error)}" if accuracy.error is not None else ""
     over = ", ± over test images" if over_images else ""
     chosen = f"; of {len(rows)} rows it has the highest validation accuracy" if len(rows) > 1 else ""

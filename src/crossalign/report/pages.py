@@ -200,11 +200,11 @@ def _parts(results: Results, rows: list[Row]) -> Parts:
     study, kind, single = results.study, results.kind("report"), _single(results)
     title = f"{single.name}, seed {single.seed}" if single else rows[0].label if len(rows) == 1 else "Comparison of runs"
     if not rows:
-        told = f"No run is complete: {counted(len(study.incomplete), 'run')} stopped before the end or still running."
+        text = f"No run is complete: {counted(len(study.incomplete), 'run')} stopped before the end or still running."
         classified = [run for run in study.incomplete if any("accuracy" in line for line in run.metrics)]
-        return Parts(Lead(title, told), figures=tuple(unfinished_figures(classified)))
-    told = f"{counted(len(study.complete), 'run')} of {counted(len(rows), 'row')}."
-    parts = Parts(Lead(title, told), efficiency=tables.efficiency_table(rows))
+        return Parts(Lead(title, text), figures=tuple(unfinished_figures(classified)))
+    text = f"{counted(len(study.complete), 'run')} of {counted(len(rows), 'row')}."
+    parts = Parts(Lead(title, text), efficiency=tables.efficiency_table(rows))
     if kind:
         parts = {"image classifiers": _image_parts, "language models": _text_parts}[kind](results, rows)
     further = _further(results)

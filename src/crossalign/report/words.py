@@ -139,8 +139,8 @@ def needed_text(one: Any) -> str:
         why = "one seed" if one.t.n == 1 else "seeds that differ by the same amount"
         return f"How many seeds would be needed to see a difference of that size cannot be told from {why}."
     seeds, corrected = ("more than 1,000" if n is None else f"{n:,}" for n in (one.needed, one.needed_corrected))
-    told = f"{seeds} seeds would be needed to see a difference of that size".capitalize()
-    return f"{told}." if seeds == corrected else f"{told}, {corrected} with the correction."
+    text = f"{seeds} seeds would be needed to see a difference of that size".capitalize()
+    return f"{text}." if seeds == corrected else f"{text}, {corrected} with the correction."
 
 
 def findings(results: Results, contrasts: DataFrame) -> tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]:
@@ -153,8 +153,8 @@ def findings(results: Results, contrasts: DataFrame) -> tuple[tuple[str, str, tu
     for (question, _), asked in contrasts.groupby(["question", "family"], sort=False):
         tests = list(asked.itertuples())
         model = f"{results.row[tests[0].other].block}: " if several else ""
-        told = tuple((one.verdict, sentence(results, one)) for one in tests)
-        found.append((QUESTIONS[question].title, model + answer(tests), told))
+        sentences = tuple((one.verdict, sentence(results, one)) for one in tests)
+        found.append((QUESTIONS[question].title, model + answer(tests), sentences))
     return tuple(found)
 
 

@@ -244,13 +244,13 @@ def _uneven(block: list[Row]) -> Iterator[str]:
             for kind in row.distinct(key):
                 kinds.setdefault(kind or "not stated", []).append(row.label)
         if len(kinds) > 1:
-            told = "; ".join(f"{kind} ({', '.join(labels)})" for kind, labels in kinds.items())
-            yield f"Compared rows were not run with the same {key}: {told}."
+            listed = "; ".join(f"{kind} ({', '.join(labels)})" for kind, labels in kinds.items())
+            yield f"Compared rows were not run with the same {key}: {listed}."
     runs = [run for row in block for run in row.runs]
     images = {run.predictions.images for run in runs if run.predictions is not None}
     if len(images) > 1 or len({n for run in runs if not math.isnan(n := run.number("test", "n"))}) > 1:
-        told = "were not all scored on the same test images; runs of different test images are not paired"
-        yield f"Runs on “{block[0].data}” {told}."
+        listed = "were not all scored on the same test images; runs of different test images are not paired"
+        yield f"Runs on “{block[0].data}” {listed}."
     seeds = sorted({seed for row in block for seed in row.seeds})
     short = [f"“{row.label}” has {', '.join(map(str, row.seeds))}" for row in block if len(row.seeds) < len(seeds)]
     if short:

@@ -125,8 +125,8 @@ def read_evaluation(run: Path, folder: Path | None = None) -> Evaluation | None:
     if not path.is_file():
         return None
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        tasks, forgetting = told["tasks"], dict(told.get("forgetting") or {})
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        tasks, forgetting = facts["tasks"], dict(facts.get("forgetting") or {})
         whole = all(isinstance(task, dict) and isinstance(task.get("metrics"), dict) for task in tasks.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False

@@ -154,7 +154,7 @@ class Run:
 class Study:
     """Runs that are reported together, with what their study folders say of them."""
 
-    told: dict[Path, tuple[str, str]] = field(default_factory=dict)
+    titles: dict[Path, tuple[str, str]] = field(default_factory=dict)
     """Title and note of each study, by its folder."""
     rows: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
@@ -164,12 +164,12 @@ class Study:
 
     @property
     def title(self) -> str:
-        return "; ".join(dict.fromkeys(title for title, _ in self.told.values() if title))
+        return "; ".join(dict.fromkeys(title for title, _ in self.titles.values() if title))
 
     @property
     def note(self) -> str:
         """A line a study that says something, with its name where there are several."""
-        notes = [(folder.name, note) for folder, (_, note) in self.told.items() if note]
+        notes = [(folder.name, note) for folder, (_, note) in self.titles.items() if note]
         return "\n".join(f"{name}: {note}" if len(notes) > 1 else note for name, note in notes)
 
     @property
@@ -226,10 +226,10 @@ def open_study(paths: Iterable[Path]) -> Study:
 
 def _add_study_files(study: Study, folder: Path, files: list[str]) -> None:
     if "study.json" in files:
-        told = _read_json(folder / "study.json", dict)
-        study.told[folder] = str(told.get("title") or ""), str(told.get("note") or "")
-        study.rows += [str(row) for row in told.get("rows") or [] if str(row) not in study.rows]
-        study.commands += [str(line) for line in told.get("commands") or [] if str(line) not in study.commands]
+        facts = _read_json(folder / "study.json", dict)
+        study.titles[folder] = str(facts.get("title") or ""), str(facts.get("note") or "")
+        study.rows += [str(row) for row in facts.get("rows") or [] if str(row) not in study.rows]
+        study.commands += [str(line) for line in facts.get("commands") or [] if str(line) not in study.commands]
     if "sweep.json" in files:
         entries = _read_json(folder / "sweep.json", list)
         study.sweep += [{**entry, "study": folder.name} for entry in entries if isinstance(entry, dict)]

@@ -62,8 +62,8 @@ def tune(config: SearchConfig) -> list[str]:
         return []
     ends = {name: _ends(config, base) for name, base in bases.items()}
     if len({tuple(end) for end in ends.values()}) > 1:
-        told = "; ".join(f"{name}: {', '.join(map(str, end))}" for name, end in ends.items())
-        raise UserError(f"--methods have different rungs ({told}): give them one length with --set, such as loop.epochs=50")
+        listed = "; ".join(f"{name}: {', '.join(map(str, end))}" for name, end in ends.items())
+        raise UserError(f"--methods have different rungs ({listed}): give them one length with --set, such as loop.epochs=50")
     if importlib.util.find_spec("optuna") is None:
         raise missing_extra("optuna", "search", "a search")
     with locked(config.output, mark=SearchFolder.token.name), _pool(config) as pool, ExitStack() as locks:
@@ -138,8 +138,8 @@ def _ends(config: SearchConfig, base: Config) -> list[int]:
     if not config.resources:
         return resources(most, config.rungs, config.factor)
     if config.resources[-1] != most or config.resources[0] < 1:
-        told = " ".join(map(str, config.resources))
-        raise UserError(f"--resources {told}: they must begin at 1 or later, and end at {most}, where training ends")
+        listed = " ".join(map(str, config.resources))
+        raise UserError(f"--resources {listed}: they must begin at 1 or later, and end at {most}, where training ends")
     return list(config.resources)
 
 
@@ -179,8 +179,8 @@ def _open(
             if there.get(key) != here.get(key) and (key.startswith("space.") or (key in there and key in here))
         ]
         if unlike:
-            told = "; ".join(unlike[:4])
-            raise UserError(f"{home} holds a search with other settings ({told}): choose another --output")
+            listed = "; ".join(unlike[:4])
+            raise UserError(f"{home} holds a search with other settings ({listed}): choose another --output")
     else:
         alike = {"loop": {"precision": like.loop.precision}} if like and base.loop.precision == "auto" else {}
         resolved = _resolve(update(base, alike), recipe, home, token, pool)
@@ -242,8 +242,8 @@ def _run(search: SearchSession, pool: WorkerPool) -> list[str]:
             record()
             failed = train_winner(search, winner.number, pool)
         else:
-            told = f"all {len(journal.trials)} trials of {search.recipe} failed, the first: {journal.trials[0].reason}"
-            failed = [f"{told}; search another --space into another --output, or draw more --trials"]
+            text = f"all {len(journal.trials)} trials of {search.recipe} failed, the first: {journal.trials[0].reason}"
+            failed = [f"{text}; search another --space into another --output, or draw more --trials"]
     except BaseException as error:
         record()
         follower.end("KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED")

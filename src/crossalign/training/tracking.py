@@ -142,7 +142,7 @@ class RunLog:
 def summary(result: Mapping[str, Any]) -> dict[str, float]:
     """What MLflow shows of a finished run: its numbers of the test set and of texts, and every outcome that it states."""
     places = {"test": result.get("test") or {}} | result.get("scores", {})
-    values = {f"{place}/{name}": value for place, told in places.items() for name, value in told.items()}
+    values = {f"{place}/{name}": value for place, numbers in places.items() for name, value in numbers.items()}
     compared = (entry for entry in result.get("outcomes", ()) if entry.get("family") != VALIDATION)
     values |= {f"outcome/{entry['name']}": entry.get("value") for entry in compared}
     return {name: value for name, value in values.items() if isinstance(value, float)}

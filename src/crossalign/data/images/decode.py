@@ -92,9 +92,9 @@ def noted(
             if error.errno != errno.ENOSPC:
                 raise
             raise UserError(f"no room left for images in {folder}: free some space or set CROSSALIGN_CACHE") from error
-    told = json.loads(done_file.read_text(encoding="utf-8"))
-    told = told.get("bad", told)  # 0.1.0 wrote it bare for pairs
-    return np.load(hashes_file), {int(row): why for row, why in told.items()}
+    notes = json.loads(done_file.read_text(encoding="utf-8"))
+    notes = notes.get("bad", notes)  # 0.1.0 wrote it bare for pairs
+    return np.load(hashes_file), {int(row): why for row, why in notes.items()}
 
 
 def checked(raws: Iterator[T | str], make: Callable[[T], R], total: int, title: str) -> Iterator[R | str]:

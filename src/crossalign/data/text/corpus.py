@@ -89,13 +89,13 @@ def open_corpus(folder: str | Path) -> Corpus:
         raise UserError(f"the corpus in '{folder}' is not finished: run the same crossalign data prepare again, it goes on")
     streams = {}
     for side in SIDES:
-        told, path = meta[side], folder / f"{side}.bin"
+        facts, path = meta[side], folder / f"{side}.bin"
         if not path.is_file():
             raise UserError(f"'{folder}' lacks its token file {path.name}: prepare the corpus again in another folder")
-        found, expected = path.stat().st_size / np.dtype(meta["dtype"]).itemsize, told["tokens"]
+        found, expected = path.stat().st_size / np.dtype(meta["dtype"]).itemsize, facts["tokens"]
         if found != expected:
             raise UserError(f"'{path}' holds {found:,g} tokens, but its meta.json says {expected:,}: copy or prepare it again")
-        streams[side] = TokenFile(np.memmap(path, dtype=meta["dtype"], mode="r"), told["documents"], told["bytes"])
+        streams[side] = TokenFile(np.memmap(path, dtype=meta["dtype"], mode="r"), facts["documents"], facts["bytes"])
     return Corpus(folder, meta, streams["train"], streams["validation"])
 
 
@@ -361,7 +361,7 @@ class Preparation:
             os.truncate(path, size)
 
     def _finish(self) -> None:
-        told = {
+        description = {
             "entries": len(self.tokenizer),
             "separator": self.separator,
             "separator_token": self.tokenizer.convert_ids_to_tokens(self.separator),
@@ -371,9 +371,9 @@ class Preparation:
         finished: dict[str, Any] = {
             "format": FORMAT,
             "complete": True,
-            "fingerprint": content_key(settings=settings, tokenizer=told, **sides),
+            "fingerprint": content_key(settings=settings, tokenizer=description, **sides),
             "settings": settings,
-            "tokenizer": told,
+            "tokenizer": description,
             "dtype": self.dtype,
             **sides,
             "empty_documents": self.survey.empty,

@@ -201,8 +201,8 @@ def _wikitext(path: Path) -> tuple[list[Row], str]:
     text = whole_text(path, lambda error: f"'{path}' cannot be read ({error}): give a UTF-8 file")
     pages: list[list[str]] = [[]]
     for line in text.split("\n"):
-        told = line.replace("= = =", "===").replace("= =", "==").strip()
-        if told.startswith("= ") and told.endswith(" ="):
+        heading = line.replace("= = =", "===").replace("= =", "==").strip()
+        if heading.startswith("= ") and heading.endswith(" ="):
             pages.append([])
         pages[-1].append(line)
     rows = [{"page": page} for page in ("\n".join(lines) for lines in pages) if page.strip()]

@@ -136,9 +136,9 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     tokenizer.save_pretrained(temporary)
     config = temporary / "tokenizer_config.json"
-    told = json.loads(config.read_text(encoding="utf-8"))
-    if told.get("tokenizer_class") == "TokenizersBackend":  # the name since transformers 5; older ones know this alone
-        write_json(config, told | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    facts = json.loads(config.read_text(encoding="utf-8"))
+    if facts.get("tokenizer_class") == "TokenizersBackend":  # the name since transformers 5; older ones know this alone
+        write_json(config, facts | {"tokenizer_class": "PreTrainedTokenizerFast"})
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 

@@ -199,8 +199,8 @@ def _combination(settings: TeacherConfig, names: tuple[str, ...], widths: tuple[
     if settings.combine != "sum":
         raise unknown("combination of layers", str(settings.combine), ("concat", "sum"))
     if len(set(widths)) > 1:
-        told = ", ".join(f"{name} has {width}" for name, width in zip(names, widths, strict=True))
-        raise UserError(f"teacher.combine=sum adds layers of one width, but {told}: use concat")
+        listed = ", ".join(f"{name} has {width}" for name, width in zip(names, widths, strict=True))
+        raise UserError(f"teacher.combine=sum adds layers of one width, but {listed}: use concat")
     if settings.weights and len(settings.weights) != len(names):
         raise UserError(f"teacher.weights has {len(settings.weights)} values for the {len(names)} layers {', '.join(names)}")
     return tuple(float(w) for w in settings.weights) or (1 / len(names),) * len(names)

@@ -44,19 +44,19 @@ def cluster_pool(address: str, most: int, home: Path) -> Iterator[WorkerPool]:
             f"scheduler' and workers with '{WORKER.format('ADDRESS')}'"
         ) from error
     gone = f"the Dask scheduler at {address} has gone away, and the search stopped: start it and its workers again"
-    told = time.monotonic()
+    last_line = time.monotonic()
 
     def free() -> int:
-        nonlocal told
+        nonlocal last_line
         try:  # whoever lost the connection has lost its jobs too, so that there is no waiting for the scheduler
             connected = len(client.scheduler_info(n_workers=-1)["workers"]) if client.status == "running" else -1
         except (KeyError, OSError):
             connected = -1
         if connected < 0:
             raise Interrupted(gone)
-        if not connected and time.monotonic() - told > 30:
+        if not connected and time.monotonic() - last_line > 30:
             print(f"waiting for workers: {WORKER.format(address)}", flush=True)
-            told = time.monotonic()
+            last_line = time.monotonic()
         return max(1, min(connected, most) if most else connected)  # the scheduler keeps one job for the first that comes
 
     executor = client.get_executor(pure=False)

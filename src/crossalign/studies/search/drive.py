@@ -127,8 +127,8 @@ class _Drive:
         elif result.died:  # the job stays open, so that the rule gives it out again
             deaths = self.journal.died(job)
             if deaths >= DEATHS:
-                told = f"its worker was killed {deaths} times, out of memory perhaps ({result.died})"
-                self.suspects[job.trial] = job, told
+                reason = f"its worker was killed {deaths} times, out of memory perhaps ({result.died})"
+                self.suspects[job.trial] = job, reason
         elif result.bad_input:
             self.suspects[job.trial] = job, result.reason
         elif result.reason:
@@ -165,6 +165,6 @@ def check_base(work: Work, result: JobResult) -> None:
     """Raise what is wrong with the base's settings, if anything is, after its run; else delete that run."""
     if result.reason or result.died:
         trace = work.config.output.with_suffix(".error.txt")
-        told = f"; see {trace}" if trace.is_file() and not result.bad_input else ""
-        raise UserError((result.reason or f"the worker came to an end: {result.died}") + told)
+        hint = f"; see {trace}" if trace.is_file() and not result.bad_input else ""
+        raise UserError((result.reason or f"the worker came to an end: {result.died}") + hint)
     shutil.rmtree(work.config.output)

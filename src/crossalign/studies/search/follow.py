@@ -61,8 +61,8 @@ class Board(AbstractContextManager["Board"]):
             _move(bar, len(held), count)
         best, there = self.journal.best(), "·".join(str(len(held)) for held in scores)
         if best is not None:
-            told = f"{there} at the rungs, best {best.score:.4g} of trial {best.number}"
-            self._bar.set_postfix_str(told, refresh=False)
+            text = f"{there} at the rungs, best {best.score:.4g} of trial {best.number}"
+            self._bar.set_postfix_str(text, refresh=False)
 
 
 def forecast(reached: Sequence[int], begun: Sequence[int], asked: int, factor: int) -> list[int]:

@@ -97,8 +97,8 @@ def train(work: Work) -> JobResult:
         with stoppable(work.token) as stop, _alone, _computing_with(work.threads):
             done = _where_the_run_is(work, stop)
     except Exception as error:  # a disk perhaps; what goes wrong in training itself is told by _outcome
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        done = JobResult(stopped=f"the worker on {socket.gethostname()} cannot work in its folders ({told})")
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        done = JobResult(stopped=f"the worker on {socket.gethostname()} cannot work in its folders ({reason})")
     import torch
 
     if torch.cuda.is_initialized() and not _broken.is_set():  # the next model may need the memory that this one held
@@ -187,7 +187,7 @@ def _patiently(job: Callable[[], JobResult], stop: threading.Event | None) -> Jo
 
     Here such a worker is gone after a while; on a cluster, where there is ``stop``, this waits as long as there is one.
     """
-    began = told = time.monotonic()
+    began = last_line = time.monotonic()
     while stop is None or not stop.is_set():
         try:
             return job()
@@ -195,9 +195,9 @@ def _patiently(job: Callable[[], JobResult], stop: threading.Event | None) -> Jo
             now = time.monotonic()
             if stop is None and now - began > 2 * ORPHAN_SECONDS:
                 return JobResult(stopped=str(error))
-            if now - told > TELL_SECONDS:
+            if now - last_line > TELL_SECONDS:
                 print(f"waiting since {now - began:.0f} s: {error}", flush=True)
-                told = now
+                last_line = now
         time.sleep(0.5)
     return JobResult(died="told to end before it began")
 

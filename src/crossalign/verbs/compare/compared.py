@@ -47,14 +47,14 @@ class Compared:
     def page(self) -> Page:
         """The comparison in tables and in words."""
         reference = Only("terminal", (Prose((f"reference: {self.rows[0]}",)),))
-        told = Listing("In words", tuple(self.sentences)), Listing("Notes", tuple(self.notes))
-        return Page(f"Comparison with “{self.rows[0]}”", (reference, *self.tables, *told), "compare")
+        lists = Listing("In words", tuple(self.sentences)), Listing("Notes", tuple(self.notes))
+        return Page(f"Comparison with “{self.rows[0]}”", (reference, *self.tables, *lists), "compare")
 
 
 def as_json(compared: Compared) -> dict[str, Any]:
     """Everything as numbers; differences in the outcome's own unit, shares between 0 and 1."""
     results, rows = compared.results, [compared.results.row[label] for label in compared.rows]
-    told = zip(compared.contrasts.itertuples(), compared.sentences, strict=True)
+    pairs = zip(compared.contrasts.itertuples(), compared.sentences, strict=True)
     return {
         "reference": compared.rows[0],
         "by": compared.by,
@@ -68,7 +68,7 @@ def as_json(compared: Compared) -> dict[str, Any]:
             for row in rows
         ],
         "settings_that_differ": differing(row.first for row in rows),
-        "comparisons": [_numbers(one) | {"sentence": sentence} for one, sentence in told],
+        "comparisons": [_numbers(one) | {"sentence": sentence} for one, sentence in pairs],
         "notes": compared.notes,
     }
 

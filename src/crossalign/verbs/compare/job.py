@@ -111,5 +111,5 @@ def _no_answers(results: Results, reference: str, outcomes: list[Outcome]) -> li
     """Where only losses are known, what would give answers by document."""
     if not any(one.family == "losses" for one in outcomes) or any(run.evaluation for run in results.study.complete):
         return []
-    told = f"crossalign evaluate {results.row[reference].first.folder} --tasks arc_easy"
-    return [f"Losses are known by run only; for answers by document, evaluate the runs on tasks, as with {told}"]
+    command = f"crossalign evaluate {results.row[reference].first.folder} --tasks arc_easy"
+    return [f"Losses are known by run only; for answers by document, evaluate the runs on tasks, as with {command}"]

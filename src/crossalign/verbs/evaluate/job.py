@@ -92,7 +92,7 @@ def _score(
         if len(task.documents()) < scorer.world_size:
             raise UserError(f"{task.name} has fewer documents than there are processes: start fewer, or raise --limit")
     cut = {task.name: check_requests(task, scorer, config.too_long == "cut") for task in waiting}
-    told = {"model": opened.ref, "fingerprint": opened.fingerprint, "harness": f"lm-eval {VERSION}"}
+    facts = {"model": opened.ref, "fingerprint": opened.fingerprint, "harness": f"lm-eval {VERSION}"}
     for task in tasks:
         started = time.monotonic()
         found = score_task(task, scorer) if task in waiting else None
@@ -115,10 +115,10 @@ def _score(
                 "model_fingerprint": opened.fingerprint,
                 "key": keys[task.name],
             }
-            write_json(EvaluationFolder(folder).results, {"tasks": kept, **told})
+            write_json(EvaluationFolder(folder).results, {"tasks": kept, **facts})
         if is_main_process() and not quiet:
             print(describe(kept[task.name]), flush=True)
-    results = {"tasks": kept, **told} | ({"forgetting": _forgetting(before, kept)} if before else {})
+    results = {"tasks": kept, **facts} | ({"forgetting": _forgetting(before, kept)} if before else {})
     if is_main_process():
         write_json(EvaluationFolder(folder).results, results)
         write_json(RunFolder(folder).environment, environment())
@@ -153,10 +153,10 @@ def _done(folder: Path, opened: Scored, keys: dict[str, str]) -> dict[str, Any]:
 
     file = EvaluationFolder(folder).results
     try:
-        told = read_json(file)["tasks"] if file.is_file() else {}
+        tasks = read_json(file)["tasks"] if file.is_file() else {}
         return {
             name: entry
-            for name, entry in told.items()
+            for name, entry in tasks.items()
             if entry["model_fingerprint"] == opened.fingerprint
             and entry["key"] == keys.get(name, entry["key"])
             and all(_count_rows(folder / part / f"{name}.parquet") == entry["n"] for part in ("samples", "outputs"))
@@ -222,10 +222,10 @@ def _track(results: dict[str, Any], folder: Path, opened: Scored, config: Evalua
 
 def describe(entry: dict[str, Any]) -> str:
     """One task's scores in a line, with their standard errors."""
-    told = [
+    scores = [
         f"{metric} {value:.4g}" + (f" ± {error:.2g}" if (error := entry["stderr"].get(metric)) is not None else "")
         for metric, value in entry["metrics"].items()
     ]
     shots = f", {entry['few_shot']}-shot" if entry["few_shot"] else ""
     cut = f", {entry['cut']} cut at their beginning" if entry["cut"] else ""
-    return f"{entry['label']} ({entry['n']:,} documents{shots}{cut}): {', '.join(told)}; {entry['seconds']:.0f} s"
+    return f"{entry['label']} ({entry['n']:,} documents{shots}{cut}): {', '.join(scores)}; {entry['seconds']:.0f} s"

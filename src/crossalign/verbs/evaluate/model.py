@@ -104,10 +104,10 @@ def _model_of(run: Path) -> str:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}  # whoever opens the model says what is wrong
-    return told if isinstance(told, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _merged(folder: Path, run: Path | None) -> LanguageModel:

@@ -88,8 +88,8 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
             "verb": "measure",
             "pairs": pairs.source,
             "n": len(pairs),
-            "language": [model.told() for model in language],
-            "vision": [model.told() for model in vision],
+            "language": [model.facts() for model in language],
+            "vision": [model.facts() for model in vision],
             "alignment": [_summary(one, config) for one in found],
         }
         claim_folder(config)  # which deletes the other

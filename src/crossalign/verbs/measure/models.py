@@ -40,7 +40,7 @@ class Measured:
     source: FeatureSource | None = None
     """What gives its features."""
 
-    def told(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What measure.json says of it."""
         facts = {"name": self.name, "ref": self.ref, "layers": list(self.layers)}
         return facts | {
