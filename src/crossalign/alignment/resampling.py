@@ -72,7 +72,7 @@ def kernel_scores_without(
         for side in (x, y):
             side.diagonal(dim1=1, dim2=2).zero_()
     whole, sums = _products(x, y), (x.sum(2), y.sum(2))
-    found = []
+    scores = []
     for group in range(int(groups.max()) + 1):
         gone, stay = (groups == group).nonzero().flatten(), (groups != group).nonzero().flatten()
         rows = x[:, gone], y[:, gone]
@@ -86,9 +86,9 @@ def kernel_scores_without(
             kept[0] += total * torch.outer(whole_x, whole_y) - single * row_x @ row_y.T
             kept[1] += total * whole_x.square() - single * row_x.square().sum(1)
             kept[2] += total * whole_y.square() - single * row_y.square().sum(1)
-        found.append(kept[0] / torch.outer(kept[1], kept[2]).sqrt())
+        scores.append(kept[0] / torch.outer(kept[1], kept[2]).sqrt())
         tick()
-    return torch.stack(found)
+    return torch.stack(scores)
 
 
 def _products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,13 +167,13 @@ def scores_without(xs: Layers, ys: Layers, metric: str, groups: Tensor, tick: Ti
     """
     if metric in FAST_WITHOUT:
         return FAST_WITHOUT[metric](xs, ys, groups, tick, **options)
-    found = []
+    scores = []
     for group in range(int(groups.max()) + 1):
         stay = groups != group
         order = torch.arange(int(stay.sum()))[None]
-        found.append(ordered_scores([x[stay] for x in xs], [y[stay] for y in ys], metric, order, **options)[0])
+        scores.append(ordered_scores([x[stay] for x in xs], [y[stay] for y in ys], metric, order, **options)[0])
         tick()
-    return torch.stack(found)
+    return torch.stack(scores)
 
 
 def random_groups(n: int, count: int, seed: int = 0) -> Tensor:

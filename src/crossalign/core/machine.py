@@ -137,8 +137,8 @@ def free_memory() -> int | None:
         text = Path("/proc/meminfo").read_text(encoding="utf-8")
     except OSError:
         return _memory_bytes()
-    found = re.search(r"^MemAvailable:\s*(\d+) kB", text, flags=re.MULTILINE)
-    return 1024 * int(found.group(1)) if found else _memory_bytes()
+    match = re.search(r"^MemAvailable:\s*(\d+) kB", text, flags=re.MULTILINE)
+    return 1024 * int(match.group(1)) if match else _memory_bytes()
 
 
 def _threads() -> int | None:
@@ -178,8 +178,8 @@ def _cpuinfo(key: str) -> str:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    found = re.search(rf"^{re.escape(key)}\s*:\s*(.*)$", text, flags=re.MULTILINE)
-    return found.group(1).strip() if found else ""
+    match = re.search(rf"^{re.escape(key)}\s*:\s*(.*)$", text, flags=re.MULTILINE)
+    return match.group(1).strip() if match else ""
 
 
 def _output(*command: str) -> str:

@@ -57,11 +57,11 @@ def split_name(words: str) -> str | None:
 
 def by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     """Files by the split that their own or their folder's name speaks of; "" where neither does."""
-    found: dict[str, list[Path]] = {}
+    splits: dict[str, list[Path]] = {}
     for file in files:
         split = split_name(file.stem) or split_name(file.parent.name if file.parent != folder else "")
-        found.setdefault(split or "", []).append(file)
-    return found
+        splits.setdefault(split or "", []).append(file)
+    return splits
 
 
 def text_sources(
@@ -83,7 +83,7 @@ def text_sources(
         UserError: nothing is named or lies there, or a kind of file that is not read.
     """
     kinds = ", ".join(filter(None, suffixes))
-    found: list[Path | str] = []
+    sources: list[Path | str] = []
     left_out: list[str] = []
     known = f"a file ({kinds}), a folder of them, {', '.join([*others, 'or hf:ORG/NAME'])}"
     if not names:
@@ -91,32 +91,32 @@ def text_sources(
     for name in names:
         path = Path(name).expanduser()
         if name in others or Ref(name, ()).kind == "hf":
-            found.append(name)
+            sources.append(name)
         elif name and path.is_dir():
             files = [file for file in files_below(path, {*suffixes} - {""}, levels) if file.is_file()]
             if not files:
                 raise UserError(f"{kind} folder '{name}' holds no {kinds}; fill it or name another")
             splits = by_split(path, files)
             apart = {*splits.get("test", ()), *splits.get("validation", ())} if "train" in splits else set()
-            found += [file for file in files if file not in apart]
+            sources += [file for file in files if file not in apart]
             left_out += [file.name for file in files if file in apart]
         elif not path.is_file():
             raise UserError(f"{kind} source '{name}' does not exist: give {known}")
         elif path.suffix.lower() not in suffixes:
             raise UserError(f"{kind} source '{name}' is no {kinds}: convert it to one")
         else:
-            found.append(path)
-    return found, left_out
+            sources.append(path)
+    return sources, left_out
 
 
 def files_below(folder: Path, suffixes: Collection[str], levels: int = 0) -> list[Path]:
     """Files of some kinds in a folder and those below it, ``levels`` in all or 0 for any depth; nothing hidden; sorted."""
-    found: list[Path] = []
+    files: list[Path] = []
     for root, folders, names in os.walk(folder, followlinks=levels > 0):
         depth = 1 + len(Path(root).relative_to(folder).parts)
         folders[:] = [] if depth == levels else [name for name in folders if not name.startswith(".")]
-        found += (Path(root, n) for n in names if os.path.splitext(n)[1].lower() in suffixes and not n.startswith("."))
-    return sorted(found)
+        files += (Path(root, n) for n in names if os.path.splitext(n)[1].lower() in suffixes and not n.startswith("."))
+    return sorted(files)
 
 
 def title_of(files: Sequence[Path]) -> str:

@@ -135,8 +135,8 @@ class AlignmentRegularizer:
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         number = -(-self._step // self.every)
         with torch.random.fork_rng(devices=devices):
-            found = self._features(model, number)
-        return self._value(*self._with_queue(*found, number)[:2])
+            features = self._features(model, number)
+        return self._value(*self._with_queue(*features, number)[:2])
 
     def state_dict(self) -> dict[str, Any]:
         """The queue, and which pairs it came from. Which pairs are next follows from the step."""

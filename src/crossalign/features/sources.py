@@ -103,11 +103,11 @@ class TextSource:
     def _features(self, opened: LanguageModel, taps: Taps, texts: list[str]) -> Tensor:
         """Features of texts (B, sum of D), fp32."""
         tokenizer, model = opened.tokenizer, opened.model
-        found = [list(ids) for ids in tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]]
-        empty = [text for text, ids in zip(texts, found, strict=True) if not ids]
+        encoded = [list(ids) for ids in tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]]
+        empty = [text for text, ids in zip(texts, encoded, strict=True) if not ids]
         if empty:
             raise UserError(f"the tokenizer of '{self.ref}' gives no token for the text '{empty[0][:40]}': drop that pair")
-        rows, mask = (t.to(model.device) for t in padded(found, padding_of(tokenizer)))
+        rows, mask = (t.to(model.device) for t in padded(encoded, padding_of(tokenizer)))
         return taps(model, rows, mask).float()
 
 

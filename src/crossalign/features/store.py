@@ -259,11 +259,11 @@ def read_features_file(path: Path, ids: Sequence[str]) -> Tensor:
         raise UserError(
             f"'{path}' has {len(values)} rows for {len(ids)} pairs; without a column of ids there must be one a pair, in order"
         )
-    found = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))  # copies what is mapped from a file
-    bad = (~found.isfinite().all(1)).nonzero().flatten().tolist()
+    features = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))  # copies what is mapped from a file
+    bad = (~features.isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
         raise UserError(f"'{path}' holds values that are no finite numbers, first for {ids[bad[0]]} ({len(bad)} rows in all)")
-    return found
+    return features
 
 
 def _npy(path: Path) -> tuple[np.ndarray, None]:

@@ -54,16 +54,16 @@ def choose_layers(
     """
     count, depth = len(blocks), max((name.count(".") for name in blocks), default=1)
     names = {name for name, _ in model.named_modules() if name}
-    found: list[Layer] = []
+    chosen: list[Layer] = []
     for layer in layers:
         if isinstance(layer, str) and layer.lstrip("-").isdigit():  # from a command line or a file
             layer = int(layer)
         if isinstance(layer, int) and count and -count - 1 <= layer <= count:
-            found.append(layer % (count + 1))
+            chosen.append(layer % (count + 1))
         elif isinstance(layer, str) and words.get(layer):
-            found += words[layer]
+            chosen += words[layer]
         elif layer in names:
-            found.append(layer)
+            chosen.append(layer)
         elif isinstance(layer, str) and layer not in words:
             # A large model has thousands of modules below its blocks.
             raise unknown("layer", layer, [*words, *(name for name in names if name.count(".") <= depth)])
@@ -73,7 +73,7 @@ def choose_layers(
                 f"the layers 0 to {count}, {', '.join(others)} and {last}" if count else "no blocks to count: name a module"
             )
             raise UserError(f"there is no layer {layer}: {whose} has {listed}")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(chosen))
 
 
 @contextmanager

@@ -255,18 +255,18 @@ def _read_field(name: str, value: Any, place: str, config: Config, names: list[s
 
 def _read_when(text: Any, name: str, place: str, config: Config, names: list[str], before: Mapping[str, Field]) -> When:
     where = f"{place}, field '{name}', has when: {text!r}"
-    found = re.fullmatch(r"\s*(\S+)\s*(==|!=)\s*(\S+)\s*", text) if isinstance(text, str) else None
+    match = re.fullmatch(r"\s*(\S+)\s*(==|!=)\s*(\S+)\s*", text) if isinstance(text, str) else None
     try:
-        value = yaml.safe_load(found[3]) if found else None
+        value = yaml.safe_load(match[3]) if match else None
     except (yaml.YAMLError, ValueError):
-        found = None
-    if found is None:
+        match = None
+    if match is None:
         raise UserError(f"{where}: write FIELD == VALUE or FIELD != VALUE")
-    other = found[1]
+    other = match[1]
     value = _as_held(config, other, _plain(value, f"{place}, 'when' of '{name}'"), f"{place}, 'when' of '{name}': ")
     if other in names and other not in before:
         raise UserError(f"{where}: '{other}' must stand before what hangs on it, '{name}'")
-    there, equal = before.get(other), found[2] == "=="
+    there, equal = before.get(other), match[2] == "=="
     single = there is None or there.choices or there.integer  # a real number is hardly ever drawn twice
     if there and (not single or not there.holds(value) or (there.choices == (value,) and not equal)):
         raise UserError(f"{where}: '{other}' is never that in this space; name one of its choices, or give it some")

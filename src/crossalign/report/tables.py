@@ -241,7 +241,7 @@ def environment_table(runs: Iterable[Run]) -> Table:
 def confusion_table(labels: Sequence[str], counts: NDArray[np.int64], seeds: int = 1, most: int = 5) -> Table:
     """The pairs of classes that are mistaken for each other most often; ``counts``: (true class, predicted class)."""
     pairs = [(int(count), i, j) for (i, j), count in np.ndenumerate(counts) if i != j and count]
-    pairs.sort(key=lambda found: -found[0])
+    pairs.sort(key=lambda pair: -pair[0])
     lines = [
         {"True class": labels[i], "Taken for": labels[j], "Images": f"{count:,} of {counts[i].sum():,}"}
         for count, i, j in pairs[:most]

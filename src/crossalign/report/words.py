@@ -149,13 +149,13 @@ def findings(results: Results, contrasts: DataFrame) -> tuple[tuple[str, str, tu
     A question that is asked of several models, each with a family of its own, has an answer for each, which names it.
     """
     several = contrasts.groupby("question").family.nunique().gt(1).any()
-    found = []
+    answers = []
     for (question, _), asked in contrasts.groupby(["question", "family"], sort=False):
         tests = list(asked.itertuples())
         model = f"{results.row[tests[0].other].block}: " if several else ""
         sentences = tuple((one.verdict, sentence(results, one)) for one in tests)
-        found.append((QUESTIONS[question].title, model + answer(tests), sentences))
-    return tuple(found)
+        answers.append((QUESTIONS[question].title, model + answer(tests), sentences))
+    return tuple(answers)
 
 
 def answer(tests: list[Any]) -> str:

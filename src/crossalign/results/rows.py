@@ -176,13 +176,13 @@ def baseline(row: Row, rows: list[Row]) -> Row | None:
 
     None where there is none, or where a row without a backbone could mean several.
     """
-    found = [
+    plain = [
         other
         for other in rows
         if (other.method, other.align, other.weights, other.data) == ("fpt", "none", "pretrained", row.data)
         and (other.backbone == row.backbone or not row.backbone)
     ]
-    return found[0] if len({other.backbone for other in found}) == 1 else None
+    return plain[0] if len({other.backbone for other in plain}) == 1 else None
 
 
 def best(rows: list[Row]) -> Row:
@@ -214,26 +214,26 @@ def differing(runs: Iterable[Run]) -> list[str]:
 
 def warnings(study: Study, rows: list[Row]) -> list[str]:
     """Sentences on what makes rows less comparable than the table makes them look."""
-    found = []
+    texts = []
     data = list(dict.fromkeys(row.data for row in rows))
     if len(data) > 1:
         listed = "; ".join(f"“{name}”" for name in data)
-        found.append(f"The rows are from {len(data)} data sets and are compared only within each: {listed}.")
+        texts.append(f"The rows are from {len(data)} data sets and are compared only within each: {listed}.")
     for block in blocks(rows):
-        found += _uneven(block)
+        texts += _uneven(block)
     for row in rows:
         changed = differing(row.runs)
         if changed:
-            found.append(f"Runs of “{row.label}” differ in more than their seed: {', '.join(changed)}.")
+            texts.append(f"Runs of “{row.label}” differ in more than their seed: {', '.join(changed)}.")
         # What the alignment stage itself warned of, such as a collapse.
         warned = {run.seed: ((run.result or {}).get("alignment") or {}).get("warning") for run in row.runs}
         warned = {seed: warning for seed, warning in warned.items() if warning}
         if warned:
             which = f"seed{'s' if len(warned) > 1 else ''} {', '.join(map(str, warned))}"
-            found.append(f"Alignment stage of “{row.label}”, {which}: {next(iter(warned.values()))}")
+            texts.append(f"Alignment stage of “{row.label}”, {which}: {next(iter(warned.values()))}")
     for run in study.complete:
         _ = run.predictions, run.samples  # reading them leaves a note where they are damaged
-    return list(dict.fromkeys([*found, *(note for run in study.runs for note in run.notes)]))
+    return list(dict.fromkeys([*texts, *(note for run in study.runs for note in run.notes)]))
 
 
 def _uneven(block: list[Row]) -> Iterator[str]:

@@ -194,7 +194,7 @@ def open_study(paths: Iterable[Path]) -> Study:
     for path in paths:
         if not path.is_dir():
             raise UserError(f"no run folder at '{path}'; name a folder that crossalign wrote a run into")
-        found = 0
+        count = 0
         for root, folders, files in os.walk(path):
             folders[:] = sorted(name for name in folders if name not in SKIPPED and not name.startswith("."))
             folder = Path(root)
@@ -203,7 +203,7 @@ def open_study(paths: Iterable[Path]) -> Study:
                 continue
             _add_study_files(study, folder, files)
             if "search.json" in files:
-                found += 1
+                count += 1
                 search = read_search(folder / "search.json")
                 left = {"trials", "winner"} if search.overtaken else {"trials"}  # search.json tells of trials
                 folders[:] = [name for name in folders if name not in left]
@@ -212,12 +212,12 @@ def open_study(paths: Iterable[Path]) -> Study:
                     study.searches.append(search)
                 continue
             if "result.json" in files or "metrics.jsonl" in files or {"config.yaml", "environment.json"} <= set(files):
-                found += 1
+                count += 1
                 folders.clear()  # what lies in a run belongs to it
                 if folder.resolve() not in seen:
                     seen.add(folder.resolve())
                     study.runs.append(read_run(folder))
-        if not found:
+        if not count:
             raise UserError(f"no run in '{path}': no folder under it has a result.json, metrics.jsonl or config.yaml")
     if not study.runs and not study.searches:
         raise UserError("no run to report; name at least one run folder, or a folder that holds some")

@@ -194,16 +194,16 @@ class _Fit:
         assert self.stage.extra is not None
         try:
             with self.run.accelerator.autocast():  # a compiled model is called inside its wrapper, which alone would know
-                found = self.stage.extra(self.model, position)
+                extra = self.stage.extra(self.model, position)
         except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             self._save()  # all processes are here: they see the same features
             raise Diverged(
                 f"the alignment term cannot be computed at step {position + 1} of stage '{self.stage.name}' ({error}); the run "
                 "is saved as it was before that step: choose another metric or more pairs, in another --output"
             ) from error
-        if found is None:
+        if extra is None:
             return {}
-        value, numbers = found[0], {name: number.detach() for name, number in found[1].items()}
+        value, numbers = extra[0], {name: number.detach() for name, number in extra[1].items()}
         if value.requires_grad:
             with self.run.accelerator.no_sync(self.model):
                 self.run.accelerator.backward(value)
@@ -214,9 +214,9 @@ class _Fit:
         self.extra_rows.append((position, numbers))
         return numbers
 
-    def _norm(self, found: list[Tensor]) -> Tensor:
+    def _norm(self, gradients: list[Tensor]) -> Tensor:
         """Norm of gradients, in the loss's own scale."""
-        norm = whole(torch.nn.utils.get_total_norm(found))
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         scaler = self.run.accelerator.scaler
         return norm / scaler.get_scale() if scaler is not None else norm
 

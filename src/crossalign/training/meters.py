@@ -36,10 +36,10 @@ class Meter:
         values = torch.stack([self.sums[name].cpu().double() for name in [*names, "examples"]])
         if self._shared:
             values = self._accelerator.reduce(values.float().to(self._accelerator.device), "sum").cpu().double()
-        found = {name: float(value / values[-1]) for name, value in zip(names, values, strict=False)}
+        numbers = {name: float(value / values[-1]) for name, value in zip(names, values, strict=False)}
         if "steps" in self.sums:
-            found["grad_norm"] = float(self.sums["grad_norm"].cpu() / self.sums["steps"].cpu())
-        return found
+            numbers["grad_norm"] = float(self.sums["grad_norm"].cpu() / self.sums["steps"].cpu())
+        return numbers
 
     def state(self) -> dict[str, Tensor]:
         """What the first process saves for all: sums over the processes, on the CPU."""

@@ -303,8 +303,8 @@ def _open_experiment(store: str, name: str) -> tuple[MlflowClient, str]:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     with _alone(store) as artifacts:
         client = MlflowClient(tracking_uri=store)
-        found = client.get_experiment_by_name(name)
-        return client, found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
+        experiment = client.get_experiment_by_name(name)
+        return client, experiment.experiment_id if experiment else client.create_experiment(name, artifact_location=artifacts)
 
 
 @contextmanager

@@ -166,23 +166,23 @@ def split_rows(
             if len(present)
             else f"'{config.source}' has no image that can be used"
         )
-    found: dict[str, np.ndarray] = {}
+    parts: dict[str, np.ndarray] = {}
     rest = stratified_order(train, rng)
     for split, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if split in labels:
-            found[split] = usable[split][stratified_order(labels[split], rng)]
+            parts[split] = usable[split][stratified_order(labels[split], rng)]
         else:
             count = round(len(rest) * fraction)
             carved, rest = rest[:count], stratified_order(train, rng, rest[count:])
             _check_classes(split, train[carved], train, classes, config)
-            found[split] = usable["train"][carved]
+            parts[split] = usable["train"][carved]
     _check_classes("train", train[rest], train, classes, config)
-    found["train"] = usable["train"][rest]
-    for split, rows in found.items():
+    parts["train"] = usable["train"][rest]
+    for split, rows in parts.items():
         limit: int | None = getattr(config, f"limit_{split}")
         if limit is not None and limit > len(rows):
             raise UserError(f"--data.limit-{split} {limit} is larger than the {split} split of {len(rows)} images")
-    return {split: found[split][: getattr(config, f"limit_{split}")] for split in ("train", "validation", "test")}
+    return {split: parts[split][: getattr(config, f"limit_{split}")] for split in ("train", "validation", "test")}
 
 
 def stratified_order(labels: np.ndarray, rng: np.random.Generator, rows: np.ndarray | None = None) -> np.ndarray:

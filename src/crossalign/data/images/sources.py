@@ -68,12 +68,12 @@ def list_source(source: str, alone: bool = False) -> Listings:
 
 def _siblings(path: Path) -> dict[str, list[Path]]:
     """Files beside a parquet file that are named as it is, with test or validation for train."""
-    found = {}
+    splits = {}
     for split, words in {"validation": ("validation", "valid", "val"), "test": ("test",)}.items():
         names = (path.with_name(path.name.replace("train", word)) for word in words if "train" in path.name)
         if sibling := next((name for name in names if name.is_file()), None):
-            found[split] = [sibling]
-    return found
+            splits[split] = [sibling]
+    return splits
 
 
 def _hub(name: str) -> Listings:
@@ -152,10 +152,10 @@ def _cifar_binary(folder: Path) -> Listings:
     meta = folder / "batches.meta.txt"
     classes = tuple(meta.read_text(encoding="utf-8").split()) if meta.is_file() else tuple(str(i) for i in range(10))
     train = sorted(folder.glob("data_batch_*.bin"))
-    found = {"train": _binary_listing(train, classes, f"{folder.name} data_batch_*.bin")}
+    splits = {"train": _binary_listing(train, classes, f"{folder.name} data_batch_*.bin")}
     if (folder / "test_batch.bin").is_file():
-        found["test"] = _binary_listing([folder / "test_batch.bin"], classes, f"{folder.name} test_batch.bin")
-    return found
+        splits["test"] = _binary_listing([folder / "test_batch.bin"], classes, f"{folder.name} test_batch.bin")
+    return splits
 
 
 def _binary_listing(files: list[Path], classes: tuple[str, ...], title: str) -> ImageListing:
@@ -196,12 +196,12 @@ def _class_folders(path: Path, title: str) -> ImageListing:
     files: list[Path] = []
     counts = []
     for folder in folders:
-        found = files_below(folder, EXTENSIONS)
-        if not found:
+        pictures = files_below(folder, EXTENSIONS)
+        if not pictures:
             kinds = ", ".join(sorted(EXTENSIONS))
             raise UserError(f"class folder '{folder}' holds no images ({kinds}); fill it or remove it")
-        files += found
-        counts.append(len(found))
+        files += pictures
+        counts.append(len(pictures))
     classes = tuple(folder.name for folder in folders)
     names = [f.relative_to(path).as_posix() for f in files]
     labels = np.repeat(np.arange(len(folders), dtype=np.int64), counts)

@@ -109,10 +109,10 @@ class PairBatches:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the texts as tokens, and of the features where they are held."""
-        found = hashlib.sha256(repr((self.tokens, self.batch_size, self.seed)).encode())
+        digest = hashlib.sha256(repr((self.tokens, self.batch_size, self.seed)).encode())
         if isinstance(self.features, Tensor):
-            found.update(self.features.detach().cpu().float().contiguous().numpy().tobytes())
-        return found.hexdigest()[:20]
+            digest.update(self.features.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:20]
 
     def _features_of(self, rows: Tensor, mode: Mode) -> Tensor:
         if mode not in MODES:
@@ -152,8 +152,8 @@ def _tokenise(texts: Sequence[str | Sequence[str]], tokenizer: Any, max_length: 
     starts = range(0, len(flat), 1000)
     settings: dict[str, Any] = {"truncation": True, "max_length": max_length, "add_special_tokens": True}
     calls = (tokenizer(flat[i : i + 1000], **settings)["input_ids"] for i in starts)
-    found = iter([ids for call in followed(calls, len(starts), "tokenising captions", "thousand") for ids in call])
-    tokens = [[list(next(found)) for _ in group] for group in groups]
+    encoded = iter([ids for call in followed(calls, len(starts), "tokenising captions", "thousand") for ids in call])
+    tokens = [[list(next(encoded)) for _ in group] for group in groups]
     empty = [i for i, group in enumerate(groups) if not group or not all(text.strip() for text in group)]
     if empty or not all(all(group) for group in tokens):
         where = ", ".join(map(str, empty[:3])) or "some"

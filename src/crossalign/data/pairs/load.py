@@ -76,13 +76,13 @@ def open_pairs(config: PairsConfig) -> Pairs:
     texts = {int(row): _captions(listing.texts[row]) for row in rows}
     hashes, broken = _check_images(listing, rows)
     bad += [f"image of {listing.ids[row]}: {why}" for row, why in broken.items()]
-    bad += [f"caption of {listing.ids[row]}: empty" for row, found in texts.items() if not found or not all(found)]
+    bad += [f"caption of {listing.ids[row]}: empty" for row, captions in texts.items() if not captions or not all(captions)]
     if bad and config.on_error == "stop":
         some = "; ".join(bad[:3]) + (f"; and {len(bad) - 3} more" if len(bad) > 3 else "")
         count = f"{len(bad)} faults" if len(bad) > 1 else "1 fault"
         raise UserError(f"{count} in '{config.source}': {some}. Mend them, or go on without: --pairs.on-error skip")
     # A pair goes on without its empty captions as long as it has another.
-    good = {row: tuple(filter(None, found)) for row, found in texts.items() if any(found) and row not in broken}
+    good = {row: tuple(filter(None, captions)) for row, captions in texts.items() if any(captions) and row not in broken}
     if not good:
         raise UserError(f"'{config.source}' has no pair that can be used; the first fault: {bad[0]}")
     keep = np.array(list(good), dtype=np.int64)
@@ -124,13 +124,13 @@ def _listed_rows(listing: PairListing, config: PairsConfig) -> tuple[np.ndarray,
     by_name: dict[str, list[int]] = {}
     for row, name in enumerate(listing.ids):
         by_name.setdefault(_REPEAT.sub("", name), []).append(row)
-    found = [row for name in dict.fromkeys(wanted) for row in by_name.get(name, ())]
-    if not found:
+    rows = [row for name in dict.fromkeys(wanted) for row in by_name.get(name, ())]
+    if not rows:
         raise UserError(
             f"'{path}' lists no pair of '{config.source}': the first line is '{wanted[0] if wanted else ''}', "
             f"the first id '{listing.ids[0]}'"
         )
-    return np.unique(found), [f"{name}: listed in {path.name}, but not there" for name in wanted if name not in by_name]
+    return np.unique(rows), [f"{name}: listed in {path.name}, but not there" for name in wanted if name not in by_name]
 
 
 def _places(listing: PairListing) -> np.ndarray:

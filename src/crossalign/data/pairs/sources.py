@@ -188,12 +188,12 @@ def _tar_text(archive: tarfile.TarFile, member: tarfile.TarInfo, column: str) ->
 def unique(ids: Sequence[Any]) -> list[str]:
     """Ids as text; the second row of an id becomes ``id#2``, and so on: some sets have a row for each caption."""
     seen: dict[str, int] = {}
-    found = []
+    distinct = []
     for value in ids:
         name = str(value)
         seen[name] = seen.get(name, 0) + 1
-        found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return found
+        distinct.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return distinct
 
 
 SOURCES: Registry[Callable[[str], PairListing]] = Registry("kind of pair source", group="crossalign.datasets")

@@ -92,9 +92,9 @@ def open_corpus(folder: str | Path) -> Corpus:
         facts, path = meta[side], folder / f"{side}.bin"
         if not path.is_file():
             raise UserError(f"'{folder}' lacks its token file {path.name}: prepare the corpus again in another folder")
-        found, expected = path.stat().st_size / np.dtype(meta["dtype"]).itemsize, facts["tokens"]
-        if found != expected:
-            raise UserError(f"'{path}' holds {found:,g} tokens, but its meta.json says {expected:,}: copy or prepare it again")
+        count, expected = path.stat().st_size / np.dtype(meta["dtype"]).itemsize, facts["tokens"]
+        if count != expected:
+            raise UserError(f"'{path}' holds {count:,g} tokens, but its meta.json says {expected:,}: copy or prepare it again")
         streams[side] = TokenFile(np.memmap(path, dtype=meta["dtype"], mode="r"), facts["documents"], facts["bytes"])
     return Corpus(folder, meta, streams["train"], streams["validation"])
 
@@ -231,27 +231,27 @@ class Preparation:
         write_json(self.output / META, self.meta)
 
     def _survey(self) -> Survey:
-        found, at = Survey(), 0
+        survey, at = Survey(), 0
         with progress(len(self.files), "reading", unit="file") as bar:
             for piece in stream(self.files):
                 bar.update(piece.after[0] - at)
                 at = piece.after[0]
                 if not piece.text:
-                    found.empty += 1
+                    survey.empty += 1
                     continue
-                found.bytes += len(piece.text.encode())
-                found.characters += len(piece.text)
+                survey.bytes += len(piece.text.encode())
+                survey.characters += len(piece.text)
                 if piece.last:
                     key = self._key(piece)
-                    found.documents += 1
-                    found.smallest, found.largest = min(found.smallest, key), max(found.largest, key)
-        if not found.documents:
+                    survey.documents += 1
+                    survey.smallest, survey.largest = min(survey.smallest, key), max(survey.largest, key)
+        if not survey.documents:
             raise UserError(
-                f"the corpus has no text: its {found.empty:,} documents are empty (column or key '{self.config.text_column}')"
+                f"the corpus has no text: its {survey.empty:,} documents are empty (column or key '{self.config.text_column}')"
             )
-        if found.smallest == found.largest and found.characters < 2 * found.documents:
+        if survey.smallest == survey.largest and survey.characters < 2 * survey.documents:
             raise UserError("the corpus is a single character, which cannot be cut into train and validation: give more text")
-        return found
+        return survey
 
     def _key(self, piece: Piece) -> int:
         """A number below 2^64 that depends on the document's text and the seed of the split."""

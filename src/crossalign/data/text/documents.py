@@ -93,9 +93,9 @@ def cut(text: str, limit: int, reach: int) -> int:
     """The last place at or before ``limit``, at most ``reach`` back, where a line or else a word ends; else ``limit``."""
     low = max(0, limit - reach)
     for pattern in (_LINE_ENDS, _WORD_ENDS):
-        found = [match.end() for match in pattern.finditer(text, low, limit + 1) if match.end() <= limit]
-        if found:
-            return found[-1]
+        ends = [match.end() for match in pattern.finditer(text, low, limit + 1) if match.end() <= limit]
+        if ends:
+            return ends[-1]
     return limit
 
 

@@ -166,12 +166,12 @@ def local_rows(task: str, split: str, folder: Path) -> LocalRows | None:
         raise UserError(f"--data-dir {folder} is no folder: name the one that holds {task}'s files")
     stems, words = "|".join(map(re.escape, STEMS.get(task, (task,)))), "|".join(SPLITS[split])
     pattern = re.compile(rf"(?:{stems})[_-]({words})(?:[_-]\w+)?\.{'txt' if task == 'wikitext' else 'jsonl'}")
-    found = [(path, match) for path in sorted(folder.iterdir()) if (match := pattern.fullmatch(path.name))]
-    if not found:
+    matches = [(path, match) for path in sorted(folder.iterdir()) if (match := pattern.fullmatch(path.name))]
+    if not matches:
         return None
-    if len(found) > 1:
-        raise UserError(f"'{found[0][0]}' and '{found[1][0].name}' are both of {task}'s {split} split: take one away")
-    path, match = found[0]
+    if len(matches) > 1:
+        raise UserError(f"'{matches[0][0]}' and '{matches[1][0].name}' are both of {task}'s {split} split: take one away")
+    path, match = matches[0]
     rows, note = _wikitext(path) if task == "wikitext" else (_rows(path, ROWS.get(task, _like_the_first())), "")
     if not rows:
         raise UserError(f"'{path}' holds no rows of {task}: copy it again")

@@ -218,8 +218,8 @@ def _encode(texts: Sequence[str], tokenizer: Any) -> Iterator[list[int]]:
     """Tokens of each text; a thousand at a time, since what the tokenizer returns is many times their size."""
     for start in range(0, len(texts), 1000):
         with ordinary_text(tokenizer) as backend:
-            found = backend.encode_batch_fast(texts[start : start + 1000], add_special_tokens=False)
-        yield from (one.ids for one in found)
+            encoded = backend.encode_batch_fast(texts[start : start + 1000], add_special_tokens=False)
+        yield from (one.ids for one in encoded)
 
 
 class ExampleRows:

@@ -248,9 +248,9 @@ def _failure(error: Exception, trace: Path, curve: list[float]) -> JobResult:
 
 def validations(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl that hold the validation of its training stage, one an epoch."""
-    found: dict[int, dict[str, Any]] = {}
+    by_epoch: dict[int, dict[str, Any]] = {}
     with contextlib.suppress(FileNotFoundError), RunFolder(folder).metrics.open(encoding="utf-8") as lines:
         for line in lines:
             if line.endswith("\n") and (row := json.loads(line))["stage"] == "train" and row["split"] == "validation":
-                found[row["epoch"]] = row
-    return [found[epoch] for epoch in sorted(found)]
+                by_epoch[row["epoch"]] = row
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]

@@ -66,10 +66,10 @@ def align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run:
     warning = collapse_warning(after | spread | {"norm_ratio": after["norm_ratio"] / min(1.0, before["norm_ratio"])})
     if warning and run.accelerator.is_main_process:
         warnings.warn(f"alignment by {config.align.metric}: {warning}", stacklevel=2)
-    found = {"before": before, "after": after, "seconds": done.seconds, "warning": warning or ""}
+    facts = {"before": before, "after": after, "seconds": done.seconds, "warning": warning or ""}
     if run.accelerator.is_main_process:
-        write_json(file, found)
-    return found
+        write_json(file, facts)
+    return facts
 
 
 def find_divergence(config: AdaptConfig) -> Any:

@@ -157,12 +157,12 @@ def _take_local(config: dict[str, Any], folder: Path, scored: str, shots: int) -
     """Put local rows in place of the hub's; what the label says of them."""
     task = config["task"]
     wanted = [scored] + (["train"] if shots and config.get("training_split") else [])
-    found = {split: part for split in wanted if (part := local_rows(task, split, folder))}
-    if scored not in found:
+    local = {split: part for split in wanted if (part := local_rows(task, split, folder))}
+    if scored not in local:
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise UserError(f"'{folder}' has no data of {task}: {expected_file(task, scored)} is expected (there: {there})")
     rows = {}
-    for split, part in found.items():
+    for split, part in local.items():
         try:
             rows[split] = Dataset.from_list(part.rows)
         except (ArrowException, TypeError, ValueError) as error:
@@ -173,7 +173,7 @@ def _take_local(config: dict[str, Any], folder: Path, scored: str, shots: int) -
     config.update(
         fewshot_split=None, dataset_path=None, dataset_name=None, dataset_kwargs=None, custom_dataset=lambda **_: rows
     )
-    return f"{found[scored].word} {found[scored].note}".rstrip()
+    return f"{local[scored].word} {local[scored].note}".rstrip()
 
 
 @contextlib.contextmanager
@@ -253,13 +253,13 @@ def score_task(opened: EvalTask, scorer: Scorer) -> tuple[dict[str, Any], list[d
         under ``prompt``, ``answers``, ``loglikelihoods`` and ``target`` what the model was asked and said.
     """
     with quietly(opened.name):
-        found = run_harness(scorer, {"tasks": {opened.name: opened.task}}, limit=opened.limit, bootstrap_iters=0)
-    if found is None:
+        scored = run_harness(scorer, {"tasks": {opened.name: opened.task}}, limit=opened.limit, bootstrap_iters=0)
+    if scored is None:
         return None
-    samples = sorted(found["samples"][opened.name], key=lambda sample: sample["doc_id"])
+    samples = sorted(scored["samples"][opened.name], key=lambda sample: sample["doc_id"])
     first = samples[0]["filter"]
     summary: dict[str, Any] = {"metrics": {}, "stderr": {}, "higher_is_better": {}}
-    for key, value in found["results"][opened.name].items():
+    for key, value in scored["results"][opened.name].items():
         metric, _, filtered = key.partition(",")
         if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue

@@ -95,9 +95,9 @@ def _score(
     facts = {"model": opened.ref, "fingerprint": opened.fingerprint, "harness": f"lm-eval {VERSION}"}
     for task in tasks:
         started = time.monotonic()
-        found = score_task(task, scorer) if task in waiting else None
-        if found is not None:  # in the first process, which writes
-            summary, rows = found
+        scored = score_task(task, scorer) if task in waiting else None
+        if scored is not None:  # in the first process, which writes
+            summary, rows = scored
             _write_rows(folder, task.name, rows)
             kept[task.name] = {
                 "label": task.label,

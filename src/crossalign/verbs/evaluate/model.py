@@ -221,8 +221,8 @@ class Scorer(HFLM):
                 owners.append(i)
                 pieces.append((None, *make_disjoint_window(window)))
         totals = [0.0] * len(requests)
-        for owner, (found, _) in zip(owners, self._loglikelihood_tokens(pieces), strict=True):
-            totals[owner] += found
+        for owner, (likelihood, _) in zip(owners, self._loglikelihood_tokens(pieces), strict=True):
+            totals[owner] += likelihood
         return totals
 
     def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence[Any]) -> int:

@@ -83,17 +83,17 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
         text = scored_text(config)
         language = with_quality(look(language, pairs, device), text, config, device)
         vision = look(vision, pairs, device)
-        found = align(language, vision, config)
+        alignments = align(language, vision, config)
         result = {
             "verb": "measure",
             "pairs": pairs.source,
             "n": len(pairs),
             "language": [model.facts() for model in language],
             "vision": [model.facts() for model in vision],
-            "alignment": [_summary(one, config) for one in found],
+            "alignment": [_summary(one, config) for one in alignments],
         }
         claim_folder(config)  # which deletes the other
-        _write(config, result, found)
+        _write(config, result, alignments)
     return result
 
 
@@ -106,7 +106,7 @@ def align(language: Sequence[Measured], vision: Sequence[Measured], config: Meas
     Raises:
         UserError: features that the metric refuses, or more of them than fit into memory.
     """
-    ys, found = _layers(vision), list[Alignment]()
+    ys, alignments = _layers(vision), list[Alignment]()
     n, metric, options = len(ys[0]), config.metric, _options(config)
     batches = _batches(language, n, len(ys), metric)
     orders = torch.cat([torch.arange(n)[None], random_orders(n, config.permutations, config.seed)])
@@ -118,10 +118,10 @@ def align(language: Sequence[Measured], vision: Sequence[Measured], config: Meas
             for batch in batches:
                 xs, tick = _layers(batch), lambda: bar.update(1)
                 scores = ordered_scores(xs, ys, metric, orders, tick, **options)
-                found += _apart(batch, vision, scores, scores_without(xs, ys, metric, groups, tick, **options))
+                alignments += _apart(batch, vision, scores, scores_without(xs, ys, metric, groups, tick, **options))
     except ValueError as error:
         raise UserError(f"--metric {metric} cannot be computed of these features: {error}") from error
-    return found
+    return alignments
 
 
 def _apart(language: Sequence[Measured], vision: Sequence[Measured], scores: Tensor, replicates: Tensor) -> Iterator[Alignment]:
@@ -188,7 +188,7 @@ def _summary(one: Alignment, config: MeasureConfig) -> dict[str, Any]:
     }
 
 
-def _write(config: MeasureConfig, result: dict[str, Any], found: list[Alignment]) -> None:
+def _write(config: MeasureConfig, result: dict[str, Any], alignments: list[Alignment]) -> None:
     """config.yaml, environment.json, measure.json, scores.safetensors, figures/ and measure.md."""
     from crossalign.verbs.measure.page import write_page
 
@@ -196,7 +196,7 @@ def _write(config: MeasureConfig, result: dict[str, Any], found: list[Alignment]
     write_config(folder, config)
     write_json(RunFolder(folder).environment, environment())
     tensors: dict[str, Tensor] = {}
-    for one in found:
+    for one in alignments:
         best = one.null.amax((1, 2))
         numbers = {
             "score": one.scores,

@@ -110,16 +110,16 @@ def _in_runs(refs: tuple[str, ...]) -> list[Measured]:
     """The references, with the models that it kept in place of a training run."""
     folders = [Path(ref).expanduser() for ref in refs]
     names = _run_names(folder.resolve() for folder in folders if RunFolder(folder).config.is_file())
-    found = []
+    models = []
     for ref, folder in zip(refs, folders, strict=True):
-        found += _kept(folder, names[folder.resolve()]) if folder.resolve() in names else [Measured(ref)]
-    return found
+        models += _kept(folder, names[folder.resolve()]) if folder.resolve() in names else [Measured(ref)]
+    return models
 
 
 def _kept(folder: Path, run: str) -> list[Measured]:
     """The models of a training run: those kept during training, and the last one."""
-    found = {path: re.fullmatch(r"step-(\d{7,})", path.name) for path in RunFolder(folder).snapshots.glob("step-*")}
-    kept = [Measured(str(path), run=run, step=int(match[1])) for path, match in found.items() if match]
+    matches = {path: re.fullmatch(r"step-(\d{7,})", path.name) for path in RunFolder(folder).snapshots.glob("step-*")}
+    kept = [Measured(str(path), run=run, step=int(match[1])) for path, match in matches.items() if match]
     kept.sort(key=lambda model: model.step or 0)
     last, result = RunFolder(folder).model, RunFolder(folder).result
     if not kept and not last.is_dir():
@@ -145,13 +145,13 @@ def _with_twins(models: list[Measured], twins: bool) -> list[Measured]:
 
     A training run has none: its own model before the first step is what its last one is compared with.
     """
-    given, found = {model.ref for model in models}, []
+    given, measured = {model.ref for model in models}, []
     for model in models:
-        found.append(model)
+        measured.append(model)
         twin, ref = f"random:{model.ref}", Ref(model.ref)
         if twins and not model.run and twin not in given and not (ref.control or ref.file):
-            found.append(Measured(twin))
-    return found
+            measured.append(Measured(twin))
+    return measured
 
 
 def _named(models: list[Measured]) -> list[Measured]:
