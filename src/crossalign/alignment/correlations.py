@@ -216,8 +216,8 @@ def _principal(side: _Rows, variance: float) -> _Basis:
     values, vectors = torch.linalg.eigh(rows @ rows.mT if wide else rows.mT @ rows)
     values, vectors = values.flip(-1), vectors.flip(-1)
     there = int((values > RANK**2 * values[0]).sum())
-    held = values[:there].cumsum(0) / values[:there].sum()
-    kept = there if variance == 1 else min(int((held < variance).sum()) + 1, there)
+    share = values[:there].cumsum(0) / values[:there].sum()
+    kept = there if variance == 1 else min(int((share < variance).sum()) + 1, there)
     root = values[:there].sqrt()
     if wide:
         vectors = rows.mT @ vectors[:, :there] / root

@@ -43,12 +43,12 @@ def kernel_scores(
     n = orders.shape[1]
     above, across = torch.triu_indices(n, n, offset=1 if debiased else 0)
     twice = torch.where(above == across, 1.0, 2.0)
-    held = torch.stack([_unit(x, kernel, debiased)[above, across] * twice for x in xs])
+    values = torch.stack([_unit(x, kernel, debiased)[above, across] * twice for x in xs])
     table = torch.stack([_unit(y, kernel, debiased).flatten() for y in ys], dim=1)  # (n², J): a pair's J values in a row
-    scores = held.new_zeros(len(orders), len(xs), len(ys))
+    scores = values.new_zeros(len(orders), len(xs), len(ys))
     for score, order in zip(scores, orders, strict=True):
         pairs = order[above] * n + order[across]
-        for some, places in zip(held.split(CHUNK, dim=1), pairs.split(CHUNK), strict=True):
+        for some, places in zip(values.split(CHUNK, dim=1), pairs.split(CHUNK), strict=True):
             score.addmm_(some, table[places])
         tick()
     return scores
@@ -104,11 +104,11 @@ def neighbour_scores(xs: Layers, ys: Layers, orders: Tensor, tick: Tick, *, k: i
     n = orders.shape[1]
     table = torch.stack([neighbour_shares(x, k, distance).float().flatten() for x in xs], dim=1)  # (n², I)
     neighbours = [neighbour_shares(y, k, distance).float() for y in ys]
-    held = [(*shares.nonzero(as_tuple=True), shares[shares > 0][:, None]) for shares in neighbours]
+    near = [(*shares.nonzero(as_tuple=True), shares[shares > 0][:, None]) for shares in neighbours]
     scores = table.new_zeros(len(orders), len(xs), len(ys))
     for score, order in zip(scores, orders, strict=True):
         place = order.argsort()  # where a row of y comes to stand
-        for j, (rows, others, shares) in enumerate(held):
+        for j, (rows, others, shares) in enumerate(near):
             score[:, j] = torch.minimum(table[place[rows] * n + place[others]], shares).sum(0) / (n * k)
         tick()
     return scores

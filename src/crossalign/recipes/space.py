@@ -176,8 +176,8 @@ def open_space(ref: str, config: Config) -> Space:
     fields: dict[str, Field] = {}
     for name, value in data.items():  # no section, and nothing that a search cannot vary
         under = [field for field in settings if field.startswith(f"{name}.")]
-        held = value if isinstance(value, dict) else ()
-        field = next((f for f in under if f.removeprefix(f"{name}.").split(".")[0] in held), under[0]) if under else name
+        under_it = value if isinstance(value, dict) else ()
+        field = next((f for f in under if f.removeprefix(f"{name}.").split(".")[0] in under_it), under[0]) if under else name
         for start, why in FIXED.items():
             if (field == start or field.startswith(f"{start}.")) and not field.startswith(VARIABLE):
                 raise UserError(f"{place} varies '{field}', which a search cannot: {why}")
@@ -236,8 +236,8 @@ def _read_field(name: str, value: Any, place: str, config: Config, names: list[s
             raise UserError(f"{where}, has choices {choices!r}: give a list of plain values")
         if beside := [f"{key}: {value[key]}" for key in ("low", "high", "log", "int") if key in value]:
             raise UserError(f"{where}, has choices {choices!r} and {', '.join(beside)}: give either choices, or low and high")
-        held = (_as_held(config, name, _plain(choice, where), f"{place}: ") for choice in choices)
-        return Field(name, choices=tuple(dict.fromkeys(held)), when=when)
+        values = (_as_held(config, name, _plain(choice, where), f"{place}: ") for choice in choices)
+        return Field(name, choices=tuple(dict.fromkeys(values)), when=when)
     if odd := [key for key in ("log", "int") if not isinstance(value.get(key, False), bool)]:
         raise UserError(f"{where}, has {odd[0]}: {value[odd[0]]!r}: write true or false")
     low, high = (_plain(value.get(key), where) for key in ("low", "high"))

@@ -106,9 +106,9 @@ def group_rows(study: Study, strict: bool = False) -> tuple[list[Row], list[str]
     warnings = []
     for run in study.complete:
         key = (*_identity(run), repr(sorted(settings(run).items()))) if strict else _identity(run)
-        held = groups.setdefault(key, {}).get(run.seed)
-        if held is not None:
-            run, dropped = sorted((held, run), key=lambda r: str(r.environment.get("started", "")), reverse=True)
+        same_seed = groups.setdefault(key, {}).get(run.seed)
+        if same_seed is not None:
+            run, dropped = sorted((same_seed, run), key=lambda r: str(r.environment.get("started", "")), reverse=True)
             warnings.append(
                 f"Two runs are called “{run.name}” with seed {run.seed}: {run.folder} is used and {dropped.folder} is left out."
             )

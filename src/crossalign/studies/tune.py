@@ -108,7 +108,7 @@ def _space(config: SearchConfig, base: Config) -> Space:
 def _fixed(config: SearchConfig) -> dict[str, Any]:
     """What --set gives, by the name of each field, sections taken apart."""
     given = [read_setting(text) for text in config.set]
-    return {name: value for key, _, held in given for name, value in flatten({key: held}).items()}
+    return {name: value for key, _, part in given for name, value in flatten({key: part}).items()}
 
 
 def _check(config: SearchConfig) -> None:

@@ -94,11 +94,11 @@ class RunLog:
         number, self.rows = self.rows, self.rows + 1
         if self._file is None:
             return
-        held = {key: plain(value) for key, value in row.items()}
-        self._unwritten += (json.dumps(held, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        values = {key: plain(value) for key, value in row.items()}
+        self._unwritten += (json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n").encode()
         self._write()
         if self._mirror:
-            self._mirror.add(number, held)
+            self._mirror.add(number, values)
 
     def flush(self) -> None:
         """Bring every row to the disk and to MLflow; call it with each checkpoint."""

@@ -311,16 +311,16 @@ class Preparation:
             pieces = stream(self.files, place)
             if not tok.is_separable(backend):
                 pieces = whole(pieces)
-            held: list[Part] = []
+            waiting: list[Part] = []
             size = 0
             for parts, place, into in self._sided(pieces, state["into"]):
-                held += parts
+                waiting += parts
                 size += sum(len(text) for _, text, _ in parts)
                 if size >= CHUNK:
-                    bar.update(self._encode(backend, held))
+                    bar.update(self._encode(backend, waiting))
                     self._save_state(place, into)
-                    held, size = [], 0
-            bar.update(self._encode(backend, held))
+                    waiting, size = [], 0
+            bar.update(self._encode(backend, waiting))
             self._save_state(place, into)
 
     def _encode(self, backend: Any, parts: list[Part]) -> int:

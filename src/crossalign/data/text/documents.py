@@ -81,12 +81,12 @@ def stream(files: Sequence[TextFile], start: Place = (0, 0, 0)) -> Iterator[Piec
 
 def whole(pieces: Iterator[Piece]) -> Iterator[Piece]:
     """Join the pieces of each document, for a tokenizer that must see it at once."""
-    held: list[str] = []
+    texts: list[str] = []
     for piece in pieces:
-        held.append(piece.text)
+        texts.append(piece.text)
         if piece.last:
-            yield Piece("".join(held), piece.digest, True, piece.after)
-            held = []
+            yield Piece("".join(texts), piece.digest, True, piece.after)
+            texts = []
 
 
 def cut(text: str, limit: int, reach: int) -> int:
@@ -126,22 +126,22 @@ def _text_pieces(path: Path, digest: str, start: Place) -> Iterator[Piece]:
             yield Piece("", digest, True, (number, 1, 0))
             return
         file.seek(offset)
-        decoder, held, block = codecs.getincrementaldecoder("utf-8")(), "", b"-"
+        decoder, text, block = codecs.getincrementaldecoder("utf-8")(), "", b"-"
         while block:
             block = file.read(4 * PIECE)
             try:
-                held += decoder.decode(block, final=not block)
+                text += decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 place = file.tell() - len(error.object) + error.start
                 raise UserError(f"{path.name} is not UTF-8 text (byte {place:,}): convert it, or leave it out") from error
-            if not offset and held.startswith("\ufeff"):  # a byte order mark is no text
-                held, offset = held[1:], 3
-            while len(held) > PIECE:
-                stop = cut(held, PIECE, PIECE // 4)
-                offset += len(held[:stop].encode())
-                yield Piece(held[:stop], digest, False, (number, 0, offset))
-                held = held[stop:]
-        yield Piece(held, digest, True, (number, 1, 0))
+            if not offset and text.startswith("\ufeff"):  # a byte order mark is no text
+                text, offset = text[1:], 3
+            while len(text) > PIECE:
+                stop = cut(text, PIECE, PIECE // 4)
+                offset += len(text[:stop].encode())
+                yield Piece(text[:stop], digest, False, (number, 0, offset))
+                text = text[stop:]
+        yield Piece(text, digest, True, (number, 1, 0))
 
 
 def _rows(rows: Callable[[int], Iterator[Row]], column: str, start: Place) -> Iterator[Piece]:

@@ -50,16 +50,18 @@ class Board(AbstractContextManager["Board"]):
             self._looked, self._seen = time.monotonic(), {trial: len(validations(self.folder(trial))) for trial in flying}
         live = sum(max(0, self._seen.get(trial, 0) - len(self.journal.trials[trial].curve)) for trial in flying)
         scores, begun = self.journal.standing()
-        expected = forecast([len(held) for held in scores], [len(trials) for trials in begun], self.asked, self.journal.factor)
+        expected = forecast(
+            [len(on_rung) for on_rung in scores], [len(trials) for trials in begun], self.asked, self.journal.factor
+        )
         ends = self.journal.ends
         steps = [end - before for end, before in zip(ends, [0, *ends[:-1]], strict=True)]
         total = sum(count * step for count, step in zip(expected, steps, strict=True))
         total += sum(trial.again for trial in self.journal.trials)
         total -= sum(ends[trial.begun] - len(trial.curve) for trial in self.journal.trials if trial.reason)
         _move(self._bar, self.journal.epochs() + live, total)
-        for bar, held, count in zip(self._rungs, scores, expected, strict=True):
-            _move(bar, len(held), count)
-        best, there = self.journal.best(), "·".join(str(len(held)) for held in scores)
+        for bar, on_rung, count in zip(self._rungs, scores, expected, strict=True):
+            _move(bar, len(on_rung), count)
+        best, there = self.journal.best(), "·".join(str(len(on_rung)) for on_rung in scores)
         if best is not None:
             text = f"{there} at the rungs, best {best.score:.4g} of trial {best.number}"
             self._bar.set_postfix_str(text, refresh=False)
