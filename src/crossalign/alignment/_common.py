@@ -37,10 +37,10 @@ def full_precision(x: Tensor, y: Tensor, *, paired: bool = False) -> Iterator[tu
         yield x, y
 
 
-def one_of(what: str, value: str | None, known: Sequence[str | None]) -> None:
+def one_of(setting: str, value: str | None, known: Sequence[str | None]) -> None:
     """Raise ValueError where a setting has a value that it doesn't know."""
     if value not in known:
-        raise ValueError(f"unknown {what} '{value}': use {' or '.join(repr(name) for name in known)}")
+        raise ValueError(f"unknown {setting} '{value}': use {' or '.join(repr(name) for name in known)}")
 
 
 def need_points(name: str, least: int, x: Tensor, y: Tensor) -> None:

@@ -178,12 +178,12 @@ def sweep_table(study: Study) -> Table:
         text += " ✓" if entry.get("chosen") else ""
         row = f"{entry['row']}, {entry['study']}" if many else str(entry["row"])
         cells.setdefault(row, {})[float(entry["learning_rate"])] = text, entry.get("epochs", UNKNOWN)
-    what = kinds[0][1].removeprefix("validation_") if kinds else ""
-    what += {"accuracy": " (%)", "loss": " (nats a token)"}.get(what, "")
+    measure = kinds[0][1].removeprefix("validation_") if kinds else ""
+    measure += {"accuracy": " (%)", "loss": " (nats a token)"}.get(measure, "")
     rates = sorted({rate for own in cells.values() for rate in own})
     if len(rates) > 8:
         lines = [
-            {"Row": row, "Learning rate": number_text(rate), f"Validation {what}": text, "Epochs": str(epochs)}
+            {"Row": row, "Learning rate": number_text(rate), f"Validation {measure}": text, "Epochs": str(epochs)}
             for row, own in cells.items()
             for rate, (text, epochs) in own.items()
         ]
@@ -194,7 +194,7 @@ def sweep_table(study: Study) -> Table:
     ]
     epochs = sorted({str(n) for own in cells.values() for _, n in own.values()} - {UNKNOWN, "None"})
     when = f" after {' or '.join(epochs)} epochs" if epochs else ""
-    return Table.of("Learning-rate sweep", lines, [f"Validation {what}{when}; ✓: chosen."])
+    return Table.of("Learning-rate sweep", lines, [f"Validation {measure}{when}; ✓: chosen."])
 
 
 def incomplete_table(runs: Sequence[Run]) -> Table:
