@@ -64,11 +64,11 @@ def contrast_table(title: str, results: Results, contrasts: DataFrame, heads: st
         over: what difference and interval are of: ``seeds``, ``items``, or empty for what decides, with † where it is items.
     """
     tests = list(contrasts.itertuples())
-    lines = [_line(results, one, heads.split("; "), over) for one in tests]
+    lines = [_line(results, contrast, heads.split("; "), over) for contrast in tests]
     known = {head for line in lines for head, cell in line.items() if cell != UNKNOWN}
     known -= {"Outcome"} if contrasts.outcome.nunique() == 1 else set()
     lines = [{head: cell for head, cell in line.items() if head in known} for line in lines]
-    strong = [i for i, one in enumerate(tests) if getattr(one, p) is not None and getattr(one, p) <= LEVEL]
+    strong = [i for i, contrast in enumerate(tests) if getattr(contrast, p) is not None and getattr(contrast, p) <= LEVEL]
     return Table.of(title, lines, _notes(known, contrasts.family), ["Outcome", "Asked", "Also differ in"], strong)
 
 
@@ -83,47 +83,47 @@ def _notes(heads: Collection[str], families: Iterable[str], several: str = "") -
     return [note for head, note in NOTES.items() if head in heads] + [brackets] * corrected
 
 
-def _line(results: Results, one: Any, heads: Sequence[str], over: str) -> dict[str, str]:
+def _line(results: Results, contrast: Any, heads: Sequence[str], over: str) -> dict[str, str]:
     """The cells of a contrast under column heads; of one that could not be paired, why."""
-    outcome, t = results.outcome[one.outcome], one.t
+    outcome, t = results.outcome[contrast.outcome], contrast.t
     cells = dict.fromkeys(heads, UNKNOWN) | {
-        "Row": one.other,
-        "Row − reference": f"{one.other} − {one.reference}",
+        "Row": contrast.other,
+        "Row − reference": f"{contrast.other} − {contrast.reference}",
         "Outcome": outcome.label,
-        "Asked": QUESTIONS[one.question].title if one.question in QUESTIONS else "",
-        "Also differ in": ", ".join(one.also),
+        "Asked": QUESTIONS[contrast.question].title if contrast.question in QUESTIONS else "",
+        "Also differ in": ", ".join(contrast.also),
     }
     if t is None:
-        cells |= {"Seeds": "0", "Items": "0", "Difference": f"not paired: {one.reason}"}
+        cells |= {"Seeds": "0", "Items": "0", "Difference": f"not paired: {contrast.reason}"}
         return {head: cells[head] for head in heads}
-    error, interval = one.error, None if one.low is None else (one.low, one.high)
+    error, interval = contrast.error, None if contrast.low is None else (contrast.low, contrast.high)
     if over:
-        error, interval = (t.error, t.interval) if over == "seeds" else one.over_items or (None, None)
-    mark = "†" if not over and one.over == "items" and interval else ""
+        error, interval = (t.error, t.interval) if over == "seeds" else contrast.over_items or (None, None)
+    mark = "†" if not over and contrast.over == "items" and interval else ""
     cells |= {
         "Seeds": str(t.n),
         "Difference": difference_text(outcome, t.difference, error) + mark,
-        "p, seeds (Holm)": p_values(one.p_seeds, one.p_seeds_holm),
-        "p, McNemar (Holm)": p_values(one.p_mcnemar, one.p_mcnemar_holm),
-        "p, bootstrap (Holm)": p_values(one.p_bootstrap, one.p_bootstrap_holm),
+        "p, seeds (Holm)": p_values(contrast.p_seeds, contrast.p_seeds_holm),
+        "p, McNemar (Holm)": p_values(contrast.p_mcnemar, contrast.p_mcnemar_holm),
+        "p, bootstrap (Holm)": p_values(contrast.p_bootstrap, contrast.p_bootstrap_holm),
     }
     if interval:
         cells["95 % interval"] = interval_text(outcome, interval) + mark
     elif over:
-        cells["Difference"] = t.reason if over == "seeds" else one.bootstrap.reason
-    if one.bootstrap:
-        cells["Items"] = f"{one.bootstrap.n:,}"
-    if one.mcnemar:
-        cells["p, McNemar, each seed"] = ", ".join(p_text(test.p_value) for test in one.mcnemar)
-        cells["Right alone, row : reference"] = ", ".join(f"{test.only_b:,} : {test.only_a:,}" for test in one.mcnemar)
-    if one.effect:
-        low, high = one.effect.interval
-        cells["g_z (95 %)"] = f"{number(one.effect.g)} ({number(low)} to {number(high)})"
-    if one.detectable is not None:
-        cells["Smallest visible"] = value_text(outcome, one.detectable)
+        cells["Difference"] = t.reason if over == "seeds" else contrast.bootstrap.reason
+    if contrast.bootstrap:
+        cells["Items"] = f"{contrast.bootstrap.n:,}"
+    if contrast.mcnemar:
+        cells["p, McNemar, each seed"] = ", ".join(p_text(test.p_value) for test in contrast.mcnemar)
+        cells["Right alone, row : reference"] = ", ".join(f"{test.only_b:,} : {test.only_a:,}" for test in contrast.mcnemar)
+    if contrast.effect:
+        low, high = contrast.effect.interval
+        cells["g_z (95 %)"] = f"{number(contrast.effect.g)} ({number(low)} to {number(high)})"
+    if contrast.detectable is not None:
+        cells["Smallest visible"] = value_text(outcome, contrast.detectable)
     if t.sd:
-        needed = seeds_text(one.needed)
-        cells |= {"Seeds needed": needed, "Seeds needed (Holm)": f"{needed} ({seeds_text(one.needed_corrected)})"}
+        needed = seeds_text(contrast.needed)
+        cells |= {"Seeds needed": needed, "Seeds needed (Holm)": f"{needed} ({seeds_text(contrast.needed_corrected)})"}
     return {head: cells[head] for head in heads}
 
 
@@ -149,17 +149,20 @@ def apart_table(results: Results, contrasts: DataFrame) -> Table:
 
 def means_table(results: Results, labels: Sequence[str], outcomes: Sequence[Outcome], contrasts: DataFrame, by: By) -> Table:
     """CMAR's Table 3, mean ± standard error of every row in every outcome; of one outcome CMDA's Table 1, with Δ."""
-    known = {(one.other, one.outcome): one for one in contrasts.itertuples()}
+    known = {(contrast.other, contrast.outcome): contrast for contrast in contrasts.itertuples()}
     single = len(outcomes) == 1 and outcomes[0].tested
     lines = []
     for label in labels:
         tests = [known.get((label, outcome.name)) for outcome in outcomes]
-        levels = [1.0 if one is None or one.p_holm is None else one.p_holm for one in tests]
+        levels = [1.0 if contrast is None or contrast.p_holm is None else contrast.p_holm for contrast in tests]
         stars = [next((star for level, star in STARS if p <= level), "") for p in levels]
         means = [_mean(results, label, outcome) + star for outcome, star in zip(outcomes, stars, strict=True)]
         change = [change_text(outcomes[0], tests[0])] if single else []
         lines.append([label, *means, *change, ", ".join(map(str, results.row[label].seeds))])
-    heads = [f"{one.label}{' (%)' if one.share else ''} {'↓' if one.lower_is_better else '↑'}" for one in outcomes]
+    heads = [
+        f"{contrast.label}{' (%)' if contrast.share else ''} {'↓' if contrast.lower_is_better else '↑'}"
+        for contrast in outcomes
+    ]
     columns = ["Row", *heads, *([f"Δ from {labels[0]}"] if single else []), "Seeds"]
     notes = ["Mean ± standard error over seeds."]
     if not all(outcome.tested for outcome in outcomes):

@@ -74,12 +74,12 @@ def _table(results: Results, backbone: str, labels: dict[str, str]) -> Table:
         {
             "Finding of CMDA": finding.text,
             "Paper": points(finding.published),
-            "Here": difference_text(ACCURACY, one.t.difference, one.t.error),
-            "p, seeds (Holm)": p_values(one.p_seeds, one.p_seeds_holm),
-            "Here it": verdict(finding, one),
+            "Here": difference_text(ACCURACY, contrast.t.difference, contrast.t.error),
+            "p, seeds (Holm)": p_values(contrast.p_seeds, contrast.p_seeds_holm),
+            "Here it": verdict(finding, contrast),
         }
-        for finding, one in zip(asked.values(), contrasts(results, asked).itertuples(), strict=True)
-        if one.over == "seeds"
+        for finding, contrast in zip(asked.values(), contrasts(results, asked).itertuples(), strict=True)
+        if contrast.over == "seeds"
     ]
     notes = [
         "Differences of test accuracy in percentage points; here the mean ± standard error over seeds, paired by seed. "
@@ -91,13 +91,13 @@ def _table(results: Results, backbone: str, labels: dict[str, str]) -> Table:
     return Table.of(f"The paper's findings, with {Ref(backbone).short_name}", lines, notes, ["Here it"], strong)
 
 
-def verdict(finding: Finding, one: Any) -> str:
+def verdict(finding: Finding, contrast: Any) -> str:
     """holds, is contradicted, or could not be told, with what could have been seen."""
-    power = f" (visible: {percent(one.detectable, 1)} points)" if one.detectable is not None else ""
-    shown = one.verdict in ("gain", "loss")
+    power = f" (visible: {percent(contrast.detectable, 1)} points)" if contrast.detectable is not None else ""
+    shown = contrast.verdict in ("gain", "loss")
     if finding.nothing:
         return "is contradicted" if shown else f"agrees: no difference shown{power}"
-    same = (one.t.difference > 0) == (finding.published > 0)
+    same = (contrast.t.difference > 0) == (finding.published > 0)
     if shown:
         return "holds" if same else "is contradicted"
     return f"was not shown; {'the same' if same else 'the opposite'} direction{power}"

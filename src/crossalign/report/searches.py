@@ -274,13 +274,13 @@ def trial_table(search: SearchRecord) -> Table:
         scored = {score_name(search).capitalize(): score_text(search, trial.score)}
         lines.append(reached | scored | settings | {"State": trial.state(len(search.ends))})
     notes = ["By the highest rung reached, then by the score at its end; scores of different rungs are not comparable."]
-    absent = [one for one in space if any(one.name not in trial.settings for trial in best)]
+    absent = [field for field in space if any(field.name not in trial.settings for trial in best)]
     if absent:
-        listed = "; ".join(short[one.name] + (f", when {one.when}" if one.when else "") for one in absent)
+        listed = "; ".join(short[field.name] + (f", when {field.when}" if field.when else "") for field in absent)
         notes.append(f"{UNKNOWN}: a setting that the trial doesn't have ({listed}).")
     notes += ["Bold: the winner."] * (search.winner is not None)
     title = f"The best {len(best)} of {len(search.trials)} trials" if len(search.trials) > len(best) else "Trials"
-    texts = [short[one.name] for one in space if any(isinstance(choice, str) for choice in one.choices)]
+    texts = [short[field.name] for field in space if any(isinstance(choice, str) for choice in field.choices)]
     return Table.of(title, lines, notes, [*texts, "State"], [i for i, trial in enumerate(best) if trial is search.winner])
 
 

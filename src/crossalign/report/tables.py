@@ -42,7 +42,10 @@ def accuracy_table(results: Results) -> Table:
     """CMDA's Table 1: test accuracy and its difference from the FPT row without alignment, each ± standard error."""
     rows = list(results.row.values())
     many = len({row.backbone for row in rows if row.backbone}) > 1
-    changes = {one.other: change_text(ACCURACY, one) for one in contrasts(results, beside_baseline(results)).itertuples()}
+    changes = {
+        contrast.other: change_text(ACCURACY, contrast)
+        for contrast in contrasts(results, beside_baseline(results)).itertuples()
+    }
     lines = []
     for row in rows:
         accuracy, over_images = row.accuracy
@@ -67,14 +70,14 @@ def accuracy_table(results: Results) -> Table:
     return table.noting("†", ONE_SEED.format("test images"))
 
 
-def change_text(outcome: Outcome, one: Any) -> str:
+def change_text(outcome: Outcome, contrast: Any) -> str:
     """A difference with its standard error over seeds, or over items (†) where there is one seed; a dash without either."""
-    if one is None or one.t is None:
-        return UNKNOWN if one is None else f"{UNKNOWN} ({one.reason})"
-    if one.t.interval is None and one.over_items is None:
+    if contrast is None or contrast.t is None:
+        return UNKNOWN if contrast is None else f"{UNKNOWN} ({contrast.reason})"
+    if contrast.t.interval is None and contrast.over_items is None:
         return UNKNOWN
-    error, mark = (one.t.error, "") if one.t.n > 1 else (one.over_items[0], "†")
-    return difference_text(outcome, one.t.difference, error) + mark
+    error, mark = (contrast.t.error, "") if contrast.t.n > 1 else (contrast.over_items[0], "†")
+    return difference_text(outcome, contrast.t.difference, error) + mark
 
 
 def text_tables(results: Results) -> list[Table]:
@@ -103,27 +106,27 @@ def text_tables(results: Results) -> list[Table]:
 def forgetting_table(results: Results) -> Table:
     """What a language model forgot when it became a classifier (CMDA §4.1): scores of text tasks before and after, by row."""
     lines = []
-    for one in contrasts(results, before_and_after(results)).itertuples():
-        if one.t is None:
+    for contrast in contrasts(results, before_and_after(results)).itertuples():
+        if contrast.t is None:
             continue
-        outcome, error, mark = results.outcome[one.outcome], one.t.error, ""
+        outcome, error, mark = results.outcome[contrast.outcome], contrast.t.error, ""
         outcome = replace(outcome, digits=2 if outcome.share else 3)
-        if one.t.n == 1 and one.change is not None and not math.isnan(one.change.error):
-            error, mark = one.change.error, "†"
+        if contrast.t.n == 1 and contrast.change is not None and not math.isnan(contrast.change.error):
+            error, mark = contrast.change.error, "†"
         metric = outcome.name.rpartition(".")[2]
         task = outcome.label.removesuffix(f" {metric}")
         before, after = (
             mean_text(mean_and_error(values), outcome.digits, outcome.scale)
-            for values in (one.reference_values, one.other_values)
+            for values in (contrast.reference_values, contrast.other_values)
         )
         lines.append(
             {
-                "Method": one.other,
+                "Method": contrast.other,
                 "Task": f"{task} ({'acc, %' if outcome.share else outcome.unit})",
                 "Before": before,
                 "After": after,
-                "Difference": difference_text(outcome, one.t.difference, error) + (" (no ±)" if error is None else mark),
-                "Seeds": str(one.t.n),
+                "Difference": difference_text(outcome, contrast.t.difference, error) + (" (no ±)" if error is None else mark),
+                "Seeds": str(contrast.t.n),
             }
         )
     notes = ["`crossalign evaluate` of the backbone under its own language head. Mean ± standard error over seeds."]

@@ -103,42 +103,45 @@ def seeds_text(needed: int | None) -> str:
     return "> 1,000" if needed is None else str(needed)
 
 
-def sentence(results: Results, one: Any) -> str:
+def sentence(results: Results, contrast: Any) -> str:
     """One contrast in plain language, with its uncertainty, null results included."""
-    outcome, t, bootstrap = results.outcome[one.outcome], one.t, one.bootstrap
-    subject, unit = f"“{one.other}” against “{one.reference}”, {outcome.label}", f" {outcome.unit}" if outcome.unit else ""
+    outcome, t, bootstrap = results.outcome[contrast.outcome], contrast.t, contrast.bootstrap
+    subject, unit = (
+        f"“{contrast.other}” against “{contrast.reference}”, {outcome.label}",
+        f" {outcome.unit}" if outcome.unit else "",
+    )
     if t is None:
-        return f"{subject}: not compared, {one.reason}."
-    if one.low is None:
+        return f"{subject}: not compared, {contrast.reason}."
+    if contrast.low is None:
         why = "; ".join(filter(None, [t.reason, bootstrap.reason if bootstrap else ""]))
-        if one.over == "seeds" and one.over_items is not None:
+        if contrast.over == "seeds" and contrast.over_items is not None:
             return f"{subject}: {why}; the table over {outcome.items} says more."
         return f"{subject}: no difference is stated, for nothing is known of its chance ({why})."
-    better, worse = ("higher", "lower") if one.outcome == ALIGNED else ("better", "worse")
-    kind, besides = worse if one.verdict == "loss" else better, ""
-    end = {"none": "no difference could be shown", "alone": "a hint at a difference, lost on correction"}.get(one.verdict)
+    better, worse = ("higher", "lower") if contrast.outcome == ALIGNED else ("better", "worse")
+    kind, besides = worse if contrast.verdict == "loss" else better, ""
+    end = {"none": "no difference could be shown", "alone": "a hint at a difference, lost on correction"}.get(contrast.verdict)
     if end is None:
-        end = f"shown to be {kind}" if one.over == "seeds" else f"these trained models differ, it has the {kind} ones"
+        end = f"shown to be {kind}" if contrast.over == "seeds" else f"these trained models differ, it has the {kind} ones"
     else:
-        if one.over == "seeds" and one.p_items_holm is not None and one.p_items_holm <= LEVEL:
-            besides = f", though these trained models differ on these {outcome.items} ({p_equals(one.p_items_holm)})"
-        if one.detectable is not None:
-            besides += f"; a true difference under {value_text(outcome, one.detectable)}{unit} would probably be missed"
-    over = f", over {(bootstrap or one.mcnemar[0]).n:,} {outcome.items}" if one.over == "items" else ""
-    tests = f"{counted(t.n, 'seed')}{over}, {p_equals(one.p)}, corrected {p_text(one.p_holm)}"
-    difference = difference_text(outcome, one.difference, one.error)
-    return f"{subject}: {difference}{unit} ({tests}): {end}{besides}. {needed_text(one)}"
+        if contrast.over == "seeds" and contrast.p_items_holm is not None and contrast.p_items_holm <= LEVEL:
+            besides = f", though these trained models differ on these {outcome.items} ({p_equals(contrast.p_items_holm)})"
+        if contrast.detectable is not None:
+            besides += f"; a true difference under {value_text(outcome, contrast.detectable)}{unit} would probably be missed"
+    over = f", over {(bootstrap or contrast.mcnemar[0]).n:,} {outcome.items}" if contrast.over == "items" else ""
+    tests = f"{counted(t.n, 'seed')}{over}, {p_equals(contrast.p)}, corrected {p_text(contrast.p_holm)}"
+    difference = difference_text(outcome, contrast.difference, contrast.error)
+    return f"{subject}: {difference}{unit} ({tests}): {end}{besides}. {needed_text(contrast)}"
 
 
-def needed_text(one: Any) -> str:
+def needed_text(contrast: Any) -> str:
     """How many seeds would show a true difference as large as the one seen, with 80 % power at α = 0.05.
 
     With the correction: at the level of Holm's first step, α over the number of tests in the family.
     """
-    if not one.t.sd:
-        why = "one seed" if one.t.n == 1 else "seeds that differ by the same amount"
+    if not contrast.t.sd:
+        why = "one seed" if contrast.t.n == 1 else "seeds that differ by the same amount"
         return f"How many seeds would be needed to see a difference of that size cannot be told from {why}."
-    seeds, corrected = ("more than 1,000" if n is None else f"{n:,}" for n in (one.needed, one.needed_corrected))
+    seeds, corrected = ("more than 1,000" if n is None else f"{n:,}" for n in (contrast.needed, contrast.needed_corrected))
     text = f"{seeds} seeds would be needed to see a difference of that size".capitalize()
     return f"{text}." if seeds == corrected else f"{text}, {corrected} with the correction."
 
@@ -153,14 +156,14 @@ def findings(results: Results, contrasts: DataFrame) -> tuple[tuple[str, str, tu
     for (question, _), asked in contrasts.groupby(["question", "family"], sort=False):
         tests = list(asked.itertuples())
         model = f"{results.row[tests[0].other].block}: " if several else ""
-        sentences = tuple((one.verdict, sentence(results, one)) for one in tests)
+        sentences = tuple((contrast.verdict, sentence(results, contrast)) for contrast in tests)
         answers.append((QUESTIONS[question].title, model + answer(tests), sentences))
     return tuple(answers)
 
 
 def answer(tests: list[Any]) -> str:
     """The findings on one question in one sentence."""
-    gains, losses, alone = (sum(one.verdict == verdict for one in tests) for verdict in ("gain", "loss", "alone"))
+    gains, losses, alone = (sum(contrast.verdict == verdict for contrast in tests) for verdict in ("gain", "loss", "alone"))
     if len(tests) == 1:
         text = f"The one comparison shows {'a gain' if gains else 'a loss' if losses else 'no difference'}"
     elif not gains and not losses:
@@ -170,6 +173,6 @@ def answer(tests: list[Any]) -> str:
         text = f"Of {len(tests)} comparisons, {gains} {verb} a gain, {losses} a loss, the rest no difference"
     if alone:
         text += f" ({alone} would without correction for several tests)"
-    if not any(one.t is not None and one.t.n > 1 for one in tests):
+    if not any(contrast.t is not None and contrast.t.n > 1 for contrast in tests):
         text += "; with one seed this speaks of the trained models, not of the methods"
     return f"{text}."

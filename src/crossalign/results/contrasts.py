@@ -124,8 +124,8 @@ def pair_up(results: Results, pair: Pair) -> Pairing:
         notes += [text for both in read for text in both if isinstance(text, str) and text]
         left, right = (tuple(results.number(runs[seed][side], names[side]).value for seed in seeds) for side in (0, 1))
         return Pairing(seeds, left, right, notes=tuple(notes))
-    ids = reduce(np.intersect1d, [one.ids for both in answers for one in both])
-    most = max(len(one.ids) for both in answers for one in both)
+    ids = reduce(np.intersect1d, [answer.ids for both in answers for answer in both])
+    most = max(len(answer.ids) for both in answers for answer in both)
     if len(ids) < most:
         notes.append(
             f"{results.outcome[pair.outcome].label}, “{pair.other}” and “{pair.reference}”: {most - len(ids):,} of {most:,} "
@@ -171,7 +171,7 @@ def _tests(pairing: Pairing, resamples: int) -> dict[str, Any]:
         tests |= {"bootstrap": drawn, "p_bootstrap": drawn.p_value}
         if drawn.interval is not None:
             tests["over_items"] = drawn.error, drawn.interval
-    if all(one.right_or_wrong for both in pairing.answers for one in both):
+    if all(side.right_or_wrong for both in pairing.answers for side in both):
         exact = tuple(mcnemar(a.amount == 1, b.amount == 1) for a, b in pairing.answers)
         tests |= {"mcnemar": exact, "p_mcnemar": combine_mcnemar(exact)}
         if len(exact) == 1:

@@ -161,7 +161,7 @@ def _differs(output: Path, there: dict[str, Any], here: dict[str, Any]) -> UserE
         old, new = differing["source"]
         names = [[file for file, _ in files] for files in (old, new)]
         if names[0] == names[1]:
-            changed = [file for (file, one), (_, two) in zip(old, new, strict=True) if one != two]
+            changed = [file for (file, first), (_, two) in zip(old, new, strict=True) if first != two]
             said.insert(0, f"source: {', '.join(changed)} has changed")
         else:
             said.insert(0, f"source is {some(names[0])} there and {some(names[1])} here")
@@ -329,9 +329,9 @@ class Preparation:
         before = sum(written.bytes for written in self.written.values())
         for side, written in self.written.items():
             tokens: list[int] = []
-            for (where, text, ends), one in zip(parts, encoded, strict=True):
+            for (where, text, ends), encoding in zip(parts, encoded, strict=True):
                 if where == side:
-                    tokens += [*one.ids, self.separator] if ends else one.ids
+                    tokens += [*encoding.ids, self.separator] if ends else encoding.ids
                     written.documents += ends
                     written.bytes += len(text.encode())
             self._append(side, tokens)

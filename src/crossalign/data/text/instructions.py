@@ -219,7 +219,7 @@ def _encode(texts: Sequence[str], tokenizer: Any) -> Iterator[list[int]]:
     for start in range(0, len(texts), 1000):
         with ordinary_text(tokenizer) as backend:
             encoded = backend.encode_batch_fast(texts[start : start + 1000], add_special_tokens=False)
-        yield from (one.ids for one in encoded)
+        yield from (encoding.ids for encoding in encoded)
 
 
 class ExampleRows:

@@ -122,7 +122,7 @@ def curve_figure(block: list[Row], suffix: str, where: str) -> Figure | None:
 
 def align_figure(block: list[Row], suffix: str, where: str) -> Figure | None:
     """The alignment stage: does it come closer, and does it collapse?"""
-    rows = [row for row in block if any(run.series("align", one.split, one.key) for run in row.runs for one in ALIGNING)]
+    rows = [row for row in block if any(run.series("align", entry.split, entry.key) for run in row.runs for entry in ALIGNING)]
     if not rows:
         return None
     figure, grid = panels(11, 6.2, 2, 2, sharex=True)

@@ -325,7 +325,7 @@ def importance_figure(search: SearchRecord) -> tuple[Figure | None, list[str]]:
     for row, share in enumerate(percents):
         axes.barh(row, share, height=0.62, color=BLUE)
         axes.annotate(f"{number(share, 0)} %", (share, row), (4, 0), textcoords="offset points", va="center")
-    when = {one.name: one.when for one in search.space if any(one.name not in trial.settings for trial, _ in scores)}
+    when = {field.name: field.when for field in search.space if any(field.name not in trial.settings for trial, _ in scores)}
     name_rows(axes, [name + (f" (when {when[name]})" if when.get(name) else "") for name, _ in shares])
     axes.set_xlim(0, min(108, 1.15 * max(percents) + 4))
     axes.set_xlabel("share of importance (%)")

@@ -41,7 +41,7 @@ class Compared:
 
     @cached_property
     def sentences(self) -> list[str]:
-        return [sentence(self.results, one) for one in self.contrasts.itertuples()]
+        return [sentence(self.results, contrast) for contrast in self.contrasts.itertuples()]
 
     @property
     def page(self) -> Page:
@@ -63,37 +63,37 @@ def as_json(compared: Compared) -> dict[str, Any]:
             {
                 "label": row.label,
                 "runs": {run.seed: str(run.folder) for run in row.runs},
-                "means": {one.name: _plain(results.mean(row.label, one.name)) for one in compared.outcomes},
+                "means": {outcome.name: _plain(results.mean(row.label, outcome.name)) for outcome in compared.outcomes},
             }
             for row in rows
         ],
         "settings_that_differ": differing(row.first for row in rows),
-        "comparisons": [_numbers(one) | {"sentence": sentence} for one, sentence in pairs],
+        "comparisons": [_numbers(outcome) | {"sentence": sentence} for outcome, sentence in pairs],
         "notes": compared.notes,
     }
 
 
-def _numbers(one: Any) -> dict[str, Any]:
-    t = _plain(one.t)
+def _numbers(contrast: Any) -> dict[str, Any]:
+    t = _plain(contrast.t)
     if t and t["interval"] is None:
         t["difference"] = None  # not without its uncertainty
     tests = ("seeds", "bootstrap", "mcnemar")
     return {
-        "row": one.other,
-        "outcome": one.outcome,
-        "family": one.family,
-        "seeds": list(one.seeds),
-        "reference_values": list(one.reference_values),
-        "row_values": list(one.other_values),
-        "not_paired": one.reason,
+        "row": contrast.other,
+        "outcome": contrast.outcome,
+        "family": contrast.family,
+        "seeds": list(contrast.seeds),
+        "reference_values": list(contrast.reference_values),
+        "row_values": list(contrast.other_values),
+        "not_paired": contrast.reason,
         "t": t,
-        "effect_size": _plain(one.effect),
-        "smallest_visible": one.detectable,
-        "seeds_needed": one.needed,
-        "seeds_needed_corrected": one.needed_corrected,
-        "bootstrap": _plain(one.bootstrap),
-        "mcnemar": [_plain(test) for test in one.mcnemar or ()],
-    } | {f"p_{test}": {"raw": getattr(one, f"p_{test}"), "holm": getattr(one, f"p_{test}_holm")} for test in tests}
+        "effect_size": _plain(contrast.effect),
+        "smallest_visible": contrast.detectable,
+        "seeds_needed": contrast.needed,
+        "seeds_needed_corrected": contrast.needed_corrected,
+        "bootstrap": _plain(contrast.bootstrap),
+        "mcnemar": [_plain(test) for test in contrast.mcnemar or ()],
+    } | {f"p_{test}": {"raw": getattr(contrast, f"p_{test}"), "holm": getattr(contrast, f"p_{test}_holm")} for test in tests}
 
 
 def _plain(test: Any) -> dict[str, Any] | None:

@@ -50,7 +50,9 @@ def compare(
     _check(results, rows)
     first = _reference(rows, reference, runs).label
     known = set(results.values.outcome)
-    outcomes = _chosen([one for one in results.outcome.values() if one.name in known and one.family != BEFORE], tasks)
+    outcomes = _chosen(
+        [outcome for outcome in results.outcome.values() if outcome.name in known and outcome.family != BEFORE], tasks
+    )
     tests = contrasts(results, beside(results, first, outcomes), resamples, by)
     stopped = [f"{run.folder} is not finished and left out; the same command goes on with it." for run in study.incomplete]
     notes = results.notes + stopped + _no_answers(results, first, outcomes)
@@ -98,10 +100,10 @@ def _chosen(outcomes: list[Outcome], patterns: tuple[str, ...]) -> list[Outcome]
     if not outcomes:
         raise UserError("these runs have no number to compare: no test accuracy, no loss on a text and no evaluated task")
     for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(one.name, pattern) for one in outcomes):
-            raise unknown("task", pattern, [one.name for one in outcomes])
-    chosen = [one for one in outcomes if not patterns or any(fnmatch.fnmatchcase(one.name, p) for p in patterns)]
-    if not any(one.tested for one in chosen):
+        if not any(fnmatch.fnmatchcase(outcome.name, pattern) for outcome in outcomes):
+            raise unknown("task", pattern, [outcome.name for outcome in outcomes])
+    chosen = [outcome for outcome in outcomes if not patterns or any(fnmatch.fnmatchcase(outcome.name, p) for p in patterns)]
+    if not any(outcome.tested for outcome in chosen):
         bits = chosen[0].name.rpartition(".")[0] + ".bits_per_byte"
         raise UserError(f"{chosen[0].name} is {bits} in other units, which is what is tested; name that one as well")
     return chosen
@@ -109,7 +111,7 @@ def _chosen(outcomes: list[Outcome], patterns: tuple[str, ...]) -> list[Outcome]
 
 def _no_answers(results: Results, reference: str, outcomes: list[Outcome]) -> list[str]:
     """Where only losses are known, what would give answers by document."""
-    if not any(one.family == "losses" for one in outcomes) or any(run.evaluation for run in results.study.complete):
+    if not any(outcome.family == "losses" for outcome in outcomes) or any(run.evaluation for run in results.study.complete):
         return []
     command = f"crossalign evaluate {results.row[reference].first.folder} --tasks arc_easy"
     return [f"Losses are known by run only; for answers by document, evaluate the runs on tasks, as with {command}"]

@@ -90,7 +90,7 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
             "n": len(pairs),
             "language": [model.facts() for model in language],
             "vision": [model.facts() for model in vision],
-            "alignment": [_summary(one, config) for one in alignments],
+            "alignment": [_summary(alignment, config) for alignment in alignments],
         }
         claim_folder(config)  # which deletes the other
         _write(config, result, alignments)
@@ -165,19 +165,19 @@ def _options(config: MeasureConfig) -> dict[str, Any]:
     return {"k": config.neighbours} if config.metric in HAVE_NEIGHBOURS else {}
 
 
-def _summary(one: Alignment, config: MeasureConfig) -> dict[str, Any]:
+def _summary(alignment: Alignment, config: MeasureConfig) -> dict[str, Any]:
     """The best of all layers, beside the best of all layers under chance."""
-    best, null = one.scores.max(), one.null.amax((1, 2))
-    row, column = divmod(int(one.scores.argmax()), one.scores.shape[1])
+    best, null = alignment.scores.max(), alignment.null.amax((1, 2))
+    row, column = divmod(int(alignment.scores.argmax()), alignment.scores.shape[1])
     critical = critical_value(best, null, config.level)
     # Each replicate takes the best of its own layers, so that the choice among them is part of what is uncertain.
-    half = student_t(len(one.replicates) - 1) * jackknife_error(one.replicates.amax((1, 2)))
+    half = student_t(len(alignment.replicates) - 1) * jackknife_error(alignment.replicates.amax((1, 2)))
     interval = torch.stack([best - half, best + half])
     return {
-        "language": one.language.name,
-        "vision": one.vision.name,
-        "language_layer": list(one.language.layers)[row],
-        "vision_layer": list(one.vision.layers)[column],
+        "language": alignment.language.name,
+        "vision": alignment.vision.name,
+        "language_layer": list(alignment.language.layers)[row],
+        "vision_layer": list(alignment.vision.layers)[column],
         "score": float(best),
         "interval": interval.tolist(),
         "null_mean": float(null.mean()),
@@ -196,16 +196,16 @@ def _write(config: MeasureConfig, result: dict[str, Any], alignments: list[Align
     write_config(folder, config)
     write_json(RunFolder(folder).environment, environment())
     tensors: dict[str, Tensor] = {}
-    for one in alignments:
-        best = one.null.amax((1, 2))
+    for alignment in alignments:
+        best = alignment.null.amax((1, 2))
         numbers = {
-            "score": one.scores,
-            "error": jackknife_error(one.replicates),
-            "null mean": one.null.mean(0),
-            "p": p_values(one.scores, best[:, None, None]),
+            "score": alignment.scores,
+            "error": jackknife_error(alignment.replicates),
+            "null mean": alignment.null.mean(0),
+            "p": p_values(alignment.scores, best[:, None, None]),
             "null best": best,
         }
-        tensors |= {f"{one.language.name} | {one.vision.name} | {name}": tensor for name, tensor in numbers.items()}
+        tensors |= {f"{alignment.language.name} | {alignment.vision.name} | {name}": tensor for name, tensor in numbers.items()}
     write_tensors(RunFolder(folder).scores, tensors)
     write_json(RunFolder(folder).measurement, result)
     write_page(folder, config, result, {name: tensor.numpy() for name, tensor in tensors.items()})

@@ -103,7 +103,7 @@ def scored_text(config: MeasureConfig) -> str:
 def with_quality(models: list[Measured], text: str, config: MeasureConfig, device: str) -> list[Measured]:
     """The language models with their bits a byte on ``text``, if there is any."""
     quality = partial(bits_per_byte, text=text, block=config.block, seed=config.seed, device=device)
-    return [replace(one, bits_per_byte=quality(one.ref)) if text and not Ref(one.ref).file else one for one in models]
+    return [replace(model, bits_per_byte=quality(model.ref)) if text and not Ref(model.ref).file else model for model in models]
 
 
 def _in_runs(refs: tuple[str, ...]) -> list[Measured]:
