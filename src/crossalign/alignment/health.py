@@ -90,7 +90,7 @@ def collapse_warning(health: Mapping[str, Tensor | float], threshold: float = 0.
         "effective rank": (values["effective_rank"], values["effective_rank_text"]),
         "norm": (values["norm_ratio"], 1.0),
     }
-    low = [f"{name} {mine:.3g} against {text:.3g}" for name, (mine, text) in compared.items() if mine < threshold * text]
+    low = [f"{name} {own:.3g} against {text:.3g}" for name, (own, text) in compared.items() if own < threshold * text]
     if not low:
         return None
     return (

@@ -150,8 +150,8 @@ def _label(row: Row, rows: list[Row]) -> str:
     texts = enumerate((row.first.name, backbone, row.data, *facts))
     parts = [text for i, text in texts if i == 0 or any(other[i] != own[i] for other in others)]
     alike = [twin.first for twin in twins if _identity(twin.first) == own]
-    mine = settings(row.first)
-    return ", ".join([*parts, *(f"{key} {mine.get(key)}" for key in differing([row.first, *alike]))])
+    settings_here = settings(row.first)
+    return ", ".join([*parts, *(f"{key} {settings_here.get(key)}" for key in differing([row.first, *alike]))])
 
 
 def by_block(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -89,10 +89,10 @@ def _tokens(home: Path) -> set[str]:
 
 def halt(tokens: set[str]) -> bool:
     """Tell the jobs of this process that work for these searches to save and end; whether there are any."""
-    mine = [stop for stop, token in list(_jobs.items()) if token in tokens]
-    for stop in mine:
+    stops = [stop for stop, token in list(_jobs.items()) if token in tokens]
+    for stop in stops:
         stop.set()
-    return bool(mine)
+    return bool(stops)
 
 
 def forget(tokens: set[str]) -> None:

@@ -111,18 +111,18 @@ def _where_the_run_is(work: Work, stop: threading.Event | None) -> JobResult:
     """The outcome of a job in the search's folder, or in this host's copy of the run's."""
     if _shares(work):
         return _patiently(lambda: _outcome(work), stop)
-    mine = cache_dir("search") / work.token / work.config.output.relative_to(work.home)
-    if work.files is None and len(validations(mine)) < work.done:
+    folder = cache_dir("search") / work.token / work.config.output.relative_to(work.home)
+    if work.files is None and len(validations(folder)) < work.done:
         return JobResult(wants_files=True)
     tracking = dataclasses.replace(work.config.tracking, mlflow=False)
-    here = dataclasses.replace(work, config=dataclasses.replace(work.config, output=mine, tracking=tracking))
+    here = dataclasses.replace(work, config=dataclasses.replace(work.config, output=folder, tracking=tracking))
 
     def job() -> JobResult:
         if work.files is not None:
-            unpack(work.files, mine)
+            unpack(work.files, folder)
         return _outcome(here)
 
-    return dataclasses.replace(_patiently(job, stop), files=pack(mine))
+    return dataclasses.replace(_patiently(job, stop), files=pack(folder))
 
 
 @contextlib.contextmanager
