@@ -280,13 +280,13 @@ def _adding(
     sections = [section for section, values in usual.items() if isinstance(values, dict)]
 
     def add(name: str, about: str, term: dict[str, Any], why: dict[str, str] | None = None, **changes: Any) -> None:
-        made = partial(make, term, **fixed, **changes)
-        config = made()
+        build = partial(make, term, **fixed, **changes)
+        config = build()
         ours = to_dict(config)
         differing = (f"{s}.{key}" for s in sections for key in ours[s] if ours[s][key] != usual[s][key])
         gone = (*UNUSED.get(config.align.metric, ()), *differing)
         rest = {key: reason for key, reason in (assumed or {}).items() if not key.startswith(gone)}
-        RECIPES.register(f"{prefix}{name}", Recipe(f"{prefix}{name}", made, f"{note}{about}", rest | (why or {})))
+        RECIPES.register(f"{prefix}{name}", Recipe(f"{prefix}{name}", build, f"{note}{about}", rest | (why or {})))
 
     return add
 

@@ -103,7 +103,7 @@ def checked(raws: Iterator[T | str], make: Callable[[T], R], total: int, title: 
     They are read by this thread and decoded by several, with a bar over them.
     """
 
-    def made(raw: T | str) -> R | str:
+    def decoded(raw: T | str) -> R | str:
         try:
             return raw if isinstance(raw, str) else make(raw)
         except _BadImage as error:
@@ -117,7 +117,7 @@ def checked(raws: Iterator[T | str], make: Callable[[T], R], total: int, title: 
         progress(total, f"checking {title}", unit="image", leave=False) as bar,
     ):
         while blocks := [block for _ in range(2 * THREADS) if (block := list(islice(raws, BLOCK)))]:
-            for results in pool.map(lambda block: [made(raw) for raw in block], blocks):
+            for results in pool.map(lambda block: [decoded(raw) for raw in block], blocks):
                 yield from results
                 bar.update(len(results))
 

@@ -77,10 +77,10 @@ def _arc(row: Row) -> Row:
 
 
 def _commonsense_qa(row: Row) -> Row:
-    made = _lettered(row, 5)
-    if made["choices"]["label"] != list("ABCDE"):
+    lettered = _lettered(row, 5)
+    if lettered["choices"]["label"] != list("ABCDE"):
         raise _Wrong("field 'choices' has other labels than A, B, C, D and E, which the prompt names")
-    return made
+    return lettered
 
 
 def _copa(row: Row) -> Row | None:
