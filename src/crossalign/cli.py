@@ -83,8 +83,8 @@ def _run(args: list[str]) -> int:
         code, sentence = 1, str(error)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            place = error.filename or "writing results"
-            code, sentence = 1, f"the disk is full ({place}); free some space, then run it again"
+            where = error.filename or "writing results"
+            code, sentence = 1, f"the disk is full ({where}); free some space, then run it again"
         elif error.errno in UNUSABLE and error.filename:
             code, sentence = 2, f"'{error.filename}' cannot be used ({error.strerror}): choose another path"
         else:

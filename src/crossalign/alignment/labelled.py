@@ -113,9 +113,9 @@ class _Labelled:
         _, label, counts = torch.unique(labels, return_inverse=True, return_counts=True)
         # The points of each label as rows (k, r), filled up with -1.
         order = torch.argsort(label, stable=True)
-        place = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[label[order]]
+        column = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[label[order]]
         rows = label.new_full((len(counts), int(counts.max())), -1)
-        rows[label[order], place] = order
+        rows[label[order], column] = order
         self.label = label.to(sample.device, non_blocking=True)
         rows = rows.to(sample.device, non_blocking=True)
         counts = counts.to(sample, non_blocking=True)

@@ -107,9 +107,9 @@ def neighbour_scores(xs: Layers, ys: Layers, orders: Tensor, tick: Tick, *, k: i
     near = [(*shares.nonzero(as_tuple=True), shares[shares > 0][:, None]) for shares in neighbours]
     scores = table.new_zeros(len(orders), len(xs), len(ys))
     for score, order in zip(scores, orders, strict=True):
-        place = order.argsort()  # where a row of y comes to stand
+        position = order.argsort()  # where a row of y comes to stand
         for j, (rows, others, shares) in enumerate(near):
-            score[:, j] = torch.minimum(table[place[rows] * n + place[others]], shares).sum(0) / (n * k)
+            score[:, j] = torch.minimum(table[position[rows] * n + position[others]], shares).sum(0) / (n * k)
         tick()
     return scores
 
@@ -206,8 +206,8 @@ def critical_value(observed: Tensor, null: Tensor, level: float = 0.05) -> Tenso
     The smallest value that a share 1 - level of these P + 1 does not exceed; a score above it has a p-value of at most `level`.
     """
     together = torch.cat([null, observed[None]]).sort(0).values
-    place = math.ceil((1 - level) * len(together) - 1e-9)
-    return together[place - 1]
+    rank = math.ceil((1 - level) * len(together) - 1e-9)
+    return together[rank - 1]
 
 
 def calibrate(score: Tensor, critical: Tensor, largest: float = 1.0) -> Tensor:

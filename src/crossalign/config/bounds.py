@@ -59,7 +59,7 @@ Finite = Annotated[float, Bound("be a finite number")]
 Positive = Annotated[float, Bound("be above 0", ABOVE_0)]
 
 
-def validate(config: Any, place: str = "") -> None:
+def validate(config: Any, prefix: str = "") -> None:
     """Hold every field of a configuration, and of its sections, against its type and its bound.
 
     Args:
@@ -71,7 +71,7 @@ def validate(config: Any, place: str = "") -> None:
     """
     hints = get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
-        value, name = getattr(config, field.name), f"{place}{field.name}"
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
             validate(value, f"{name}.")
         else:

@@ -105,7 +105,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def update(config: T, values: dict[str, Any], place: str = "") -> T:
+def update(config: T, values: dict[str, Any], prefix: str = "") -> T:
     """A copy of ``config`` with nested ``values`` put in.
 
     Raises:
@@ -116,29 +116,29 @@ def update(config: T, values: dict[str, Any], place: str = "") -> T:
     changes: dict[str, Any] = {}
     for key, value in values.items():
         if key not in fields:
-            raise unknown(f"setting in {place or 'the configuration'}", key, fields)
+            raise unknown(f"setting in {prefix or 'the configuration'}", key, fields)
         old = getattr(config, key)
         if dataclasses.is_dataclass(old) and not isinstance(old, type):
             if not isinstance(value, dict):
-                raise UserError(f"setting '{place}{key}' holds {value!r}; it is a section and takes settings under it")
-            value = update(old, value, f"{place}{key}.")
+                raise UserError(f"setting '{prefix}{key}' holds {value!r}; it is a section and takes settings under it")
+            value = update(old, value, f"{prefix}{key}.")
         else:
-            value = _typed(value, hints[key], place + key)
+            value = _typed(value, hints[key], prefix + key)
         changes[key] = value
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
-def _typed(value: Any, hint: Any, place: str) -> Any:
+def _typed(value: Any, hint: Any, name: str) -> Any:
     """``value`` as a field of type ``hint`` holds it; files and ``key=value`` settings bring lists and text."""
     options = get_args(hint)
     if get_origin(hint) is Literal:
         if value not in options:
-            raise unknown(f"value for '{place}'", str(value), options)
+            raise unknown(f"value for '{name}'", str(value), options)
         return value
     if get_origin(hint) in (Union, UnionType):  # X | None
-        return None if value is None else _typed(value, next(o for o in options if o is not type(None)), place)
+        return None if value is None else _typed(value, next(o for o in options if o is not type(None)), name)
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(_typed(item, options[0], place) for item in value)
+        return tuple(_typed(item, options[0], name) for item in value)
     if hint in (str, Path) and isinstance(value, str | Path):
         return hint(value)
     with contextlib.suppress(TypeError, ValueError):
@@ -146,4 +146,4 @@ def _typed(value: Any, hint: Any, place: str) -> Any:
             return float(value)  # YAML 1.1 reads 1e-3 as text
         if hint in (int, bool) and type(value) is hint:
             return value
-    raise UserError(f"setting '{place}' holds {value!r}; it takes {getattr(hint, '__name__', hint)}")
+    raise UserError(f"setting '{name}' holds {value!r}; it takes {getattr(hint, '__name__', hint)}")

@@ -19,7 +19,7 @@ LINE_SECONDS = 30.0
 
 
 def progress(
-    total: int, description: str, initial: int = 0, unit: str = "step", leave: bool = True, place: int | None = None
+    total: int, description: str, initial: int = 0, unit: str = "step", leave: bool = True, line: int | None = None
 ) -> tqdm[NoReturn]:
     """A bar over ``total`` steps of which ``initial`` are done; use it as a context manager and call ``update(1)``.
 
@@ -37,8 +37,8 @@ def progress(
         unit_scale=unit == "B",
         delay=QUIET_SECONDS,
         leave=leave,
-        position=place,
-        disable=_silent or not description or not is_main_process() or (plain and place is not None),
+        position=line,
+        disable=_silent or not description or not is_main_process() or (plain and line is not None),
         file=_Lines(sys.stderr) if plain else sys.stderr,
         mininterval=LINE_SECONDS if plain else 0.2,
         miniters=1,

@@ -62,9 +62,9 @@ class Turn:
     micro_batches: tuple[np.ndarray, ...]
     """Places in ``rows`` of this process's share, by micro-batch."""
 
-    def sequence(self, *place: int) -> np.random.SeedSequence:
+    def sequence(self, *position: int) -> np.random.SeedSequence:
         """What seeds random choices of the epoch at ``place``."""
-        return np.random.SeedSequence(self.seed, spawn_key=(self.epoch, *place))
+        return np.random.SeedSequence(self.seed, spawn_key=(self.epoch, *position))
 
 
 @dataclass(frozen=True)

@@ -152,17 +152,17 @@ class ParquetTable(RecordTable):
     def image(self, column: str, row: int) -> Raw:
         import pyarrow.parquet as pq
 
-        place = self._group(row)
-        start, _, file, number = self._groups[place]
-        if place not in self._kept:
+        group = self._group(row)
+        start, _, file, number = self._groups[group]
+        if group not in self._kept:
             with _reading(file):
                 cells = pq.ParquetFile(file).read_row_group(number, columns=[column]).column(0)
             if self._bytes + cells.nbytes > IN_MEMORY_BYTES:
                 self._kept.clear()
                 self._bytes = 0
-            self._kept[place] = cells.to_pylist()
+            self._kept[group] = cells.to_pylist()
             self._bytes += cells.nbytes
-        return _raw(self._kept[place][row - start], file.parent)
+        return _raw(self._kept[group][row - start], file.parent)
 
     def batches(self, columns: list[str] | None = None, start: int = 0) -> Iterator[tuple[Path | None, Any]]:
         import pyarrow.parquet as pq
@@ -304,11 +304,11 @@ def json_lines(path: Path, start: int = 0, title: str = "") -> Iterator[Row]:
         UserError: a line that is no JSON object.
     """
     with path.open("rb") as file:
-        number = place = 0
-        while place < start and (line := file.readline()):
-            number, place = number + 1, place + len(line)
+        number = position = 0
+        while position < start and (line := file.readline()):
+            number, position = number + 1, position + len(line)
         for line in file:
-            number, this, place = number + 1, place, place + len(line)
+            number, this, position = number + 1, position, position + len(line)
             if not line.strip():
                 continue
             where = f"{title or path.name} line {number}"
@@ -318,7 +318,7 @@ def json_lines(path: Path, start: int = 0, title: str = "") -> Iterator[Row]:
                 raise UserError(f"{where} is not valid JSON ({error}): mend or remove it") from error
             if not isinstance(record, dict):
                 raise UserError(f'{where} holds {type(record).__name__}; each line is an object such as {{"text": "…"}}')
-            yield record, where, this, place
+            yield record, where, this, position
 
 
 def json_list(path: Path) -> Iterator[Row]:

@@ -158,7 +158,7 @@ class AlignmentRegularizer:
 
     def _features(self, model: nn.Module, number: int, alone: bool = False) -> tuple[Tensor, Tensor]:
         """Student features (B, p) with gradient and teacher features (B, q) of a batch of pairs, over all processes."""
-        rank, world = (0, 1) if alone else place()
+        rank, world = (0, 1) if alone else rank_and_world()
         batch = self.pairs.batch(number, mode=self.mode, rank=rank, world=world)
         device = next(model.parameters()).device
         ids, mask = (t.to(device, non_blocking=True) for t in (batch.input_ids, batch.attention_mask))
@@ -244,7 +244,7 @@ def _flag(function: Any, flag: str, default: bool = False) -> bool:
     return bool(getattr(function, flag, default))
 
 
-def place() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
     """Rank and number of processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -250,11 +250,11 @@ def read_features_file(path: Path, ids: Sequence[str]) -> Tensor:
     if values.ndim != 2 or values.dtype.kind not in "fiu":
         raise UserError(f"'{path}' holds {values.dtype} values of shape {values.shape}; features are numbers (pairs, width)")
     if names is not None:
-        place = {name: row for row, name in enumerate(unique(names))}
-        absent = [name for name in ids if name not in place]
+        row_of = {name: row for row, name in enumerate(unique(names))}
+        absent = [name for name in ids if name not in row_of]
         if absent:
             raise UserError(f"'{path}' has no features of {len(absent)} of {len(ids)} pairs, such as {', '.join(absent[:3])}")
-        values = values[[place[name] for name in ids]]
+        values = values[[row_of[name] for name in ids]]
     elif len(values) != len(ids):
         raise UserError(
             f"'{path}' has {len(values)} rows for {len(ids)} pairs; without a column of ids there must be one a pair, in order"

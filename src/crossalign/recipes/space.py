@@ -162,17 +162,17 @@ def open_space(ref: str, config: Config) -> Space:
         UserError: no such file or name; a field that the configuration does not have (the nearest is named), that the search
             itself needs, or whose values it cannot hold; a ``when`` that can never hold; nothing that matters to ``config``.
     """
-    place = f"--space {ref}" if ref else f"the space '{DEFAULTS[type(config)]}'"
+    origin = f"--space {ref}" if ref else f"the space '{DEFAULTS[type(config)]}'"
     if ref.endswith((".yaml", ".yml")):
         try:
             text = Path(ref).read_text(encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{place} cannot be read: {error.strerror}") from error
+            raise UserError(f"{origin} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
-            raise UserError(f"{place} is no UTF-8 text (byte {error.start}): save it as UTF-8") from error
+            raise UserError(f"{origin} is no UTF-8 text (byte {error.start}): save it as UTF-8") from error
     else:
         text = SPACES[ref or DEFAULTS[type(config)]].read_text(encoding="utf-8")
-    data, settings = _load(text, place), flatten(to_dict(config))
+    data, settings = _load(text, origin), flatten(to_dict(config))
     fields: dict[str, Field] = {}
     for name, value in data.items():  # no section, and nothing that a search cannot vary
         under = [field for field in settings if field.startswith(f"{name}.")]
@@ -180,15 +180,15 @@ def open_space(ref: str, config: Config) -> Space:
         field = next((f for f in under if f.removeprefix(f"{name}.").split(".")[0] in under_it), under[0]) if under else name
         for start, why in FIXED.items():
             if (field == start or field.startswith(f"{start}.")) and not field.startswith(VARIABLE):
-                raise UserError(f"{place} varies '{field}', which a search cannot: {why}")
+                raise UserError(f"{origin} varies '{field}', which a search cannot: {why}")
         if under:
-            raise UserError(f"{place}, field '{name}', is a section: write a line a field, such as '{field}: …'")
-        fields[name] = _read_field(name, value, place, config, [*data], fields)
+            raise UserError(f"{origin}, field '{name}', is a section: write a line a field, such as '{field}: …'")
+        fields[name] = _read_field(name, value, origin, config, [*data], fields)
     whole = Space(tuple(fields.values()))
     if not (space := whole.of(config)).fields and (when := whole.fields[0].when):
         raise UserError(
-            f"{place} has no field that matters to this recipe: '{whole.fields[0].name}' needs {when.text}, and the recipe has "
-            f"{when.name} = {settings[when.name]}; change that with --set, or take another space"
+            f"{origin} has no field that matters to this recipe: '{whole.fields[0].name}' needs {when.text}, and the recipe "
+            f"has {when.name} = {settings[when.name]}; change that with --set, or take another space"
         )
     return space
 
@@ -198,45 +198,45 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in settings.items():
         *sections, last = name.split(".")
-        place = values
+        branch = values
         for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = value
+            branch = branch.setdefault(section, {})
+        branch[last] = value
     return values
 
 
-def _load(text: str, place: str) -> dict[str, Any]:
+def _load(text: str, origin: str) -> dict[str, Any]:
     """The fields of a space's text, by name; none twice."""
     try:
         data, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that cannot be
-        raise UserError(f"{place} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{origin} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict) or not data or root is None:
-        raise UserError(f"{place} holds no fields: write a line a field, such as 'optim.lr: {{low: 1e-5, high: 1e-3}}'")
-    inner = [(f"{place}, field '{key.value}',", node) for key, node in root.value]
-    for where, node in [(place, root), *inner]:  # YAML keeps the last of two equal keys and says nothing
+        raise UserError(f"{origin} holds no fields: write a line a field, such as 'optim.lr: {{low: 1e-5, high: 1e-3}}'")
+    inner = [(f"{origin}, field '{key.value}',", node) for key, node in root.value]
+    for where, node in [(origin, root), *inner]:  # YAML keeps the last of two equal keys and says nothing
         keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise UserError(f"{where} gives '{twice[0]}' twice: keep one")
     return {str(name): value for name, value in data.items()}
 
 
-def _read_field(name: str, value: Any, place: str, config: Config, names: list[str], before: Mapping[str, Field]) -> Field:
+def _read_field(name: str, value: Any, origin: str, config: Config, names: list[str], before: Mapping[str, Field]) -> Field:
     """A field, with values as ``config`` holds them; ``names``: all of the space, ``before``: the fields above this one."""
-    where = f"{place}, field '{name}'"
+    where = f"{origin}, field '{name}'"
     value = {"choices": value} if isinstance(value, list) else value
     if not isinstance(value, dict):
         raise UserError(f"{where}, holds {value!r}: give a list of choices, or low and high")
     if odd := [key for key in value if key not in KEYS]:
         raise unknown(f"key in {where}", str(odd[0]), KEYS)
-    when = _read_when(value["when"], name, place, config, names, before) if "when" in value else None
+    when = _read_when(value["when"], name, origin, config, names, before) if "when" in value else None
     if "choices" in value:
         choices = value["choices"]
         if not isinstance(choices, list) or not choices:
             raise UserError(f"{where}, has choices {choices!r}: give a list of plain values")
         if beside := [f"{key}: {value[key]}" for key in ("low", "high", "log", "int") if key in value]:
             raise UserError(f"{where}, has choices {choices!r} and {', '.join(beside)}: give either choices, or low and high")
-        values = (_as_held(config, name, _plain(choice, where), f"{place}: ") for choice in choices)
+        values = (_as_held(config, name, _plain(choice, where), f"{origin}: ") for choice in choices)
         return Field(name, choices=tuple(dict.fromkeys(values)), when=when)
     if odd := [key for key in ("log", "int") if not isinstance(value.get(key, False), bool)]:
         raise UserError(f"{where}, has {odd[0]}: {value[odd[0]]!r}: write true or false")
@@ -249,12 +249,12 @@ def _read_field(name: str, value: Any, place: str, config: Config, names: list[s
         raise UserError(f"{where}, goes from {low} to {high}: {rule}")
     field = Field(name, low=float(low), high=float(high), log=log, integer=integer, when=when)
     for end in field.examples:
-        _as_held(config, name, end, f"{place}{'' if integer else ', without int: true'}: ")
+        _as_held(config, name, end, f"{origin}{'' if integer else ', without int: true'}: ")
     return field
 
 
-def _read_when(text: Any, name: str, place: str, config: Config, names: list[str], before: Mapping[str, Field]) -> When:
-    where = f"{place}, field '{name}', has when: {text!r}"
+def _read_when(text: Any, name: str, where_read: str, config: Config, names: list[str], before: Mapping[str, Field]) -> When:
+    where = f"{where_read}, field '{name}', has when: {text!r}"
     match = re.fullmatch(r"\s*(\S+)\s*(==|!=)\s*(\S+)\s*", text) if isinstance(text, str) else None
     try:
         value = yaml.safe_load(match[3]) if match else None
@@ -263,7 +263,7 @@ def _read_when(text: Any, name: str, place: str, config: Config, names: list[str
     if match is None:
         raise UserError(f"{where}: write FIELD == VALUE or FIELD != VALUE")
     other = match[1]
-    value = _as_held(config, other, _plain(value, f"{place}, 'when' of '{name}'"), f"{place}, 'when' of '{name}': ")
+    value = _as_held(config, other, _plain(value, f"{where_read}, 'when' of '{name}'"), f"{where_read}, 'when' of '{name}': ")
     if other in names and other not in before:
         raise UserError(f"{where}: '{other}' must stand before what hangs on it, '{name}'")
     there, equal = before.get(other), match[2] == "=="
@@ -284,6 +284,6 @@ def _plain(value: Any, where: str) -> Any:
     return value
 
 
-def _as_held(config: Config, name: str, value: Value, place: str) -> Any:
+def _as_held(config: Config, name: str, value: Value, origin: str) -> Any:
     """A value as the field of ``config`` holds it, told plainly."""
-    return flatten(to_dict(update(config, nested({name: value}), place)))[name]
+    return flatten(to_dict(update(config, nested({name: value}), origin)))[name]

@@ -45,7 +45,7 @@ class Results:
         self._scores = {str(run.folder): {score.outcome.name: score for score in scores_of(run)} for run in runs}
         self._answers: dict[tuple[str, str], Answers | str] = {}
         last = {name: score.outcome for scores in self._scores.values() for name, score in scores.items()}
-        known = {family: place for place, family in enumerate(FAMILIES)}
+        known = {family: order for order, family in enumerate(FAMILIES)}
         self.outcome: dict[str, Outcome] = dict(sorted(last.items(), key=lambda item: known.get(item[1].family, len(known))))
         """Every outcome that a run has a number of, by name."""
 
@@ -77,7 +77,7 @@ class Results:
     def rows(self) -> DataFrame:
         """One line a row: what was trained, how, and on which data; ``block`` names the rows that it can be compared with."""
         facts = ("block", "verb", "method", "align", "mode", "teacher", "weights", "backbone", "model", "data", "control")
-        lines = [(row.label, place, *(getattr(row, key) for key in facts)) for place, row in enumerate(self.row.values())]
+        lines = [(row.label, order, *(getattr(row, key) for key in facts)) for order, row in enumerate(self.row.values())]
         return tidy(lines, ("row", "order", *facts))
 
     @cached_property

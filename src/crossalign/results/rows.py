@@ -126,14 +126,14 @@ def _order(study: Study, groups: dict[tuple[str, ...], dict[int, Run]]) -> list[
     data = list(dict.fromkeys(row.data for row in rows))
     backbones = [name for name in dict.fromkeys(row.backbone for row in rows) if name] + [""]
 
-    def place(known: Sequence[str], name: str) -> tuple[int, str]:
+    def position(known: Sequence[str], name: str) -> tuple[int, str]:
         return (known.index(name), "") if name in known else (len(known), name)
 
     def key(row: Row) -> tuple[Any, ...]:
         control = row.weights != "pretrained"
-        natural = (control, place(METHODS, row.method), place(WEIGHTS, row.weights), place(ALIGNMENTS, row.align))
-        block = (place(data, row.data), place(backbones, row.backbone))
-        return (*block, place(study.rows, row.first.name)[0], *natural, row.first.name)
+        natural = (control, position(METHODS, row.method), position(WEIGHTS, row.weights), position(ALIGNMENTS, row.align))
+        block = (position(data, row.data), position(backbones, row.backbone))
+        return (*block, position(study.rows, row.first.name)[0], *natural, row.first.name)
 
     rows.sort(key=key)
     return [Row(_label(row, rows), row.runs) for row in rows]
@@ -190,10 +190,10 @@ def best(rows: list[Row]) -> Row:
     return max(rows, key=lambda row: float(np.nan_to_num(row.mean("validation", "accuracy").mean, nan=-1)))
 
 
-def flat(values: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested settings as ``("optim.lr", 0.001)`` pairs."""
     for key, value in values.items():
-        yield from flat(value, f"{place}{key}.") if isinstance(value, dict) else [(f"{place}{key}", value)]
+        yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
 
 
 def settings(run: Run) -> dict[str, Any]:

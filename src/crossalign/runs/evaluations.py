@@ -48,8 +48,8 @@ class Answers:
     def only(self, ids: NDArray[Any]) -> Answers:
         """These documents alone, in this order; each must be there."""
         order = np.argsort(self.ids)
-        place = order[np.searchsorted(self.ids, ids, sorter=order)]
-        return Answers(ids, self.amount[place], self.size[place])
+        rows = order[np.searchsorted(self.ids, ids, sorter=order)]
+        return Answers(ids, self.amount[rows], self.size[rows])
 
 
 @dataclass

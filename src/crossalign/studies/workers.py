@@ -132,19 +132,19 @@ class Workers(Executor):
     def __init__(self, count: int, threads: int) -> None:
         self._threads, self._devices = threads, visible_gpus() if count > 1 else []
         self._over = False
-        self._pools = [self._new(place) for place in range(count)]
+        self._pools = [self._new(slot) for slot in range(count)]
         self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()  # a future is done a moment before its callbacks run
-        for place in range(count):
-            self._idle.put(place)
+        for slot in range(count):
+            self._idle.put(slot)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        place = self._idle.get(timeout=ORPHAN_SECONDS)
+        slot = self._idle.get(timeout=ORPHAN_SECONDS)
         try:
-            future = self._pools[place].submit(fn, *args, **kwargs)
+            future = self._pools[slot].submit(fn, *args, **kwargs)
         except BrokenExecutor:  # killed while it was idle
-            self._replace(place)
-            future = self._pools[place].submit(fn, *args, **kwargs)
-        future.add_done_callback(lambda done: self._back(place, done))
+            self._replace(slot)
+            future = self._pools[slot].submit(fn, *args, **kwargs)
+        future.add_done_callback(lambda done: self._back(slot, done))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -162,17 +162,17 @@ class Workers(Executor):
         for child in children:
             child.join(max(0.0, until - time.monotonic()))
 
-    def _back(self, place: int, done: Future[Any]) -> None:
+    def _back(self, slot: int, done: Future[Any]) -> None:
         if not self._over and not done.cancelled() and isinstance(done.exception(), BrokenExecutor):
-            self._replace(place)
-        self._idle.put(place)
+            self._replace(slot)
+        self._idle.put(slot)
 
-    def _replace(self, place: int) -> None:
-        self._pools[place].shutdown(wait=False)
-        self._pools[place] = self._new(place)
+    def _replace(self, slot: int) -> None:
+        self._pools[slot].shutdown(wait=False)
+        self._pools[slot] = self._new(slot)
 
-    def _new(self, place: int) -> ProcessPoolExecutor:
-        device = self._devices[place % len(self._devices)] if self._devices else ""
+    def _new(self, slot: int) -> ProcessPoolExecutor:
+        device = self._devices[slot % len(self._devices)] if self._devices else ""
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(1, context, initializer=start_worker, initargs=(self._threads, device))
         pool.submit(warm_up)

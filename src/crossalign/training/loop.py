@@ -273,8 +273,8 @@ class _Fit:
     def _log(self, split: str, numbers: dict[str, float], step: int | None = None) -> None:
         epoch = self.epoch + (split != "validation")
         step = self.epoch * self.stage.steps_per_epoch + self.step if step is None else step
-        place = {"stage": self.stage.name, "split": split, "epoch": epoch, "step": step}
-        self.run.log.log(place | {"seconds": round(self.result.seconds, 3)} | numbers)
+        where = {"stage": self.stage.name, "split": split, "epoch": epoch, "step": step}
+        self.run.log.log(where | {"seconds": round(self.result.seconds, 3)} | numbers)
 
     def _check_finite(self, means: dict[str, float]) -> None:
         # In fp16 a step whose gradient overflows is skipped, and the scale lowered: that is no divergence.

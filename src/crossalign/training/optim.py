@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.config import OptimConfig
-from crossalign.features.regularizer import place
+from crossalign.features.regularizer import rank_and_world
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -47,7 +47,7 @@ def lr_factor(config: OptimConfig, step: int, total: int) -> float:
 
 def average(gradient: Tensor) -> Tensor:
     """The mean over processes, in place."""
-    world = place()[1]
+    world = rank_and_world()[1]
     if world > 1:
         torch.distributed.all_reduce(gradient)
         gradient /= world

@@ -29,7 +29,7 @@ from crossalign.data.batches import IGNORED
 from crossalign.data.pairs.batches import PairBatch, PairBatches
 from crossalign.data.pairs.load import open_pairs
 from crossalign.data.pairs.sources import check_source
-from crossalign.features.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, find_metric, place
+from crossalign.features.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, find_metric, rank_and_world
 from crossalign.features.sources import ImageSource, teacher_features
 from crossalign.models.language.causal import nll_sum
 from crossalign.models.taps import Taps, unwrapped
@@ -59,7 +59,7 @@ class CaptionExposure:
         return self.weight != 0 and step % self.every == 0
 
     def loss(self, model: nn.Module) -> Tensor:
-        rank, world = place()
+        rank, world = rank_and_world()
         inputs = _as_text(self.pairs.batch(self._step // self.every, rank=rank, world=world))
         model = unwrapped(model)
         nll = nll_sum(model, inputs, next(model.parameters()).device)

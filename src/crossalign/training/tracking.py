@@ -142,7 +142,7 @@ class RunLog:
 def summary(result: Mapping[str, Any]) -> dict[str, float]:
     """What MLflow shows of a finished run: its numbers of the test set and of texts, and every outcome that it states."""
     places = {"test": result.get("test") or {}} | result.get("scores", {})
-    values = {f"{place}/{name}": value for place, numbers in places.items() for name, value in numbers.items()}
+    values = {f"{prefix}/{name}": value for prefix, numbers in places.items() for name, value in numbers.items()}
     compared = (entry for entry in result.get("outcomes", ()) if entry.get("family") != VALIDATION)
     values |= {f"outcome/{entry['name']}": entry.get("value") for entry in compared}
     return {name: value for name, value in values.items() if isinstance(value, float)}
@@ -341,7 +341,7 @@ def _metrics(row: Mapping[str, Any], when: int) -> list[Any]:
     """MLflow metrics of a row, named like train/validation/accuracy; where it has no place, by its own names."""
     from mlflow.entities import Metric
 
-    place, step = "/".join(str(row[key]) for key in ("stage", "split") if row.get(key)), int(row.get("step") or 0)
+    prefix, step = "/".join(str(row[key]) for key in ("stage", "split") if row.get(key)), int(row.get("step") or 0)
     numbers = {key: value for key, value in row.items() if key not in PLACES and isinstance(value, int | float)}
     finite = {key: float(value) for key, value in numbers.items() if not isinstance(value, bool) and math.isfinite(value)}
-    return [Metric(_clean_key(f"{place}/{key}"), value, when, step) for key, value in finite.items()]
+    return [Metric(_clean_key(f"{prefix}/{key}"), value, when, step) for key, value in finite.items()]

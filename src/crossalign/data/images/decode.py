@@ -234,8 +234,8 @@ def to_pixels(images: Any, shape: tuple[int, ...]) -> np.ndarray:
         return _to_array(images, "images")
     single = isinstance(images, str | bytes | os.PathLike | Image.Image) or getattr(images, "ndim", 0) in (2, 3)
     rows = []
-    for place, item in enumerate([images] if single else images):
-        name = str(item) if isinstance(item, str | os.PathLike) else f"image {place}"
+    for number, item in enumerate([images] if single else images):
+        name = str(item) if isinstance(item, str | os.PathLike) else f"image {number}"
         raw: Raw = Path(item).expanduser() if isinstance(item, str | os.PathLike) else item
         if isinstance(raw, torch.Tensor | np.ndarray):
             raw = _to_array(raw, name)

@@ -125,12 +125,12 @@ def _list(config: DataConfig) -> Listings:
         if test.identity == train.identity or set(test.files) & set(train.files):
             raise UserError(f"--data.test-source '{config.test_source}' is the training data; leave it empty to split it")
         listings = listings | {"test": test}
-    place = {name: i for i, name in enumerate(train.classes)}
+    number_of = {name: i for i, name in enumerate(train.classes)}
     for split, listing in listings.items():
-        labels = np.array([place.get(name, -1) for name in listing.classes], dtype=np.int64)[listing.labels]
+        labels = np.array([number_of.get(name, -1) for name in listing.classes], dtype=np.int64)[listing.labels]
         if (labels < 0).any():
             name = listing.classes[listing.labels[np.argmax(labels < 0)]]
-            raise UserError(f"{listing.title} has class '{name}', which the training images lack ({', '.join(place)})")
+            raise UserError(f"{listing.title} has class '{name}', which the training images lack ({', '.join(number_of)})")
         listings[split] = replace(listing, labels=labels, classes=train.classes)
     return listings
 
@@ -193,11 +193,11 @@ def stratified_order(labels: np.ndarray, rng: np.random.Generator, rows: np.ndar
     """
     rows = np.arange(len(labels)) if rows is None else rows
     rows = rng.permutation(np.sort(rows))
-    place = np.empty(len(rows))
+    position = np.empty(len(rows))
     for label in np.unique(labels[rows]):
         members = np.flatnonzero(labels[rows] == label)
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return rows[np.argsort(place, kind="stable")]
+        position[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return rows[np.argsort(position, kind="stable")]
 
 
 def _check_classes(split: str, part: np.ndarray, whole: np.ndarray, classes: Sequence[str], config: DataConfig) -> None:

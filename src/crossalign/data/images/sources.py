@@ -120,8 +120,8 @@ def _labels(table: RecordTable, column: str, names: Sequence[str]) -> tuple[np.n
                 raise UserError(f"column '{column}' of {title} has label {max(values)}, but {len(class_names)} class names")
             return np.array(values, dtype=np.int64), tuple(class_names)
     known = sorted(set(values))
-    place = {value: i for i, value in enumerate(known)}
-    return np.array([place[value] for value in values], dtype=np.int64), tuple(str(value) for value in known)
+    index = {value: i for i, value in enumerate(known)}
+    return np.array([index[value] for value in values], dtype=np.int64), tuple(str(value) for value in known)
 
 
 def _sklearn(name: str) -> Listings:

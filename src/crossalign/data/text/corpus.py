@@ -274,8 +274,8 @@ class Preparation:
             size = len(piece.text.encode())
             after = 0 if piece.last else into + size
             if into < head < into + size:
-                place = _character(piece.text, head - into)
-                parts = [("train", piece.text[:place], True), ("validation", piece.text[place:], piece.last)]
+                position = _character(piece.text, head - into)
+                parts = [("train", piece.text[:position], True), ("validation", piece.text[position:], piece.last)]
             else:
                 parts = [("train" if into < head else "validation", piece.text, piece.last or into + size == head)]
             yield parts, piece.after, after
@@ -305,23 +305,23 @@ class Preparation:
         state = self.meta["state"]
         self.written = {side: Written(**state[side]) for side in SIDES}
         self._drop_unfinished()
-        place, into = tuple(state["place"]), state["into"]
+        position, into = tuple(state["place"]), state["into"]
         done = sum(written.bytes for written in self.written.values())
         with tok.ordinary_text(self.tokenizer) as backend, progress(self.survey.bytes, "tokens", done, unit="B") as bar:
-            pieces = stream(self.files, place)
+            pieces = stream(self.files, position)
             if not tok.is_separable(backend):
                 pieces = whole(pieces)
             waiting: list[Part] = []
             size = 0
-            for parts, place, into in self._sided(pieces, state["into"]):
+            for parts, position, into in self._sided(pieces, state["into"]):
                 waiting += parts
                 size += sum(len(text) for _, text, _ in parts)
                 if size >= CHUNK:
                     bar.update(self._encode(backend, waiting))
-                    self._save_state(place, into)
+                    self._save_state(position, into)
                     waiting, size = [], 0
             bar.update(self._encode(backend, waiting))
-            self._save_state(place, into)
+            self._save_state(position, into)
 
     def _encode(self, backend: Any, parts: list[Part]) -> int:
         """Append the tokens of ``parts`` and return their bytes."""
@@ -346,8 +346,8 @@ class Preparation:
         written = self.written[side]
         written.tokens, written.crc32 = written.tokens + len(tokens), zlib.crc32(data, written.crc32)
 
-    def _save_state(self, place: Place, into: int) -> None:
-        self._save(state={"place": list(place), "into": into, **self._sides()})
+    def _save_state(self, position: Place, into: int) -> None:
+        self._save(state={"place": list(position), "into": into, **self._sides()})
 
     def _sides(self) -> dict[str, Any]:
         return {side: asdict(written) for side, written in self.written.items()}
@@ -382,7 +382,7 @@ class Preparation:
         write_json(self.output / META, finished)
 
 
-def _character(text: str, place: int) -> int:
+def _character(text: str, position: int) -> int:
     """The character to cut a lone document at, near byte ``place``: where a line or word ends, so that no word is cut."""
-    near = len(text.encode()[:place].decode(errors="ignore"))
+    near = len(text.encode()[:position].decode(errors="ignore"))
     return min(max(cut(text, near, min(1000, near)), 1), len(text) - 1) if len(text) > 1 else near

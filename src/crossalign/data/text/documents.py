@@ -132,8 +132,8 @@ def _text_pieces(path: Path, digest: str, start: Place) -> Iterator[Piece]:
             try:
                 text += decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                place = file.tell() - len(error.object) + error.start
-                raise UserError(f"{path.name} is not UTF-8 text (byte {place:,}): convert it, or leave it out") from error
+                position = file.tell() - len(error.object) + error.start
+                raise UserError(f"{path.name} is not UTF-8 text (byte {position:,}): convert it, or leave it out") from error
             if not offset and text.startswith("\ufeff"):  # a byte order mark is no text
                 text, offset = text[1:], 3
             while len(text) > PIECE:

@@ -280,9 +280,9 @@ def pack(lengths: np.ndarray, block: int) -> list[np.ndarray]:
     open_rows: list[tuple[int, int]] = []  # (room, row), sorted
     for example in np.argsort(-lengths, kind="stable"):
         length = int(lengths[example])
-        place = bisect_left(open_rows, (length, -1))
-        if place < len(open_rows):
-            room, row = open_rows.pop(place)
+        index = bisect_left(open_rows, (length, -1))
+        if index < len(open_rows):
+            room, row = open_rows.pop(index)
         else:
             room, row = block, len(rows)
             rows.append([])
@@ -303,17 +303,17 @@ def collate(examples: Encoded, rows: Sequence[np.ndarray], width: int = 0, paddi
     inputs, positions, segments = (torch.zeros(len(rows), width, dtype=torch.int64) for _ in range(3))
     targets = torch.full_like(inputs, IGNORED)
     for i, row in enumerate(rows):
-        place = 0 if padding == "right" else width - int(lengths[row].sum())
+        start = 0 if padding == "right" else width - int(lengths[row].sum())
         for number, example in enumerate(row, start=1):
             tokens = examples.tokens[examples.bounds[example] : examples.bounds[example + 1]]
             both = torch.from_numpy(tokens.astype(np.int64))
-            stop = place + len(both) - 1
-            inputs[i, place:stop] = both[:-1]
+            stop = start + len(both) - 1
+            inputs[i, start:stop] = both[:-1]
             given = max(int(examples.prompts[example]), 1)
-            targets[i, place + given - 1 : stop] = both[given:]
-            positions[i, place:stop] = torch.arange(stop - place)
-            segments[i, place:stop] = number
-            place = stop
+            targets[i, start + given - 1 : stop] = both[given:]
+            positions[i, start:stop] = torch.arange(stop - start)
+            segments[i, start:stop] = number
+            start = stop
     return {
         "input_ids": inputs,
         "targets": targets,

@@ -147,8 +147,8 @@ class EvaluationBlocks(InOrder[TextBatch]):
         """Blocks (b, block); the last one of the stream is filled up on the right, which no earlier token sees."""
         inputs = torch.zeros(len(rows), self.block, dtype=torch.int64)
         targets = torch.full_like(inputs, IGNORED)
-        for place, start in enumerate(rows * self.block):
+        for index, start in enumerate(rows * self.block):
             window = torch.from_numpy(self.stream.tokens[start : start + self.block + 1].astype(np.int64))
-            inputs[place, : len(window) - 1] = window[:-1]
-            targets[place, : len(window) - 1] = window[1:]
+            inputs[index, : len(window) - 1] = window[:-1]
+            targets[index, : len(window) - 1] = window[1:]
         return {"input_ids": inputs, "targets": targets}

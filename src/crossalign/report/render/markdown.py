@@ -85,9 +85,9 @@ def as_markdown(table: Table) -> str:
     """A pipe table; numbers to the right, set-off rows in bold."""
     rule = [":--" if table.is_text(i) else "--:" for i in range(len(table.columns))]
     lines = [[escape(name) for name in table.columns], rule]
-    for place, row in enumerate(table.rows):
+    for number, row in enumerate(table.rows):
         cells = [escape(cell) for cell in row]
-        lines.append([f"**{cell}**" if place in table.strong and cell else cell for cell in cells])
+        lines.append([f"**{cell}**" if number in table.strong and cell else cell for cell in cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -35,8 +35,8 @@ class Board(AbstractContextManager["Board"]):
         self.journal, self.asked, self.folder = journal, asked, folder
         self._bar = progress(1, "epochs", initial=journal.epochs(), unit="epoch")
         self._rungs = [
-            progress(1, f"rung of {end}", initial=len(scores), unit="trial", place=place)
-            for place, (end, scores) in enumerate(zip(journal.ends, journal.standing()[0], strict=True), start=1)
+            progress(1, f"rung of {end}", initial=len(scores), unit="trial", line=line)
+            for line, (end, scores) in enumerate(zip(journal.ends, journal.standing()[0], strict=True), start=1)
         ]
         self._looked, self._seen = 0.0, dict[int, int]()
 

@@ -213,11 +213,11 @@ def check_requests(opened: EvalTask, scorer: Scorer, cut: bool) -> int:
         lengths = [(request.doc_id, *_lengths(request, scorer)) for request in requests]
     long: dict[int, int] = {}
     for document, question, answer in lengths:
-        place = f"{opened.name}, document {document + 1}"
+        where = f"{opened.name}, document {document + 1}"
         if not question or not answer:
-            raise UserError(f"{place}: its text is empty, or its answer, so there is nothing to score")
+            raise UserError(f"{where}: its text is empty, or its answer, so there is nothing to score")
         if cut and answer > scorer.max_length:
-            raise UserError(f"{place}: its answer alone takes {answer} tokens, and the model sees {scorer.max_length}")
+            raise UserError(f"{where}: its answer alone takes {answer} tokens, and the model sees {scorer.max_length}")
         if question + answer - 1 > scorer.max_length:
             long[document] = max(question + answer - 1, long.get(document, 0))
     if long and not cut:

@@ -212,12 +212,12 @@ def _track(results: dict[str, Any], folder: Path, opened: Scored, config: Evalua
     for name, entry in results["tasks"].items():
         numbers |= {f"evaluation/{name}/{metric}": value for metric, value in entry["metrics"].items()}
         errors = {f"evaluation/{name}/{metric}_stderr": error for metric, error in entry["stderr"].items()}
-        numbers |= {place: error for place, error in errors.items() if error is not None}
+        numbers |= {home: error for home, error in errors.items() if error is not None}
     for name, metrics in results.get("forgetting", {}).items():
         numbers |= {f"evaluation/before/{name}/{metric}": value["before"] for metric, value in metrics.items()}
-    place = opened.run if opened.run and folder.parent == opened.run else folder
+    home = opened.run if opened.run and folder.parent == opened.run else folder
     params = {"model": opened.ref, "harness": results["harness"], "bos": opened.bos}
-    log_results(place, config.tracking, f"evaluation of {opened.ref}", params, numbers)
+    log_results(home, config.tracking, f"evaluation of {opened.ref}", params, numbers)
 
 
 def describe(entry: dict[str, Any]) -> str:
