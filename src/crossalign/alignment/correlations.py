@@ -215,14 +215,14 @@ def _principal(side: _Rows, variance: float) -> _Basis:
     wide = rows.shape[1] > rows.shape[0]
     values, vectors = torch.linalg.eigh(rows @ rows.mT if wide else rows.mT @ rows)
     values, vectors = values.flip(-1), vectors.flip(-1)
-    there = int((values > RANK**2 * values[0]).sum())
-    share = values[:there].cumsum(0) / values[:there].sum()
-    kept = there if variance == 1 else min(int((share < variance).sum()) + 1, there)
-    root = values[:there].sqrt()
+    rank = int((values > RANK**2 * values[0]).sum())
+    share = values[:rank].cumsum(0) / values[:rank].sum()
+    kept = rank if variance == 1 else min(int((share < variance).sum()) + 1, rank)
+    root = values[:rank].sqrt()
     if wide:
-        vectors = rows.mT @ vectors[:, :there] / root
+        vectors = rows.mT @ vectors[:, :rank] / root
     turn, loads = vectors[:, :kept] / root[:kept], vectors[:, :kept] * root[:kept]
-    if kept == there:
+    if kept == rank:
         return _Basis(rows, side.unit, turn, loads)
     rest = values[kept : vectors.shape[1]].clamp_min(0)
     gaps = values[:kept] - rest[:, None]

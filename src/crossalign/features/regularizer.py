@@ -173,8 +173,8 @@ class AlignmentRegularizer:
             return student, teacher, rows
         # Indices and no mask, and found on the host: so that nothing waits for a device.
         others = (~torch.isin(self._kept[2], rows)).nonzero().flatten()
-        there = others.to(student.device, non_blocking=True)
-        old_student, old_teacher = (kept.to(student.device)[there] for kept in self._kept[:2])
+        drawn = others.to(student.device, non_blocking=True)
+        old_student, old_teacher = (kept.to(student.device)[drawn] for kept in self._kept[:2])
         return torch.cat([student, old_student]), torch.cat([teacher, old_teacher]), torch.cat([rows, self._kept[2][others]])
 
     def _of_weights(self, model: nn.Module) -> Tensor:

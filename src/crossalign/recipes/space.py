@@ -266,9 +266,9 @@ def _read_when(text: Any, name: str, where_read: str, config: Config, names: lis
     value = _as_held(config, other, _plain(value, f"{where_read}, 'when' of '{name}'"), f"{where_read}, 'when' of '{name}': ")
     if other in names and other not in before:
         raise UserError(f"{where}: '{other}' must stand before what hangs on it, '{name}'")
-    there, equal = before.get(other), match[2] == "=="
-    single = there is None or there.choices or there.integer  # a real number is hardly ever drawn twice
-    if there and (not single or not there.holds(value) or (there.choices == (value,) and not equal)):
+    parent, equal = before.get(other), match[2] == "=="
+    single = parent is None or parent.choices or parent.integer  # a real number is hardly ever drawn twice
+    if parent and (not single or not parent.holds(value) or (parent.choices == (value,) and not equal)):
         raise UserError(f"{where}: '{other}' is never that in this space; name one of its choices, or give it some")
     return When(other, equal, value, text)
 

@@ -92,9 +92,9 @@ class Score:
 
 def unlike(reference: Fingerprint, other: Fingerprint) -> str:
     """Why the numbers of two runs cannot be compared; empty where they can."""
-    for (sentence, there), (_, here) in zip(reference, other, strict=False):
-        if here is not None and there is not None and here != there:
-            return sentence.replace("{here}", str(here)).replace("{there}", str(there))
+    for (sentence, theirs), (_, here) in zip(reference, other, strict=False):
+        if here is not None and theirs is not None and here != theirs:
+            return sentence.replace("{here}", str(here)).replace("{there}", str(theirs))
     return ""
 
 

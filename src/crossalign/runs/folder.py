@@ -111,11 +111,11 @@ def read_json(file: Path, absent: Any = None) -> Any:
 def differences(config: Any, saved: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Settings in which ``config`` differs from a saved one, as (key, saved value, own value)."""
     asked = flatten({k: v for k, v in to_dict(config).items() if k not in NOT_COMPARED})
-    there = flatten(saved)
+    old = flatten(saved)
     return [
-        (key, there[key], value)
+        (key, old[key], value)
         for key, value in asked.items()
-        if key in there and there[key] != value and not (key in MEASURED and value in ("auto", None, ""))
+        if key in old and old[key] != value and not (key in MEASURED and value in ("auto", None, ""))
     ]
 
 

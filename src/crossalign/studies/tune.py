@@ -85,11 +85,11 @@ def _names(config: SearchConfig) -> list[str]:
         raise UserError(f"both the recipe {config.recipe} and --methods {','.join(methods)}: give one or the other")
     if not methods and not config.recipe:
         raise UserError("no recipe: name one, such as crossalign tune small-lora, or several with --methods")
-    there = sorted(path.parent.name for path in config.output.glob(f"*/{SearchFolder.settings.name}"))
+    names = sorted(path.parent.name for path in config.output.glob(f"*/{SearchFolder.settings.name}"))
     if len(methods) > 1 and SearchFolder(config.output).settings.is_file():
         raise UserError(f"{config.output} holds the search of one recipe: choose another --output for --methods")
-    if len(methods) < 2 and there:
-        raise UserError(f"{config.output} holds searches of several recipes ({', '.join(there)}): choose another --output")
+    if len(methods) < 2 and names:
+        raise UserError(f"{config.output} holds searches of several recipes ({', '.join(names)}): choose another --output")
     return methods or [config.recipe]
 
 
@@ -172,11 +172,11 @@ def _open(
     asked |= {"recipe": recipe, "methods": [], "space": space.as_data(), "resources": ends, "base": to_dict(base)}
     if file.is_file():
         saved = yaml.safe_load(file.read_text(encoding="utf-8"))
-        resolved, there, here = saved.pop("resolved"), flatten(saved), flatten(asked)
+        resolved, before, here = saved.pop("resolved"), flatten(saved), flatten(asked)
         unlike = [
-            f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-            for key in {**there, **here}  # a setting that is new in this version is no other
-            if there.get(key) != here.get(key) and (key.startswith("space.") or (key in there and key in here))
+            f"{key} is {before.get(key)!r} there and {here.get(key)!r} here"
+            for key in {**before, **here}  # a setting that is new in this version is no other
+            if before.get(key) != here.get(key) and (key.startswith("space.") or (key in before and key in here))
         ]
         if unlike:
             listed = "; ".join(unlike[:4])

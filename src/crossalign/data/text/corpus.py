@@ -154,8 +154,8 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
     return meta
 
 
-def _differs(output: Path, there: dict[str, Any], here: dict[str, Any]) -> UserError:
-    differing: dict[str, Any] = {name: (there.get(name), new) for name, new in here.items() if there.get(name) != new}
+def _differs(output: Path, saved: dict[str, Any], here: dict[str, Any]) -> UserError:
+    differing: dict[str, Any] = {name: (saved.get(name), new) for name, new in here.items() if saved.get(name) != new}
     said = [f"{name} is {old!r} there and {new!r} here" for name, (old, new) in differing.items() if name != "source"]
     if "source" in differing:
         old, new = differing["source"]

@@ -61,9 +61,9 @@ class Board(AbstractContextManager["Board"]):
         _move(self._bar, self.journal.epochs() + live, total)
         for bar, on_rung, count in zip(self._rungs, scores, expected, strict=True):
             _move(bar, len(on_rung), count)
-        best, there = self.journal.best(), "·".join(str(len(on_rung)) for on_rung in scores)
+        best, counts = self.journal.best(), "·".join(str(len(on_rung)) for on_rung in scores)
         if best is not None:
-            text = f"{there} at the rungs, best {best.score:.4g} of trial {best.number}"
+            text = f"{counts} at the rungs, best {best.score:.4g} of trial {best.number}"
             self._bar.set_postfix_str(text, refresh=False)
 
 
@@ -76,8 +76,8 @@ def forecast(reached: Sequence[int], begun: Sequence[int], asked: int, factor: i
         asked: trials to be drawn.
     """
     counts = [float(max(asked, begun[0]))]
-    for there, on in zip(reached, begun[1:], strict=False):
-        more = _promoted(counts[-1], factor) - _promoted(there, factor)
+    for standing, on in zip(reached, begun[1:], strict=False):
+        more = _promoted(counts[-1], factor) - _promoted(standing, factor)
         counts.append(max(1.0, on + max(0.0, more)))  # 1: the end game sees to it
     return [round(count) for count in counts]
 

@@ -159,8 +159,8 @@ def _take_local(config: dict[str, Any], folder: Path, scored: str, shots: int) -
     wanted = [scored] + (["train"] if shots and config.get("training_split") else [])
     local = {split: part for split in wanted if (part := local_rows(task, split, folder))}
     if scored not in local:
-        there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise UserError(f"'{folder}' has no data of {task}: {expected_file(task, scored)} is expected (there: {there})")
+        names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise UserError(f"'{folder}' has no data of {task}: {expected_file(task, scored)} is expected (there: {names})")
     rows = {}
     for split, part in local.items():
         try:

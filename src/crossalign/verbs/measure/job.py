@@ -145,18 +145,18 @@ def _batches(models: Sequence[Measured], n: int, columns: int, metric: str) -> l
         # A fast way holds two matrices of pairs × pairs a layer at its fullest, and some that do not depend on layers.
         return 4 * n * n * (2 * (len(_layers(batch)) + columns) + 8) if metric in FAST else 0
 
-    there = free_memory() or math.inf
+    free = free_memory() or math.inf
     batches: list[list[Measured]] = []
     for model in models:
-        if batches and needed([*batches[-1], model]) <= min(ROOM, there):
+        if batches and needed([*batches[-1], model]) <= min(ROOM, free):
             batches[-1].append(model)
         else:
             batches.append([model])
     largest = max(batches, key=needed)
-    if needed(largest) > there:
+    if needed(largest) > free:
         raise UserError(
             f"{n} pairs and {len(_layers(largest))} + {columns} layers need about {needed(largest) / 1e9:.1f} GB of memory, "
-            f"and {there / 1e9:.1f} are free: lower --pairs.limit, or choose layers"
+            f"and {free / 1e9:.1f} are free: lower --pairs.limit, or choose layers"
         )
     return batches
 
