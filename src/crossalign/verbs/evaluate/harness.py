@@ -316,9 +316,9 @@ def _row(sample: dict[str, Any], kind: str) -> dict[str, Any]:
     answers = [str(arguments[-1]) for arguments in sample["arguments"]]
     row["prompt"] = "" if kind == "loglikelihood_rolling" else str(sample["arguments"][0][0])
     row["answers"] = answers if kind in ("multiple_choice", "loglikelihood") else []
-    said = [response[0] if isinstance(response, list | tuple) else response for response in sample["filtered_resps"]]
-    row["loglikelihoods"] = [float(value) for value in said] if kind != "generate_until" else []
-    row["said"] = str(said[0]) if kind == "generate_until" else ""
+    responses = [response[0] if isinstance(response, list | tuple) else response for response in sample["filtered_resps"]]
+    row["loglikelihoods"] = [float(value) for value in responses] if kind != "generate_until" else []
+    row["said"] = str(responses[0]) if kind == "generate_until" else ""
     row["target"] = "" if kind == "loglikelihood_rolling" else str(sample["target"])
     return row
 
