@@ -217,18 +217,18 @@ def _principal(side: _Rows, variance: float) -> _Basis:
     values, vectors = values.flip(-1), vectors.flip(-1)
     rank = int((values > RANK**2 * values[0]).sum())
     share = values[:rank].cumsum(0) / values[:rank].sum()
-    kept = rank if variance == 1 else min(int((share < variance).sum()) + 1, rank)
+    leading = rank if variance == 1 else min(int((share < variance).sum()) + 1, rank)
     root = values[:rank].sqrt()
     if wide:
         vectors = rows.mT @ vectors[:, :rank] / root
-    turn, loads = vectors[:, :kept] / root[:kept], vectors[:, :kept] * root[:kept]
-    if kept == rank:
+    turn, loads = vectors[:, :leading] / root[:leading], vectors[:, :leading] * root[:leading]
+    if leading == rank:
         return _Basis(rows, side.unit, turn, loads)
-    rest = values[kept : vectors.shape[1]].clamp_min(0)
-    gaps = values[:kept] - rest[:, None]
+    rest = values[leading : vectors.shape[1]].clamp_min(0)
+    gaps = values[:leading] - rest[:, None]
     # Equal variances on both sides of the cut: which of them is kept is arbitrary, and has no derivative.
     gaps = torch.where(gaps > GAP * values[0], 1 / gaps, 0.0)
-    return _Basis(rows, side.unit, turn, loads, vectors[:, kept:], gaps)
+    return _Basis(rows, side.unit, turn, loads, vectors[:, leading:], gaps)
 
 
 def _correlation(x: Tensor, y: Tensor, left: _Basis, right: _Basis, squared: bool) -> Tensor:

@@ -166,10 +166,10 @@ class _NuclearNorm(torch.autograd.Function):
         squares, vectors = torch.linalg.eigh(tall.mT @ tall)
         values = squares.clamp_min(0).sqrt()
         noise = 1e-7 if matrices.dtype == torch.float64 else 1e-5
-        kept = values > noise * values[..., -1:]
-        values = torch.where(kept, values, 0.0)
+        large = values > noise * values[..., -1:]
+        values = torch.where(large, values, 0.0)
         if ctx.needs_input_grad[0]:
-            inverse = torch.where(kept, values.reciprocal(), 0.0)
+            inverse = torch.where(large, values.reciprocal(), 0.0)
             polar = tall @ (vectors * inverse[..., None, :]) @ vectors.mT
             ctx.save_for_backward((polar.mT if transposed else polar).to(matrices.dtype))
         return torch.where(finite, values.sum(-1), torch.nan).to(matrices.dtype)

@@ -77,16 +77,16 @@ def kernel_scores_without(
         gone, stay = (groups == group).nonzero().flatten(), (groups != group).nonzero().flatten()
         rows = x[:, gone], y[:, gone]
         parts = zip(whole, _products(*rows), _products(rows[0][:, :, gone], rows[1][:, :, gone]), strict=True)
-        kept = [all_rows - 2 * some + both for all_rows, some, both in parts]  # rows and columns that go, their corner once
+        rest = [all_rows - 2 * some + both for all_rows, some, both in parts]  # rows and columns that go, their corner once
         row_x, row_y = (total[:, stay] - side.sum(1)[:, stay] for total, side in zip(sums, rows, strict=True))
         whole_x, whole_y = row_x.sum(1), row_y.sum(1)
         if kernel != "plain":
             n = len(stay)
             single, total = (2 / (n - 2), 1 / ((n - 1) * (n - 2))) if debiased else (2 / n, 1 / n**2)
-            kept[0] += total * torch.outer(whole_x, whole_y) - single * row_x @ row_y.T
-            kept[1] += total * whole_x.square() - single * row_x.square().sum(1)
-            kept[2] += total * whole_y.square() - single * row_y.square().sum(1)
-        scores.append(kept[0] / torch.outer(kept[1], kept[2]).sqrt())
+            rest[0] += total * torch.outer(whole_x, whole_y) - single * row_x @ row_y.T
+            rest[1] += total * whole_x.square() - single * row_x.square().sum(1)
+            rest[2] += total * whole_y.square() - single * row_y.square().sum(1)
+        scores.append(rest[0] / torch.outer(rest[1], rest[2]).sqrt())
         tick()
     return torch.stack(scores)
 

@@ -78,13 +78,13 @@ def command_line(argv: list[str] | None = None) -> str:
     if name == "__main__.py":
         name = f"python -m {Path(program).parent.name}"
     home = str(Path.home())
-    kept = []
+    words = []
     for argument in arguments:
         argument = re.sub(r"://[^/@\s]+@", "://", argument)
         if len(home) > 1:
             argument = argument.replace(home + os.sep, "~/")
-        kept.append(argument if re.fullmatch(r"~[\w./-]*", argument) else shlex.quote(argument))
-    return " ".join([name, *kept])
+        words.append(argument if re.fullmatch(r"~[\w./-]*", argument) else shlex.quote(argument))
+    return " ".join([name, *words])
 
 
 @functools.cache

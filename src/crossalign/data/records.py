@@ -139,7 +139,7 @@ class ParquetTable(RecordTable):
 
         with _reading(files[0]):
             super().__init__(pq.read_schema(files[0]), title_of(files), files)
-        self._kept: dict[int, list[Any]] = {}
+        self._cells: dict[int, list[Any]] = {}
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -154,15 +154,15 @@ class ParquetTable(RecordTable):
 
         group = self._group(row)
         start, _, file, number = self._groups[group]
-        if group not in self._kept:
+        if group not in self._cells:
             with _reading(file):
                 cells = pq.ParquetFile(file).read_row_group(number, columns=[column]).column(0)
             if self._bytes + cells.nbytes > IN_MEMORY_BYTES:
-                self._kept.clear()
+                self._cells.clear()
                 self._bytes = 0
-            self._kept[group] = cells.to_pylist()
+            self._cells[group] = cells.to_pylist()
             self._bytes += cells.nbytes
-        return _raw(self._kept[group][row - start], file.parent)
+        return _raw(self._cells[group][row - start], file.parent)
 
     def batches(self, columns: list[str] | None = None, start: int = 0) -> Iterator[tuple[Path | None, Any]]:
         import pyarrow.parquet as pq

@@ -96,7 +96,7 @@ class AlignmentRegularizer:
                 f"a queue of {queue} beside a batch of {pairs.batch_size} holds some of the {len(pairs.tokens)} pairs twice: "
                 "lower one of them"
             )
-        self._kept: tuple[Tensor, Tensor, Tensor] | None = None  # student, teacher, and which pairs, on the host
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # student, teacher, and which pairs, on the host
         self._step = 0
         self.numbers: dict[str, Tensor] = {}
         """What the last call found, as tensors: the score, the null score of the same batch, its pairs exchanged, how many
@@ -115,7 +115,7 @@ class AlignmentRegularizer:
         student, teacher, rows = self._with_queue(*self._features(model, number), number)
         value = self._value(student, teacher)
         if self.queue > 0:
-            self._kept = (student.detach()[: self.queue], teacher[: self.queue], rows[: self.queue])
+            self._last = (student.detach()[: self.queue], teacher[: self.queue], rows[: self.queue])
         return self.weight * (value if self.penalty else 1 - value)
 
     def try_out(self, model: nn.Module) -> Tensor:
@@ -140,7 +140,7 @@ class AlignmentRegularizer:
 
     def state_dict(self) -> dict[str, Any]:
         """The queue, and which pairs it came from. Which pairs are next follows from the step."""
-        return {"pairs": self.pairs.fingerprint, "queue": list(self._kept) if self._kept else []}
+        return {"pairs": self.pairs.fingerprint, "queue": list(self._last) if self._last else []}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put :meth:`state_dict` back.
@@ -154,7 +154,7 @@ class AlignmentRegularizer:
             )
         if len(state["queue"]) == 2:
             raise UserError("the run was saved before a queue told which pairs it holds: start anew")
-        self._kept = (*state["queue"][:2], state["queue"][2].cpu()) if state["queue"] else None
+        self._last = (*state["queue"][:2], state["queue"][2].cpu()) if state["queue"] else None
 
     def _features(self, model: nn.Module, number: int, alone: bool = False) -> tuple[Tensor, Tensor]:
         """Student features (B, p) with gradient and teacher features (B, q) of a batch of pairs, over all processes."""
@@ -169,13 +169,13 @@ class AlignmentRegularizer:
     def _with_queue(self, student: Tensor, teacher: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """The batch's rows, then the queue's of other pairs; and which pairs these are."""
         rows = self.pairs.rows(number)
-        if self._kept is None:
+        if self._last is None:
             return student, teacher, rows
         # Indices and no mask, and found on the host: so that nothing waits for a device.
-        others = (~torch.isin(self._kept[2], rows)).nonzero().flatten()
+        others = (~torch.isin(self._last[2], rows)).nonzero().flatten()
         drawn = others.to(student.device, non_blocking=True)
-        old_student, old_teacher = (kept.to(student.device)[drawn] for kept in self._kept[:2])
-        return torch.cat([student, old_student]), torch.cat([teacher, old_teacher]), torch.cat([rows, self._kept[2][others]])
+        old_student, old_teacher = (tensor.to(student.device)[drawn] for tensor in self._last[:2])
+        return torch.cat([student, old_student]), torch.cat([teacher, old_teacher]), torch.cat([rows, self._last[2][others]])
 
     def _of_weights(self, model: nn.Module) -> Tensor:
         value: Tensor = self.metric([p for p in model.parameters() if p.requires_grad])

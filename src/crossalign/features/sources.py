@@ -192,8 +192,8 @@ def bits_per_byte(
     key = content_key(model=reference_key(ref, seed), text=text, block=block, version=VERSION)
     path = cache_dir("quality") / f"{key}.json"
     if path.is_file():
-        kept: float | None = json.loads(path.read_text(encoding="utf-8"))["bits_per_byte"]
-        return kept
+        saved: float | None = json.loads(path.read_text(encoding="utf-8"))["bits_per_byte"]
+        return saved
     from crossalign.data.text.tokens import EvaluationBlocks, as_stream
     from crossalign.models.language.causal import total_nll
 

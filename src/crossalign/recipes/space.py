@@ -111,11 +111,11 @@ class Space:
 
     def of(self, config: Config) -> Space:
         """The part that can matter to ``config``: what hangs on a field that the space does not vary is decided now."""
-        given, kept = self._given(config), dict[str, Field]()
+        given, fields = self._given(config), dict[str, Field]()
         for field in self.fields:
-            if field.matters(given) or (field.when and field.when.name in kept):
-                kept[field.name] = field
-        return Space(tuple(kept.values()))
+            if field.matters(given) or (field.when and field.when.name in fields):
+                fields[field.name] = field
+        return Space(tuple(fields.values()))
 
     def inside(self, config: Config) -> Config:
         """``config`` with values of the space where its own are none, so that what fails with it is no trial's fault."""

@@ -115,7 +115,7 @@ def latest(folder: Path, *, rank: int = 0) -> Checkpoint | None:
     return Checkpoint(stage, int(epoch), int(step), tensors, state["optimizer"], rng, state["extra"])
 
 
-def check_room(folder: Path, trained: Iterable[Tensor], kept: int) -> None:
+def check_room(folder: Path, trained: Iterable[Tensor], copies: int) -> None:
     """Fail before a long run whose checkpoints would not fit on the disk.
 
     Two stand beside each other while one takes the other's place, each with what is ``trained`` and Adam's two moments; what is
@@ -124,7 +124,7 @@ def check_room(folder: Path, trained: Iterable[Tensor], kept: int) -> None:
     Raises:
         NoRoom: names both figures.
     """
-    needed = 4 * (2 * 3 * sum(tensor.numel() for tensor in trained) + kept) + 50_000_000
+    needed = 4 * (2 * 3 * sum(tensor.numel() for tensor in trained) + copies) + 50_000_000
     existing = next(p for p in [folder, *folder.parents] if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:

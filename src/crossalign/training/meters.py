@@ -52,5 +52,5 @@ class Meter:
     def load(self, saved: dict[str, Tensor]) -> None:
         """Put :meth:`state` back: all of a sum in the first process, nothing in the others."""
         has_all = self._accelerator.is_main_process or not self._shared
-        kept = {name: value if has_all or name in SAME else torch.zeros_like(value) for name, value in saved.items()}
-        self.sums = {name: value.to(self._accelerator.device) for name, value in kept.items()}
+        values = {name: value if has_all or name in SAME else torch.zeros_like(value) for name, value in saved.items()}
+        self.sums = {name: value.to(self._accelerator.device) for name, value in values.items()}

@@ -107,12 +107,12 @@ def _gathered(state: dict[str, Tensor], run: Session) -> dict[str, Tensor]:
     """The whole of tensors in shares, on the first process's CPU, one by one: together they need not fit on a device."""
     if not run.sharded:
         return state
-    kept = {}
+    tensors = {}
     for name, tensor in state.items():
         value = whole(tensor)
         if run.accelerator.is_main_process:
-            kept[name] = value.cpu()
-    return kept
+            tensors[name] = value.cpu()
+    return tensors
 
 
 def stream_metrics(model: nn.Module, blocks: EvaluationBlocks, accelerator: Any, title: str) -> dict[str, float]:

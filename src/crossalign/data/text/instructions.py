@@ -199,12 +199,12 @@ def encode_examples(examples: Sequence[Example], tokenizer: Any, block: int) -> 
     for prompt, answer in followed(both, len(examples), "tokenising instructions", "example"):
         tokens = [*start, *prompt, *answer, tokenizer.eos_token_id]
         given = len(start) + len(prompt)
-        kept = tokens[: block + 1]
-        if len(kept) <= max(given, 1):
+        cut = tokens[: block + 1]
+        if len(cut) <= max(given, 1):
             dropped += 1
             continue
-        truncated += len(kept) < len(tokens)
-        rows.append(np.array(kept, dtype=np.int32))
+        truncated += len(cut) < len(tokens)
+        rows.append(np.array(cut, dtype=np.int32))
         before.append(given)
     if not rows:
         raise UserError(

@@ -173,16 +173,16 @@ def _from_corpus(
         chosen = torch.randperm(len(texts), generator=generator)[: config.sequences].sort().values.tolist()
         texts, names = [texts[i] for i in chosen], names and [names[i] for i in chosen]
     encoded = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=config.sequence_length)["input_ids"]
-    kept = [i for i, ids in enumerate(encoded) if ids]
-    if not kept:
+    rows = [i for i, ids in enumerate(encoded) if ids]
+    if not rows:
         raise UserError(f"--align.corpus '{corpus}' gives no tokens with the tokenizer of '{language_model.ref}'")
     length = config.sequence_length
-    ids = torch.tensor([encoded[i] + [0] * (length - len(encoded[i])) for i in kept], dtype=torch.int32)
-    mask = torch.arange(length) < torch.tensor([len(encoded[i]) for i in kept])[:, None]
+    ids = torch.tensor([encoded[i] + [0] * (length - len(encoded[i])) for i in rows], dtype=torch.int32)
+    mask = torch.arange(length) < torch.tensor([len(encoded[i]) for i in rows])[:, None]
     if int(ids.max()) >= len(table):
         raise UserError(f"the tokenizer of '{language_model.ref}' gives ids beyond its {len(table)} embeddings")
     classes = {name: number for number, name in enumerate(sorted(set(names)))}
-    labels = torch.tensor([classes[names[i]] for i in kept]) if names else None
+    labels = torch.tensor([classes[names[i]] for i in rows]) if names else None
     return TextTargets(table, ids, mask, labels)
 
 

@@ -86,8 +86,8 @@ def _score(
     seen = {"bos": opened.bos, "precision": config.precision, "max_length": scorer.max_length}
     depends = {"weights": opened.fingerprint, "tokenizer": fingerprint(opened.tokenizer), "too_long": config.too_long, **seen}
     keys = {task.name: content_key(task=task.fingerprint, **depends) for task in tasks}
-    kept = _done(folder, opened, keys)
-    waiting = [task for task in tasks if task.name not in kept]
+    done = _done(folder, opened, keys)
+    waiting = [task for task in tasks if task.name not in done]
     for task in waiting:  # all of them, before the first is scored
         if len(task.documents()) < scorer.world_size:
             raise UserError(f"{task.name} has fewer documents than there are processes: start fewer, or raise --limit")
@@ -99,7 +99,7 @@ def _score(
         if scored is not None:  # in the first process, which writes
             summary, rows = scored
             _write_rows(folder, task.name, rows)
-            kept[task.name] = {
+            done[task.name] = {
                 "label": task.label,
                 "n": len(rows),
                 "documents": len(task.task.eval_docs),
@@ -115,10 +115,10 @@ def _score(
                 "model_fingerprint": opened.fingerprint,
                 "key": keys[task.name],
             }
-            write_json(EvaluationFolder(folder).results, {"tasks": kept, **facts})
+            write_json(EvaluationFolder(folder).results, {"tasks": done, **facts})
         if is_main_process() and not quiet:
-            print(describe(kept[task.name]), flush=True)
-    results = {"tasks": kept, **facts} | ({"forgetting": _forgetting(before, kept)} if before else {})
+            print(describe(done[task.name]), flush=True)
+    results = {"tasks": done, **facts} | ({"forgetting": _forgetting(before, done)} if before else {})
     if is_main_process():
         write_json(EvaluationFolder(folder).results, results)
         write_json(RunFolder(folder).environment, environment())

@@ -112,24 +112,24 @@ def _in_runs(refs: tuple[str, ...]) -> list[Measured]:
     names = _run_names(folder.resolve() for folder in folders if RunFolder(folder).config.is_file())
     models = []
     for ref, folder in zip(refs, folders, strict=True):
-        models += _kept(folder, names[folder.resolve()]) if folder.resolve() in names else [Measured(ref)]
+        models += _snapshots(folder, names[folder.resolve()]) if folder.resolve() in names else [Measured(ref)]
     return models
 
 
-def _kept(folder: Path, run: str) -> list[Measured]:
+def _snapshots(folder: Path, run: str) -> list[Measured]:
     """The models of a training run: those kept during training, and the last one."""
     matches = {path: re.fullmatch(r"step-(\d{7,})", path.name) for path in RunFolder(folder).snapshots.glob("step-*")}
-    kept = [Measured(str(path), run=run, step=int(match[1])) for path, match in matches.items() if match]
-    kept.sort(key=lambda model: model.step or 0)
+    models = [Measured(str(path), run=run, step=int(match[1])) for path, match in matches.items() if match]
+    models.sort(key=lambda model: model.step or 0)
     last, result = RunFolder(folder).model, RunFolder(folder).result
-    if not kept and not last.is_dir():
+    if not models and not last.is_dir():
         raise UserError(f"the run '{folder}' has no model yet: let it finish, or train with --loop.keep-every")
-    if not kept:
+    if not models:
         return [Measured(str(last), run=run)]
     done = int(read_json(result).get("steps", 0)) if result.is_file() else 0  # of which keep_every need be no divisor
-    if last.is_dir() and done > (kept[-1].step or 0):
-        kept.append(Measured(str(last), run=run, step=done))
-    return kept
+    if last.is_dir() and done > (models[-1].step or 0):
+        models.append(Measured(str(last), run=run, step=done))
+    return models
 
 
 def _run_names(folders: Iterable[Path]) -> dict[Path, str]:
