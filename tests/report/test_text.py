@@ -216,6 +216,8 @@ def test_one_seed_gives_no_p_value(tmp_path: Path) -> None:
     tests, _ = asked(tmp_path)
     assert all(one.t.p_value is None for one in tests)
     report([tmp_path], html=tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "Nothing is known of the chance of" in page and "no difference;" not in page and "none shows" not in page
 
 
 def test_classifiers_and_language_models_are_reported_apart(study: Path, new_run: Callable[..., Path], tmp_path: Path) -> None:

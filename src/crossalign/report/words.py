@@ -163,6 +163,9 @@ def findings(results: Results, contrasts: DataFrame) -> tuple[tuple[str, str, tu
 
 def answer(tests: list[Any]) -> str:
     """The findings on one question in one sentence."""
+    if all(contrast.p is None for contrast in tests):
+        which = "the one comparison" if len(tests) == 1 else f"these {len(tests)} comparisons"
+        return f"Nothing is known of the chance of {which}."
     gains, losses, alone = (sum(contrast.verdict == verdict for contrast in tests) for verdict in ("gain", "loss", "alone"))
     if len(tests) == 1:
         text = f"The one comparison shows {'a gain' if gains else 'a loss' if losses else 'no difference'}"
