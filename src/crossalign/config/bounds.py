@@ -64,7 +64,7 @@ def validate(config: Any, prefix: str = "") -> None:
 
     Args:
         config: an instance of a dataclass of settings.
-        place: what its options begin with, such as ``data.``; "" for a verb's own configuration.
+        prefix: what its options begin with, such as ``data.``; "" for a verb's own configuration.
 
     Raises:
         UserError: naming the option, its value, and what it must be.

@@ -25,7 +25,7 @@ def progress(
 
     It shows in the main process only, and only once two seconds have passed. Where stderr is no terminal it prints
     one plain line every 30 seconds at most, so that a log file holds no control characters. Bytes (unit "B") are told in
-    thousands and millions. Without ``leave`` the bar is wiped when it is done. ``place`` is the line of a bar under
+    thousands and millions. Without ``leave`` the bar is wiped when it is done. ``line`` is that of a bar under
     another one; a log file has none of these. Without a description there is no bar.
     """
     plain = not sys.stderr.isatty()

@@ -63,7 +63,7 @@ class Turn:
     """Places in ``rows`` of this process's share, by micro-batch."""
 
     def sequence(self, *position: int) -> np.random.SeedSequence:
-        """What seeds random choices of the epoch at ``place``."""
+        """What seeds random choices of the epoch at ``position``."""
         return np.random.SeedSequence(self.seed, spawn_key=(self.epoch, *position))
 
 

@@ -118,8 +118,8 @@ def latest(folder: Path, *, rank: int = 0) -> Checkpoint | None:
 def check_room(folder: Path, trained: Iterable[Tensor], copies: int) -> None:
     """Fail before a long run whose checkpoints would not fit on the disk.
 
-    Two stand beside each other while one takes the other's place, each with what is ``trained`` and Adam's two moments; what is
-    ``kept`` of weights, so many numbers, comes on top.
+    Two stand beside each other while one takes the other's place, each with what is ``trained`` and Adam's two moments; further
+    ``copies`` of weights, so many numbers, come on top.
 
     Raises:
         NoRoom: names both figures.

@@ -383,6 +383,6 @@ class Preparation:
 
 
 def _character(text: str, position: int) -> int:
-    """The character to cut a lone document at, near byte ``place``: where a line or word ends, so that no word is cut."""
+    """The character to cut a lone document at, near byte ``position``: where a line or word ends, so that no word is cut."""
     near = len(text.encode()[:position].decode(errors="ignore"))
     return min(max(cut(text, near, min(1000, near)), 1), len(text) - 1) if len(text) > 1 else near
