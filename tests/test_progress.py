@@ -57,6 +57,25 @@ def test_a_log_file_gets_plain_lines_with_rate_and_time_left() -> None:
     assert "| 50/50 [" in lines[-1]
 
 
+def test_a_log_file_gets_lines_of_bars_within_bars() -> None:
+    script = (
+        SCRIPT.split("with ")[0]
+        + """
+with module.progress(2, "runs", unit="run") as runs:
+    for run in range(2):
+        with module.progress(40, "train") as bar:
+            for step in range(40):
+                time.sleep(0.015)
+                bar.update(1)
+        runs.update(1)
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    assert {line.split(": ")[0] for line in lines} == {"runs", "train"}
+    assert not any(character < " " or character > "~" for line in lines for character in line)
+
+
 def test_a_terminal_gets_a_bar_that_is_redrawn() -> None:
     shown = run_on_terminal(0.015)
     assert shown.count("\r") > 2 and "50/50" in shown and "step/s" in shown and "<" in shown

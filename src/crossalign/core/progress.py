@@ -28,7 +28,8 @@ def progress(
     thousands and millions. Without ``leave`` the bar is wiped when it is done. ``line`` is that of a bar under
     another one; a log file has none of these. Without a description there is no bar.
     """
-    plain = not sys.stderr.isatty()
+    stream = sys.stderr  # None in a process that was started without
+    plain = stream is None or not stream.isatty()
     return tqdm(
         total=total,
         initial=initial,
@@ -37,9 +38,9 @@ def progress(
         unit_scale=unit == "B",
         delay=QUIET_SECONDS,
         leave=leave,
-        position=line,
-        disable=_silent or not description or not is_main_process() or (plain and line is not None),
-        file=_Lines(sys.stderr) if plain else sys.stderr,
+        position=0 if plain else line,  # lines of a file need no cursor that goes up and down
+        disable=stream is None or _silent or not description or not is_main_process() or (plain and line is not None),
+        file=_Lines(stream) if plain else stream,
         mininterval=LINE_SECONDS if plain else 0.2,
         miniters=1,
         ncols=100 if plain else shutil.get_terminal_size().columns,

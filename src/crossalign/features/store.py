@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
-from tqdm import tqdm
 
 from crossalign.core.device import resolve_device
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import cache_dir, content_key, file_hash
+from crossalign.core.progress import progress
 from crossalign.core.refs import Ref
 from crossalign.data.pairs.sources import ID_COLUMNS, unique
 from crossalign.models.loading import read_tensors, write_tensors
@@ -164,8 +164,8 @@ class FeatureStore:
         starts = range(0, count, CHUNK)
         missing = [start for start in starts if not (parts / f"{start}.safetensors").is_file()]
         maker = source.open(self.pairs, resolve_device(self.device), bool(missing))
-        with tqdm(total=count, desc=f"features of {source.ref}", unit=maker.unit, delay=2, leave=False, disable=None) as bar:
-            bar.update(count - sum(min(CHUNK, count - start) for start in missing))
+        ready = count - sum(min(CHUNK, count - start) for start in missing)
+        with progress(count, f"features of {source.ref}", initial=ready, unit=maker.unit, leave=False) as bar:
             for start in missing:
                 done = []
                 for batch in torch.arange(start, min(start + CHUNK, count)).split(maker.batch_size):

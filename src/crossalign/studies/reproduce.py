@@ -21,6 +21,7 @@ from crossalign.config.studies import ReproduceArgs
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import write_json
 from crossalign.core.machine import command_line
+from crossalign.core.progress import progress
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
 from crossalign.recipes import all_recipes, get_recipe
@@ -293,11 +294,9 @@ def _choose(swept: list[StudyRun], output: Path) -> dict[str, float]:
 
 def _run_all(jobs: list[StudyRun], workers: int) -> tuple[list[str], dict[str, str]]:
     """Run every job; the names of those that are done, and the reasons of failures. A failed run costs no other."""
-    from tqdm import tqdm
-
     done, failed = list[str](), dict[str, str]()
-    with closing(_results(jobs, workers)) as results:
-        for job, result in tqdm(results, total=len(jobs), desc="runs", unit="run", disable=len(jobs) < 2):
+    with closing(_results(jobs, workers)) as results, progress(len(jobs), "runs" if len(jobs) > 1 else "", unit="run") as bar:
+        for job, result in results:
             try:
                 result()
                 done.append(job.name)
@@ -305,6 +304,7 @@ def _run_all(jobs: list[StudyRun], workers: int) -> tuple[list[str], dict[str, s
                 raise
             except Exception as error:
                 failed[job.name] = f"{type(error).__name__}: {error}"
+            bar.update(1)
     return done, failed
 
 
