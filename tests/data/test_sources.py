@@ -129,6 +129,14 @@ def test_parquet(tmp_path: Path, write_parquet: Callable[..., Path], options: di
         check_rows(part, row_of([names[label] for label in labels]))
 
 
+def test_two_classes_of_one_name_stay_two(tmp_path: Path, write_parquet: Callable[..., Path]) -> None:
+    labels = [0, 1, 2] * 10  # ImageNet's short names have two cranes, a bird and a machine
+    splits = open_source(write_parquet(tmp_path / "set.parquet", labels, metadata={"class_names": "crane,crane,dog"}))
+    for part in (splits.train, splits.validation, splits.test):
+        assert part.names is not None
+        assert part.labels.tolist() == [labels[int(name.split()[-1])] for name in part.names]
+
+
 @pytest.mark.parametrize(
     "train,test",
     [

@@ -115,7 +115,7 @@ def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float
 
 def _list(config: DataConfig) -> Listings:
     """The listings to split, with labels in terms of the training images' classes, matched by name."""
-    listings = dict(list_source(config.source))
+    listings = list_source(config.source)
     train = listings.get("train")
     if train is None:
         raise UserError(f"'{config.source}' has no training images, only {', '.join(listings)}; name them train")
@@ -125,14 +125,20 @@ def _list(config: DataConfig) -> Listings:
         if test.identity == train.identity or set(test.files) & set(train.files):
             raise UserError(f"--data.test-source '{config.test_source}' is the training data; leave it empty to split it")
         listings = listings | {"test": test}
-    number_of = {name: i for i, name in enumerate(train.classes)}
-    for split, listing in listings.items():
-        labels = np.array([number_of.get(name, -1) for name in listing.classes], dtype=np.int64)[listing.labels]
-        if (labels < 0).any():
-            name = listing.classes[listing.labels[np.argmax(labels < 0)]]
-            raise UserError(f"{listing.title} has class '{name}', which the training images lack ({', '.join(number_of)})")
-        listings[split] = replace(listing, labels=labels, classes=train.classes)
-    return listings
+    return {split: _with_classes(listing, train.classes) for split, listing in listings.items()}
+
+
+def _with_classes(listing: ImageListing, classes: tuple[str, ...]) -> ImageListing:
+    """The listing with its labels in terms of ``classes``, matched by name."""
+    if listing.classes == classes:  # also where two classes have one name, as in ImageNet's short names
+        return listing
+    number_of = {name: number for number, name in enumerate(classes)}
+    numbers = np.array([number_of.get(name, -1) for name in listing.classes], dtype=np.int64)
+    labels = numbers[listing.labels]
+    if (labels < 0).any():
+        name = listing.classes[listing.labels[np.argmax(labels < 0)]]
+        raise UserError(f"{listing.title} has class '{name}', which the training images lack ({', '.join(classes)})")
+    return replace(listing, labels=labels, classes=classes)
 
 
 def split_rows(
