@@ -233,6 +233,10 @@ def test_a_finished_folder_is_opened_and_others_are_refused(
     (folder / "a.txt").write_text("other")
     with pytest.raises(UserError, match=r"source: a\.txt has changed"):
         prepare(config_of(folder), tmp_path / "out")
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    (tmp_path / "out" / "meta.json").write_text(json.dumps(meta | {"settings": {}}))
+    with pytest.raises(UserError, match=r"source is nothing there and a.txt, b.txt, c.jsonl and 1 more here"):
+        prepare(config_of(folder), tmp_path / "out")
 
 
 def test_a_tokenizer_trained_here_round_trips_any_text_and_repeats(tmp_path: Path) -> None:

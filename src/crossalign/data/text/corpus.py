@@ -158,13 +158,13 @@ def _differs(output: Path, saved: dict[str, Any], here: dict[str, Any]) -> UserE
     differing: dict[str, Any] = {name: (saved.get(name), new) for name, new in here.items() if saved.get(name) != new}
     why = [f"{name} is {old!r} there and {new!r} here" for name, (old, new) in differing.items() if name != "source"]
     if "source" in differing:
-        old, new = differing["source"]
+        old, new = (files or [] for files in differing["source"])
         names = [[file for file, _ in files] for files in (old, new)]
         if names[0] == names[1]:
             changed = [file for (file, first), (_, two) in zip(old, new, strict=True) if first != two]
             why.insert(0, f"source: {', '.join(changed)} has changed")
         else:
-            why.insert(0, f"source is {some(names[0])} there and {some(names[1])} here")
+            why.insert(0, f"source is {some(names[0]) or 'nothing'} there and {some(names[1])} here")
     return UserError(f"'{output}' holds a corpus of other settings ({'; '.join(why)}): choose another --output, or delete it")
 
 
