@@ -263,6 +263,19 @@ def test_a_tokenizer_trained_here_round_trips_any_text_and_repeats(tmp_path: Pat
     assert open_tokenizer(str(lone)).eos_token == END
 
 
+def test_a_tokenizer_file_that_is_missing_is_not_made_up_from_its_neighbours(tmp_path: Path) -> None:
+    train_tokenizer([text_of(0)], 340).save_pretrained(tmp_path)
+    parts = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(parts["vocab"]))
+    (tmp_path / "merges.txt").write_text("\n".join(" ".join(pair) for pair in parts["merges"]))
+    (tmp_path / "tokenizer.json").unlink()
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "GPT2TokenizerFast"}))
+    assert open_tokenizer(str(tmp_path)).eos_token == END
+    with pytest.raises(UserError, match=r"no model folder at .*tokenizer\.json"):
+        open_tokenizer(str(tmp_path / "tokenizer.json"))
+
+
 def test_a_separator_spelled_out_in_a_text_is_text(tmp_path: Path) -> None:
     rows = [{"text": f"one{END}two {i}"} for i in range(6)]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -30,7 +30,7 @@ def open_tokenizer(ref: str) -> PreTrainedTokenizerBase:
         UserError: there is none, it is not of the fast kind, or it has no token to separate documents with.
     """
     path = Path(ref).expanduser()
-    if path.name == "tokenizer.json" and (path.parent / "tokenizer_config.json").is_file():
+    if path.is_file() and path.name == "tokenizer.json" and (path.parent / "tokenizer_config.json").is_file():
         path = path.parent  # its special tokens are named there
     if path.is_file() and path.suffix == ".json":
         tokenizer = _open_file(path)
