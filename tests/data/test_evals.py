@@ -71,7 +71,7 @@ def test_the_real_files(shared_data: Path) -> None:
             "arc_easy",
             "test",
             '{"question": ',
-            "line 2 is not valid JSON (Expecting value: line 1 column 14 (char 13)): mend or remove it",
+            "line 2 is not valid JSON (Expecting value: line 1 column 14 (char 13)): mend the line, or copy the file again",
         ),
         ("arc_easy", "test", "[1]", "line 2 holds list; each line is an object"),
         ("copa", "validation", {**COPA, "question": "why"}, "field 'question' holds 'why', but cause or effect is expected"),

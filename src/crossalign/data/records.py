@@ -297,8 +297,14 @@ def no_column(where: str, column: str, present: Sequence[str]) -> UserError:
     return UserError(f"{where} has no '{column}', only {', '.join(present) or 'nothing'}; name the text's column or key")
 
 
-def json_lines(path: Path, start: int = 0, title: str = "") -> Iterator[Row]:
-    """Objects of a .jsonl file from byte ``start`` on; ``title`` names it in messages, by default its own name.
+def json_lines(path: Path, start: int = 0, title: str = "", remedy: str = "mend or remove it") -> Iterator[Row]:
+    """Objects of a .jsonl file.
+
+    Args:
+        path: the file.
+        start: the byte to begin at, where a line begins.
+        title: what messages call it; empty for its own name.
+        remedy: what to do about a damaged line.
 
     Raises:
         UserError: a line that is no JSON object.
@@ -315,7 +321,7 @@ def json_lines(path: Path, start: int = 0, title: str = "") -> Iterator[Row]:
             try:
                 record = json.loads(line.rstrip(b"\r\n"))
             except ValueError as error:
-                raise UserError(f"{where} is not valid JSON ({error}): mend or remove it") from error
+                raise UserError(f"{where} is not valid JSON ({error}): {remedy}") from error
             if not isinstance(record, dict):
                 raise UserError(f'{where} holds {type(record).__name__}; each line is an object such as {{"text": "…"}}')
             yield record, where, this, position

@@ -185,11 +185,12 @@ def expected_file(task: str, split: str) -> str:
 
 def _rows(path: Path, check: Callable[[Row], Row | None]) -> list[Row]:
     rows = []
-    for record, where, *_ in json_lines(path, title=f"'{path}'"):
+    remedy = "mend the line, or copy the file again"  # without the line it would be another benchmark
+    for record, where, *_ in json_lines(path, title=f"'{path}'", remedy=remedy):
         try:
             rows.append(check(record))
         except _Wrong as error:
-            raise UserError(f"{where}: {error}; mend the line, or copy the file again") from error
+            raise UserError(f"{where}: {error}; {remedy}") from error
     return [row for row in rows if row is not None]
 
 
