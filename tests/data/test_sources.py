@@ -175,6 +175,13 @@ def test_parquet_folders_in_the_hubs_layouts(tmp_path: Path, write_parquet: Call
     assert sizes(open_source(tmp_path / "by_folder")) == (16, 4, 10)
 
 
+def test_files_of_one_set_must_have_the_same_columns(tmp_path: Path, write_parquet: Callable[..., Path]) -> None:
+    write_parquet(tmp_path / "train-0.parquet", [0, 1] * 10)
+    write_parquet(tmp_path / "train-1.parquet", [0, 1] * 10, label="target")
+    with pytest.raises(UserError, match=r"train-1\.parquet has no 'label', which train-0\.parquet has, only img, target"):
+        open_source(tmp_path)
+
+
 def test_a_path_instead_of_bytes(tmp_path: Path, write_parquet: Callable[..., Path]) -> None:
     cells = [{"bytes": png(i), "path": None} for i in range(20)]
     (tmp_path / "seven.png").write_bytes(png(7))

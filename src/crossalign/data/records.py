@@ -172,8 +172,13 @@ class ParquetTable(RecordTable):
             (first, _, _, number), *others = some
             skip = max(0, start - first)
             with _reading(file), pq.ParquetFile(file) as opened:
-                for column in set(columns or ()) - set(opened.schema_arrow.names):  # which the first file has
-                    raise no_column(file.name, column, opened.schema_arrow.names)
+                present = opened.schema_arrow.names
+                missing = [column for column in columns or () if column not in present]
+                if missing:
+                    raise UserError(
+                        f"{file.name} has no '{missing[0]}', which {self.files[0].name} has, only {', '.join(present)}: "
+                        "name files of one kind"
+                    )
                 numbers = [number, *(number for *_, number in others)]
                 for batch in opened.iter_batches(ROWS, row_groups=numbers, columns=columns):
                     if skip < batch.num_rows:
