@@ -263,6 +263,12 @@ def test_bad_input_is_one_sentence(tmp_path: Path, tokenizer: Any, name: str, co
         open_instructions(InstructConfig(source=(str(tmp_path / name),)), tokenizer)
 
 
+def test_a_table_of_another_form_is_told_by_all_its_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": [1], "instruction": ["x"], "response": ["y"]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet row 0 has id, instruction, response; it needs instruction and output"):
+        read_examples([str(tmp_path / "a.parquet")])
+
+
 def test_settings_without_a_meaning_are_refused(tmp_path: Path, tokenizer: Any) -> None:
     for settings, says in (
         ({"source": ()}, "has no source"),

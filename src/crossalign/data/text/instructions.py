@@ -38,9 +38,8 @@ WITHOUT_INPUT = (
     "### Instruction:\n{instruction}\n\n### Response:"
 )
 SUFFIXES = (".json", ".jsonl", ".parquet")
-FORMS = (("instruction", "input", "output"), ("prompt", "completion"))
+FORMS: tuple[tuple[str, ...], ...] = (("instruction", "input", "output"), ("prompt", "completion"))
 """The fields of an example; the first and the last must be there."""
-FIELDS = {name for form in FORMS for name in form}
 Side = Literal["right", "left"]
 END = "<|endoftext|>"  # some sets spell out the end of the answer, which the tokenizer's own end token marks
 
@@ -145,13 +144,19 @@ def _rows(source: Path | str) -> Iterator[Row]:
     if isinstance(source, Path) and source.suffix.lower() != ".parquet":
         return json_lines(source) if source.suffix.lower() == ".jsonl" else json_list(source)
     table = open_table(source)
-    return table.rows([name for name in table.names if name in FIELDS] or None)
+    names = [name for name in _form(table.names) if name in table.names]
+    return table.rows(names or None)  # of another form: all columns, which the error names
+
+
+def _form(fields: Sequence[str]) -> tuple[str, ...]:
+    """The form of an example that has these fields; empty where they are none's."""
+    return next((names for names in FORMS if {names[0], names[-1]} <= set(fields)), ())
 
 
 def _example(record: Any, where: str) -> Example:
     fields = list(record) if isinstance(record, dict) else []
-    names = next((names for names in FORMS if {names[0], names[-1]} <= set(fields)), None)
-    if names is None:
+    names = _form(fields)
+    if not names:
         raise UserError(
             f"{where} has {', '.join(map(str, fields)) or 'no fields'}; it needs instruction and output, or prompt and "
             "completion: rename its fields"
