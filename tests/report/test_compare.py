@@ -456,6 +456,9 @@ def test_outcomes_that_a_run_states_are_taken_as_they_stand(tmp_path: Path) -> N
         ([{"name": "a", "fingerprint": 3}], "damaged outcome"),
         ([{"name": "a", "answers": 3}], "file is 3"),
         ([{"name": "a", "answers": {"amount": "x"}}], "file"),
+        ([{"name": "a", "answers": {"file": "x", "amount": []}}], r"amount is \[\]"),
+        ([{"name": "a", "answers": {"file": "x", "amount": ["b", "c", "d"]}}], "amount is"),
+        ([{"name": "a", "answers": {"file": "x", "amount": [1]}}], "amount is"),
         ([{"name": "a", "answers": "../seed-1/predictions.parquet"}], "no file of the run's folder"),
     ],
 )
@@ -466,6 +469,45 @@ def test_outcomes_that_are_damaged_are_refused(tmp_path: Path, new_run: NewRun, 
         (folder / "result.json").write_text(json.dumps(result | {"outcomes": outcomes}))
     with pytest.raises(UserError, match=f"result.json has .*({says})"):
         compare([tmp_path], resamples=200)
+
+
+@pytest.mark.parametrize(
+    ("ids", "amounts", "sizes", "says"),
+    [
+        ([0, 1, 1], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0], "an item twice"),
+        ([None, 1, 2], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0], "items without a number or a name"),
+        ([0, 1, 2], [1.0, float("nan"), 1.0], [1.0, 1.0, 1.0], "other values than numbers"),
+        ([0, 1, 2], ["yes", "no", "yes"], [1.0, 1.0, 1.0], "other values than numbers"),
+        ([0, 1, 2], [1.0, 0.0, 1.0], [1.0, float("inf"), 1.0], "other values than numbers"),
+        ([0, 1, 2], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0], "no items of any size"),
+    ],
+)
+def test_answers_that_cannot_be_paired_leave_the_test_over_seeds(
+    tmp_path: Path, ids: list[Any], amounts: list[Any], sizes: list[Any], says: str
+) -> None:
+    for row, gain in (("Baseline", 0.0), ("CLIP", 1.0)):
+        for seed, luck in enumerate((0.0, 0.1, 0.3)):
+            folder = text_run(tmp_path / row / f"{seed}", row, seed)
+            pq.write_table(pa.table({"id": ids, "amount": amounts, "size": sizes}), folder / "areas.parquet")
+            result = json.loads((folder / "result.json").read_text())
+            entry = {"name": "area", "value": 0.5 + luck + gain * (1 + luck), "answers": "areas.parquet"}
+            (folder / "result.json").write_text(json.dumps(result | {"outcomes": [entry]}))
+    compared = compare([tmp_path], resamples=200)
+    contrast = one_of(compared, "CLIP", "area")
+    assert contrast.verdict == "gain" and contrast.over == "seeds" and contrast.bootstrap is None
+    assert sum(f"areas.parquet has {says}, so its documents are not paired" in note for note in compared.notes) == 6
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), None, "0.5"])
+def test_a_number_that_is_none_is_no_number(tmp_path: Path, value: Any) -> None:
+    for row in ("Baseline", "CLIP"):
+        for seed in range(2):
+            folder = text_run(tmp_path / row / f"{seed}", row, seed)
+            result = json.loads((folder / "result.json").read_text())
+            bare = {"name": "area", "value": value if row == "CLIP" else 0.5}
+            (folder / "result.json").write_text(json.dumps(result | {"outcomes": [bare]}))
+    contrast = one_of(compare([tmp_path], resamples=200), "CLIP", "area")
+    assert (contrast.verdict, contrast.reason) == ("unpaired", "no area")
 
 
 def test_frames_are_tidy(evaluated: Path) -> None:

@@ -177,21 +177,18 @@ def _stated(run: Run, entry: dict[str, Any]) -> Score:
     """An outcome that a run states, see ``stated``; ``answers`` may be the name of a file, with columns id, amount, size."""
     facts = dict(entry)
     value, answers, alike = (facts.pop(key, None) for key in ("value", "answers", "fingerprint"))
+    columns = answers if isinstance(answers, dict) else {"file": answers or ""}
     try:
         outcome = Outcome(**{"label": facts["name"], "family": facts["name"], **facts})
-        lines = _AnswersFile(
-            run, outcome, _number(value), **(answers if isinstance(answers, dict) else {"file": answers or ""})
-        )
-        for part in (outcome, lines):
-            for field in dataclasses.fields(part)[0 if part is outcome else 3 :]:
-                if type(getattr(part, field.name)).__name__ not in str(field.type):
-                    raise TypeError(f"{field.name} is {getattr(part, field.name)!r}")
-        if Path(lines.file).name != lines.file:
-            raise ValueError(f"'{lines.file}' is no file of the run's folder")
+        for field in dataclasses.fields(outcome):
+            fact = getattr(outcome, field.name)
+            if type(fact).__name__ != field.type:
+                raise TypeError(f"{field.name} is {fact!r}")
+        file = _AnswersFile(run, outcome, _number(value), **columns)
         fingerprint = tuple((str(sentence), part) for sentence, part in alike or ())
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.folder}/result.json has a damaged outcome ({error}); run it again") from error
-    return Score(outcome, lines.value, fingerprint, lines.answers)
+    return Score(outcome, file.value, fingerprint, file.answers)
 
 
 @dataclass(frozen=True)
@@ -206,31 +203,66 @@ class _AnswersFile:
     amount: str | list[str] = "amount"
     size: str = "size"
 
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError where result.json has something else than names of a file and of its columns."""
+        for part in ("file", "id", "size"):
+            if not isinstance(getattr(self, part), str):
+                raise TypeError(f"{part} is {getattr(self, part)!r}")
+        one_or_two = isinstance(self.amount, list) and len(self.amount) in (1, 2)
+        if not isinstance(self.amount, str) and not (one_or_two and all(isinstance(name, str) for name in self.amount)):
+            raise TypeError(f"amount is {self.amount!r}")
+        if Path(self.file).name != self.file:
+            raise ValueError(f"'{self.file}' is no file of the run's folder")
+
     def answers(self) -> Answers | str:
-        """What the run did on each item; a note where that does not come to the stated value."""
-        run, outcome, value = self.run, self.outcome, self.value
+        """What the run did on each item, or why that is not known; a note where it does not come to the stated value."""
+        run, outcome = self.run, self.outcome
         if not self.file:
             return ""
         named = [self.amount] if isinstance(self.amount, str) else self.amount
         columns = run.columns(self.file, (self.id, *named))
         if columns is None:
             return f"no {self.file} in {run.folder} to pair {outcome.items} by; only running it again makes it"
-        parts = [np.asarray(columns[name]) for name in named]
         try:
-            amounts = (parts[0] if len(parts) == 1 else parts[0] == parts[1]).astype(np.float64)
-            sizes = np.asarray(columns.get(self.size, np.ones(len(amounts))), np.float64)
-        except (TypeError, ValueError):
-            return f"{run.folder / self.file} has other values than numbers, so its {outcome.items} are not paired"
-        read = Answers(np.asarray(columns[self.id]), amounts, sizes)
-        if abs(read.score - value) > 1e-4 * (1 if outcome.share else max(1.0, abs(value))):
-            scores = [f"{100 * score:.2f} %" if outcome.share else f"{score:.4g}" for score in (read.score, value)]
-            right = " right" if outcome.share else ""
-            run.notes.append(f"{run.folder}/{self.file} has {scores[0]}{right}, result.json says {scores[1]}")
+            read = _answers_of(columns, self.id, named, self.size)
+        except (TypeError, ValueError) as error:
+            return f"{run.folder / self.file} has {error}, so its {outcome.items} are not paired"
+        self._note_another_score(read.score)
         return read
+
+    def _note_another_score(self, score: float) -> None:
+        """Leave a note where the answers come to another score than the run states."""
+        share, value = self.outcome.share, self.value
+        if abs(score - value) > 1e-4 * (1 if share else max(1.0, abs(value))):
+            read, says = (f"{100 * number:.2f} %" if share else f"{number:.4g}" for number in (score, value))
+            right = " right" if share else ""
+            self.run.notes.append(f"{self.run.folder}/{self.file} has {read}{right}, result.json says {says}")
+
+
+def _answers_of(columns: dict[str, list[Any]], id_column: str, amounts: list[str], size_column: str) -> Answers:
+    """Answers from the columns of a file; raises TypeError or ValueError, saying what it has that answers cannot have."""
+    ids = np.asarray(columns[id_column])
+    if ids.ndim != 1 or ids.dtype.kind not in "iufUS":
+        raise ValueError("items without a number or a name")
+    if len(np.unique(ids)) < len(ids):
+        raise ValueError("an item twice")
+    parts = [np.asarray(columns[name]) for name in amounts]
+    sizes = columns.get(size_column, np.ones(len(ids)))
+    try:
+        amount = (parts[0] if len(parts) == 1 else parts[0] == parts[1]).astype(np.float64)
+        size = np.asarray(sizes, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError("other values than numbers") from error
+    if not (np.isfinite(amount).all() and np.isfinite(size).all()):
+        raise ValueError("other values than numbers")
+    if not size.sum() > 0:
+        raise ValueError("no items of any size")
+    return Answers(ids, amount, size)
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+    """A number of a record; NaN where it is none, or not finite."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 
 def _tasks(evaluation: Evaluation) -> Iterator[Score]:
