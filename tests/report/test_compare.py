@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -508,6 +509,14 @@ def test_a_number_that_is_none_is_no_number(tmp_path: Path, value: Any) -> None:
             (folder / "result.json").write_text(json.dumps(result | {"outcomes": [bare]}))
     contrast = one_of(compare([tmp_path], resamples=200), "CLIP", "area")
     assert (contrast.verdict, contrast.reason) == ("unpaired", "no area")
+
+
+def test_one_seed_of_several_has_its_error_over_documents(evaluated: Path) -> None:
+    for row in ("Baseline", "CLIP"):
+        for seed in (0, 2, 3):
+            shutil.rmtree(evaluated / row / f"seed-{seed}" / "evaluation")
+    (cell,) = {line[1] for line in compare([evaluated], tasks=("arc.acc",), resamples=200).tables[0].rows if line[0] == "CLIP"}
+    assert cell.rstrip("*").endswith("†")
 
 
 def test_frames_are_tidy(evaluated: Path) -> None:

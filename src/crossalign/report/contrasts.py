@@ -177,7 +177,9 @@ def _mean(results: Results, label: str, outcome: Outcome) -> str:
     """Mean ± standard error, and † where that is over items for want of seeds."""
     mean, mark = results.mean(label, outcome.name), ""
     if mean.n == 1:
-        answers = results.answers(str(results.row[label].first.folder), outcome.name)
+        values = results.values
+        (scored,) = values.run[(values.row == label) & (values.outcome == outcome.name)]
+        answers = results.answers(scored, outcome.name)
         if not isinstance(answers, str) and not math.isnan(answers.error):
             mean, mark = replace(mean, error=answers.error), "†"
     return mean_text(mean, outcome.digits, outcome.scale) + mark
