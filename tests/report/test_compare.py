@@ -20,10 +20,11 @@ from scipy import stats
 from crossalign import cli
 from crossalign.core.errors import UserError
 from crossalign.report import summary_table
-from crossalign.report.blocks import Figures
+from crossalign.report.blocks import Figures, Table
 from crossalign.report.pages import study_page
 from crossalign.report.render.markdown import markdown, write_markdown
 from crossalign.report.render.terminal import terminal
+from crossalign.report.words import difference_text
 from crossalign.results.contrasts import Pair, pair_up
 from crossalign.results.outcomes import HELD_OUT, Outcome, outcomes_of, stated
 from crossalign.runs.evaluations import Answers
@@ -577,6 +578,11 @@ def test_an_outcome_of_a_new_name_goes_the_whole_way(tmp_path: Path, new_run: Ne
     assert found.results.outcomes.outcome.tolist() == ["accuracy"] * (verb == "adapt") + ["auroc"]
     page = study_page(open_study([tmp_path]))
     told = markdown(page)
+    (means,) = [block for block in page.of("markdown") if isinstance(block, Table) and "area under the curve ↑" in block.columns]
+    baseline, other = (dict(zip(means.columns, line, strict=True)) for line in means.rows)
+    assert baseline["Δ from FPT"] == "–" and other["Δ from FPT"] == difference_text(area, one.difference, one.error)
+    assert other["area under the curve ↑"].endswith("*") and any(note.startswith("* p ≤ 0.05") for note in means.notes)
+    assert other["Δ from FPT"] in summary_table([tmp_path])
     assert "area under the curve ↑" in told and "Over seeds: the methods, area under the curve" in told
     drawn = [block.figures for block in page.of("markdown") if isinstance(block, Figures)]
     assert any(figure.name == "differences-further" for figures in drawn for figure in figures)

@@ -180,7 +180,7 @@ def summary_page(study: Study) -> Page:
         UserError: image classifiers and language models in one report.
     """
     results = Results(study)
-    shown, unfinished = _results(results), tables.incomplete_table(study.incomplete)
+    shown, unfinished = _results(results, _further_tests(results)), tables.incomplete_table(study.incomplete)
     blocks: list[Block] = []
     for section in searches.sections_of(study.searches, study.complete):
         search = section.search
@@ -207,14 +207,13 @@ def _parts(results: Results, rows: list[Row]) -> Parts:
     parts = Parts(Lead(title, text), efficiency=tables.efficiency_table(rows))
     if kind:
         parts = {"image classifiers": _image_parts, "language models": _text_parts}[kind](results, rows)
-    further = _further(results)
-    tests = contrasts(results, beside(results, rows[0].label, further))
+    tests = _further_tests(results)
     return replace(
         parts,
         lead=replace(parts.lead, title=title),
-        results=_results(results),
+        results=_results(results, tests),
         comparisons=tuple(filter(None, (*parts.comparisons, seeds_table(results, tests)))),
-        figures=(*parts.figures, *(further_figures(results, tests) if further else ())),
+        figures=(*parts.figures, *further_figures(results, tests)),
     )
 
 
@@ -223,7 +222,13 @@ def _further(results: Results) -> list[Outcome]:
     return [outcome for outcome in results.outcome.values() if outcome.family not in (*FAMILIES, BEFORE)]
 
 
-def _results(results: Results) -> tuple[Table, ...]:
+def _further_tests(results: Results) -> DataFrame:
+    """Every row beside the first in those outcomes."""
+    first = next(iter(results.row), "")
+    return contrasts(results, beside(results, first, _further(results)))
+
+
+def _results(results: Results, further_tests: DataFrame) -> tuple[Table, ...]:
     """The tables of results: those of the kind of runs, and means of the outcomes that no other table has."""
     kind, further, own = results.kind("report"), _further(results), list[Table]()
     if kind == "image classifiers":
@@ -231,7 +236,7 @@ def _results(results: Results) -> tuple[Table, ...]:
     elif kind:
         own = tables.text_tables(results)
     if further:
-        means = means_table(results, list(results.row), further, contrasts(results, ()), "seed")
+        means = means_table(results, list(results.row), further, further_tests, "seed")
         own.append(replace(means, title="Further outcomes" if kind else "Results"))
     return tuple(filter(None, own))
 
