@@ -197,14 +197,14 @@ def test_table_1_has_the_difference_with_its_error(study_folder: Path) -> None:
 
 
 def test_no_difference_is_ever_shown_without_its_uncertainty(tmp_path: Path, new_run: NewRun, evaluated: Path) -> None:
-    """One seed; with answers the ± is over documents, without them no difference is stated."""
+    """One seed; with answers the ± is over documents, without them no difference stands anywhere."""
     new_run(tmp_path / "a"), new_run(tmp_path / "b", "LoRA", method="lora", skill=0.6)
     whole = compare([tmp_path / "a", tmp_path / "b"])
     assert whole.tables[0].rows[1][2].endswith("†") and "1 seed, over 500 images" in whole.sentences[0]
     assert "cannot be told from one seed" in whole.sentences[0]
     (tmp_path / "b" / "predictions.parquet").unlink()
     bare = compare([tmp_path / "a", tmp_path / "b"])
-    assert bare.tables[0].rows[1][2] == "–" and "no difference is stated" in bare.sentences[0]
+    assert bare.tables[0].rows[1][2] == "–" and "nothing is known of the chance of a difference (one seed" in bare.sentences[0]
     assert any("no predictions.parquet" in note for note in bare.notes)
     assert as_json(bare)["comparisons"][0]["t"]["difference"] is None
     for found in (whole, bare, compare([evaluated]), compare([evaluated], by="sample")):
@@ -219,7 +219,8 @@ def test_seeds_that_differ_by_the_same_amount_state_nothing(tmp_path: Path) -> N
         text_run(tmp_path / "a" / f"{seed}", "Baseline", seed, loss)
         text_run(tmp_path / "b" / f"{seed}", "CLIP", seed, loss + 0.25)
     found = compare([tmp_path], tasks=("loss.*",))
-    assert "no difference is stated" in found.sentences[0] and "same amount" in found.tables[1].rows[0][2]
+    assert "nothing is known of the chance of a difference (all seeds differ by the same amount" in found.sentences[0]
+    assert "same amount" in found.tables[1].rows[0][2] and "0.25" not in terminal(found.page)
 
 
 def test_documents_that_one_run_lacks_are_left_out_and_told(tmp_path: Path) -> None:

@@ -110,8 +110,13 @@ def test_one_seed_never_shows_a_difference_without_uncertainty(tmp_path: Path, n
     assert any("One seed" in note for note in table.notes)
     told = told_of_one(tmp_path)
     assert "points (1 seed, over 400 images, p = " in told and "no difference could be shown" in told
+    notes = " ".join(question_tables(*asked(tmp_path))[-1].notes)
+    assert "over test images and says nothing of other seeds" in notes and "Bold" in notes and "without ±" not in notes
     (tmp_path / "b" / "predictions.parquet").unlink()
     assert accuracy_table(Results(open_study([tmp_path]))).rows[1][2] == "–"
+    notes = " ".join(question_tables(*asked(tmp_path))[-1].notes)
+    assert "A difference without ± is of one seed, and nothing is known of its chance." in notes
+    assert "†" not in notes and "Bold" not in notes
 
 
 def test_a_null_result_is_said_plainly(tmp_path: Path, new_run: Maker) -> None:

@@ -16,6 +16,7 @@ from crossalign.core.errors import UserError
 from crossalign.report import report, summary_table
 from crossalign.report.blocks import Figure, Figures, Findings, Table
 from crossalign.report.pages import study_page
+from crossalign.report.render.markdown import markdown
 from crossalign.results.contrasts import contrasts
 from crossalign.results.frame import Results
 from crossalign.results.outcomes import HELD_OUT
@@ -218,6 +219,19 @@ def test_one_seed_gives_no_p_value(tmp_path: Path) -> None:
     report([tmp_path], html=tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "Nothing is known of the chance of" in page and "no difference;" not in page and "none shows" not in page
+    text = markdown(study_page(open_study([tmp_path])))
+    assert "2 rows of one seed: differences are shown, of chance nothing can be said." in text
+    assert "| −0.0500 |" in text and "A difference without ± is of one seed, and nothing is known of its chance." in text
+    assert "no difference is stated" not in text and "Bold" not in text and "test images" not in text
+
+
+def test_rows_of_other_seeds_are_not_said_to_be_of_one(tmp_path: Path) -> None:
+    for seed, align in enumerate(("none", "cka")):
+        for more in (0, 2):
+            make_run(tmp_path / align / f"{seed + more}", align, seed + more, 4.0)
+    text = markdown(study_page(open_study([tmp_path])))
+    assert "4 runs of 2 rows, of which none could be compared." in text and "of one seed" not in text
+    assert "The one comparison could not be made." in text and "not compared, different seeds: 1, 3 here, 0, 2 there" in text
 
 
 def test_classifiers_and_language_models_are_reported_apart(study: Path, new_run: Callable[..., Path], tmp_path: Path) -> None:

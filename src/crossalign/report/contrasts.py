@@ -133,9 +133,15 @@ def question_tables(results: Results, contrasts: DataFrame) -> list[Table]:
     tables = [replace(contrast_table(title, results, tests, ASKED), notes=[]) for title, tests in asked if len(tests)]
     if tables:
         heads = {head for table in tables for head in table.columns}
+        tests = list(contrasts.itertuples())
         notes = _notes(heads, contrasts.family, "the comparisons of one question and one model")
-        notes += ["Bold: at most 0.05 after it, over seeds where there are several, else over items."]
-        notes += [ONE_SEED.format("test images")] * any(t is not None and t.n == 1 for t in contrasts.t)
+        if any(head.endswith("(Holm)") for head in heads):
+            notes.append("Bold: at most 0.05 after it, over seeds where there are several, else over items.")
+        items = dict.fromkeys(results.outcome[test.outcome].items for test in tests if test.error is not None and test.t.n == 1)
+        if items:
+            notes.append(ONE_SEED.format(f"test {' or '.join(items)}"))
+        if any(test.t is not None and test.error is None for test in tests):
+            notes.append("A difference without ± is of one seed, and nothing is known of its chance.")
         tables[-1].notes = notes
     return tables
 

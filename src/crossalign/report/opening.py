@@ -67,7 +67,10 @@ def text_headline(results: Results, contrasts: DataFrame) -> str:
     rows = counted(len(results.row), "row")
     if not len(contrasts):
         return f"{counted(len(results.study.complete), 'run')} of {rows}."
-    if contrasts.p.isna().all():
+    seeds = {t.n for t in contrasts.t if t is not None}
+    if not seeds:
+        return f"{counted(len(results.study.complete), 'run')} of {rows}, of which none could be compared."
+    if seeds == {1}:
         return f"{rows} of one seed: differences are shown, of chance nothing can be said."
     verdicts = list(contrasts.verdict[contrasts.question == PREDICTS.name])
     return (

@@ -116,7 +116,7 @@ def sentence(results: Results, contrast: Any) -> str:
         why = "; ".join(filter(None, [t.reason, bootstrap.reason if bootstrap else ""]))
         if contrast.over == "seeds" and contrast.over_items is not None:
             return f"{subject}: {why}; the table over {outcome.items} says more."
-        return f"{subject}: no difference is stated, for nothing is known of its chance ({why})."
+        return f"{subject}: nothing is known of the chance of a difference ({why})."
     better, worse = ("higher", "lower") if contrast.outcome == ALIGNED else ("better", "worse")
     kind, besides = worse if contrast.verdict == "loss" else better, ""
     end = {"none": "no difference could be shown", "alone": "a hint at a difference, lost on correction"}.get(contrast.verdict)
@@ -163,6 +163,8 @@ def findings(results: Results, contrasts: DataFrame) -> tuple[tuple[str, str, tu
 
 def answer(tests: list[Any]) -> str:
     """The findings on one question in one sentence."""
+    if all(contrast.t is None for contrast in tests):
+        return "The one comparison could not be made." if len(tests) == 1 else f"None of {len(tests)} comparisons could be made."
     if all(contrast.p is None for contrast in tests):
         which = "the one comparison" if len(tests) == 1 else f"these {len(tests)} comparisons"
         return f"Nothing is known of the chance of {which}."
