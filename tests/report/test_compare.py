@@ -579,7 +579,8 @@ def test_an_outcome_of_a_new_name_goes_the_whole_way(tmp_path: Path, new_run: Ne
     assert found.results.outcomes.outcome.tolist() == ["accuracy"] * (verb == "adapt") + ["auroc"]
     page = study_page(open_study([tmp_path]))
     told = markdown(page)
-    (means,) = [block for block in page.of("markdown") if isinstance(block, Table) and "area under the curve ↑" in block.columns]
+    tables = [block for block in page.of("markdown") if isinstance(block, Table)]
+    (means,) = [table for table in tables if "area under the curve ↑" in table.columns]
     baseline, other = (dict(zip(means.columns, line, strict=True)) for line in means.rows)
     assert baseline["Δ from FPT"] == "–" and other["Δ from FPT"] == difference_text(area, one.difference, one.error)
     assert other["area under the curve ↑"].endswith("*") and any(note.startswith("* p ≤ 0.05") for note in means.notes)

@@ -17,6 +17,8 @@ import pytest
 from crossalign.core.errors import UserError
 from crossalign.report import report, summary_table
 from crossalign.report.contrasts import question_tables
+from crossalign.report.figures.drawing import styled
+from crossalign.report.figures.shared import difference_figure
 from crossalign.report.render.terminal import as_text
 from crossalign.report.tables import accuracy_table, sweep_table
 from crossalign.report.words import findings, p_text, points, sentence
@@ -117,6 +119,22 @@ def test_one_seed_never_shows_a_difference_without_uncertainty(tmp_path: Path, n
     notes = " ".join(question_tables(*asked(tmp_path))[-1].notes)
     assert "A difference without ± is of one seed, and nothing is known of its chance." in notes
     assert "†" not in notes and "Bold" not in notes
+
+
+def test_differences_of_rows_whose_names_are_cut_alike_have_a_line_each(tmp_path: Path, new_run: Maker) -> None:
+    for seed in range(3):
+        new_run(tmp_path / f"a{seed}", seed=seed)
+        for order, skill in (("first", 0.6), ("second", 0.7)):
+            row = f"FPT + alignment of a kind that takes {'very ' * 8}long to say, the {order}"
+            new_run(tmp_path / f"{order}{seed}", row, align="mmd", seed=seed, skill=skill)
+    results, frame = asked(tmp_path)
+    for colours in ({"alignment": "#000000"}, None):
+        with styled():
+            drawn = difference_figure(results, frame, "title", "points", colours)
+        assert drawn is not None
+        (axes,) = drawn.figure.axes
+        assert len(axes.get_yticklabels()) == 2
+        assert [bar.lines[0].get_ydata()[0] for bar in axes.containers] == [0, 1]
 
 
 def test_a_null_result_is_said_plainly(tmp_path: Path, new_run: Maker) -> None:

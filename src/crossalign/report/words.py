@@ -164,7 +164,8 @@ def findings(results: Results, contrasts: DataFrame) -> tuple[tuple[str, str, tu
 def answer(tests: list[Any]) -> str:
     """The findings on one question in one sentence."""
     if all(contrast.t is None for contrast in tests):
-        return "The one comparison could not be made." if len(tests) == 1 else f"None of {len(tests)} comparisons could be made."
+        which = "The one comparison could not" if len(tests) == 1 else f"None of {len(tests)} comparisons could"
+        return f"{which} be made."
     if all(contrast.p is None for contrast in tests):
         which = "the one comparison" if len(tests) == 1 else f"these {len(tests)} comparisons"
         return f"Nothing is known of the chance of {which}."

@@ -76,18 +76,22 @@ def difference_figure(
     tests = [test for test in contrasts.itertuples() if test.low is not None]
     if not tests:
         return None
-    names = [f"{clean(t.other, 40)} − {clean(t.reference, 40)}" if colours else clean(t.other, 60) for t in tests]
-    labels, outcomes = list(dict.fromkeys(names)), list(dict.fromkeys(test.outcome for test in tests))
+    labels: dict[tuple[str, str], str] = {}
+    for test in tests:
+        both = f"{clean(test.other, 40)} − {clean(test.reference, 40)}"
+        labels[test.other, test.reference] = both if colours else clean(test.other, 60)
+    pairs = list(labels)  # by these, for names may be alike once they are cut
+    outcomes = list(dict.fromkeys(test.outcome for test in tests))
     figure, (line,) = panels(9.6, 1.1 + 0.3 * len(labels), columns=len(outcomes))
     for axes, name in zip(line, outcomes, strict=True):  # an axis each: one text may scatter far more than another
         outcome, marks = results.outcome[name], []
         scale = 100 if outcome.share else 1
-        for label, test in zip(names, tests, strict=True):
-            if test.outcome == name:
-                mark = Mark(labels.index(label), scale * test.low, scale * test.difference, scale * test.high)
-                apart = "D" if test.low * test.high > 0 else "o"
-                marks.append(replace(mark, colour=colours[test.question], shape=apart) if colours else mark)
-        forest(axes, labels if axes is line[0] else [""] * len(labels), marks, zero=True)
+        for test in (test for test in tests if test.outcome == name):
+            row = pairs.index((test.other, test.reference))
+            mark = Mark(row, scale * test.low, scale * test.difference, scale * test.high)
+            shape = "D" if test.low * test.high > 0 else "o"
+            marks.append(replace(mark, colour=colours[test.question], shape=shape) if colours else mark)
+        forest(axes, list(labels.values()) if axes is line[0] else [""] * len(labels), marks, zero=True)
         if not colours:
             axes.set_title(outcome.label, fontsize="medium")
             axes.locator_params(axis="x", nbins=5)
