@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from crossalign.config import AdaptConfig
+from crossalign.core.errors import UserError
 from crossalign.runs.folder import write_config
+from crossalign.training.sharding import shard
 from crossalign.verbs.adapt.job import adapt
 
 
@@ -58,3 +60,9 @@ def test_two_processes_give_what_one_gives(tiny_run: Callable[..., AdaptConfig],
         torch.testing.assert_close(weights_two[name], tensor, rtol=1e-2, atol=1e-4)
     results = [json.loads((config.output / "result.json").read_text()) for config in (alone, pair)]
     assert results[0]["test"]["confusion"] == results[1]["test"]["confusion"]
+
+
+def test_a_model_whose_blocks_are_not_known_is_not_shared_out() -> None:
+    """Sharded at its root alone it would be gathered whole in every pass, which is what --loop.shard is to spare."""
+    with pytest.raises(UserError, match=r"and Sequential has no list of as many blocks .*: leave --loop\.shard out"):
+        shard(torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.device("cpu"))

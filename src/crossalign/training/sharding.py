@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crossalign.core.errors import UserError
 from crossalign.models.taps import block_names
 
 
@@ -18,12 +19,21 @@ def shard(model: nn.Module, device: torch.device) -> None:
     """Shard ``model`` in place: each block on its own, and the rest at the root, through which it must be called.
 
     Gradients are averaged over the processes in every backward pass, as DDP does in the last one.
+
+    Raises:
+        UserError: a model whose blocks are not known: sharded at its root alone it would be whole on each device in every pass.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    blocks = block_names(model)
+    if not blocks:
+        raise UserError(
+            f"--loop.shard shares a model out block by block, and {type(model).__name__} has no list of as many blocks as its "
+            "configuration says: leave --loop.shard out"
+        )
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for name in block_names(model):
+    for name in blocks:
         fully_shard(model.get_submodule(name), mesh=mesh)
     fully_shard(model, mesh=mesh)
 
