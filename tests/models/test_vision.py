@@ -148,6 +148,11 @@ def test_what_a_teacher_lacks_is_said_at_once(dinov2: tuple[str, Any], settings:
         open_teacher(dinov2[0], settings=TeacherConfig(**settings), weights=False)
 
 
+def test_what_is_left_to_choose_without_blocks_is_said() -> None:
+    with pytest.raises(UserError, match="layer 1: the teacher has no blocks to count: use penultimate, or name a module"):
+        open_teacher("random:timm:vgg11", settings=TeacherConfig(layers=("1",)), weights=False)
+
+
 def test_a_teacher_is_frozen_and_exact(dinov2: tuple[str, Any]) -> None:
     teacher = open_teacher(dinov2[0])
     wrapper = nn.ModuleList([teacher]).train()

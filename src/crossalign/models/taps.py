@@ -68,10 +68,11 @@ def choose_layers(
             # A large model has thousands of modules below its blocks.
             raise unknown("layer", layer, [*words, *(name for name in names if name.count(".") <= depth)])
         else:
-            *others, last = words
-            listed = (
-                f"the layers 0 to {count}, {', '.join(others)} and {last}" if count else "no blocks to count: name a module"
-            )
+            usable = [word for word, meaning in words.items() if meaning]
+            if count:
+                listed = f"the layers 0 to {count}, {', '.join(usable[:-1])} and {usable[-1]}"
+            else:
+                listed = f"no blocks to count: {'use ' + ', '.join(usable) + ', or ' if usable else ''}name a module"
             raise UserError(f"there is no layer {layer}: {whose} has {listed}")
     return tuple(dict.fromkeys(chosen))
 
