@@ -72,9 +72,8 @@ def load_pretrained(model_class: Any, source: Source, config: Any, heads: re.Pat
             weights_only=True,  # of a .bin
             **arguments,
         )
-    resized = [(name, theirs, ours) for name, theirs, ours in info["mismatched_keys"]]
-    extra = [name for name in info["unexpected_keys"] if not heads.search(name) and not CONSTANTS.search(name)]
-    _refuse(f"'{source.ref}'", info["missing_keys"], extra, resized)
+    unexpected = [name for name in info["unexpected_keys"] if not heads.search(name) and not CONSTANTS.search(name)]
+    _refuse(f"'{source.ref}'", info["missing_keys"], unexpected, info["mismatched_keys"])
     return model
 
 
@@ -111,37 +110,38 @@ def _reading(weights: str, file: Path) -> Iterator[None]:
 
 @torch.no_grad()
 def put_tensors(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], whose: str, put: Callable[[Tensor, Tensor], Any] = Tensor.copy_
+    target: Mapping[str, Tensor], state: Mapping[str, Tensor], owner: str, put: Callable[[Tensor, Tensor], Any] = Tensor.copy_
 ) -> None:
-    """Copy ``given`` into a model's ``own`` tensors, which it must name all, no others, and in their shapes.
+    """Copy ``state`` into the ``target`` tensors of a model, all of which it must name, no others, and in their shapes.
 
     Args:
-        own: the tensors to fill.
-        given: the values.
-        whose: for messages, such as "'package:minilm'".
+        target: the tensors to fill, by name.
+        state: their values, by name.
+        owner: of the values, for messages, such as "'package:minilm'".
         put: copies a value into a tensor that may be held in shares.
 
     Raises:
         UserError: a tensor is missing, unexpected or of another shape; nothing is ever left at its initial value silently.
     """
-    resized = [(k, given[k].shape, own[k].shape) for k in own.keys() & given.keys() if given[k].shape != own[k].shape]
-    _refuse(whose, own.keys() - given.keys(), given.keys() - own.keys(), resized)
-    for name, tensor in given.items():
-        put(own[name], tensor)
+    shapes = [(name, state[name].shape, target[name].shape) for name in target.keys() & state.keys()]
+    mismatched = [(name, saved, expected) for name, saved, expected in shapes if saved != expected]
+    _refuse(owner, target.keys() - state.keys(), state.keys() - target.keys(), mismatched)
+    for name, value in state.items():
+        put(target[name], value)
 
 
-def _refuse(whose: str, missing: Iterable[str], unexpected: Iterable[str], resized: Iterable[tuple[str, Any, Any]]) -> None:
-    """Raise UserError, naming the first three, where there is any.
+def _refuse(owner: str, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[tuple[str, Any, Any]]) -> None:
+    """Raise UserError, naming the first three, where there is any; ``mismatched`` ones with the saved and the expected shape.
 
     A tensor that was not loaded would be left at random without a word; one left over shows a wrong architecture.
     """
     for names, fault in (
-        ([f"{name} {tuple(theirs)}, not {tuple(ours)}" for name, theirs, ours in resized], "do not fit the model"),
+        ([f"{name} {tuple(saved)}, not {tuple(expected)}" for name, saved, expected in mismatched], "do not fit the model"),
         (missing, "lack tensors of the model"),
         (unexpected, "hold tensors that the model has no place for"),
     ):
         if names := sorted(names):
-            raise UserError(f"the weights of {whose} {fault}: {some(names)}")
+            raise UserError(f"the weights of {owner} {fault}: {some(names)}")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

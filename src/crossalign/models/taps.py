@@ -38,42 +38,43 @@ def block_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def choose_layers(
-    model: nn.Module, layers: Sequence[Layer], blocks: Sequence[str], words: Mapping[str, Sequence[Layer]], whose: str
+    model: nn.Module, layers: Sequence[Layer], blocks: Sequence[str], aliases: Mapping[str, Sequence[Layer]], owner: str
 ) -> tuple[Layer, ...]:
     """``layers`` as indices from 0 to the number of blocks and names of modules, in the order given, each once.
 
     Args:
         model: whose layers they are.
-        layers: indices (negative ones count from the end), ``words``, or names of modules.
+        layers: indices (negative ones count from the end), ``aliases``, or names of modules.
         blocks: names of the blocks, none where they are not known.
-        words: what else layers are called, and which ones that is; none of those that only blocks would give.
-        whose: for messages, such as "the teacher".
+        aliases: words such as "all", and which layers each means; none, where only blocks would give them.
+        owner: of the layers, for messages, such as "the teacher".
 
     Raises:
         UserError: a layer that the model does not have; those that it has are listed.
     """
-    count, depth = len(blocks), max((name.count(".") for name in blocks), default=1)
-    names = {name for name, _ in model.named_modules() if name}
+    count = len(blocks)
     chosen: list[Layer] = []
     for layer in layers:
         if isinstance(layer, str) and layer.lstrip("-").isdigit():  # from a command line or a file
             layer = int(layer)
-        if isinstance(layer, int) and count and -count - 1 <= layer <= count:
-            chosen.append(layer % (count + 1))
-        elif isinstance(layer, str) and words.get(layer):
-            chosen += words[layer]
-        elif layer in names:
+        if isinstance(layer, str) and layer not in aliases:
+            names = {name for name, _ in model.named_modules() if name}
+            if layer not in names:
+                # A large model has thousands of modules below its blocks.
+                depth = max((name.count(".") for name in blocks), default=1)
+                raise unknown("layer", layer, [*aliases, *(name for name in names if name.count(".") <= depth)])
             chosen.append(layer)
-        elif isinstance(layer, str) and layer not in words:
-            # A large model has thousands of modules below its blocks.
-            raise unknown("layer", layer, [*words, *(name for name in names if name.count(".") <= depth)])
+        elif isinstance(layer, str) and aliases[layer]:
+            chosen += aliases[layer]
+        elif isinstance(layer, int) and count and -count - 1 <= layer <= count:
+            chosen.append(layer % (count + 1))
         else:
-            usable = [word for word, meaning in words.items() if meaning]
+            usable = [alias for alias, meant in aliases.items() if meant]
             if count:
                 listed = f"the layers 0 to {count}, {', '.join(usable[:-1])} and {usable[-1]}"
             else:
                 listed = f"no blocks to count: {'use ' + ', '.join(usable) + ', or ' if usable else ''}name a module"
-            raise UserError(f"there is no layer {layer}: {whose} has {listed}")
+            raise UserError(f"there is no layer {layer}: {owner} has {listed}")
     return tuple(dict.fromkeys(chosen))
 
 
@@ -172,8 +173,8 @@ def resolve_layers(model: nn.Module, layers: Sequence[Layer]) -> tuple[Layer, ..
     """
     blocks = block_names(model)
     every = range(len(blocks) + 1) if blocks else ()
-    words = {"penultimate": every[-2:-1], "last": every[-1:], "all": every}
-    return choose_layers(model, layers, blocks, words, "the model")
+    aliases = {"penultimate": every[-2:-1], "last": every[-1:], "all": every}
+    return choose_layers(model, layers, blocks, aliases, "the model")
 
 
 def pooled(h_BTD: Tensor, mask_BT: Tensor, pool: Pool) -> Tensor:

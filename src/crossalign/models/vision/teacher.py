@@ -147,8 +147,8 @@ class _Taps(nn.Module):
         if not settings.layers:
             raise UserError("no layer of the teacher is chosen: name one, such as penultimate")
         layers = [body.blocks.index(layer) + 1 if layer in body.blocks else layer for layer in settings.layers]
-        words: dict[str, Sequence[Layer]] = {"all": range(1, len(body.blocks) + 1), PENULTIMATE: (PENULTIMATE,)}
-        self.layers = choose_layers(body.model, layers, body.blocks, words, "the teacher")
+        aliases: dict[str, Sequence[Layer]] = {"all": range(1, len(body.blocks) + 1), PENULTIMATE: (PENULTIMATE,)}
+        self.layers = choose_layers(body.model, layers, body.blocks, aliases, "the teacher")
         if self.pool not in ("auto", "cls", "mean"):
             raise unknown("pooling", str(self.pool), ("auto", "cls", "mean"))
         if self.pool == "cls" and not body.prefix:
