@@ -91,7 +91,10 @@ def save(folder: Path, checkpoint: Checkpoint, *, rank: int = 0) -> Path:
         os.rename(temporary, target)
     for old in [*_all(folder), *folder.glob("*.rng-*.pt"), *folder.glob(".*-*-*.*")]:
         if not old.name.startswith(target.name):
-            shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
+            if old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.unlink(missing_ok=True)
     return target
 
 
@@ -115,16 +118,20 @@ def latest(folder: Path, *, rank: int = 0) -> Checkpoint | None:
     return Checkpoint(stage, int(epoch), int(step), tensors, state["optimizer"], rng, state["extra"])
 
 
-def check_room(folder: Path, trained: Iterable[Tensor], copies: int) -> None:
+def check_room(folder: Path, trained: Iterable[Tensor], extra_numel: int) -> None:
     """Fail before a long run whose checkpoints would not fit on the disk.
 
-    Two stand beside each other while one takes the other's place, each with what is ``trained`` and Adam's two moments; further
-    ``copies`` of weights, so many numbers, come on top.
+    Two stand beside each other while one takes the other's place, each with what is ``trained`` and Adam's two moments.
+
+    Args:
+        folder: of the run; it need not be there yet.
+        trained: the tensors that training changes.
+        extra_numel: how many numbers the run writes besides, 4 bytes each: the best weights, whole models.
 
     Raises:
         NoRoom: names both figures.
     """
-    needed = 4 * (2 * 3 * sum(tensor.numel() for tensor in trained) + copies) + 50_000_000
+    needed = 4 * (2 * 3 * sum(tensor.numel() for tensor in trained) + extra_numel) + 50_000_000
     existing = next(p for p in [folder, *folder.parents] if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:

@@ -154,7 +154,8 @@ def _check_before_training(config: AdaptConfig, splits: ImageSplits, model: Imag
             corpus_path(config.align)
         model.backbone.text_embedding_table()
     trained = model.trained_state().values()
-    ckpt.check_room(config.output, trained, copies=2 * sum(t.numel() for t in trained))  # the best ones, and the model folder
+    best_and_saved = 2 * sum(tensor.numel() for tensor in trained)  # the best ones of all epochs, and the model folder
+    ckpt.check_room(config.output, trained, extra_numel=best_and_saved)
 
 
 def resolve_speed(config: AdaptConfig, model: ImageClassifier, train: ImageSet, quiet: bool = False) -> AdaptConfig:

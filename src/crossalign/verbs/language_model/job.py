@@ -120,7 +120,7 @@ def train(config: Any, recipe: str, quiet: bool = False, until: int | None = Non
     streams = {name: as_stream(string, text.tokenizer, separator(text.tokenizer)) for name, string in strings.items()}
     parameters = count_parameters(model)
     models = 2 + config.loop.steps // config.loop.keep_every if config.loop.keep_every else 1
-    ckpt.check_room(config.output, trained_state(model).values(), copies=models * parameters["total"])
+    ckpt.check_room(config.output, trained_state(model).values(), extra_numel=models * parameters["total"])
     config = resolve_speed(config, model, block, quiet)
     if term:
         term.check(model)
