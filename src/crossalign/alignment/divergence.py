@@ -113,8 +113,10 @@ def _squared_scale(scale: str | float | Tensor, x: Tensor, within_x: Tensor, wit
         return torch.as_tensor(scale, dtype=x.dtype, device=x.device).detach() ** 2
     if scale not in ("median", "mean"):
         raise ValueError(f"unknown scale '{scale}' for mmd: use 'median', 'mean' or a number")
-    (n, m), within = across.shape[-2:], [block.sum((-2, -1)) for block in (within_x, within_y)]
-    mean = (within[0] / (n * (n - 1)) + within[1] / (m * (m - 1)) + 2 * across.mean((-2, -1))) / 4
+    n, m = across.shape[-2:]
+    mean_x = within_x.sum((-2, -1)) / (n * (n - 1))  # of different points: those on the diagonal are 0
+    mean_y = within_y.sum((-2, -1)) / (m * (m - 1))
+    mean = (mean_x + mean_y + 2 * across.mean((-2, -1))) / 4
     if scale == "mean":
         return one_if_zero(mean)
     median = _median(within_x, within_y, across)

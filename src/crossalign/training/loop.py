@@ -171,7 +171,10 @@ class _Fit:
             last = i == len(step.micro_batches) - 1
             with nullcontext() if last or stage.replicated else accelerator.no_sync(self.model):
                 loss_sum, sums = stage.loss(self.model, batch)
-                accelerator.backward(loss_sum * scale) if not stage.replicated else (loss_sum * scale).backward()
+                if stage.replicated:
+                    (loss_sum * scale).backward()
+                else:
+                    accelerator.backward(loss_sum * scale)
             self._count(loss=loss_sum.detach(), **sums)
         if stage.optim.clip > 0 or "extra_grad_norm" in extra:
             norm = self._clip() if stage.optim.clip > 0 else self._norm(gradients_of(stage.model))
@@ -203,14 +206,15 @@ class _Fit:
             ) from error
         if extra is None:
             return {}
-        value, numbers = extra[0], {name: number.detach() for name, number in extra[1].items()}
+        value, logged = extra
+        numbers = {name: number.detach() for name, number in logged.items()}
         if value.requires_grad:
             with self.run.accelerator.no_sync(self.model):
                 self.run.accelerator.backward(value)
-            of_term = gradients_of(self.stage.model)
+            gradients = gradients_of(self.stage.model)
             if self.run.world > 1 and not self.run.sharded:  # they are of this process alone
-                of_term = [average(gradient.clone()) for gradient in of_term]
-            numbers["extra_grad_norm"] = self._norm(of_term)
+                gradients = [average(gradient.clone()) for gradient in gradients]
+            numbers["extra_grad_norm"] = self._norm(gradients)
         self.extra_rows.append((position, numbers))
         return numbers
 
@@ -232,7 +236,8 @@ class _Fit:
 
     def _count_time(self) -> None:
         now = time.perf_counter()
-        self.result.seconds, self.since = self.result.seconds + now - self.since, now
+        self.result.seconds += now - self.since
+        self.since = now
 
     def _flush_interval(self) -> None:
         means = self.interval_meter.means()

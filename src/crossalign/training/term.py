@@ -27,7 +27,7 @@ from crossalign.core.machine import is_main_process, world_size
 from crossalign.core.refs import UNTRAINED, Ref
 from crossalign.data.batches import IGNORED
 from crossalign.data.pairs.batches import PairBatch, PairBatches
-from crossalign.data.pairs.load import open_pairs
+from crossalign.data.pairs.load import Pairs, open_pairs
 from crossalign.data.pairs.sources import check_source
 from crossalign.features.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, find_metric, rank_and_world
 from crossalign.features.sources import ImageSource, teacher_features
@@ -243,9 +243,8 @@ def open_held_out(config: Config, tokenizer: Any) -> Callable[[nn.Module, Any], 
         return None
     held_out = open_pairs(replace(config.pairs, split="validation", split_file=align.held_out_file, limit=None))
     if align.metric != "none":
-        # Ids, without the mark of an image's further captions.
-        names = [{re.sub(r"#\d+$", "", name) for name in pairs.ids} for pairs in (held_out, open_pairs(config.pairs))]
-        if shared := names[0] & names[1]:
+        shared = _image_ids(held_out) & _image_ids(open_pairs(config.pairs))
+        if shared:
             raise UserError(
                 f"{len(shared)} held-out pairs are trained on, such as {min(shared)}: list others in --align.held-out-file, "
                 "choose another --pairs.split, or --align.held-out 0"
@@ -272,6 +271,11 @@ def open_held_out(config: Config, tokenizer: Any) -> Callable[[nn.Module, Any], 
     texts = [held_out.texts[row][0] for row in rows.tolist()]
     batches = PairBatches(texts, features[rows], tokenizer, batch_size=len(texts), max_length=align.max_length)
     return partial(measure_held_out, batches.batch(0), Taps(list(align.layers), align.pool))
+
+
+def _image_ids(pairs: Pairs) -> set[str]:
+    """Ids without the mark of an image's further captions."""
+    return {re.sub(r"#\d+$", "", name) for name in pairs.ids}
 
 
 def _note(sentence: str) -> None:

@@ -57,7 +57,8 @@ def text_stage(
         """Write the model as it is now, whole or not at all; one that a resumed run has written already stays."""
         if not config.loop.keep_every or done % config.loop.keep_every:
             return
-        folder, whole_model = RunFolder(run.folder).snapshots / f"step-{done:07d}", whole_state(model, run)
+        folder = RunFolder(run.folder).snapshots / f"step-{done:07d}"
+        whole_model = whole_state(model, run)  # of all processes together
         if run.accelerator.is_main_process and not folder.exists():
             temporary = folder.with_name(f".{folder.name}")
             shutil.rmtree(temporary, ignore_errors=True)

@@ -207,8 +207,10 @@ class _Mirror:
         def finish(client: MlflowClient) -> None:
             self._send(client)
             client.log_batch(self.run_id, metrics=_metrics(results, now()))
-            ended = status not in ("RUNNING", "SCHEDULED")
-            (client.set_terminated if ended else client.update_run)(self.run_id, status)
+            if status in ("RUNNING", "SCHEDULED"):
+                client.update_run(self.run_id, status)
+            else:
+                client.set_terminated(self.run_id, status)
 
         self._retry_at = 0.0  # the last chance: try even if the server was away a moment ago
         self._guard(finish)
@@ -341,7 +343,11 @@ def _metrics(row: Mapping[str, Any], when: int) -> list[Any]:
     """MLflow metrics of a row, named like train/validation/accuracy; where it has no place, by its own names."""
     from mlflow.entities import Metric
 
-    prefix, step = "/".join(str(row[key]) for key in ("stage", "split") if row.get(key)), int(row.get("step") or 0)
-    numbers = {key: value for key, value in row.items() if key not in PLACES and isinstance(value, int | float)}
-    finite = {key: float(value) for key, value in numbers.items() if not isinstance(value, bool) and math.isfinite(value)}
-    return [Metric(_clean_key(f"{prefix}/{key}"), value, when, step) for key, value in finite.items()]
+    prefix = "/".join(str(row[key]) for key in ("stage", "split") if row.get(key))
+    step = int(row.get("step") or 0)
+    metrics = []
+    for key, value in row.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and key not in PLACES and math.isfinite(value):
+            metrics.append(Metric(_clean_key(f"{prefix}/{key}"), float(value), when, step))
+    return metrics

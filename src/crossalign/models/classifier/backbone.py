@@ -157,7 +157,8 @@ def probe(backbone: Backbone, length: int = 8) -> dict[str, Any]:
     scale = backbone.text_embedding_table().float().pow(2).mean().sqrt().item() if backbone.has_text else 1.0
     drawn = torch.randn(1, length + 1, backbone.width, generator=torch.Generator().manual_seed(0)) * scale
     tokens = drawn.to(weight.device, weight.dtype)
-    tokens, changed = tokens[:, :-1], torch.cat([tokens[:, :-2], tokens[:, -1:]], 1)
+    changed = torch.cat([tokens[:, :-2], tokens[:, -1:]], 1)  # the last token is another
+    tokens = tokens[:, :-1]
 
     def outputs(tokens: Tensor) -> Tensor:
         with torch.autocast(tokens.device.type, enabled=False):

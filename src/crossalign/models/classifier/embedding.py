@@ -57,9 +57,10 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         b, c, *_ = inputs.shape
-        places, within = range(2, inputs.ndim * 2 - 2, 2), range(3, inputs.ndim * 2 - 2, 2)
+        # Each side is cut in two axes, which patch and where in it: of an image (B, C, H/P, P, W/P, P).
         cut = inputs.reshape(b, c, *(size for count in self.grid for size in (count, self.patch)))
-        patches_BTX = cut.permute(0, *places, 1, *within).reshape(b, self.tokens, -1)
+        which_patch, where_in_it = range(2, cut.ndim, 2), range(3, cut.ndim, 2)
+        patches_BTX = cut.permute(0, *which_patch, 1, *where_in_it).reshape(b, self.tokens, -1)
         return self.projection(patches_BTX)  # type: ignore[no-any-return]
 
 
