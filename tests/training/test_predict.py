@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from crossalign import cli
 from crossalign.config import AdaptConfig
 from crossalign.verbs.adapt.job import adapt
+from crossalign.verbs.adapt.predict import _files
 
 
 def test_predict(
@@ -39,6 +41,15 @@ def test_predict(
     assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1, abs=1e-5)
     assert best["classes"][0]["label"] == lines["0.png"]["label"]
     assert best["classes"][0]["score"] == pytest.approx(lines["0.png"]["score"], abs=1e-5)  # other batches, other rounding
+
+
+def test_a_folder_gives_the_pictures_that_adapt_would_take(tmp_path: Path, pictures: Path) -> None:
+    (tmp_path / "inside" / ".hidden").mkdir(parents=True)
+    for name in ("a.png", "inside/b.PBM", ".c.png", "inside/.hidden/d.png", "e.txt"):
+        shutil.copy(pictures / "down" / "0.png", tmp_path / name)
+    (tmp_path / "nowhere.png").symlink_to(tmp_path / "gone.png")
+    os.mkfifo(tmp_path / "pipe.png")  # to open it would wait for ever
+    assert [str(file.relative_to(tmp_path)) for file in _files([tmp_path])] == ["a.png", "inside/b.PBM"]
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def _files(paths: list[Path]) -> Iterator[Path]:
 
     for path in paths:
         if path.is_dir():
-            inside = files_below(path, EXTENSIONS)
+            inside = [file for file in files_below(path, EXTENSIONS) if file.is_file()]  # no pipes, no links to nothing
             if not inside:
                 raise UserError(f"no images in the folder {path} (looked for {', '.join(sorted(EXTENSIONS))})")
             yield from inside
