@@ -387,6 +387,19 @@ def test_bad_input_is_told_in_a_sentence(case: str, config: MeasureConfig) -> No
         measure(replace(config, **changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [({"device": "cuda"}, "--device cuda is not on this machine"), ({"text": "nowhere.txt"}, "nowhere.txt")],
+)
+def test_a_device_and_a_text_that_are_not_there_are_told_before_any_image_is_checked(
+    changes: dict[str, Any], sentence: str, config: MeasureConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("crossalign.verbs.measure.job.open_pairs", lambda *_: pytest.fail("looked at the images"))
+    with pytest.raises(UserError, match=sentence):
+        measure(replace(config, **changes))
+
+
 @pytest.mark.parametrize("limit", [1, 3])
 def test_too_few_pairs_are_told_before_a_model_is_opened(config: MeasureConfig, limit: int) -> None:
     with pytest.raises(UserError, match=f"{limit} pairs are too few for --metric cka-linear-debiased.*--pairs.split-file"):

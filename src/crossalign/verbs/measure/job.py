@@ -77,10 +77,11 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
             raise UserError(f"{config.output} holds a run that is no measurement: choose another --output")
         if not config.overwrite:  # else another measurement there is replaced when there is one to take its place
             claim_folder(config)
+        device = resolve_device(config.device, option="--device")
         language, vision = name_models(config)
-        pairs, device = open_pairs(config.pairs), resolve_device(config.device, option="--device")
-        _check_pairs(config, pairs)
         text = scored_text(config)
+        pairs = open_pairs(config.pairs)  # which checks every image
+        _check_pairs(config, pairs)
         language = with_quality(look(language, pairs, device), text, config, device)
         vision = look(vision, pairs, device)
         alignments = align(language, vision, config)
