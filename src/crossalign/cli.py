@@ -108,7 +108,8 @@ def _dispatch(args: list[str]) -> int | None:
     from crossalign.config import validate
 
     name, rest = find_verb(args)
-    verb, recipe = load_verb(name), ""
+    verb = load_verb(name)
+    recipe = ""
     if verb.recipes is not None and rest and not rest[0].startswith("-"):
         recipe, rest = rest[0], rest[1:]
     if "--list" in rest and verb.recipes is not None:
@@ -120,10 +121,12 @@ def _dispatch(args: list[str]) -> int | None:
         return 0
     asked = _parse(verb, name, recipe, rest)
     validate(asked)
-    ended = verb.run(asked, recipe)
-    if isinstance(ended, str) and os.environ.get("RANK", "0") == "0":
-        print(ended)
-    return 0 if isinstance(ended, str) else ended
+    result = verb.run(asked, recipe)
+    if not isinstance(result, str):
+        return result
+    if os.environ.get("RANK", "0") == "0":
+        print(result)
+    return 0
 
 
 def find_verb(args: list[str]) -> tuple[str, list[str]]:
@@ -152,7 +155,8 @@ def _parse(verb: Verb, name: str, recipe: str, args: list[str]) -> Any:
 
     from crossalign.recipes import get_recipe
 
-    default, kind = tyro.MISSING_NONPROP, verb.args
+    kind = verb.args
+    default = tyro.MISSING_NONPROP
     if verb.recipes:
         kinds = tuple(verb.recipes)
         default = get_recipe(recipe, kinds).make() if recipe else kinds[0]()
@@ -203,7 +207,8 @@ def _check_keys(cls: type, args: list[str]) -> None:
 
 def _keys(cls: Any, prefix: str = "") -> list[str]:
     """Every option of an arguments class, as written on the command line."""
-    hints, keys = get_type_hints(cls), list[str]()
+    hints = get_type_hints(cls)
+    keys: list[str] = []
     for field in dataclasses.fields(cls):
         kind, name = hints[field.name], field.name.replace("_", "-")
         if dataclasses.is_dataclass(kind):

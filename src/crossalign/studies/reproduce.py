@@ -157,12 +157,14 @@ def reproduce(args: ReproduceArgs) -> int:
         config = dataclasses.replace(base[row], output=output / name, optim=optim, **settings)
         return StudyRun(name, row, recipes[row], config)
 
-    sweep = [run(f"sweep/{row}/lr-{lr:g}", row, lr, **_short(base[row], args.sweep_epochs)) for lr in args.lrs for row in rows]
+    short = {row: _of_sweep(base[row], args.sweep_epochs) for row in rows}
+    sweep = [run(f"sweep/{row}/lr-{lr:g}", row, lr, **short[row]) for lr in args.lrs for row in rows]
     swept, failed = _run_all(sweep, args.workers)
     best = _choose([job for job in sweep if job.name in swept], output)
     finals = []
-    for seed in range((table.paper_seeds if args.scale == "paper" else 3) if args.seeds is None else args.seeds):
-        for row in rows if not args.lrs else best:  # a row whose sweep failed has no learning rate of its own
+    usual_seeds = table.paper_seeds if args.scale == "paper" else 3
+    for seed in range(usual_seeds if args.seeds is None else args.seeds):
+        for row in best if args.lrs else rows:  # a row whose sweep failed has no learning rate of its own
             job = run(f"{row}/seed-{seed}", row, best.get(row, base[row].optim.lr), seed=seed)
             job.config.overwrite = bool(args.lrs) and _differs_in_rate_alone(job.config)
             finals.append(job)
@@ -185,7 +187,8 @@ def quickstart(output: Path) -> int:
     """
     from crossalign.training.precision import timed
 
-    codes, before = [], timed["seconds"]
+    codes = []
+    before = timed["seconds"]
     for study, (folder, settings, title) in QUICKSTART.items():
         started = time.monotonic()
         print(title)
@@ -260,8 +263,8 @@ def _check_sources(configs: list[Config]) -> None:
             raise UserError("the study has no model or no data: give --set model=FOLDER data.source=[tasks.jsonl]")
 
 
-def _short(config: Config, epochs: int) -> dict[str, Any]:
-    """What a run of the sweep has of its own, beside the learning rate: it does not see the test set."""
+def _of_sweep(config: Config, epochs: int) -> dict[str, Any]:
+    """Settings that a run of the sweep has of its own, beside the learning rate: it does not see the test set."""
     if not isinstance(config, AdaptConfig):
         return {}
     return {"loop": dataclasses.replace(config.loop, epochs=epochs or config.loop.epochs), "score_test": False}
@@ -275,7 +278,8 @@ def _choose(swept: list[StudyRun], output: Path) -> dict[str, float]:
     from crossalign.results.outcomes import chosen_by
     from crossalign.runs.records import read_run
 
-    file, titles = StudyFolder(output).sweep, {job.config.row for job in swept}
+    file = StudyFolder(output).sweep
+    titles = {job.config.row for job in swept}
     table = [entry for entry in read_json(file, []) if entry["row"] not in titles]
     scores = {job.name: chosen_by(read_run(job.config.output)) for job in swept}
     best: dict[str, float] = {}
@@ -294,7 +298,8 @@ def _choose(swept: list[StudyRun], output: Path) -> dict[str, float]:
 
 def _run_all(jobs: list[StudyRun], workers: int) -> tuple[list[str], dict[str, str]]:
     """Run every job; the names of those that are done, and the reasons of failures. A failed run costs no other."""
-    done, failed = list[str](), dict[str, str]()
+    done: list[str] = []
+    failed: dict[str, str] = {}
     with closing(_results(jobs, workers)) as results, progress(len(jobs), "runs" if len(jobs) > 1 else "", unit="run") as bar:
         for job, result in results:
             try:

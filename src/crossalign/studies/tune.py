@@ -166,13 +166,15 @@ def _open(
 
     ``like`` is another method's base, whose number format is taken where this one leaves it open: a comparison has one.
     """
-    file, token = SearchFolder(home).settings, _token(home)
+    file = SearchFolder(home).settings
+    token = _token(home)
     shutil.rmtree(SearchFolder(home).trials / "base", ignore_errors=True)  # of a call that was stopped there
     asked = {key: value for key, value in to_dict(config).items() if key not in RESUMED}
     asked |= {"recipe": recipe, "methods": [], "space": space.as_data(), "resources": ends, "base": to_dict(base)}
     if file.is_file():
         saved = yaml.safe_load(file.read_text(encoding="utf-8"))
-        resolved, before, here = saved.pop("resolved"), flatten(saved), flatten(asked)
+        resolved = saved.pop("resolved")
+        before, here = flatten(saved), flatten(asked)
         unlike = [
             f"{key} is {before.get(key)!r} there and {here.get(key)!r} here"
             for key in {**before, **here}  # a setting that is new in this version is no other
@@ -215,7 +217,8 @@ def _resolve(base: Config, recipe: str, home: Path, token: str, pool: WorkerPool
 
 def _run(search: SearchSession, pool: WorkerPool) -> list[str]:
     """One search to its end: the trials, the winner's seeds, the record. Returns what failed, a sentence each."""
-    started, before = time.monotonic(), read_json(SearchFolder(search.home).record, {"seconds": 0.0})["seconds"]
+    started = time.monotonic()
+    before = read_json(SearchFolder(search.home).record, {"seconds": 0.0})["seconds"]
     follower, journal = Follower(search), search.journal
     written, known = started, list[tuple[int, int]]()
 
@@ -265,7 +268,8 @@ def train_winner(search: SearchSession, trial: int, pool: WorkerPool) -> list[st
         Interrupted: see :func:`results_of`.
     """
     for folder in sorted(SearchFolder(search.home).winner.glob("seed-*")):
-        file, config = RunFolder(folder).config, seeded(search, trial, int(folder.name.removeprefix("seed-")))
+        file = RunFolder(folder).config
+        config = seeded(search, trial, int(folder.name.removeprefix("seed-")))
         if not file.is_file() or differences(config, yaml.safe_load(file.read_text(encoding="utf-8"))):
             shutil.rmtree(folder)
     chose = search.base.seed
@@ -273,7 +277,8 @@ def train_winner(search: SearchSession, trial: int, pool: WorkerPool) -> list[st
     waiting = [search.work(config) for config in configs if not RunFolder(config.output).result.is_file()]
     if configs:
         search.journal.mark_scored(trial)
-    failed, deaths = [], Counter[Path]()
+    failed = []
+    deaths = Counter[Path]()
     with progress(len(waiting), "winner's seeds", unit="run") as bar:
         for work, result in results_of(pool, lambda flying: waiting.pop(0) if waiting else None):
             deaths[work.config.output] += bool(result.died)

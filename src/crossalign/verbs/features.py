@@ -51,8 +51,8 @@ def features(args: FeaturesArgs) -> Path:
     if Ref(args.teacher.ref).file:
         raise UserError(f"'{args.teacher.ref}' holds features already: name it where they are used, as --teacher.ref")
     resolve_device(args.device)
-    source, output = ImageSource(args.teacher), args.output
-    key = source.key  # what is wrong with teacher or output is said before every image is checked
+    source = ImageSource(args.teacher)
+    key, output = source.key, args.output  # what is wrong with teacher or output is said before every image is checked
     if output is not None and (output.is_dir() or output.suffix != ".safetensors"):
         raise UserError(f"--output {output} is no name of a features file: it must end in .safetensors")
     if output is not None and output.is_file():

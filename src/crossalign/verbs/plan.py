@@ -185,7 +185,8 @@ def _of_images(config: AdaptConfig, train_images: int, classes: int) -> Cost:
     )
     loop = config.loop
     hf, plan = model.language_model.config, model.plan
-    layers, tokens, width = int(getattr(hf, "num_hidden_layers", 0)), model.embedding.tokens, model.backbone.width
+    layers = int(getattr(hf, "num_hidden_layers", 0))
+    tokens, width = model.embedding.tokens, model.backbone.width
     trained = sum(n for g, n in plan.groups().items() if g != "positions")
     used = plan.total - plan.parameters.get(UNUSED, 0)
     attention = 4.0 * tokens * tokens * width * (layers if model.backbone.kind != "none" else 0)
@@ -227,10 +228,12 @@ def _of_text(config: PretrainConfig | FinetuneConfig) -> Cost:
     from crossalign.models.loading import count_parameters
     from crossalign.verbs.language_model import row_name
 
-    model, block = _language_model(config), config.block if isinstance(config, PretrainConfig) else config.data.block
+    model = _language_model(config)
+    block = config.block if isinstance(config, PretrainConfig) else config.data.block
     hf, loop, align = model.config, config.loop, config.align
     layers, width, vocabulary = int(hf.num_hidden_layers), int(hf.hidden_size), int(hf.vocab_size)
-    trains, total = count_parameters(model).values()
+    parameters = count_parameters(model)
+    trains, total = parameters["trainable"], parameters["total"]
     tables = sum(m.weight.numel() for m in model.modules() if type(m).__name__ == "Embedding")
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     met = total - tables + (vocabulary * width if tied else 0)  # a look-up costs nothing, the head does

@@ -50,20 +50,19 @@ class Board(AbstractContextManager["Board"]):
             self._looked, self._seen = time.monotonic(), {trial: len(validations(self.folder(trial))) for trial in flying}
         live = sum(max(0, self._seen.get(trial, 0) - len(self.journal.trials[trial].curve)) for trial in flying)
         scores, begun = self.journal.standing()
-        expected = forecast(
-            [len(on_rung) for on_rung in scores], [len(trials) for trials in begun], self.asked, self.journal.factor
-        )
+        reached = [len(of_rung) for of_rung in scores]
+        expected = forecast(reached, [len(trials) for trials in begun], self.asked, self.journal.factor)
         ends = self.journal.ends
         steps = [end - before for end, before in zip(ends, [0, *ends[:-1]], strict=True)]
         total = sum(count * step for count, step in zip(expected, steps, strict=True))
         total += sum(trial.again for trial in self.journal.trials)
         total -= sum(ends[trial.begun] - len(trial.curve) for trial in self.journal.trials if trial.reason)
         _move(self._bar, self.journal.epochs() + live, total)
-        for bar, on_rung, count in zip(self._rungs, scores, expected, strict=True):
-            _move(bar, len(on_rung), count)
-        best, counts = self.journal.best(), "·".join(str(len(on_rung)) for on_rung in scores)
+        for bar, count, expected_count in zip(self._rungs, reached, expected, strict=True):
+            _move(bar, count, expected_count)
+        best = self.journal.best()
         if best is not None:
-            text = f"{counts} at the rungs, best {best.score:.4g} of trial {best.number}"
+            text = f"{'·'.join(map(str, reached))} at the rungs, best {best.score:.4g} of trial {best.number}"
             self._bar.set_postfix_str(text, refresh=False)
 
 
@@ -76,9 +75,9 @@ def forecast(reached: Sequence[int], begun: Sequence[int], asked: int, factor: i
         asked: trials to be drawn.
     """
     counts = [float(max(asked, begun[0]))]
-    for standing, on in zip(reached, begun[1:], strict=False):
-        more = _promoted(counts[-1], factor) - _promoted(standing, factor)
-        counts.append(max(1.0, on + max(0.0, more)))  # 1: the end game sees to it
+    for ended, promoted in zip(reached, begun[1:], strict=False):
+        more = _promoted(counts[-1], factor) - _promoted(ended, factor)
+        counts.append(max(1.0, promoted + max(0.0, more)))  # 1: the end game sees to it
     return [round(count) for count in counts]
 
 

@@ -70,7 +70,7 @@ class JobResult:
     curve: list[float] = dataclasses.field(default_factory=list)
     """The validation number after each epoch from the first on."""
     score: float = 0.0
-    """At the rung's end: of what a run keeps of its weights."""
+    """Of the weights that a run keeps at the rung's end: the best epoch's of a classifier, the last ones of a text run."""
     seconds: float = 0.0
     """Wall clock of this job."""
     reason: str = ""

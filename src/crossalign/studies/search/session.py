@@ -52,7 +52,8 @@ class SearchSession:
 
     def work(self, config: Config, job: Job | None = None) -> Work:
         """A run for a worker: to its end, or as far as ``job`` takes its trial."""
-        done, until = (len(self.journal.trials[job.trial].curve), self.journal.ends[job.rung]) if job else (0, None)
+        done = len(self.journal.trials[job.trial].curve) if job else 0
+        until = self.journal.ends[job.rung] if job else None
         return Work(config, self.recipe, until, self.home, self.token, job, done=done, threads=self.config.threads)
 
     def write_record(self, seconds: float) -> None:

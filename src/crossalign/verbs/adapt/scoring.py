@@ -61,7 +61,7 @@ def score(model: nn.Module, batches: Iterable[Mapping[str, Any]], labels: Tensor
     answers_3N = torch.zeros(3, n, device=device)
     labels = labels.to(device)
     for batch in batches:
-        index = batch["index"].to(device)  # of none, where the images only fill a place
+        index = batch["index"].to(device)  # empty in a process that has none left of this batch
         logits = model(batch["images"].to(device, non_blocking=True)).float()[: len(index)]
         confidence, predicted = logits.softmax(-1).max(-1)
         losses = F.cross_entropy(logits, labels[index], reduction="none")

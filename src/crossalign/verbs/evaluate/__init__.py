@@ -17,7 +17,8 @@ def run(config: EvaluateConfig, _: str) -> str | None:
     """Score, and tell what a classifier's language model forgot; the scores are printed as they come."""
     from crossalign.verbs.evaluate.job import evaluate
 
-    results, lines = evaluate(config), []
+    results = evaluate(config)
+    lines = []
     for name, metrics in results.get("forgetting", {}).items():
         changes = ", ".join(f"{metric} {value['before']:.4g} → {value['after']:.4g}" for metric, value in metrics.items())
         lines.append(f"before and after it learned images, {results['tasks'][name]['label']}: {changes}")

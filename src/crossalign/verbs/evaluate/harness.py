@@ -185,7 +185,8 @@ def quietly(title: str) -> Iterator[None]:
 
     logger = logging.getLogger("lm_eval")
     modules: tuple[Any, ...] = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
-    level, theirs = logger.level, [module.tqdm for module in modules]
+    level = logger.level
+    bars = [module.tqdm for module in modules]
     logger.setLevel(logging.CRITICAL)
     for module in modules:
         module.tqdm = bar
@@ -194,8 +195,8 @@ def quietly(title: str) -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-        for module, bars in zip(modules, theirs, strict=True):
-            module.tqdm = bars
+        for module, of_harness in zip(modules, bars, strict=True):
+            module.tqdm = of_harness
 
 
 def check_requests(opened: EvalTask, scorer: Scorer, cut: bool) -> int:
@@ -325,7 +326,8 @@ def _row(sample: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def _with_ids(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each row with an id that is a hash of its document, so that runs pair by it; the second of two equal ones gets a 2."""
-    seen, named = Counter[str](), []
+    seen = Counter[str]()
+    named = []
     for row in rows:
         key = content_key(document=json.dumps(row.pop("document"), sort_keys=True, default=str))[:16]
         seen[key] += 1

@@ -211,8 +211,8 @@ def _track(results: dict[str, Any], folder: Path, opened: Scored, config: Evalua
     numbers: dict[str, float] = {}
     for name, entry in results["tasks"].items():
         numbers |= {f"evaluation/{name}/{metric}": value for metric, value in entry["metrics"].items()}
-        errors = {f"evaluation/{name}/{metric}_stderr": error for metric, error in entry["stderr"].items()}
-        numbers |= {home: error for home, error in errors.items() if error is not None}
+        errors = {metric: error for metric, error in entry["stderr"].items() if error is not None}
+        numbers |= {f"evaluation/{name}/{metric}_stderr": error for metric, error in errors.items()}
     for name, metrics in results.get("forgetting", {}).items():
         numbers |= {f"evaluation/before/{name}/{metric}": value["before"] for metric, value in metrics.items()}
     home = opened.run if opened.run and folder.parent == opened.run else folder

@@ -119,7 +119,9 @@ def train(config: Any, recipe: str, quiet: bool = False, until: int | None = Non
     model = text.model
     streams = {name: as_stream(string, text.tokenizer, separator(text.tokenizer)) for name, string in strings.items()}
     parameters = count_parameters(model)
-    models = 2 + config.loop.steps // config.loop.keep_every if config.loop.keep_every else 1
+    models = 1  # the finished one; and those kept, the one before the first step among them
+    if config.loop.keep_every:
+        models += 1 + config.loop.steps // config.loop.keep_every
     ckpt.check_room(config.output, trained_state(model).values(), extra_numel=models * parameters["total"])
     config = resolve_speed(config, model, block, quiet)
     if term:

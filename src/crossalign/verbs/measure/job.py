@@ -107,8 +107,10 @@ def align(language: Sequence[Measured], vision: Sequence[Measured], config: Meas
     Raises:
         UserError: features that the metric refuses, or more of them than fit into memory.
     """
-    ys, alignments = _layers(vision), list[Alignment]()
-    n, metric, options = len(ys[0]), config.metric, _options(config)
+    ys = _layers(vision)
+    n = len(ys[0])
+    metric, options = config.metric, _options(config)
+    alignments: list[Alignment] = []
     batches = _batches(language, n, len(ys), metric)
     orders = torch.cat([torch.arange(n)[None], random_orders(n, config.permutations, config.seed)])
     groups = random_groups(n, config.groups, config.seed)
@@ -119,20 +121,35 @@ def align(language: Sequence[Measured], vision: Sequence[Measured], config: Meas
             for batch in batches:
                 xs, tick = _layers(batch), lambda: bar.update(1)
                 scores = ordered_scores(xs, ys, metric, orders, tick, **options)
-                alignments += _apart(batch, vision, scores, scores_without(xs, ys, metric, groups, tick, **options))
+                alignments += _by_pair(batch, vision, scores, scores_without(xs, ys, metric, groups, tick, **options))
     except ValueError as error:
         raise UserError(f"--metric {metric} cannot be computed of these features: {error}") from error
     return alignments
 
 
-def _apart(language: Sequence[Measured], vision: Sequence[Measured], scores: Tensor, replicates: Tensor) -> Iterator[Alignment]:
-    """Models apart whose layers were scored together; raises ValueError for scores that are no numbers."""
-    rows, columns = ([len(model.layers) for model in models] for models in (language, vision))
-    for left, *of_left in zip(language, scores.split(rows, 1), replicates.split(rows, 1), strict=True):
-        for right, own, without in zip(vision, *(part.split(columns, 2) for part in of_left), strict=True):
-            if not (own.isfinite().all() and without.isfinite().all()):
+def _by_pair(
+    language: Sequence[Measured], vision: Sequence[Measured], scores: Tensor, replicates: Tensor
+) -> Iterator[Alignment]:
+    """Each language model with each vision model, of which all layers were scored together.
+
+    Args:
+        scores: (1 + P, I, J), in the given order and in random ones; I counts the layers of all language models, J of all
+            vision models.
+        replicates: (G, I, J), without each group of pairs.
+
+    Raises:
+        ValueError: scores that are no numbers.
+    """
+    rows = [len(model.layers) for model in language]
+    columns = [len(model.layers) for model in vision]
+    for left, scores_of_left, replicates_of_left in zip(
+        language, scores.split(rows, 1), replicates.split(rows, 1), strict=True
+    ):
+        parts = zip(vision, scores_of_left.split(columns, 2), replicates_of_left.split(columns, 2), strict=True)
+        for right, ordered, without in parts:
+            if not (ordered.isfinite().all() and without.isfinite().all()):
                 raise ValueError(f"some scores of '{left.name}' with '{right.name}' are no finite numbers")
-            yield Alignment(left, right, own[0], own[1:], without)
+            yield Alignment(left, right, ordered[0], ordered[1:], without)
 
 
 def _layers(models: Sequence[Measured]) -> list[Tensor]:

@@ -65,7 +65,8 @@ def name_models(config: MeasureConfig) -> tuple[list[Measured], list[Measured]]:
     language = [replace(model, source=TextSource(model.ref, *reading)) for model in language]
     vision = [replace(model, source=ImageSource(replace(teacher, ref=model.ref))) for model in vision]
     for model in (*language, *vision):
-        _ = model.source and model.source.key  # which says whether all is there that it needs
+        assert model.source
+        _ = model.source.key  # which says whether all is there that it needs
     return language, vision
 
 
@@ -75,7 +76,8 @@ def look(models: list[Measured], pairs: Pairs, device: str) -> list[Measured]:
     Raises:
         UserError: see :meth:`FeatureStore.read`; or a layer that a model does not have, or that gives all pairs the same.
     """
-    store, seen = FeatureStore(pairs, device), []
+    store = FeatureStore(pairs, device)
+    seen = []
     for model in models:
         assert model.source
         layers = store.read(model.source).by_layer()  # of the user's own file one, unless several lie in it side by side
@@ -103,7 +105,9 @@ def scored_text(config: MeasureConfig) -> str:
 def with_quality(models: list[Measured], text: str, config: MeasureConfig, device: str) -> list[Measured]:
     """The language models with their bits a byte on ``text``, if there is any."""
     quality = partial(bits_per_byte, text=text, block=config.block, seed=config.seed, device=device)
-    return [replace(model, bits_per_byte=quality(model.ref)) if text and not Ref(model.ref).file else model for model in models]
+    if not text:
+        return models
+    return [model if Ref(model.ref).file else replace(model, bits_per_byte=quality(model.ref)) for model in models]
 
 
 def _in_runs(refs: tuple[str, ...]) -> list[Measured]:
