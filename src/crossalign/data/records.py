@@ -6,13 +6,14 @@ Nothing is read before it is asked for, rows are read in order from any one on, 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from crossalign.core.errors import UserError, first_line, needed
 from crossalign.core.refs import Ref
@@ -20,7 +21,7 @@ from crossalign.data.sources import Raw, title_of
 
 IMAGE_COLUMNS = ("img", "image")
 """Usual names of a column of images."""
-ROWS = 64  # read at a time
+BATCH_ROWS = 64  # read at a time
 IN_MEMORY_BYTES = 1 << 30
 """Encoded images that a parquet table keeps in memory for :meth:`RecordTable.image`; beyond it, row groups are read again."""
 
@@ -28,29 +29,35 @@ Row: TypeAlias = tuple[Any, str, int, int]
 """A record, its name for messages, its place and the next one's: bytes in .jsonl, else numbers of rows."""
 
 
-class RecordTable:
+class RecordTable(ABC):
     """Rows with named columns; images stay encoded."""
 
     def __init__(self, schema: Any, title: str, files: Sequence[Path]) -> None:
+        """
+        Args:
+            schema: Arrow's, with the hub's metadata where it has them.
+            title: for messages.
+            files: what the table is read from.
+        """
         self.schema, self.title, self.files = schema, title, tuple(files)
         self.names: list[str] = schema.names
         self._metadata: dict[bytes, bytes] = schema.metadata or {}
         self.note = self._text(b"source")
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batches(self, columns: list[str] | None = None, start: int = 0) -> Iterator[tuple[Path | None, Any]]:
+        """Rows from ``start`` on as Arrow has them, a few at a time, each with the folder that paths in it count from."""
+
+    @abstractmethod
+    def image(self, column: str, row: int) -> Raw:
+        """The image of a row, still encoded."""
 
     def row_name(self, row: int) -> str:
         """A row, in words."""
         return f"{self.title} row {row}"
-
-    def batches(self, columns: list[str] | None = None, start: int = 0) -> Iterator[tuple[Path | None, Any]]:
-        """Rows from ``start`` on as Arrow has them, a few at a time, each with the folder that paths in it count from."""
-        raise NotImplementedError
-
-    def image(self, column: str, row: int) -> Raw:
-        """The image of a row, still encoded."""
-        raise NotImplementedError
 
     def images(self, column: str) -> Iterator[Raw]:
         """All images of a column, in order, still encoded."""
@@ -131,6 +138,18 @@ class RecordTable:
         return self._metadata.get(key, b"").decode("utf-8", "replace")
 
 
+class _RowGroup(NamedTuple):
+    """Rows that lie together in a parquet file; numbers of rows count over all files of the table."""
+
+    start: int
+    stop: int
+    file: Path
+    file_start: int
+    """The first row of the file."""
+    number: int
+    """Which group of the file it is."""
+
+
 class ParquetTable(RecordTable):
     """Rows of parquet files, one after the other."""
 
@@ -139,38 +158,37 @@ class ParquetTable(RecordTable):
 
         with _reading(files[0]):
             super().__init__(pq.read_schema(files[0]), title_of(files), files)
-        self._cells: dict[int, list[Any]] = {}
+        self._cells: dict[_RowGroup, list[Any]] = {}
         self._bytes = 0
 
     def __len__(self) -> int:
-        return self._groups[-1][0]
+        return self._groups[-1].stop if self._groups else 0
 
     def row_name(self, row: int) -> str:
-        _, first, file, _ = self._groups[self._group(row)]
-        return f"{file.name} row {row - first}"
+        group = self._group_of(row)
+        return f"{group.file.name} row {row - group.file_start}"
 
     def image(self, column: str, row: int) -> Raw:
         import pyarrow.parquet as pq
 
-        group = self._group(row)
-        start, _, file, number = self._groups[group]
+        group = self._group_of(row)
         if group not in self._cells:
-            with _reading(file):
-                cells = pq.ParquetFile(file).read_row_group(number, columns=[column]).column(0)
+            with _reading(group.file):
+                cells = pq.ParquetFile(group.file).read_row_group(group.number, columns=[column]).column(0)
             if self._bytes + cells.nbytes > IN_MEMORY_BYTES:
                 self._cells.clear()
                 self._bytes = 0
             self._cells[group] = cells.to_pylist()
             self._bytes += cells.nbytes
-        return _raw(self._cells[group][row - start], file.parent)
+        return _raw(self._cells[group][row - group.start], group.file.parent)
 
     def batches(self, columns: list[str] | None = None, start: int = 0) -> Iterator[tuple[Path | None, Any]]:
         import pyarrow.parquet as pq
 
-        groups = [group for group, (end, *_) in pairwise(self._groups) if end > start]
-        for file, some in groupby(groups, key=lambda group: group[2]):
-            (first, _, _, number), *others = some
-            skip = max(0, start - first)
+        wanted = (group for group in self._groups if group.stop > start)
+        for file, groups_of_file in groupby(wanted, key=lambda group: group.file):
+            groups = list(groups_of_file)
+            skip = max(0, start - groups[0].start)
             with _reading(file), pq.ParquetFile(file) as opened:
                 present = opened.schema_arrow.names
                 missing = [column for column in columns or () if column not in present]
@@ -179,29 +197,31 @@ class ParquetTable(RecordTable):
                         f"{file.name} has no '{missing[0]}', which {self.files[0].name} has, only {', '.join(present)}: "
                         "name files of one kind"
                     )
-                numbers = [number, *(number for *_, number in others)]
-                for batch in opened.iter_batches(ROWS, row_groups=numbers, columns=columns):
+                numbers = [group.number for group in groups]
+                for batch in opened.iter_batches(BATCH_ROWS, row_groups=numbers, columns=columns):
                     if skip < batch.num_rows:
                         yield file.parent, batch.slice(skip)
                     skip = max(0, skip - batch.num_rows)
 
-    def _group(self, row: int) -> int:
-        return bisect_right(self._groups, row, key=lambda group: group[0]) - 1
+    def _group_of(self, row: int) -> _RowGroup:
+        return self._groups[bisect_right(self._groups, row, key=lambda group: group.start) - 1]
 
     @cached_property
-    def _groups(self) -> list[tuple[int, int, Path, int]]:
-        """Row groups as (first row, first row of the file, file, number in it), and what follows the last."""
+    def _groups(self) -> list[_RowGroup]:
+        """All row groups, in order."""
         import pyarrow.parquet as pq
 
-        groups, start = [], 0
+        groups = []
+        start = 0
         for file in self.files:
             with _reading(file):
                 metadata = pq.read_metadata(file)
-            first = start
+            file_start = start
             for number in range(metadata.num_row_groups):
-                groups.append((start, first, file, number))
-                start += metadata.row_group(number).num_rows
-        return [*groups, (start, start, Path(), 0)]
+                stop = start + metadata.row_group(number).num_rows
+                groups.append(_RowGroup(start, stop, file, file_start, number))
+                start = stop
+        return groups
 
 
 class HubTable(RecordTable):
@@ -219,7 +239,7 @@ class HubTable(RecordTable):
 
     def batches(self, columns: list[str] | None = None, start: int = 0) -> Iterator[tuple[Path | None, Any]]:
         rows = self._rows if columns is None else self._rows.select_columns(columns)
-        for batch in rows.select(range(start, len(rows))).iter(ROWS):
+        for batch in rows.select(range(start, len(rows))).iter(BATCH_ROWS):
             yield None, batch
 
 
