@@ -272,21 +272,28 @@ def small_finetuning(term: dict[str, Any], **changes: Any) -> FinetuneConfig:
 def _adding(
     prefix: str, note: str, make: Callable[..., Any], assumed: dict[str, str] | None = None, **fixed: Any
 ) -> Callable[..., None]:
-    """What registers rows of one kind, such as ``cmar-pretrain-NAME``.
+    """A function that registers a row ``cmar-pretrain-NAME``, or of another ``prefix``.
 
-    What a row changes of the usual one has its reasons in its own ``why`` or none; ``assumed`` speaks of the rest.
+    Args:
+        prefix: how the names of these recipes begin.
+        note: how their summaries begin.
+        make: builds a configuration from the changes of the term, ``fixed`` and the row's other changes.
+        assumed: reasons for the settings of the usual row. What a row changes of that one has its reasons in its own ``why``
+            or none.
+        fixed: of ``make``, the same for all rows.
     """
     usual = to_dict(make({}, **fixed))
     sections = [section for section, values in usual.items() if isinstance(values, dict)]
 
-    def add(name: str, about: str, term: dict[str, Any], why: dict[str, str] | None = None, **changes: Any) -> None:
+    def add(name: str, summary: str, term: dict[str, Any], why: dict[str, str] | None = None, **changes: Any) -> None:
         build = partial(make, term, **fixed, **changes)
         config = build()
-        ours = to_dict(config)
-        differing = (f"{s}.{key}" for s in sections for key in ours[s] if ours[s][key] != usual[s][key])
-        gone = (*UNUSED.get(config.align.metric, ()), *differing)
-        rest = {key: reason for key, reason in (assumed or {}).items() if not key.startswith(gone)}
-        RECIPES.register(f"{prefix}{name}", Recipe(f"{prefix}{name}", build, f"{note}{about}", rest | (why or {})))
+        settings = to_dict(config)
+        changed = [f"{s}.{key}" for s in sections for key, value in settings[s].items() if value != usual[s][key]]
+        gone = (*UNUSED.get(config.align.metric, ()), *changed)
+        unchanged = {key: reason for key, reason in (assumed or {}).items() if not key.startswith(gone)}
+        recipe = Recipe(f"{prefix}{name}", build, f"{note}{summary}", unchanged | (why or {}))
+        RECIPES.register(recipe.name, recipe)
 
     return add
 
@@ -301,26 +308,27 @@ def _add_pretraining() -> None:
     for name, (term, title, row) in rows.items():
         add(name, f"{title} (§4.1)", term)
         why = {"loop.batch_size": "A.1 says 64, §4.1 32; sequences a step over all GPUs"}
-        why |= {"align.batch_size": "not given; as many pairs as sequences of text, 64"} if term is not BASELINE else {}
-        wide, row_64 = replace(loop, batch_size=64), f"{row}, batch 64"
-        add(f"{name}-b64", f"{title}, batch 64 (A.1)", term | {"batch_size": 64}, why, loop=wide, row=row_64)
-        about = "32 a micro-step under nanoGPT's accumulation of 40, as A.1's 10 hours suggest"
+        if term != BASELINE:
+            why["align.batch_size"] = "not given; as many pairs as sequences of text, 64"
+        loop_64, row_64 = replace(loop, batch_size=64), f"{row}, batch 64"
+        add(f"{name}-b64", f"{title}, batch 64 (A.1)", term | {"batch_size": 64}, why, loop=loop_64, row=row_64)
+        accumulated = "32 a micro-step under nanoGPT's accumulation of 40, as A.1's 10 hours suggest"
         why = {
             "loop.batch_size": "§4.1's 32 taken as that of a micro-step",
             "loop.accumulation": "inferred: taken literally the run is minutes long on 4 H100s, A.1 says 10 hours",
         }
-        wide = replace(loop, batch_size=32 * 40, accumulation=40)
-        add(f"{name}-accumulated", f"{title}, {about}", term, why, loop=wide, row=f"{row}, accumulated")
+        loop_40 = replace(loop, batch_size=32 * 40, accumulation=40)
+        add(f"{name}-accumulated", f"{title}, {accumulated}", term, why, loop=loop_40, row=f"{row}, accumulated")
     for name, teacher in TEACHERS.items():
         why = {"teacher.ref": CHECKPOINT + teacher.doubt}
         add(f"-{name}", f"CKA towards {name} (Fig. 3)", {}, why, teacher=TeacherConfig(ref=teacher.ref))
     for name, arm in {**TERMS, **ABLATIONS}.items():
-        term, why, about = arm.term, arm.why, ""
+        term, why, note = arm.term, arm.why, ""
         if name in DEGENERATE:
             term = term | {"on_degenerate": "warn"}
             why = why | {"align.on_degenerate": f"degenerate at the published batch, {DEGENERATE[name]}; see -{name}-sound"}
-            about = f" at the published batch, degenerate: {DEGENERATE[name]} (see -sound)"
-        add(f"-{name}", f"{name}{about} ({arm.where})", term, why)
+            note = f" at the published batch, degenerate: {DEGENERATE[name]} (see -sound)"
+        add(f"-{name}", f"{name}{note} ({arm.where})", term, why)
     for name in DEGENERATE:
         why = TERMS[name].why | {
             "align.batch_size": "not the paper's: as many as the metric needs",
@@ -328,9 +336,10 @@ def _add_pretraining() -> None:
             "pairs.source": "not the paper's: so large",
             "pairs.split": "that set has one",
         }
-        about = f"{name} with {SOUND_PAIRS} pairs, more than features (not in the paper)"
-        pairs, row = PairsConfig(source="hf:lmms-lab/flickr30k", split="test"), f"Pre-training + {name}, {SOUND_PAIRS} pairs"
-        add(f"-{name}-sound", about, TERMS[name].term | {"batch_size": SOUND_PAIRS}, why, pairs=pairs, row=row)
+        summary = f"{name} with {SOUND_PAIRS} pairs, more than features (not in the paper)"
+        pairs = PairsConfig(source="hf:lmms-lab/flickr30k", split="test")
+        row = f"Pre-training + {name}, {SOUND_PAIRS} pairs"
+        add(f"-{name}-sound", summary, TERMS[name].term | {"batch_size": SOUND_PAIRS}, why, pairs=pairs, row=row)
 
 
 def _add_finetuning() -> None:
@@ -353,8 +362,9 @@ def _add_small(verb: str, make: Callable[..., Any]) -> None:
     add("-baseline", ": no alignment", BASELINE)
     for name, arm in {**TERMS, **ABLATIONS, **SMALL_LAYERS}.items():
         if name in DEGENERATE:
-            about = f": {name} with {SMALL_PAIRS} pairs towards layer {SMALL_LAYER} of the teacher, more pairs than features"
-            add(f"-{name}", about, arm.term | {"batch_size": SMALL_PAIRS}, teacher=TeacherConfig(layers=(SMALL_LAYER,)))
+            pairs = f"{SMALL_PAIRS} pairs towards layer {SMALL_LAYER} of the teacher, more pairs than features"
+            term, teacher = arm.term | {"batch_size": SMALL_PAIRS}, TeacherConfig(layers=(SMALL_LAYER,))
+            add(f"-{name}", f": {name} with {pairs}", term, teacher=teacher)
         elif name != "cka-linear-debiased":  # the sibling itself
             add(f"-{name}", f": {name}", arm.term)
     for name, ref in SMALL_TEACHERS.items():
@@ -365,9 +375,13 @@ def _add_small(verb: str, make: Callable[..., Any]) -> None:
             "b64": ("batch 64", replace(loop, batch_size=64)),
             "accumulated": ("32 a micro-step, accumulation 4", replace(loop, batch_size=32 * 4, accumulation=4)),
         }
-        for suffix, (about, changed) in batches.items():
-            for name, term, row in (("", {}, "Pre-training + cka-linear-debiased"), ("-baseline", BASELINE, "Pre-training")):
-                add(f"{name}-{suffix}", f"{name}-{suffix}: {about}", term, loop=changed, row=f"{row}, {about}")
+        rows: dict[str, tuple[dict[str, Any], str]] = {
+            "": ({}, "Pre-training + cka-linear-debiased"),
+            "-baseline": (BASELINE, "Pre-training"),
+        }
+        for suffix, (title, changed) in batches.items():
+            for name, (term, row) in rows.items():
+                add(f"{name}-{suffix}", f"{name}-{suffix}: {title}", term, loop=changed, row=f"{row}, {title}")
 
 
 _add_pretraining()

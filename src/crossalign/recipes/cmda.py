@@ -71,7 +71,7 @@ OF_A_BACKBONE = ("backbone.attention", "backbone.position")
 def published(method: Method, metric: str = "none", weights: str = "") -> AdaptConfig:
     """CMDA §3.1 with ``method`` and alignment ``metric``; ``weights`` random, shuffled, none or vit makes it a control."""
     ref = f"{weights}:{TINYLLAMA}" if weights else TINYLLAMA
-    own = weights not in ("none", "vit")  # those two have no direction and no positions of a language model
+    language = weights not in ("none", "vit")  # those two have no direction and no positions of a language model
     return AdaptConfig(
         data=DataConfig(
             source="hf:uoft-cs/cifar10",
@@ -81,7 +81,7 @@ def published(method: Method, metric: str = "none", weights: str = "") -> AdaptC
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2023, 0.1994, 0.2010),  # the mean of each image's own deviation; over all pixels it is (0.247, 0.243, 0.262)
         ),
-        backbone=BackboneConfig(ref=ref, attention="causal" if own else "auto", position="both" if own else "new"),
+        backbone=BackboneConfig(ref=ref, attention="causal" if language else "auto", position="both" if language else "new"),
         embedder=EmbedderConfig(kind="linear", patch=4, match_scale=False),
         tune=TuneConfig(method=method, lora_rank=16, lora_alpha=32, lora_dropout=0.1),
         head=HeadConfig(pool="mean", dropout=0.1),

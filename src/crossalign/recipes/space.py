@@ -119,8 +119,9 @@ class Space:
 
     def inside(self, config: Config) -> Config:
         """``config`` with values of the space where its own are none, so that what fails with it is no trial's fault."""
-        own = flatten(to_dict(config))
-        return update(config, nested({f.name: f.examples[0] for f in self.fields if not f.holds(own[f.name])}))
+        settings = flatten(to_dict(config))
+        outside = [field for field in self.fields if not field.holds(settings[field.name])]
+        return update(config, nested({field.name: field.examples[0] for field in outside}))
 
     def _given(self, config: Config) -> dict[str, Any]:
         """The settings of ``config`` that the space does not vary."""
@@ -136,8 +137,9 @@ class Space:
         values, drawn = self._given(config), dict[str, Value]()
         for field in self.fields:
             if field.matters(values):
-                values |= (new := study.ask({field.name: field.distribution}).params)
-                drawn |= new
+                trial = study.ask({field.name: field.distribution})  # whether the next one matters hangs on it
+                values |= trial.params
+                drawn |= trial.params
         return drawn
 
     def distributions(self, drawn: Mapping[str, Value]) -> dict[str, Any]:
@@ -174,21 +176,16 @@ def open_space(ref: str, config: Config) -> Space:
         text = SPACES[ref or DEFAULTS[type(config)]].read_text(encoding="utf-8")
     data, settings = _load(text, origin), flatten(to_dict(config))
     fields: dict[str, Field] = {}
-    for name, value in data.items():  # no section, and nothing that a search cannot vary
-        under = [field for field in settings if field.startswith(f"{name}.")]
-        under_it = value if isinstance(value, dict) else ()
-        field = next((f for f in under if f.removeprefix(f"{name}.").split(".")[0] in under_it), under[0]) if under else name
-        for start, why in FIXED.items():
-            if (field == start or field.startswith(f"{start}.")) and not field.startswith(VARIABLE):
-                raise UserError(f"{origin} varies '{field}', which a search cannot: {why}")
-        if under:
-            raise UserError(f"{origin}, field '{name}', is a section: write a line a field, such as '{field}: …'")
+    for name, value in data.items():
+        _check_variable(name, value, settings, origin)
         fields[name] = _read_field(name, value, origin, config, [*data], fields)
     whole = Space(tuple(fields.values()))
-    if not (space := whole.of(config)).fields and (when := whole.fields[0].when):
+    space = whole.of(config)
+    first = whole.fields[0]
+    if not space.fields and first.when:
         raise UserError(
-            f"{origin} has no field that matters to this recipe: '{whole.fields[0].name}' needs {when.text}, and the recipe "
-            f"has {when.name} = {settings[when.name]}; change that with --set, or take another space"
+            f"{origin} has no field that matters to this recipe: '{first.name}' needs {first.when.text}, and the recipe has "
+            f"{first.when.name} = {settings[first.when.name]}; change that with --set, or take another space"
         )
     return space
 
@@ -219,6 +216,21 @@ def _load(text: str, origin: str) -> dict[str, Any]:
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise UserError(f"{where} gives '{twice[0]}' twice: keep one")
     return {str(name): value for name, value in data.items()}
+
+
+def _check_variable(name: str, value: Any, settings: Mapping[str, Any], origin: str) -> None:
+    """Raise UserError for a section, or for what a search cannot vary; of a section the message names a field in it."""
+    field = name
+    in_section = [setting for setting in settings if setting.startswith(f"{name}.")]
+    if in_section:
+        keys = value if isinstance(value, dict) else ()
+        listed = [setting for setting in in_section if setting.removeprefix(f"{name}.").split(".")[0] in keys]
+        field = (listed or in_section)[0]
+    for start, why in FIXED.items():
+        if (field == start or field.startswith(f"{start}.")) and not field.startswith(VARIABLE):
+            raise UserError(f"{origin} varies '{field}', which a search cannot: {why}")
+    if in_section:
+        raise UserError(f"{origin}, field '{name}', is a section: write a line a field, such as '{field}: …'")
 
 
 def _read_field(name: str, value: Any, origin: str, config: Config, names: list[str], before: Mapping[str, Field]) -> Field:
@@ -253,8 +265,8 @@ def _read_field(name: str, value: Any, origin: str, config: Config, names: list[
     return field
 
 
-def _read_when(text: Any, name: str, where_read: str, config: Config, names: list[str], before: Mapping[str, Field]) -> When:
-    where = f"{where_read}, field '{name}', has when: {text!r}"
+def _read_when(text: Any, name: str, origin: str, config: Config, names: list[str], before: Mapping[str, Field]) -> When:
+    where = f"{origin}, field '{name}', has when: {text!r}"
     match = re.fullmatch(r"\s*(\S+)\s*(==|!=)\s*(\S+)\s*", text) if isinstance(text, str) else None
     try:
         value = yaml.safe_load(match[3]) if match else None
@@ -263,7 +275,8 @@ def _read_when(text: Any, name: str, where_read: str, config: Config, names: lis
     if match is None:
         raise UserError(f"{where}: write FIELD == VALUE or FIELD != VALUE")
     other = match[1]
-    value = _as_held(config, other, _plain(value, f"{where_read}, 'when' of '{name}'"), f"{where_read}, 'when' of '{name}': ")
+    condition = f"{origin}, 'when' of '{name}'"
+    value = _as_held(config, other, _plain(value, condition), f"{condition}: ")
     if other in names and other not in before:
         raise UserError(f"{where}: '{other}' must stand before what hangs on it, '{name}'")
     parent, equal = before.get(other), match[2] == "=="
