@@ -173,11 +173,13 @@ class InOrder(Generic[B]):
         Args:
             items: how many there are.
             gather: makes a batch of the items at int64 (b,).
-            batch_size: items a batch, over all processes.
+            batch_size: items a batch, over all processes; at least one for each is taken.
             rank: this process.
             world: number of processes.
         """
-        self.items, self.gather, self.batch_size, self.rank, self.world = items, gather, max(batch_size, world), rank, world
+        self.items, self.gather = items, gather
+        self.batch_size = max(batch_size, world)
+        self.rank, self.world = rank, world
 
     def __len__(self) -> int:
         """Batches, the same number on each process."""
@@ -186,10 +188,12 @@ class InOrder(Generic[B]):
     def __iter__(self) -> Iterator[B]:
         for first in range(0, self.items, self.batch_size):
             rows = np.arange(first + self.rank, min(first + self.batch_size, self.items), self.world)
-            batch = self.gather(rows if len(rows) else np.array([first]))
-            if not len(rows):
-                ignore(batch)
-            yield batch
+            if len(rows):
+                yield self.gather(rows)
+            else:
+                filler = self.gather(np.array([first]))
+                ignore(filler)
+                yield filler
 
 
 def ignore(batch: Any) -> None:

@@ -65,7 +65,7 @@ def by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def text_sources(
-    names: Sequence[str], kind: str, suffixes: Collection[str], levels: int = 0, others: Sequence[str] = ()
+    names: Sequence[str], kind: str, suffixes: Collection[str], levels: int = 0, built_in: Sequence[str] = ()
 ) -> tuple[list[Path | str], list[str]]:
     """Files of text to train on and sets of the hub, in the order of their names, and the names of files left out.
 
@@ -77,7 +77,7 @@ def text_sources(
         kind: a word for messages, such as corpus.
         suffixes: of files that are read; "" also takes a file without one, if it is named itself.
         levels: of folders, see :func:`files_below`.
-        others: names that stay as they are, like those of sets of the hub.
+        built_in: names of texts that need no file; they stay as they are, like those of sets of the hub.
 
     Raises:
         UserError: nothing is named or lies there, or a kind of file that is not read.
@@ -85,21 +85,21 @@ def text_sources(
     kinds = ", ".join(filter(None, suffixes))
     sources: list[Path | str] = []
     left_out: list[str] = []
-    known = f"a file ({kinds}), a folder of them, {', '.join([*others, 'or hf:ORG/NAME'])}"
+    known = f"a file ({kinds}), a folder of them, {', '.join([*built_in, 'or hf:ORG/NAME'])}"
     if not names:
         raise UserError(f"{kind} data has no source: give {known}")
     for name in names:
         path = Path(name).expanduser()
-        if name in others or Ref(name, ()).kind == "hf":
+        if name in built_in or Ref(name, ()).kind == "hf":
             sources.append(name)
         elif name and path.is_dir():
             files = [file for file in files_below(path, {*suffixes} - {""}, levels) if file.is_file()]
             if not files:
                 raise UserError(f"{kind} folder '{name}' holds no {kinds}; fill it or name another")
             splits = by_split(path, files)
-            apart = {*splits.get("test", ()), *splits.get("validation", ())} if "train" in splits else set()
-            sources += [file for file in files if file not in apart]
-            left_out += [file.name for file in files if file in apart]
+            held_out = {*splits.get("test", ()), *splits.get("validation", ())} if "train" in splits else set()
+            sources += [file for file in files if file not in held_out]
+            left_out += [file.name for file in files if file in held_out]
         elif not path.is_file():
             raise UserError(f"{kind} source '{name}' does not exist: give {known}")
         elif path.suffix.lower() not in suffixes:

@@ -162,7 +162,10 @@ def split_rows(
         UserError: fewer than two classes, a class that would be missing from a split, a limit beyond the split's size.
     """
     rng = np.random.Generator(np.random.PCG64(config.split_seed))
-    usable = {split: np.setdiff1d(np.arange(len(own)), list((bad or {}).get(split, ()))) for split, own in labels.items()}
+    usable = {}
+    for split in labels:
+        unusable = list(bad.get(split, ())) if bad else []
+        usable[split] = np.setdiff1d(np.arange(len(labels[split])), unusable)
     labels = {split: labels[split][rows] for split, rows in usable.items()}
     train = labels["train"]
     present = np.flatnonzero(np.bincount(train, minlength=len(classes)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def list_source(source: str, alone: bool = False) -> Listings:
         if path.suffix != ".parquet":
             raise UserError(f"data source '{source}' is a file but not .parquet; give a folder of class folders")
         files = {"train": [path]} | ({} if alone else _siblings(path))
-        return {split: _listing(ParquetTable(own)) for split, own in files.items()}
+        return {split: _listing(ParquetTable(paths)) for split, paths in files.items()}
     if not source or not path.is_dir():
         raise UserError(
             f"data source '{source}' does not exist; give a folder of class folders, a .parquet file, sklearn:digits "
@@ -63,7 +64,7 @@ def list_source(source: str, alone: bool = False) -> Listings:
         return _image_folder(path)
     unnamed = files.pop("", [])
     files = files if "train" in files or not unnamed else files | {"train": unnamed}
-    return {split: _listing(ParquetTable(own)) for split, own in files.items()}
+    return {split: _listing(ParquetTable(paths)) for split, paths in files.items()}
 
 
 def _siblings(path: Path) -> dict[str, list[Path]]:
@@ -93,8 +94,10 @@ def _listing(table: RecordTable) -> ImageListing:
     names = [table.row_name(row) for row in range(len(table))]
     labels, classes = _labels(table, label, names)
     title = table.title + (f" ({table.note})" if table.note else "")
-    known_by = [image, file_identity(table.files), *([table.title, len(table)] if isinstance(table, HubTable) else [])]
-    return ImageListing(title, labels, classes, names, lambda: table.images(image), known_by, table.files)
+    identity: list[Any] = [image, file_identity(table.files)]
+    if isinstance(table, HubTable):
+        identity += [table.title, len(table)]
+    return ImageListing(title, labels, classes, names, lambda: table.images(image), identity, table.files)
 
 
 def _labels(table: RecordTable, column: str, names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:

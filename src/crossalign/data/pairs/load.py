@@ -87,10 +87,10 @@ def open_pairs(config: PairsConfig) -> Pairs:
         raise UserError(f"'{config.source}' has no pair that can be used; the first fault: {bad[0]}")
     keep = np.array(list(good), dtype=np.int64)
     ids = tuple(listing.ids[row] for row in keep)
-    known = hashes[np.isin(rows, keep)]
-    fingerprint = hashlib.sha256(repr((ids, tuple(good.values()))).encode() + known.tobytes()).hexdigest()[:20]
+    used = hashes[np.isin(rows, keep)]
+    fingerprint = hashlib.sha256(repr((ids, tuple(good.values()))).encode() + used.tobytes()).hexdigest()[:20]
     source = _describe(listing, config, list(good.values()), len(bad), is_split)
-    repeated = len(known) - len(np.unique(known))
+    repeated = len(used) - len(np.unique(used))
     return Pairs(ids, tuple(good.values()), fingerprint, source, tuple(bad), keep, listing.read, repeated)
 
 

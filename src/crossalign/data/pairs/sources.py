@@ -124,11 +124,11 @@ def _table(parts: list[Any], config: PairsConfig) -> PairListing:
     texts = table.column(text)
     ids = table.column(key) if key else [f"row {i}" for i in range(len(texts))]
     splits = table.column("split") if "split" in table.names else None
-    known_by: list[Any] = [image, text, key]
+    identity: list[Any] = [image, text, key]
     if isinstance(table, HubTable):
-        known_by = [table.title, *known_by, len(table)]
-    known_by.append(file_identity(table.files))
-    return PairListing(table.note or table.title, unique(ids), texts, lambda row: table.image(image, row), known_by, splits)
+        identity = [table.title, *identity, len(table)]
+    identity.append(file_identity(table.files))
+    return PairListing(table.note or table.title, unique(ids), texts, lambda row: table.image(image, row), identity, splits)
 
 
 def _tar(files: list[Path], config: PairsConfig) -> PairListing:

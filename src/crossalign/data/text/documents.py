@@ -65,7 +65,7 @@ def list_files(source: Sequence[str], column: str) -> tuple[list[TextFile], list
     Raises:
         UserError: nothing there, a kind of file that is not read, or a table without the text column.
     """
-    files, left_out = text_sources(source, "corpus", ("", *SUFFIXES), others=(TOPICS,))
+    files, left_out = text_sources(source, "corpus", ("", *SUFFIXES), built_in=(TOPICS,))
     return [_file(file, column) for file in files], left_out
 
 
