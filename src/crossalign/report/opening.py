@@ -25,17 +25,16 @@ Named = list[tuple[str, str]]
 
 def image_headline(rows: list[Row], top: Row) -> str:
     """The first sentence of a page of classifiers: one run with its interval over test images, or the best of the rows."""
-    run, where = top.first, f" with {Ref(top.model).short_name}" if top.model else ""
+    run = top.first
+    where = f" with {Ref(top.model).short_name}" if top.model else ""
     accuracy, over_images = top.accuracy
     if accuracy.n == 0:  # as in a sweep
         validation = percent(top.mean("validation", "accuracy").mean)
         text = f"“{top.label}” classified {validation} % of the validation images correctly ({counted(len(top.runs), 'seed')})"
         return f"{text}; no test image was scored."
     if len(rows) == len(top.runs) == 1:
-        text, n = (
-            f"“{run.name}”{where} classified {percent(accuracy.mean)} % of the test images correctly",
-            run.number("test", "n"),
-        )
+        text = f"“{run.name}”{where} classified {percent(accuracy.mean)} % of the test images correctly"
+        n = run.number("test", "n")
         if not n > 0:
             return f"{text} (seed {run.seed})."
         low, high = wilson(round(accuracy.mean * n), int(n))

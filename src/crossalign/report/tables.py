@@ -109,8 +109,9 @@ def forgetting_table(results: Results) -> Table:
     for contrast in contrasts(results, before_and_after(results)).itertuples():
         if contrast.t is None:
             continue
-        outcome, error, mark = results.outcome[contrast.outcome], contrast.t.error, ""
+        outcome = results.outcome[contrast.outcome]
         outcome = replace(outcome, digits=2 if outcome.share else 3)
+        error, mark = contrast.t.error, ""
         if contrast.t.n == 1 and contrast.change is not None and not math.isnan(contrast.change.error):
             error, mark = contrast.change.error, "†"
         metric = outcome.name.rpartition(".")[2]

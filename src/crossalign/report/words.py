@@ -105,11 +105,10 @@ def seeds_text(needed: int | None) -> str:
 
 def sentence(results: Results, contrast: Any) -> str:
     """One contrast in plain language, with its uncertainty, null results included."""
-    outcome, t, bootstrap = results.outcome[contrast.outcome], contrast.t, contrast.bootstrap
-    subject, unit = (
-        f"“{contrast.other}” against “{contrast.reference}”, {outcome.label}",
-        f" {outcome.unit}" if outcome.unit else "",
-    )
+    outcome = results.outcome[contrast.outcome]
+    t, bootstrap = contrast.t, contrast.bootstrap
+    subject = f"“{contrast.other}” against “{contrast.reference}”, {outcome.label}"
+    unit = f" {outcome.unit}" if outcome.unit else ""
     if t is None:
         return f"{subject}: not compared, {contrast.reason}."
     if contrast.low is None:
@@ -118,7 +117,8 @@ def sentence(results: Results, contrast: Any) -> str:
             return f"{subject}: {why}; the table over {outcome.items} says more."
         return f"{subject}: nothing is known of the chance of a difference ({why})."
     better, worse = ("higher", "lower") if contrast.outcome == ALIGNED else ("better", "worse")
-    kind, besides = worse if contrast.verdict == "loss" else better, ""
+    kind = worse if contrast.verdict == "loss" else better
+    besides = ""
     end = {"none": "no difference could be shown", "alone": "a hint at a difference, lost on correction"}.get(contrast.verdict)
     if end is None:
         end = f"shown to be {kind}" if contrast.over == "seeds" else f"these trained models differ, it has the {kind} ones"

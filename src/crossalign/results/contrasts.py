@@ -194,15 +194,18 @@ def _correct(records: list[dict[str, Any]]) -> None:
 
 def _decision(record: dict[str, Any], by: By, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     """What decides: the test over seeds, or over items where it is asked for or there is one seed."""
-    t, kind = record["t"], "p_bootstrap" if record["p_mcnemar"] is None else "p_mcnemar"
-    items = {"p_items": record[kind], "p_items_holm": record[f"{kind}_holm"]}
+    t = record["t"]
     if t is None:
         return {"verdict": "apart" if record["also"] else "unpaired"}
-    over, known = "seeds", (t.error, t.interval)
+    kind = "p_bootstrap" if record["p_mcnemar"] is None else "p_mcnemar"
+    p_items, p_items_holm = record[kind], record[f"{kind}_holm"]
     if by == "sample" or t.n == 1:
-        over, known = "items", record["over_items"] or (None, None)
-    error, (low, high) = known[0], known[1] or (None, None)
-    p, corrected = (record | items)[f"p_{over}"], (record | items)[f"p_{over}_holm"]
+        over, p, corrected = "items", p_items, p_items_holm
+        error, interval = record["over_items"] or (None, None)
+    else:
+        over, p, corrected = "seeds", record["p_seeds"], record["p_seeds_holm"]
+        error, interval = t.error, t.interval
+    low, high = interval or (None, None)
     if record["also"]:
         verdict = "apart"
     elif p is None or corrected is None:
@@ -211,5 +214,15 @@ def _decision(record: dict[str, Any], by: By, outcomes: dict[str, Outcome]) -> d
         verdict = "alone" if p <= LEVEL else "none"
     else:
         verdict = "gain" if (t.difference < 0) is outcomes[record["outcome"]].lower_is_better else "loss"
-    decides = {"over": over, "difference": t.difference, "error": error, "low": low, "high": high}
-    return items | decides | {"p": p, "p_holm": corrected, "verdict": verdict}
+    return {
+        "p_items": p_items,
+        "p_items_holm": p_items_holm,
+        "over": over,
+        "difference": t.difference,
+        "error": error,
+        "low": low,
+        "high": high,
+        "p": p,
+        "p_holm": corrected,
+        "verdict": verdict,
+    }

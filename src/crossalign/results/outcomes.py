@@ -92,9 +92,9 @@ class Score:
 
 def unlike(reference: Fingerprint, other: Fingerprint) -> str:
     """Why the numbers of two runs cannot be compared; empty where they can."""
-    for (sentence, theirs), (_, here) in zip(reference, other, strict=False):
-        if here is not None and theirs is not None and here != theirs:
-            return sentence.replace("{here}", str(here)).replace("{there}", str(theirs))
+    for (sentence, expected), (_, value) in zip(reference, other, strict=False):
+        if value is not None and expected is not None and value != expected:
+            return sentence.replace("{here}", str(value)).replace("{there}", str(expected))
     return ""
 
 
@@ -123,20 +123,35 @@ def stated(outcome: Outcome, value: float | None, fingerprint: Fingerprint = (),
         answers: where the run folder has what was done on each item: ``{"file", "id", "amount"}``, a parquet file and its
             columns, and ``"size"`` where that isn't 1. ``"amount"`` of two columns: 1 where they are equal, else 0.
     """
-    fields = dataclasses.fields(Outcome)
-    entry = {field.name: fact for field in fields if (fact := getattr(outcome, field.name)) != field.default} | {"value": value}
-    entry |= {"fingerprint": [list(part) for part in fingerprint]} if fingerprint else {}
-    return entry | ({"answers": answers} if answers else {})
+    entry: dict[str, Any] = {}
+    for field in dataclasses.fields(Outcome):
+        fact = getattr(outcome, field.name)
+        if fact != field.default:
+            entry[field.name] = fact
+    entry["value"] = value
+    if fingerprint:
+        entry["fingerprint"] = [list(part) for part in fingerprint]
+    if answers:
+        entry["answers"] = answers
+    return entry
 
 
 def classifier_outcomes(result: dict[str, Any], predictions: Predictions | None) -> list[dict[str, Any]]:
     """What an image classifier's result.json states: accuracy on test images, and on those that chose its weights."""
-    test, other = result.get("test") or {}, "different test images"
-    data = ("different data", str(result.get("data") or "")), (other, str(result.get("data_fingerprint") or ""))
-    count, images = (test.get("n"), None) if predictions is None else (len(predictions.index), predictions.images)
+    test = result.get("test") or {}
+    validation = result.get("validation") or {}
+    other_images = "different test images"
+    fingerprint = (
+        ("different data", str(result.get("data") or "")),
+        (other_images, str(result.get("data_fingerprint") or "")),
+        (other_images, test.get("n") if predictions is None else len(predictions.index)),
+        (other_images, None if predictions is None else predictions.images),
+    )
     answers = {"file": RunFolder.predictions.name, "id": "index", "amount": ["label", "predicted"]}
-    accuracy = stated(ACCURACY, test.get("accuracy"), (*data, (other, count), (other, images)), answers)
-    return [accuracy, stated(VALIDATION_ACCURACY, (result.get("validation") or {}).get("accuracy"))]
+    return [
+        stated(ACCURACY, test.get("accuracy"), fingerprint, answers),
+        stated(VALIDATION_ACCURACY, validation.get("accuracy")),
+    ]
 
 
 def language_model_outcomes(result: dict[str, Any], measured_with: str) -> list[dict[str, Any]]:

@@ -46,7 +46,11 @@ class Row:
 
     label: str
     runs: tuple[Run, ...]
-    verb, method, weights, teacher, data = Fact(), Fact(), Fact(), Fact(), Fact()
+    verb = Fact()
+    method = Fact()
+    weights = Fact()
+    teacher = Fact()
+    data = Fact()
     align = Fact("none")
     mode = Fact("paired")
     """What the term pairs texts with: the images of its own captions, or others."""
@@ -142,16 +146,19 @@ def _order(study: Study, groups: dict[tuple[str, ...], dict[int, Run]]) -> list[
 def _label(row: Row, rows: list[Row]) -> str:
     """The row's name, with whatever else tells it from rows of the same name."""
     twins = [other for other in rows if other.first.name == row.first.name and other is not row]
-    own, others = _identity(row.first), [_identity(twin.first) for twin in twins]
-    backbone, facts = (
-        Ref(row.backbone).short_name or "no backbone",
-        (f"method {own[3]}", f"weights {own[4]}", f"align {own[5]}"),
-    )
-    texts = enumerate((row.first.name, backbone, row.data, *facts))
-    parts = [text for i, text in texts if i == 0 or any(other[i] != own[i] for other in others)]
-    alike = [twin.first for twin in twins if _identity(twin.first) == own]
-    settings_here = settings(row.first)
-    return ", ".join([*parts, *(f"{key} {settings_here.get(key)}" for key in differing([row.first, *alike]))])
+    identity = _identity(row.first)
+    identities = [_identity(twin.first) for twin in twins]
+    name, _, data, method, weights, align = identity
+    backbone = Ref(row.backbone).short_name or "no backbone"
+    parts = [name]
+    texts = (backbone, data, f"method {method}", f"weights {weights}", f"align {align}")
+    for i, text in enumerate(texts, start=1):
+        if any(other[i] != identity[i] for other in identities):
+            parts.append(text)
+    alike = [twin.first for twin in twins if _identity(twin.first) == identity]
+    row_settings = settings(row.first)
+    parts += [f"{key} {row_settings.get(key)}" for key in differing([row.first, *alike])]
+    return ", ".join(parts)
 
 
 def by_block(rows: Iterable[Row]) -> dict[str, list[Row]]:
@@ -193,7 +200,10 @@ def best(rows: list[Row]) -> Row:
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested settings as ``("optim.lr", 0.001)`` pairs."""
     for key, value in values.items():
-        yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def settings(run: Run) -> dict[str, Any]:
@@ -248,9 +258,12 @@ def _uneven(block: list[Row]) -> Iterator[str]:
             yield f"Compared rows were not run with the same {key}: {listed}."
     runs = [run for row in block for run in row.runs]
     images = {run.predictions.images for run in runs if run.predictions is not None}
-    if len(images) > 1 or len({n for run in runs if not math.isnan(n := run.number("test", "n"))}) > 1:
-        listed = "were not all scored on the same test images; runs of different test images are not paired"
-        yield f"Runs on “{block[0].data}” {listed}."
+    counts = {run.number("test", "n") for run in runs}
+    if len(images) > 1 or len([n for n in counts if not math.isnan(n)]) > 1:
+        yield (
+            f"Runs on “{block[0].data}” were not all scored on the same test images; runs of different test images are not "
+            "paired."
+        )
     seeds = sorted({seed for row in block for seed in row.seeds})
     short = [f"“{row.label}” has {', '.join(map(str, row.seeds))}" for row in block if len(row.seeds) < len(seeds)]
     if short:

@@ -70,8 +70,11 @@ class Evaluation:
         Raises:
             UserError: a samples file that cannot be read, lacks a number or its column of ids, or holds a document twice.
         """
-        path, run, bits = self.folder / "samples" / f"{task}.parquet", self.folder.parent, metric == BITS_PER_BYTE
-        names, again = ("loglikelihood", "bytes") if bits else (metric,), f"evaluate '{run}' again"
+        path = EvaluationFolder(self.folder).samples / f"{task}.parquet"
+        run = self.folder.parent
+        again = f"evaluate '{run}' again"
+        bits = metric == BITS_PER_BYTE
+        names = ("loglikelihood", "bytes") if bits else (metric,)
         try:
             columns = read_columns(path, ("doc_id", *(names if bits else ())))
         except UserError as error:
@@ -80,13 +83,18 @@ class Evaluation:
             return f"no {path} to pair documents by; crossalign evaluate {run} --tasks {task} makes it"
         if names[0] not in columns:
             return f"{path} has no column '{metric}' to pair documents by (columns: {', '.join(columns)})"
-        ids, numbers = np.asarray(columns["doc_id"]).astype(str), [np.asarray(columns[name], np.float64) for name in names]
+        ids = np.asarray(columns["doc_id"]).astype(str)
+        numbers = [np.asarray(columns[name], np.float64) for name in names]
         if len(np.unique(ids)) < len(ids):
             raise UserError(f"{path} holds a doc_id twice; {again}")
         for name, values in zip(names, numbers, strict=True):
-            if empty := int(np.sum(~np.isfinite(values))):
+            empty = int(np.sum(~np.isfinite(values)))
+            if empty:
                 raise UserError(f"{path} has no number for {empty} documents in column '{name}'; {again}")
-        read = Answers(ids, -numbers[0] / math.log(2), numbers[1]) if bits else Answers(ids, numbers[0], np.ones(len(ids)))
+        if bits:
+            read = Answers(ids, -numbers[0] / math.log(2), numbers[1])
+        else:
+            read = Answers(ids, numbers[0], np.ones(len(ids)))
         stated = self.tasks.get(task, {}).get("metrics", {}).get(metric)
         if isinstance(stated, int | float) and math.isclose(read.score, stated, rel_tol=1e-3, abs_tol=1e-4):
             return read

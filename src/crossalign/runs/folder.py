@@ -105,7 +105,9 @@ def locked(folder: Path, mark: str = RunFolder.config.name) -> Iterator[None]:
 
 def read_json(file: Path, absent: Any = None) -> Any:
     """A JSON file that crossalign wrote, or ``absent`` where that is given and there is none."""
-    return absent if absent is not None and not file.is_file() else json.loads(file.read_text(encoding="utf-8"))
+    if absent is not None and not file.is_file():
+        return absent
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def differences(config: Any, saved: dict[str, Any]) -> list[tuple[str, Any, Any]]:

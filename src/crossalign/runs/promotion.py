@@ -57,10 +57,12 @@ def end_game(scores: Sequence[Mapping[int, float]], begun: Sequence[Set[int]]) -
     """What to do when all trials were drawn, none is training and none is promotable: if nobody has reached the last rung,
     the best of the highest rung goes on; else None, the search is over."""
     last = len(scores) - 1
-    for rung in reversed(range(len(scores))):
+    if any(score > -math.inf for score in scores[last].values()):
+        return None
+    for rung in reversed(range(last)):
         for trial in _ranked(scores[rung]):
-            if scores[rung][trial] > -math.inf and (rung == last or trial not in begun[rung + 1]):
-                return None if rung == last else Job(trial, rung + 1)
+            if scores[rung][trial] > -math.inf and trial not in begun[rung + 1]:
+                return Job(trial, rung + 1)
     return None
 
 

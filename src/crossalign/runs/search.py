@@ -85,7 +85,8 @@ class TrialRecord:
             raise ValueError(f"trial {number} reached {len(scores)} rungs of {rungs}")
         begun = min(len(scores), rungs - 1) if state in ("failed", "training") else len(scores) - 1
         reason = str(entry.get("reason") or "no reason recorded") if state == "failed" else ""
-        seconds, curve = [float(rung["seconds"]) for rung in entry["rungs"]], [_number(value) for value in entry["curve"]]
+        seconds = [float(rung["seconds"]) for rung in entry["rungs"]]
+        curve = [_number(value) for value in entry["curve"]]
         return cls(number, dict(entry["settings"]), begun, scores, seconds, curve, reason=reason)
 
 
@@ -111,12 +112,13 @@ class Ladder:
     def standing(self) -> tuple[list[dict[int, float]], list[set[int]]]:
         """For each rung, by number: what the scores of the trials that ended in it are worth, -inf for one that failed
         there; and who began it."""
-        places = range(len(self.ends))
-        scores = [{trial.number: self.worth(trial.scores[rung]) for trial in self.reached(rung)} for rung in places]
+        rungs = range(len(self.ends))
+        begun = [{trial.number for trial in self.trials if trial.begun >= rung} for rung in rungs]
+        scores = [{trial.number: self.worth(trial.scores[rung]) for trial in self.reached(rung)} for rung in rungs]
         for trial in self.trials:
             if trial.reason:
                 scores[trial.begun][trial.number] = -math.inf
-        return scores, [{trial.number for trial in self.trials if trial.begun >= rung} for rung in places]
+        return scores, begun
 
 
 @dataclass(frozen=True)
