@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from crossalign.core.errors import UserError
 from crossalign.core.refs import Ref
 from crossalign.runs.evaluations import Evaluation, read_columns, read_evaluation
-from crossalign.runs.names import RunFolder
+from crossalign.runs.names import RunFolder, SearchFolder, StudyFolder
 from crossalign.runs.search import SearchRecord, read_search
 
 SKIPPED = {"checkpoints", "model", "mlruns", "mlartifacts", "sweep", "__pycache__"}
@@ -198,20 +198,22 @@ def open_study(paths: Iterable[Path]) -> Study:
         for root, folders, files in os.walk(path):
             folders[:] = sorted(name for name in folders if name not in SKIPPED and not name.startswith("."))
             folder = Path(root)
-            if "measure.json" in files:  # a measurement has a page of its own
+            if RunFolder.measurement.name in files:  # a measurement has a page of its own
                 folders.clear()
                 continue
             _add_study_files(study, folder, files)
-            if "search.json" in files:
+            if SearchFolder.record.name in files:
                 count += 1
-                search = read_search(folder / "search.json")
-                left = {"trials", "winner"} if search.overtaken else {"trials"}  # search.json tells of trials
-                folders[:] = [name for name in folders if name not in left]
+                search = read_search(SearchFolder(folder).record)
+                skipped = {SearchFolder.trials.name}  # the record tells of them
+                if search.overtaken:
+                    skipped.add(SearchFolder.winner.name)
+                folders[:] = [name for name in folders if name not in skipped]
                 if folder.resolve() not in seen:
                     seen.add(folder.resolve())
                     study.searches.append(search)
                 continue
-            if "result.json" in files or "metrics.jsonl" in files or {"config.yaml", "environment.json"} <= set(files):
+            if _is_run(files):
                 count += 1
                 folders.clear()  # what lies in a run belongs to it
                 if folder.resolve() not in seen:
@@ -224,14 +226,21 @@ def open_study(paths: Iterable[Path]) -> Study:
     return study
 
 
+def _is_run(files: list[str]) -> bool:
+    """Whether a folder of these files is that of a run, be it unfinished."""
+    begun = {RunFolder.config.name, RunFolder.environment.name}
+    return RunFolder.result.name in files or RunFolder.metrics.name in files or begun <= set(files)
+
+
 def _add_study_files(study: Study, folder: Path, files: list[str]) -> None:
-    if "study.json" in files:
-        facts = _read_json(folder / "study.json", dict)
+    """Put what the files of a study say, where the folder has them, into ``study``."""
+    if StudyFolder.study.name in files:
+        facts = _read_json(StudyFolder(folder).study, dict)
         study.titles[folder] = str(facts.get("title") or ""), str(facts.get("note") or "")
         study.rows += [str(row) for row in facts.get("rows") or [] if str(row) not in study.rows]
         study.commands += [str(line) for line in facts.get("commands") or [] if str(line) not in study.commands]
-    if "sweep.json" in files:
-        entries = _read_json(folder / "sweep.json", list)
+    if StudyFolder.sweep.name in files:
+        entries = _read_json(StudyFolder(folder).sweep, list)
         study.sweep += [{**entry, "study": folder.name} for entry in entries if isinstance(entry, dict)]
 
 
@@ -242,7 +251,7 @@ def read_run(folder: Path) -> Run:
         UserError: a result.json that is damaged or lacks what a finished run states.
     """
     result = None
-    path = folder / "result.json"
+    path = RunFolder(folder).result
     if path.is_file():
         result = _read_json(path, dict)
         wanted = ("row", "seed") if "outcomes" in result else ("row", "seed", "test")

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from crossalign.core.errors import UserError
 from crossalign.runs.metrics import plain
+from crossalign.runs.names import SearchFolder
 from crossalign.runs.promotion import Job, end_game, promotable
 
 STATES = ("complete", "paused", "training", "failed")
@@ -203,7 +204,7 @@ class SearchRecord(Ladder):
 
     def trained(self, run: Path) -> bool:
         """Whether the run in that folder is one of the winner's."""
-        return (self.folder / "winner").resolve() in run.resolve().parents
+        return SearchFolder(self.folder).winner.resolve() in run.resolve().parents
 
 
 def read_search(path: Path) -> SearchRecord:
