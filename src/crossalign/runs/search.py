@@ -110,7 +110,7 @@ class Ladder:
         """Trials that were trained to the end of a rung."""
         return [trial for trial in self.trials if len(trial.scores) > rung]
 
-    def standing(self) -> tuple[list[dict[int, float]], list[set[int]]]:
+    def scores_and_begun(self) -> tuple[list[dict[int, float]], list[set[int]]]:
         """For each rung, by number: what the scores of the trials that ended in it are worth, -inf for one that failed
         there; and who began it."""
         rungs = range(len(self.ends))
@@ -188,7 +188,7 @@ class SearchRecord(Ladder):
         drawn = len(self.trials) >= self.asked or self.winner is not None
         if not drawn or self.training:
             return False
-        scores, begun = self.standing()
+        scores, begun = self.scores_and_begun()
         return promotable(scores, begun, self.factor) is None and end_game(scores, begun) is None
 
     @property

@@ -36,7 +36,7 @@ class Board(AbstractContextManager["Board"]):
         self._bar = progress(1, "epochs", initial=journal.epochs(), unit="epoch")
         self._rungs = [
             progress(1, f"rung of {end}", initial=len(scores), unit="trial", line=line)
-            for line, (end, scores) in enumerate(zip(journal.ends, journal.standing()[0], strict=True), start=1)
+            for line, (end, scores) in enumerate(zip(journal.ends, journal.scores_and_begun()[0], strict=True), start=1)
         ]
         self._looked, self._seen = 0.0, dict[int, int]()
 
@@ -49,7 +49,7 @@ class Board(AbstractContextManager["Board"]):
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked, self._seen = time.monotonic(), {trial: len(validations(self.folder(trial))) for trial in flying}
         live = sum(max(0, self._seen.get(trial, 0) - len(self.journal.trials[trial].curve)) for trial in flying)
-        scores, begun = self.journal.standing()
+        scores, begun = self.journal.scores_and_begun()
         reached = [len(of_rung) for of_rung in scores]
         expected = forecast(reached, [len(trials) for trials in begun], self.asked, self.journal.factor)
         ends = self.journal.ends

@@ -67,7 +67,7 @@ class Journal(Ladder):
         for trial in self.trials:
             if trial.open and trial.number not in flying:
                 return trial.open
-        scores, begun = self.standing()
+        scores, begun = self.scores_and_begun()
         job = promotable(scores, begun, self.factor)
         if job is None and len(self.trials) < asked and self._draw_new(draw):
             job = self.trials[-1].open
