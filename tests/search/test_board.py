@@ -59,7 +59,7 @@ def test_the_bar_of_a_search_that_is_over_is_full(
             board.show(set())
             assert done <= board._bar.n <= board._bar.total
             done = board._bar.n
-        assert board._bar.n == board._bar.total == journal.epochs() == 2 * 4 + 1 + 2 * len(journal.standing()[1][1])
+        assert board._bar.n == board._bar.total == journal.epochs() == 2 * 4 + 1 + 2 * len(journal.scores_and_begun()[1][1])
     assert "best 0.4 of trial 4" in capsys.readouterr().err
 
 
