@@ -124,6 +124,15 @@ def test_damaged_weights(tiny_folder: Folder, tmp_path: Path) -> None:
         open_language_model(str(folder))
 
 
+def test_a_library_that_is_missing_is_no_damage(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: Any, **__: Any) -> None:
+        raise ImportError("Loading a GGUF checkpoint requires GGUF>=0.10.0 to be installed.")
+
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", lacking)
+    with pytest.raises(UserError, match=r"cannot read the weights of '.*': Loading .* to be installed\.$"):
+        open_language_model(str(tiny_folder("llama")))
+
+
 def _edit(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
     state = load_file(folder / "model.safetensors")
     change(state)

@@ -104,7 +104,9 @@ def _reading(weights: str, file: Path) -> Iterator[None]:
         raise UserError(
             f"'{file}' holds more than tensors, so it was not opened: save the model as safetensors with its save_pretrained"
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, EOFError, ImportError, SafetensorError) as error:
+    except ImportError as error:  # a library that reads this format; its own message says which
+        raise UserError(f"cannot read the weights {weights}: {first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError) as error:
         raise UserError(f"cannot read the weights {weights} ({first_line(error)}): copy or fetch them again") from error
 
 
