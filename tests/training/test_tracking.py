@@ -256,7 +256,9 @@ def test_what_a_broken_store_missed_is_sent_when_it_is_back(store: Path, tmp_pat
     assert not (tmp_path / "run" / "mlflow_run.txt").exists()
     database.rmdir()
     shutil.copy(store / "mlflow.db", database)
+    log.results = {"test/accuracy": 0.5}
     log.close()
     client, run = run_in(tmp_path, "run")
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/train/loss")] == [0, 1, 2]
     assert run.info.status == "FINISHED" and run.data.params == {"seed": "3"}
+    assert run.data.metrics["test/accuracy"] == 0.5
