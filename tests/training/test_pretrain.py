@@ -232,8 +232,10 @@ def three_runs(*files: Path) -> None:
     assert done == [1, 2, 3, 4, 5, 6, 7, 8] * 2, done
 
 
-def test_two_processes_stopped_and_resumed_equal_never_stopped(make: Make, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"align": {"queue": 20}, "gpt": {"dropout": 0.1}, "loop": {"evaluate_every": 8, "log_every": 3}}
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_stopped_and_resumed_equal_never_stopped(make: Make, tmp_path: Path, shard: bool) -> None:
+    settings: dict[str, Any] = {"align": {"queue": 20}, "gpt": {"dropout": 0.1}}
+    settings["loop"] = {"evaluate_every": 8, "log_every": 3, "shard": shard}
     whole, parts = make("whole", **settings), make("parts", **settings)
     for config in (whole, parts):
         write_config(tmp_path / f"{config.output.name}-file", config)
