@@ -62,6 +62,8 @@ def test_what_is_not_there_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["predict", model, image]) == 2
     assert says in capsys.readouterr().err
+    assert cli.main(["predict", model]) == 2
+    assert "no images: name files or folders" in capsys.readouterr().err
     (tmp_path / "a.png").write_bytes(b"")
     assert cli.main(["predict", model, "a.png"]) == 2
     assert "no saved classifier at '/nowhere'" in capsys.readouterr().err

@@ -41,12 +41,15 @@ def run(args: PredictArgs, _: str) -> None:
     A file that cannot be read costs its own line only: it is reported as ``{"file", "error"}``, and the rest goes on.
 
     Raises:
-        UserError: a path that does not exist, a folder without images, no such model or device, or no image that could be read.
+        UserError: no image is named, a path does not exist, a folder has no images, there is no such model or device, or no
+            image could be read.
     """
     from crossalign.core.device import resolve_device
     from crossalign.models.classifier.model import ImageClassifier
 
     files = list(_files(args.images))
+    if not files:
+        raise UserError("no images: name files or folders of them after the model")
     device = resolve_device(args.device)
     classifier = ImageClassifier.from_pretrained(args.model, backbone=args.backbone or None).to(device)
     failed = 0
