@@ -37,7 +37,7 @@ def full_precision(x: Tensor, y: Tensor, *, paired: bool = False) -> Iterator[tu
         yield x, y
 
 
-def one_of(setting: str, value: str | None, known: Sequence[str | None]) -> None:
+def one_of(setting: str, value: str, known: Sequence[str]) -> None:
     """Raise ValueError where a setting has a value that it doesn't know."""
     if value not in known:
         raise ValueError(f"unknown {setting} '{value}': use {' or '.join(repr(name) for name in known)}")

@@ -146,7 +146,7 @@ class _Rows(NamedTuple):
     rows: Tensor
     unit: Tensor
     rank: int = 0
-    """Where it was counted."""
+    """Number of independent columns; 0 where nobody counted them."""
 
 
 class _Basis(NamedTuple):

@@ -192,7 +192,10 @@ class _Term(NamedTuple):
 
 def _term(a: _Labelled, b: _Labelled, temperature: Tensor, label_weight: float, iterations: int = 0) -> _Term:
     """The transport of one sample to another, or to itself: twice the solved cost, which was halved, and the cost of the
-    labels by the mass that the plan moves between each two."""
+    labels by the mass that the plan moves between each two.
+
+    ``iterations`` are of a transport to another sample; one to itself takes a fixed number of steps.
+    """
     distances = _label_distances(a, b)
     with torch.no_grad():
         label_a, label_b = (one_hot(side.label, len(side.means)).to(side.points) for side in (a, b))
