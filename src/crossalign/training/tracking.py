@@ -49,8 +49,8 @@ class RunLog:
     """Writes rows of metrics to ``folder/metrics.jsonl`` at once, and to MLflow in batches.
 
     Only the main process writes; in the others every method does nothing. Trouble with MLflow (not installed, server
-    gone, database locked, disk full) costs one warning, never the training: what MLflow missed is sent later, at the
-    latest when the run closes or is next resumed.
+    gone, database locked, disk full) costs one warning, never the training: what MLflow missed is sent later, when
+    the run closes or is next resumed. A run that ends while MLflow is away is not sent again: its folder has all.
 
     Args:
         folder: the run folder. MLflow's local store lies beside it: ``mlflow.db`` and ``mlartifacts``.
