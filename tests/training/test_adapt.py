@@ -245,6 +245,10 @@ def test_a_checkpoint_of_other_images_is_not_resumed(tiny_run: Make, pictures: P
         adapt(config, quiet=True)
 
 
+def test_the_largest_seed_trains(tiny_run: Make) -> None:
+    adapt(tiny_run("small-fpt-mmd", "seed=4294967295", "loop.epochs=1", "align.epochs=1"), quiet=True)
+
+
 def test_without_the_test_score_validation_is_reported(tiny_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny_run(score_test=False)
     write_config(config.output.parent, config)

@@ -493,6 +493,10 @@ def test_texts_to_score_have_a_place_each(make: Make, tmp_path: Path) -> None:
     assert scores["one.txt"]["loss"] < scores["validation"]["loss"] * 1.5 < scores["two.txt"]["loss"] * 1.5
 
 
+def test_the_largest_seed_trains(make: Make) -> None:
+    pretrain(make(seed=2**32 - 1), quiet=True)
+
+
 @pytest.mark.parametrize(("metric", "count"), [("cka-linear-debiased", 3), ("soft-mutual-knn", 8)])
 def test_too_few_pairs_for_a_metric_are_one_sentence(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: str, count: int

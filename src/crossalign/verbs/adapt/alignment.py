@@ -121,7 +121,8 @@ def _stage(
 
     def generator(epoch: int, step: int) -> torch.Generator:
         """Draws of one step, a function of its place, so that a resumed stage draws the same."""
-        return torch.Generator().manual_seed((config.seed * 10_007 + epoch) * 1_000_003 + step)
+        seed = (config.seed * 10_007 + epoch) * 1_000_003 + step
+        return torch.Generator().manual_seed(seed % 2**64)  # more a generator does not take
 
     def steps(epoch: int, first: int) -> Iterator[Step]:
         for step in batches.epoch(epoch, first):

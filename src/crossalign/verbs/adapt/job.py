@@ -62,7 +62,8 @@ def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False, until: 
     with opened_run(config, identity, f"images at '{config.data.source}' or weights of '{config.backbone.ref}'", until) as run:
         model.to(run.accelerator.device)
         alignment = align(config, model, splits, run)
-        set_seed(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
+        own_seed = config.seed + 1 + 1_000_003 * run.accelerator.process_index  # each process drops its own units
+        set_seed(own_seed % 2**32)
         trained = fit(training_stage(config, model, splits, run), run)
         with run.accelerator.autocast():
             scores = _score(model, splits.test, config, run.accelerator) if config.score_test else None

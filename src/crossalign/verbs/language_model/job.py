@@ -136,7 +136,8 @@ def train(config: Any, recipe: str, quiet: bool = False, until: int | None = Non
             return text.evaluate(wrapped, run) | (held_out(wrapped, run.accelerator) if held_out else {})
 
         model.to(run.accelerator.device)
-        set_seed(config.seed + 1 + 1_000_003 * run.accelerator.process_index)  # each process drops its own units
+        own_seed = config.seed + 1 + 1_000_003 * run.accelerator.process_index  # each process drops its own units
+        set_seed(own_seed % 2**32)
         batches = batches_of(config, text.rows, run.accelerator.process_index, run.world)
         trained = fit(text_stage(config, model, batches, evaluate, term, run, text.tokenizer), run)
         scores = {} if text.held_out else {"answers": {name: trained.best[name] for name in ("loss", "perplexity")}}
