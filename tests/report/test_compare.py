@@ -321,6 +321,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, new_run: NewRun, evaluated: P
             lambda t: t | {"doc_id": [f"{i}" for i in range(DOCUMENTS)], "acc": [None] * 3 + t["acc"][3:]},
             "no number for 3 documents",
         ),
+        (lambda t: t | {"acc": ["right"] * DOCUMENTS}, "has other values than numbers in its columns acc"),
     ):
         rewrite(run, "arc", change)
         message = told(evaluated)

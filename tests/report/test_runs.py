@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from crossalign.core.errors import UserError
@@ -127,6 +129,28 @@ def test_damaged_side_files_are_noted_and_left_out(tmp_path: Path, new_run: Make
     assert study.runs[0].predictions is None and study.runs[0].samples == []
     for name in ("predictions.parquet", "samples.parquet", "environment.json", "config.yaml"):
         assert name in told
+
+
+@pytest.mark.parametrize(("column", "value"), [("label", None), ("predicted", "cat"), ("confidence", "high")])
+def test_predictions_that_are_no_numbers_are_noted_and_left_out(
+    tmp_path: Path, new_run: Maker, column: str, value: str | None
+) -> None:
+    path = new_run(tmp_path / "a") / "predictions.parquet"
+    columns = pq.read_table(path).to_pydict()
+    columns[column] = [value] * len(columns[column])
+    pq.write_table(pa.table(columns), path)
+    study = open_study([tmp_path])
+    assert study.runs[0].predictions is None
+    assert any("predictions.parquet has other values than numbers" in note for note in study.runs[0].notes)
+    assert "predictions.parquet has other values" in str(list(study_page(study).of("markdown")))
+
+
+def test_samples_without_a_confidence_are_left_out(tmp_path: Path, new_run: Maker) -> None:
+    path = new_run(tmp_path / "a") / "samples.parquet"
+    columns = pq.read_table(path).to_pydict()
+    columns["confidence"][0] = None
+    pq.write_table(pa.table(columns), path)
+    assert len(open_study([tmp_path]).runs[0].samples) == 11
 
 
 def test_predictions_that_contradict_the_result_are_told(tmp_path: Path, new_run: Maker) -> None:

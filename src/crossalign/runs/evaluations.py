@@ -84,7 +84,10 @@ class Evaluation:
         if names[0] not in columns:
             return f"{path} has no column '{metric}' to pair documents by (columns: {', '.join(columns)})"
         ids = np.asarray(columns["doc_id"]).astype(str)
-        numbers = [np.asarray(columns[name], np.float64) for name in names]
+        try:
+            numbers = [np.asarray(columns[name], np.float64) for name in names]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path} has other values than numbers in its columns {', '.join(names)}; {again}") from error
         if len(np.unique(ids)) < len(ids):
             raise UserError(f"{path} holds a doc_id twice; {again}")
         for name, values in zip(names, numbers, strict=True):

@@ -110,9 +110,13 @@ class Run:
         columns = self.columns(RunFolder.predictions.name, ("index", "label", "predicted"))
         if columns is None:
             return None
-        index, label, predicted = (np.asarray(columns[key], np.int64) for key in ("index", "label", "predicted"))
+        try:
+            index, label, predicted = (np.asarray(columns[key], np.int64) for key in ("index", "label", "predicted"))
+            confidence = np.asarray(columns.get("confidence", np.full(len(index), np.nan)), np.float64)
+        except (TypeError, ValueError):
+            self.notes.append(f"{RunFolder(self.folder).predictions} has other values than numbers and is left out")
+            return None
         order = np.argsort(index, kind="stable")
-        confidence = np.asarray(columns.get("confidence", np.full(len(index), np.nan)), np.float64)
         read = Predictions(index[order], label[order], predicted[order], confidence[order])
         share = float(read.correct.mean()) if len(index) else float("nan")
         if abs(share - self.number("test", "accuracy")) > 1e-4:
@@ -122,14 +126,14 @@ class Run:
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """A few test images as PNG; what is no PNG is left out."""
+        """A few test images as PNG; what is no PNG, or has no confidence, is left out."""
         names = "png", "label", "predicted", "confidence"
         columns = self.columns(RunFolder.samples.name, names)
         rows = zip(*(columns[name] for name in names), strict=True) if columns else ()
         return [
             Sample(png, str(label), str(predicted), float(confidence))
             for png, label, predicted, confidence in rows
-            if isinstance(png, bytes) and png.startswith(b"\x89PNG")
+            if isinstance(png, bytes) and png.startswith(b"\x89PNG") and isinstance(confidence, float)
         ]
 
     @cached_property
