@@ -86,6 +86,9 @@ def contrasts(results: Results, pairs: Iterable[Pair], resamples: int = 0, by: B
     items, the difference, its standard error and 95 % interval, ``p``, ``p_holm`` and the ``verdict``: ``gain`` or ``loss``
     (shown after correction), ``alone`` (before it only), ``none``, ``undefined`` (no test was possible), ``unpaired``, or
     ``apart`` (more differs than what is asked). None stands for what is not known.
+
+    Raises:
+        UserError: a damaged file of answers, or SciPy or pandas is not installed.
     """
     pairs = list(pairs)
     records = []
