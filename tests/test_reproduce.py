@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from crossalign import cli
-from crossalign.recipes import get_recipe
+from crossalign.config import PretrainConfig
+from crossalign.recipes import RECIPES, Recipe, get_recipe
 from crossalign.recipes.cmar import TEACHERS
 from crossalign.studies.reproduce import QUICKSTART, STUDIES, StudyRun, configured, quickstart
 from crossalign.training.precision import timed
@@ -132,6 +133,18 @@ def test_a_study_of_language_models_keeps_what_the_sweep_of_other_rows_found(
 def test_a_study_without_a_published_table_has_no_paper_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["reproduce", "cmar-finetune", "--output", str(tmp_path / "out"), "--scale", "paper"]) == 2
     assert "is no table of a paper" in capsys.readouterr().err
+
+
+def test_a_recipe_that_gives_one_object_each_time_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe of the user's own may; what a study puts into it is the study's alone."""
+    ours = PretrainConfig()
+    recipe = Recipe("small-pretrain-baseline", lambda: ours, "")
+    monkeypatch.setattr(RECIPES, "_entries", {**RECIPES._entries, recipe.name: recipe})
+    monkeypatch.setattr("crossalign.studies.reproduce._run_all", lambda jobs, workers: ([], {}))
+    options = ["--rows", "baseline", "--set", "corpus.source=[a.txt]"]
+    assert cli.main(["reproduce", "cmar-pretrain", *options, "--output", str(tmp_path)]) == 0
+    configured(recipe.name, ())
+    assert ours == PretrainConfig()
 
 
 @pytest.mark.parametrize(

@@ -234,15 +234,15 @@ def configured(recipe: str, settings: tuple[str, ...]) -> Any:
         for part in reversed(key.split(".")):
             value = {part: value}
         config = update(config, value)
-    config.row = config.row or row_name(config)  # recipes of classifiers have one
-    return config
+    return dataclasses.replace(config, row=config.row or row_name(config))  # recipes of classifiers have one
 
 
 def _base(recipe: str, args: ReproduceArgs) -> Config:
     """A row's settings, but for its learning rate and seed."""
     config: Config = configured(recipe, args.set)
     if config.tracking.mlflow and not config.tracking.mlflow_uri:  # one store for all runs, which lie in many folders
-        config.tracking.mlflow_uri = f"sqlite:///{(args.output / 'mlflow.db').resolve()}"
+        uri = f"sqlite:///{(args.output / 'mlflow.db').resolve()}"
+        return dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, mlflow_uri=uri))
     return config
 
 
