@@ -64,7 +64,8 @@ def accuracy_figure(rows: list[Row]) -> Figure | None:
     """Every row's test accuracy: each seed, the mean and its standard error."""
     if len(rows) < 2:
         return None
-    (figure, [[axes]]), marks = panels(9.6, 0.9 + 0.3 * len(rows)), []
+    figure, [[axes]] = panels(9.6, 0.9 + 0.3 * len(rows))
+    marks = []
     for i, row in enumerate(rows):
         accuracy, _ = row.accuracy
         mean, error = 100 * accuracy.mean, 100 * (math.nan if accuracy.error is None else accuracy.error)

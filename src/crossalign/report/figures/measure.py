@@ -58,7 +58,8 @@ def _drawn(result: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
 
 def heat_maps(config: MeasureConfig, result: dict[str, Any], scores: Scores) -> Figure:
     """Every layer against every layer: a panel for each pair of models, one colour scale."""
-    (language, left_out), vision, pairs = _drawn(result), result["vision"], _pairs(result)
+    language, left_out = _drawn(result)
+    vision, pairs = result["vision"], _pairs(result)
     every = [scores[f"{left} | {right} | score"] for left, right in pairs]
     lowest = min(0, *(float(values.min()) for values in every))
     largest = max(lowest + 1e-6, *(float(values.max()) for values in every))
@@ -96,7 +97,8 @@ def against_chance(config: MeasureConfig, result: dict[str, Any]) -> Figure:
     pairs = [pair for pair in result["alignment"] if pair["language"] in {model["name"] for model in language}]
     controls = {side: {model["name"] for model in result[side] if Ref(model["ref"]).control} for side in ("language", "vision")}
     kinds = [CHANCES[sum(pair[side] in names for side, names in controls.items())] for pair in pairs]
-    (figure, [[axes]]), marks = panels(8.6, 1.0 + 0.26 * len(pairs)), []
+    figure, [[axes]] = panels(8.6, 1.0 + 0.26 * len(pairs))
+    marks = []
     for i, (pair, (colour, _)) in enumerate(zip(pairs, kinds, strict=True)):
         axes.plot([pair["null_mean"], pair["critical"]], [i, i], color=INK, linewidth=6, alpha=0.15, solid_capstyle="butt")
         low, high = pair["interval"]
@@ -116,7 +118,8 @@ def quality_figure(config: MeasureConfig, result: dict[str, Any]) -> Figure | No
     quality = {model["name"]: model["bits_per_byte"] for model in result["language"] if "bits_per_byte" in model}
     if len(quality) < 2:
         return None
-    (figure, [[axes]]), pairs = panels(7.2, 4.4), _pairs(result)
+    figure, [[axes]] = panels(7.2, 4.4)
+    pairs = _pairs(result)
     for i, model in enumerate(result["vision"]):
         names = sorted(quality, key=lambda name: quality[name])
         middle = np.array([pairs[name, model["name"]]["calibrated"] for name in names])

@@ -107,10 +107,14 @@ def curve_figure(search: SearchRecord) -> Figure | None:
     trials = [trial for trial in search.trials if np.isfinite(trial.curve).any()]
     if not trials:
         return None
-    (figure, [[axes]]), keys, many = panels(9.6, 4.4), rung_keys(search), len(trials) > 12
+    figure, [[axes]] = panels(9.6, 4.4)
+    keys, many = rung_keys(search), len(trials) > 12
     for trial in sorted(trials, key=lambda t: (len(t.scores), t is search.winner)):
-        reached, wins, values = len(trial.scores), trial is search.winner, in_units(search, trial.curve)
-        style: dict[str, Any] = {"linewidth": 2.6 if wins else 0.9 if many else 1.4, "alpha": 1 if wins or not many else 0.75}
+        reached, wins = len(trial.scores), trial is search.winner
+        values = in_units(search, trial.curve)
+        style: dict[str, Any] = {"linewidth": 0.9 if many else 1.4, "alpha": 0.75 if many else 1}
+        if wins:
+            style = {"linewidth": 2.6, "alpha": 1}
         colour = INK if wins else keys[reached][1]
         x = range(1, len(values) + 1)
         axes.plot(x, values, "-" if reached else ":", color=colour, zorder=2 + reached / 10, **style)
@@ -203,6 +207,15 @@ def quarters(search: SearchRecord) -> dict[int, int]:
     return {t.number: 0 if 4 * i < count else 1 if 2 * i < count else 2 for i, (t, _) in enumerate(scores)}
 
 
+def _score_scale(search: SearchRecord, scores: list[float]) -> Scale:
+    """The axis of scores, better up."""
+    if not scores:
+        return Scale(())
+    worst, best = sorted((min(scores), max(scores)), reverse=not search.larger_is_better)
+    ticks = dict.fromkeys([worst, (worst + best) / 2, best])
+    return Scale(tuple((tick, score_text(search, tick)) for tick in ticks), worst, best)
+
+
 def parallel_figure(search: SearchRecord) -> Figure | None:
     """Every trial as a line through its settings to its score at the end of the first rung."""
     from matplotlib.lines import Line2D
@@ -211,10 +224,10 @@ def parallel_figure(search: SearchRecord) -> Figure | None:
     if not fields:
         return None
     first = {trial.number: score for trial, score in search.scores(0)}
-    low, high = sorted((min(first.values(), default=0), max(first.values(), default=0)), reverse=not search.larger_is_better)
-    ticks = ((tick, score_text(search, tick)) for tick in dict.fromkeys([low, (low + high) / 2, high] if first else []))
-    scales = [*(scale_of(field, values_of(field, trials)) for field in fields), Scale(tuple(ticks), low, high)]
-    (figure, [[axes]]), groups = panels(max(9.6, 1.15 * len(scales)), 4.6), quarters(search)
+    scales = [scale_of(field, values_of(field, trials)) for field in fields]
+    scales.append(_score_scale(search, list(first.values())))
+    figure, [[axes]] = panels(max(9.6, 1.15 * len(scales)), 4.6)
+    groups = quarters(search)
     for trial in sorted(trials, key=lambda t: groups.get(t.number, 3), reverse=True):
         jitter = 0.045 * (((trial.number * 0.618) % 1) - 0.5)  # choices would lie on one another
         ups = []
@@ -271,7 +284,8 @@ def rate_figure(search: SearchRecord) -> Figure | None:
     scores = [(trial, score) for trial, score in search.scores(0) if trial.number in rates]
     if field is None or not scores:
         return None
-    (figure, [[axes]]), keys = panels(9.6, 3.8), rung_keys(search)
+    figure, [[axes]] = panels(9.6, 3.8)
+    keys = rung_keys(search)
     for trial, score in sorted(scores, key=lambda pair: len(pair[0].scores)):
         x, y = rates[trial.number], in_units(search, score)
         axes.plot(x, y, "o", color=keys[len(trial.scores)][1], markersize=6, alpha=0.85, markeredgewidth=0)
@@ -321,7 +335,8 @@ def importance_figure(search: SearchRecord) -> tuple[Figure | None, list[str]]:
             reason = "it needs the package optuna (pip install optuna)"
     if not shares:
         return None, [f"Importance of the settings is left out: {reason}."]
-    (figure, [[axes]]), percents = panels(9.6, 1.0 + 0.3 * len(shares)), [100 * share for _, share in shares]
+    figure, [[axes]] = panels(9.6, 1.0 + 0.3 * len(shares))
+    percents = [100 * share for _, share in shares]
     for row, share in enumerate(percents):
         axes.barh(row, share, height=0.62, color=BLUE)
         axes.annotate(f"{number(share, 0)} %", (share, row), (4, 0), textcoords="offset points", va="center")
