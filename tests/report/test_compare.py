@@ -223,6 +223,16 @@ def test_seeds_that_differ_by_the_same_amount_state_nothing(tmp_path: Path) -> N
     assert "same amount" in found.tables[1].rows[0][2] and "0.25" not in terminal(found.page)
 
 
+def test_a_family_is_said_to_be_of_what_was_tested(evaluated: Path) -> None:
+    for seed in range(4):
+        shutil.rmtree(evaluated / "DINO" / f"seed-{seed}" / "evaluation")
+    compared = compare([evaluated], tasks=("arc.acc", "copa.acc"), resamples=200)
+    contrasts = list(compared.contrasts.itertuples())
+    assert sum(bool(contrast.reason) for contrast in contrasts) == 2 and len(contrasts) == 4
+    assert [c.p_seeds_holm for c in contrasts] == holm([c.p_seeds for c in contrasts])
+    assert any("over all 2 comparisons" in note for note in compared.tables[1].notes)
+
+
 def test_documents_that_one_run_lacks_are_left_out_and_told(tmp_path: Path) -> None:
     for row, gain, kept in (("Baseline", 0.0, DOCUMENTS), ("CLIP", 0.1, 100)):
         for seed in range(3):

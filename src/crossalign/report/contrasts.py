@@ -69,7 +69,12 @@ def contrast_table(title: str, results: Results, contrasts: DataFrame, heads: st
     known -= {"Outcome"} if contrasts.outcome.nunique() == 1 else set()
     lines = [{head: cell for head, cell in line.items() if head in known} for line in lines]
     strong = [i for i, contrast in enumerate(tests) if getattr(contrast, p) is not None and getattr(contrast, p) <= LEVEL]
-    return Table.of(title, lines, _notes(known, contrasts.family), ["Outcome", "Asked", "Also differ in"], strong)
+    return Table.of(title, lines, _notes(known, _tested(contrasts)), ["Outcome", "Asked", "Also differ in"], strong)
+
+
+def _tested(contrasts: DataFrame) -> list[str]:
+    """The family of each contrast of which there is a p-value: it is those that Holm's correction counts."""
+    return list(contrasts.family[contrasts[["p_seeds", "p_bootstrap", "p_mcnemar"]].notna().any(axis=1)])
 
 
 def _notes(heads: Collection[str], families: Iterable[str], several: str = "") -> list[str]:
@@ -134,7 +139,7 @@ def question_tables(results: Results, contrasts: DataFrame) -> list[Table]:
     if tables:
         heads = {head for table in tables for head in table.columns}
         tests = list(contrasts.itertuples())
-        notes = _notes(heads, contrasts.family, "the comparisons of one question and one model")
+        notes = _notes(heads, _tested(contrasts), "the comparisons of one question and one model")
         if any(head.endswith("(Holm)") for head in heads):
             notes.append("Bold: at most 0.05 after it, over seeds where there are several, else over items.")
         items = dict.fromkeys(results.outcome[test.outcome].items for test in tests if test.error is not None and test.t.n == 1)
