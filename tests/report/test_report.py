@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from crossalign.core.errors import UserError
@@ -19,6 +20,8 @@ from crossalign.report import report, summary_table
 from crossalign.report.contrasts import question_tables
 from crossalign.report.figures.drawing import styled
 from crossalign.report.figures.shared import difference_figure
+from crossalign.report.pages import study_page
+from crossalign.report.render.markdown import markdown
 from crossalign.report.render.terminal import as_text
 from crossalign.report.tables import accuracy_table, sweep_table
 from crossalign.report.words import findings, p_text, points, sentence
@@ -328,6 +331,14 @@ def test_what_the_alignment_stage_warned_of_is_told(tmp_path: Path, new_run: Mak
     (folder / "result.json").write_text(json.dumps(held))
     page = Page(report([folder]).read_text(encoding="utf-8"))
     assert "Alignment stage of “FPT + MSE”, seed 0: the embeddings collapsed" in page.text
+
+
+def test_nothing_is_said_of_a_confidence_that_is_not_known(tmp_path: Path, new_run: Maker) -> None:
+    path = new_run(tmp_path / "run") / "predictions.parquet"
+    assert "confident" in markdown(study_page(open_study([tmp_path])))
+    pq.write_table(pq.read_table(path).drop_columns(["confidence"]), path)
+    page = markdown(study_page(open_study([tmp_path])))
+    assert "confident" not in page and "calibrated" not in page and "commonest class" in page
 
 
 def test_a_folder_where_a_file_belongs_is_told(tmp_path: Path, new_run: Maker) -> None:

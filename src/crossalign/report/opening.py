@@ -54,11 +54,13 @@ def image_remarks(run: Run, single: bool) -> list[str]:
     if predictions is None or not len(predictions.label):
         return []
     commonest = np.unique(predictions.label, return_counts=True)[1].max() / len(predictions.label)
+    remarks = [f"Always answering the commonest class would give {percent(float(commonest), 1)} %."]
     confidence, accuracy = float(predictions.confidence.mean()), float(predictions.correct.mean())
+    if not single or math.isnan(confidence):
+        return remarks
     gap = confidence - accuracy
     kind = "well calibrated on average" if abs(gap) < 0.01 else "overconfident" if gap > 0 else "underconfident"
-    sure = f"It is {kind}: mean confidence {percent(confidence, 1)} % against {percent(accuracy, 1)} % correct."
-    return [f"Always answering the commonest class would give {percent(float(commonest), 1)} %.", *([sure] if single else [])]
+    return [*remarks, f"It is {kind}: mean confidence {percent(confidence, 1)} % against {percent(accuracy, 1)} % correct."]
 
 
 def text_headline(results: Results, contrasts: DataFrame) -> str:
