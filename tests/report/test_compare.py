@@ -26,7 +26,7 @@ from crossalign.report.render.markdown import markdown, write_markdown
 from crossalign.report.render.terminal import terminal
 from crossalign.report.words import difference_text
 from crossalign.results.contrasts import Pair, pair_up
-from crossalign.results.outcomes import HELD_OUT, Outcome, outcomes_of, stated
+from crossalign.results.outcomes import HELD_OUT, Outcome, chosen_by, outcomes_of, stated
 from crossalign.runs.evaluations import Answers
 from crossalign.runs.records import open_study, read_run
 from crossalign.stats import combine_mcnemar, holm, mcnemar, paired_bootstrap, seeds_needed
@@ -483,6 +483,14 @@ def test_outcomes_that_are_damaged_are_refused(tmp_path: Path, new_run: NewRun, 
         (folder / "result.json").write_text(json.dumps(result | {"outcomes": outcomes}))
     with pytest.raises(UserError, match=f"result.json has .*({says})"):
         compare([tmp_path], resamples=200)
+
+
+def test_a_run_without_a_validation_outcome_is_chosen_by_none(tmp_path: Path, new_run: NewRun) -> None:
+    folder = new_run(tmp_path / "FPT")
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"outcomes": [{"name": "auroc", "value": 0.8}]}))
+    with pytest.raises(UserError, match=r"result\.json states no outcome of the family 'validation'"):
+        chosen_by(read_run(folder))
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,15 @@ def scores_of(run: Run) -> Iterator[Score]:
 
 
 def chosen_by(run: Run) -> Score:
-    """The validation number by which a run is chosen among others."""
-    return next(_stated(run, entry) for entry in outcomes_of(run) if entry.get("family") == VALIDATION)
+    """The validation number by which a run is chosen among others.
+
+    Raises:
+        UserError: its result.json states none.
+    """
+    entry = next((entry for entry in outcomes_of(run) if entry.get("family") == VALIDATION), None)
+    if entry is None:
+        raise UserError(f"{run.folder}/result.json states no outcome of the family '{VALIDATION}' to choose by; run it again")
+    return _stated(run, entry)
 
 
 def stated(outcome: Outcome, value: float | None, fingerprint: Fingerprint = (), answers: Any = None) -> dict[str, Any]:
