@@ -149,7 +149,7 @@ def run_stage(model: Any, tokens: np.ndarray, clock: Clock, precision: str, fold
     term = Term(regularizer, 0) if regularizer else None
     with RunLog(folder / "run", config.tracking, "benchmark", {}) as log:
         run = Session(folder / "run", make_accelerator(loop), loop, log, identity="")
-        stage = text_stage(config, model, batches, lambda _: {}, term, run)
+        stage = text_stage(config, model, batches, lambda _: {}, term, run, tokenizer=None)  # which only kept models need
         steps = stage.steps
 
         def timed(interval: int, first: int) -> Iterator[Any]:
@@ -175,7 +175,8 @@ class Naive(AlignmentRegularizer):
         mask = batch.attention_mask[..., None].float()
         student = (out.hidden_states[-2].float() * mask).sum(1) / mask.sum(1)
         teacher = torch.cat([self.teacher(images) for images in self.images.split(16)])
-        return 10 * (1 - self.metric(student, teacher))
+        loss: torch.Tensor = 10 * (1 - self.metric(student, teacher))
+        return loss
 
 
 def run_captions(model: Any, tokens: np.ndarray, clock: Clock, precision: str, folder: Path) -> None:

@@ -175,12 +175,14 @@ def plain_cka(x: Tensor, y: Tensor, kernel: str = "linear", debiased: bool = Fal
             k = k - k.mean(0, keepdim=True) - k.mean(1, keepdim=True) + k.mean()
         kernels.append(k)
     k, l = kernels  # noqa: E741
-    return (k * l).sum() / (k.norm() * l.norm())
+    score: Tensor = (k * l).sum() / (k.norm() * l.norm())
+    return score
 
 
 def plain_cca(x: Tensor, y: Tensor) -> Tensor:
     bases = [torch.linalg.qr(z - z.mean(0))[0] for z in (x, y)]
-    return torch.linalg.svdvals(bases[0].T @ bases[1]).mean()
+    score: Tensor = torch.linalg.svdvals(bases[0].T @ bases[1]).mean()
+    return score
 
 
 def plain_svcca(x: Tensor, y: Tensor) -> Tensor:
@@ -189,12 +191,14 @@ def plain_svcca(x: Tensor, y: Tensor) -> Tensor:
         u, s, _ = torch.linalg.svd(z - z.mean(0), full_matrices=False)
         held = s.detach().square().cumsum(0) / s.detach().square().sum()
         bases.append(u[:, : int((held < 0.99).sum()) + 1])
-    return torch.linalg.svdvals(bases[0].T @ bases[1]).mean()
+    score: Tensor = torch.linalg.svdvals(bases[0].T @ bases[1]).mean()
+    return score
 
 
 def plain_r2(x: Tensor, y: Tensor) -> Tensor:
     basis, centred = torch.linalg.qr(x - x.mean(0))[0], y - y.mean(0)
-    return ((basis.T @ centred).square().sum(0) / centred.square().sum(0)).mean()
+    score: Tensor = ((basis.T @ centred).square().sum(0) / centred.square().sum(0)).mean()
+    return score
 
 
 PLAIN = "plain torch, autograd"

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from crossalign.config import LoopConfig, OptimConfig
+from crossalign.config import BaseLoopConfig, OptimConfig
 from crossalign.config.common import Watched
 from crossalign.core.progress import progress
 from crossalign.data.batches import Step
@@ -71,7 +71,7 @@ class Session:
 
     folder: Path
     accelerator: Any
-    loop: LoopConfig
+    loop: BaseLoopConfig
     log: RunLog
     identity: str
     """Hash of the data and the weights that the run began with; a checkpoint of others is not resumed."""

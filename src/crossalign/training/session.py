@@ -14,7 +14,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
-from crossalign.config import LoopConfig, flatten, to_dict, validate
+from crossalign.config import BaseLoopConfig, flatten, to_dict, validate
 from crossalign.core.device import device_name, peak_memory_bytes, reset_peak_memory, resolve_device
 from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
@@ -139,7 +139,7 @@ def agreed(choose: Callable[[], T]) -> T:
     return box[0]  # type: ignore[no-any-return]
 
 
-def make_accelerator(loop: LoopConfig) -> Any:
+def make_accelerator(loop: BaseLoopConfig) -> Any:
     """The accelerate ``Accelerator`` for resolved loop settings; one process or as many as the launcher started."""
     # The state is a process-wide singleton, which would keep the precision of an earlier run of the same process.
     AcceleratorState._reset_state(reset_partial_state=loop.device == "cpu")
