@@ -5,19 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from crossalign.core.errors import UserError
+from crossalign.core.reading import open_regular, read_bytes, user_path
+
+T = TypeVar("T")
 
 
 def cache_dir(kind: str) -> Path:
     """The folder for one kind of cached file, made if need be: ``$CROSSALIGN_CACHE`` or ``~/.cache/crossalign``."""
     root = os.environ.get("CROSSALIGN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "crossalign"
-    folder = Path(root).expanduser() / kind
+    folder = user_path(root) / kind
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def kept(read: Callable[[], T], make: Callable[[], object]) -> T:
+    """What ``read`` gives of a cache; where nothing lies there, or nothing whole, ``make`` writes it first."""
+    with suppress(UserError, OSError, ValueError, TypeError, AttributeError, LookupError, EOFError):
+        return read()
+    make()
+    return read()
 
 
 def content_key(**parts: Any) -> str:
@@ -54,13 +68,19 @@ def file_hash(path: Path) -> str:
     status = path.stat()
     key = content_key(path=str(path.resolve()), size=status.st_size, changed=status.st_mtime_ns)
     remembered = cache_dir("hashes") / key
-    if remembered.is_file():
-        return remembered.read_text()
-    with path.open("rb") as file:
-        value = hashlib.file_digest(file, "sha256").hexdigest()
-    with atomic_path(remembered) as temporary:
-        temporary.write_text(value)
-    return value
+
+    def read() -> str:
+        if not re.fullmatch("[0-9a-f]{64}", text := read_bytes(remembered).decode()):
+            raise ValueError(text)
+        return text
+
+    def make() -> None:
+        with open_regular(path) as file:
+            value = hashlib.file_digest(file, "sha256").hexdigest()
+        with atomic_path(remembered) as temporary:
+            temporary.write_text(value)
+
+    return kept(read, make)
 
 
 def files_hash(paths: Iterable[Path]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossalign.core.errors import UserError
+from crossalign.core.reading import user_path
 
 UNTRAINED = ("random", "shuffled")
 """The controls that have the architecture of what they are made from."""
@@ -65,7 +66,7 @@ class Ref:
     @property
     def file(self) -> Path | None:
         """The user's own file of features in ``file:PATH``; None for anything else."""
-        return Path(self.rest).expanduser() if self.kind == "file" and not self.control else None
+        return user_path(self.rest) if self.kind == "file" and not self.control else None
 
     @property
     def short_name(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crossalign.core.errors import UserError, first_line, missing_extra, unknown
+from crossalign.core.reading import read_json, user_path
 from crossalign.core.refs import CONTROLS, Ref
 from crossalign.core.registry import Registry
 
@@ -69,6 +69,7 @@ PUBLISHED_CONFIGS: dict[str, dict[str, Any]] = {
 }
 """Configurations of hub models, to count parameters and to build ``random:`` controls without a network."""
 
+COPY = "copy the model again"
 _HUB_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
@@ -99,7 +100,7 @@ def locate(ref: str, weights: bool) -> Source:
         if not weights and published:
             return Source(ref, None, published=published)
         return Source(ref, hub_folder(ref, weights))
-    path = Path(ref).expanduser()
+    path = user_path(ref)
     if path.is_dir():
         return Source(ref, path)
     if path.is_file() and path.suffix == ".gguf":
@@ -177,13 +178,13 @@ def weight_files(source: Source) -> list[Path]:
 
 
 def _shards(folder: Path, index: str) -> list[Path]:
-    try:
-        names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"'{folder / index}' is not a weight index: copy the model again") from error
+    places = read_json(folder / index, remedy=COPY).get("weight_map")
+    names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
+    if not names or any(Path(name).name != name for name in names):  # a shard lies beside its index, nowhere else
+        raise UserError(f"'{folder / index}' is not a weight index, which gives each tensor its file: {COPY}")
     for name in names:
         if not (folder / name).is_file():
-            raise UserError(f"'{folder}' lacks '{name}', which its {index} lists: copy the model again")
+            raise UserError(f"'{folder}' lacks '{name}', which its {index} lists: {COPY}")
     return [folder / name for name in names]
 
 
@@ -196,11 +197,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"'{folder}' is not a model folder: it has no config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"'{path}' is not valid JSON ({error}): copy the model again") from error
-    return config if isinstance(config, dict) else {}
+    config: dict[str, Any] = read_json(path, remedy=COPY)
+    return config
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Nothing is read before it is asked for, rows are read in order from any one on, 
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from crossalign.core.errors import UserError, first_line, needed
+from crossalign.core.reading import open_regular, parse_json, read_json, user_path
 from crossalign.core.refs import Ref
 from crossalign.data.sources import Raw, title_of
 
@@ -129,8 +129,9 @@ class RecordTable(ABC):
     def _features(self) -> dict[str, Any]:
         """Column → description, as ``datasets`` leaves it in the schema metadata; empty where it did not write the file."""
         try:
-            features = json.loads(self._metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        except (ValueError, AttributeError):
+            about = parse_json(self._metadata.get(b"huggingface", b"{}"), self.title, "write it again", dict)
+            features = about.get("info", {}).get("features", {})
+        except (UserError, AttributeError):
             return {}
         return features if isinstance(features, dict) else {}
 
@@ -269,11 +270,11 @@ def load_hub(ref: str) -> Any:
     """
     parts = Ref(ref, ())
     datasets = needed("datasets", "hub", f"data source {ref}")
-    path, configuration = str(Path(parts.rest).expanduser()), ""
+    path, configuration = str(user_path(parts.rest)), ""
     is_local = Path(path).exists()
     if not is_local:
         path, _, configuration = parts.name.partition(":")
-        path = str(Path(path).expanduser()) if path.startswith(("~", "/", ".")) else path
+        path = str(user_path(path)) if path.startswith(("~", "/", ".")) else path
     try:
         return datasets.load_dataset(path, configuration or None, revision=(not is_local and parts.revision) or None)
     except Exception as error:  # the hub, the network and each set's own files fail in many ways
@@ -334,7 +335,7 @@ def json_lines(path: Path, start: int = 0, title: str = "", remedy: str = "mend 
     Raises:
         UserError: a line that is no JSON object.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         number = position = 0
         while position < start and (line := file.readline()):
             number, position = number + 1, position + len(line)
@@ -343,10 +344,7 @@ def json_lines(path: Path, start: int = 0, title: str = "", remedy: str = "mend 
             if not line.strip():
                 continue
             where = f"{title or path.name} line {number}"
-            try:
-                record = json.loads(line.rstrip(b"\r\n"))
-            except ValueError as error:
-                raise UserError(f"{where} is not valid JSON ({error}): {remedy}") from error
+            record = parse_json(line.rstrip(b"\r\n"), where, remedy)
             if not isinstance(record, dict):
                 raise UserError(f'{where} holds {type(record).__name__}; each line is an object such as {{"text": "…"}}')
             yield record, where, this, position
@@ -358,23 +356,21 @@ def json_list(path: Path) -> Iterator[Row]:
     Raises:
         UserError: it holds no list.
     """
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path.name} is not valid JSON ({error}); one object a line is .jsonl") from error
+    value = read_json(path, object, "one object a line is .jsonl, of any size", most=1 << 30, title=path.name)
     if not isinstance(value, list):
         raise UserError(f"{path.name} holds {type(value).__name__}; it should be a list of objects")
     yield from ((record, f"{path.name} entry {number}", number, number + 1) for number, record in enumerate(value))
 
 
-def whole_text(path: Path, fault: Callable[[Exception], str], encoding: str = "utf-8") -> str:
-    """A whole file of text; line ends stay as they are.
+def whole_text(path: Path, fault: Callable[[Exception], str]) -> str:
+    """A whole file of text, UTF-8 with or without a byte order mark; line ends stay as they are.
 
     Raises:
         UserError: with the sentence of ``fault``, where it cannot be read.
     """
     try:
-        return path.read_bytes().decode(encoding)
+        with open_regular(path) as file:
+            return file.read().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(fault(error)) from error
 
@@ -387,9 +383,8 @@ def read_text(path: str) -> str:
     """
     # As a corpus is read: line ends stay.
     text = whole_text(
-        Path(path).expanduser(),
+        user_path(path),
         lambda error: f"cannot read the text '{path}' to score ({error}): give a UTF-8 text file",
-        encoding="utf-8-sig",
     )
     if not text.strip():
         raise UserError(f"the text '{path}' to score is empty: give another, or leave it out")

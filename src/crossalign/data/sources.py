@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from crossalign.core.errors import UserError
+from crossalign.core.reading import user_path
 from crossalign.core.refs import Ref
 
 Raw: TypeAlias = Path | bytes | np.ndarray | Image.Image | None
@@ -89,7 +90,7 @@ def text_sources(
     if not names:
         raise UserError(f"{kind} data has no source: give {known}")
     for name in names:
-        path = Path(name).expanduser()
+        path = user_path(name)
         if name in built_in or Ref(name, ()).kind == "hf":
             sources.append(name)
         elif name and path.is_dir():

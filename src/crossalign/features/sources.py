@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +16,7 @@ from crossalign.config import TeacherConfig, validate
 from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir, content_key, write_json
 from crossalign.core.progress import followed
+from crossalign.core.reading import read_json
 from crossalign.core.refs import Ref
 from crossalign.data.text.tokenizer import padded, padding_of, separator
 from crossalign.features.store import Features, FeatureStore, Maker, own_file
@@ -191,8 +193,8 @@ def bits_per_byte(
     """
     key = content_key(model=reference_key(ref, seed), text=text, block=block, version=VERSION)
     path = cache_dir("quality") / f"{key}.json"
-    if path.is_file():
-        saved: float | None = json.loads(path.read_text(encoding="utf-8"))["bits_per_byte"]
+    with suppress(UserError, KeyError):  # not there, or damaged
+        saved: float | None = read_json(path)["bits_per_byte"]
         return saved
     from crossalign.data.text.tokens import EvaluationBlocks, as_stream
     from crossalign.models.language.causal import total_nll

@@ -7,12 +7,12 @@ whatever model, of whatever modality.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from crossalign.core.device import resolve_device
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import cache_dir, content_key, file_hash
 from crossalign.core.progress import progress
+from crossalign.core.reading import parse_json
 from crossalign.core.refs import Ref
 from crossalign.data.pairs.sources import ID_COLUMNS, unique
 from crossalign.models.loading import read_tensors, write_tensors
@@ -99,7 +100,7 @@ class FeatureStore:
         """
         own = own_file(source.ref)
         if own is None:
-            return self.load(self._file(source, None), source.key)
+            return self._made(source, None)
         if is_ours(own):  # it knows its pairs
             return self.load(own)
         values = read_features_file(own, self.pairs.ids)
@@ -118,9 +119,8 @@ class FeatureStore:
             UserError: a model that cannot be opened, an ``output`` that belongs to others, or features that are no finite
                 numbers.
         """
-        path = self._file(source, output)
-        self.load(path, source.key)
-        return path
+        self._made(source, output)
+        return self._path(source, output)
 
     def load(self, path: Path, key: str | None = None) -> Features:
         """The features in a file that the store wrote.
@@ -137,24 +137,35 @@ class FeatureStore:
             raise UserError(f"'{path}' holds features of other pairs ({facts['pairs']}), not of {self.pairs.source}: {AGAIN}")
         if key is not None:
             check_maker(path, facts, key)
-        values = read_tensors([path])["features"]
-        if len(values) != len(self.pairs):
-            raise UserError(f"'{path}' holds {len(values)} rows for {len(self.pairs)} pairs: {AGAIN}")
+        values = read_tensors([path]).get("features", torch.empty(0))
+        if len(values) != len(self.pairs) or values.ndim != 2 or not values.shape[1]:
+            shape = " x ".join(map(str, values.shape))
+            raise UserError(f"'{path}' holds features of shape {shape} for {len(self.pairs)} pairs: {AGAIN}")
         apart = facts.get("combine") != "sum" and {"layers", "widths"} <= facts.keys()
-        layers = dict(zip(json.loads(facts["layers"]), json.loads(facts["widths"]), strict=True)) if apart else {}
+        names, widths = (_listed(path, facts, name) if apart else [] for name in ("layers", "widths"))
+        if apart and (len(names) != len(widths) or sum(widths) != values.shape[1]):
+            raise UserError(f"'{path}' names layers of other widths than its features have: {AGAIN}")
+        layers = dict(zip(names, widths, strict=True))
         return Features(values, facts["teacher_key"], layers or {"features": values.shape[1]})
 
-    def _file(self, source: FeatureSource, output: Path | None) -> Path:
-        """The file, made if it is not there."""
+    def _path(self, source: FeatureSource, output: Path | None) -> Path:
         name = f"{content_key(teacher=source.key, pairs=self.pairs.fingerprint)}.safetensors"
-        path = output or cache_dir("features") / name
+        return output or cache_dir("features") / name
+
+    def _made(self, source: FeatureSource, output: Path | None) -> Features:
+        """The features in their file, made if it is not there; a damaged one in the cache is made again."""
+        path = self._path(source, output)
+        if output is None:
+            with suppress(UserError):
+                return self.load(path, source.key)
+            path.unlink(missing_ok=True)
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = cache_dir("features") / f"{content_key(path=str(path.resolve()))}.lock"
             with FileLock(lock):  # another process may be at it; we then find its file
                 if not path.is_file():
                     self._compute(source, source.key, path)
-        return path
+        return self.load(path, source.key)
 
     def _compute(self, source: FeatureSource, key: str, path: Path) -> None:
         """Chunk by chunk, each a file beside ``path`` until all are there."""
@@ -162,7 +173,7 @@ class FeatureStore:
         parts.mkdir(exist_ok=True)
         count = len(self.pairs)
         starts = range(0, count, CHUNK)
-        missing = [start for start in starts if not (parts / f"{start}.safetensors").is_file()]
+        missing = [start for start in starts if not _is_whole(parts / f"{start}.safetensors")]
         maker = source.open(self.pairs, resolve_device(self.device), bool(missing))
         ready = count - sum(min(CHUNK, count - start) for start in missing)
         with progress(count, f"features of {source.ref}", initial=ready, unit=maker.unit, leave=False) as bar:
@@ -184,10 +195,24 @@ class FeatureStore:
         shutil.rmtree(parts)
 
 
+def _listed(path: Path, facts: dict[str, str], name: str) -> list[Any]:
+    """A list among the facts of a file, which are text."""
+    return list(parse_json(facts.get(name, ""), f"'{name}' of '{path}'", AGAIN, list))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a chunk was written, and can be read."""
+    try:
+        return path.is_file() and "features" in read_tensors([path])
+    except UserError:
+        return False
+
+
 def check_maker(path: Path, facts: dict[str, str], key: str) -> None:
     """Raise UserError unless the file's metadata says that the model of that key made its features."""
     if facts["teacher_key"] != key:
-        of = f"{facts['teacher']}, layers {', '.join(json.loads(facts['layers']))}, pool {facts['pool']}, seed {facts['seed']}"
+        layers = ", ".join(map(str, _listed(path, facts, "layers")))
+        of = f"{facts['teacher']}, layers {layers}, pool {facts.get('pool')}, seed {facts.get('seed')}"
         raise UserError(f"'{path}' holds features of another teacher or of other settings ({of}): {AGAIN}")
 
 
@@ -206,7 +231,7 @@ def read_metadata(path: Path) -> dict[str, str]:
             facts: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"'{path}' is not a whole safetensors file ({error}): delete it and make it again") from error
-    if facts.get("format") != FORMAT:
+    if facts.get("format") != FORMAT or not {"teacher", "teacher_key", "pairs", "pairs_fingerprint"} <= facts.keys():
         raise UserError(f"'{path}' is no features file of `crossalign features`: for features of your own use file:{path}")
     return facts
 
@@ -247,7 +272,7 @@ def read_features_file(path: Path, ids: Sequence[str]) -> Tensor:
         values, names = READERS[path.suffix](path)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot read features from '{path}' ({error})") from error
-    if values.ndim != 2 or values.dtype.kind not in "fiu":
+    if values.ndim != 2 or not values.shape[1] or values.dtype.kind not in "fiu":
         raise UserError(f"'{path}' holds {values.dtype} values of shape {values.shape}; features are numbers (pairs, width)")
     if names is not None:
         row_of = {name: row for row, name in enumerate(unique(names))}

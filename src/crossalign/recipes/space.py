@@ -21,6 +21,7 @@ import yaml
 
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, flatten, to_dict, update
 from crossalign.core.errors import UserError, unknown
+from crossalign.core.reading import parse_yaml, read_yaml, user_path
 from crossalign.core.registry import Registry
 
 Config = AdaptConfig | PretrainConfig | FinetuneConfig
@@ -166,15 +167,10 @@ def open_space(ref: str, config: Config) -> Space:
     """
     origin = f"--space {ref}" if ref else f"the space '{DEFAULTS[type(config)]}'"
     if ref.endswith((".yaml", ".yml")):
-        try:
-            text = Path(ref).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{origin} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"{origin} is no UTF-8 text (byte {error.start}): save it as UTF-8") from error
+        file = user_path(ref)
     else:
-        text = SPACES[ref or DEFAULTS[type(config)]].read_text(encoding="utf-8")
-    data, settings = _load(text, origin), flatten(to_dict(config))
+        file = SPACES[ref or DEFAULTS[type(config)]]
+    data, settings = _load(file, origin), flatten(to_dict(config))
     fields: dict[str, Field] = {}
     for name, value in data.items():
         _check_variable(name, value, settings, origin)
@@ -202,19 +198,11 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _load(text: str, origin: str) -> dict[str, Any]:
-    """The fields of a space's text, by name; none twice."""
-    try:
-        data, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that cannot be
-        raise UserError(f"{origin} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict) or not data or root is None:
+def _load(file: Path, origin: str) -> dict[str, Any]:
+    """The fields of a space's file, by name; none twice."""
+    data = read_yaml(file, object, "write it as the docs on searches say", origin)
+    if not isinstance(data, dict) or not data:
         raise UserError(f"{origin} holds no fields: write a line a field, such as 'optim.lr: {{low: 1e-5, high: 1e-3}}'")
-    inner = [(f"{origin}, field '{key.value}',", node) for key, node in root.value]
-    for where, node in [(origin, root), *inner]:  # YAML keeps the last of two equal keys and says nothing
-        keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise UserError(f"{where} gives '{twice[0]}' twice: keep one")
     return {str(name): value for name, value in data.items()}
 
 
@@ -269,8 +257,8 @@ def _read_when(text: Any, name: str, origin: str, config: Config, names: list[st
     where = f"{origin}, field '{name}', has when: {text!r}"
     match = re.fullmatch(r"\s*(\S+)\s*(==|!=)\s*(\S+)\s*", text) if isinstance(text, str) else None
     try:
-        value = yaml.safe_load(match[3]) if match else None
-    except (yaml.YAMLError, ValueError):
+        value = parse_yaml(match[3], where, "") if match else None
+    except UserError:
         match = None
     if match is None:
         raise UserError(f"{where}: write FIELD == VALUE or FIELD != VALUE")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossalign.core.errors import UserError
+from crossalign.core.reading import read_json
 from crossalign.runs.names import EvaluationFolder, RunFolder
 
 BITS_PER_BYTE = "bits_per_byte"
@@ -136,10 +136,10 @@ def read_evaluation(run: Path, folder: Path | None = None) -> Evaluation | None:
     if not path.is_file():
         return None
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
         tasks, forgetting = facts["tasks"], dict(facts.get("forgetting") or {})
         whole = all(isinstance(task, dict) and isinstance(task.get("metrics"), dict) for task in tasks.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise UserError(f"{path} is damaged or has no tasks with metrics; evaluate '{run}' again")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +13,11 @@ from typing import Any, TypeVar
 import yaml
 
 from crossalign.config import flatten, to_dict, update
+from crossalign.core import reading
 from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path
 from crossalign.core.machine import is_main_process
+from crossalign.core.reading import read_yaml
 from crossalign.runs.names import RunFolder
 
 C = TypeVar("C")
@@ -40,7 +41,7 @@ def claim_folder(config: C) -> C:
     folder: Path = config.output  # type: ignore[attr-defined]
     file = RunFolder(folder).config
     if file.is_file():
-        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+        saved = read_yaml(file)
         differing = [f"{key} is {old!r} there and {new!r} here" for key, old, new in differences(config, saved)]
         if differing and config.overwrite:  # type: ignore[attr-defined]
             for name in RunFolder.names() if is_main_process() else ():
@@ -70,13 +71,7 @@ def read_config(config: C, file: Path) -> C:
     Raises:
         UserError: no such file, no YAML, or a key that the configuration does not have.
     """
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {file} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--config {file} holds no settings: a config.yaml of a run is wanted")
-    return update(config, values)
+    return update(config, read_yaml(file, remedy="give the config.yaml of a run", title=f"--config {file}"))
 
 
 @contextmanager
@@ -107,7 +102,7 @@ def read_json(file: Path, absent: Any = None) -> Any:
     """A JSON file that crossalign wrote, or ``absent`` where that is given and there is none."""
     if absent is not None and not file.is_file():
         return absent
-    return json.loads(file.read_text(encoding="utf-8"))
+    return reading.read_json(file, object)
 
 
 def differences(config: Any, saved: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -10,6 +9,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from crossalign.core.reading import parse_json
 
 Row = dict[str, Any]
 
@@ -37,7 +38,7 @@ def rows_after(path: Path, sent: int) -> Iterator[tuple[int, int, Row]]:
         return
     with path.open(encoding="utf-8") as lines:
         for number, line in islice(enumerate(lines), sent, None):
-            yield number, now(), json.loads(line)
+            yield number, now(), parse_json(line, f"'{path}' line {number + 1}", "remove it", dict)
 
 
 def now() -> int:

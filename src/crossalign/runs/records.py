@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from crossalign.core.errors import UserError
+from crossalign.core.reading import parse_json, read_json, read_yaml
 from crossalign.core.refs import Ref
 from crossalign.runs.evaluations import Evaluation, read_columns, read_evaluation
 from crossalign.runs.names import RunFolder, SearchFolder, StudyFolder
@@ -268,32 +267,23 @@ def read_run(folder: Path) -> Run:
             raise UserError(f"{path} has seed {result['seed']!r}, which is no whole number; run it again")
     run = Run(folder, result, {}, {}, [])
     files = RunFolder(folder)
-    run.config = _read_facts(files.config, yaml.safe_load, "the settings", run.notes)
-    run.environment = _read_facts(files.environment, json.loads, "hardware, command and commit", run.notes)
+    run.config = _read_facts(files.config, read_yaml, "the settings", run.notes)
+    run.environment = _read_facts(files.environment, read_json, "hardware, command and commit", run.notes)
     run.metrics = _read_metrics(files.metrics, run.notes)
     return run
 
 
 def _read_json(path: Path, kind: type) -> Any:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); restore it, or delete it and run that run again") from error
-    if not isinstance(value, kind):
-        raise UserError(f"{path} holds a {type(value).__name__} where a {kind.__name__} belongs; restore or delete it")
-    return value
+    return read_json(path, kind, "restore it, or delete it and run that run again")
 
 
-def _read_facts(path: Path, load: Callable[[str], Any], unknown: str, notes: list[str]) -> dict[str, Any]:
+def _read_facts(path: Path, read: Callable[[Path], Any], unknown: str, notes: list[str]) -> dict[str, Any]:
     """What a side file of a run says; nothing, and a note that it is ``unknown``, where it is missing or damaged."""
     try:
-        value = load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        value = None
-    if isinstance(value, dict):
-        return value
-    notes.append(f"{path} is missing or damaged: {unknown} of this run are unknown")
-    return {}
+        return dict(read(path))
+    except UserError:
+        notes.append(f"{path} is missing or damaged: {unknown} of this run are unknown")
+        return {}
 
 
 def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -310,8 +300,8 @@ def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = parse_json(line, str(path), "")
+        except UserError:
             broken += 1
             continue
         if isinstance(row, dict):

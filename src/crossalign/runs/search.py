@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from crossalign.core.errors import UserError
+from crossalign.core.reading import read_json
 from crossalign.runs.metrics import plain
 from crossalign.runs.names import SearchFolder
 from crossalign.runs.promotion import Job, end_game, promotable
@@ -213,10 +213,7 @@ def read_search(path: Path) -> SearchRecord:
     Raises:
         UserError: a file that is damaged, or that is no record of a search.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); restore it, or run the search again") from error
+    record = read_json(path, object, "restore it, or run the search again")
     try:
         return _search(path.parent, record)
     except KeyError as error:

@@ -14,14 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import yaml
-
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, update
 from crossalign.config.studies import ReproduceArgs
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import write_json
 from crossalign.core.machine import command_line
 from crossalign.core.progress import progress
+from crossalign.core.reading import parse_yaml, read_yaml
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
 from crossalign.recipes import all_recipes, get_recipe
@@ -208,10 +207,7 @@ def read_setting(setting: str) -> tuple[str, str, Any]:
     key, sign, text = setting.partition("=")
     if not sign:
         raise UserError(f"--set {setting}: write key=value, such as loop.epochs=5")
-    try:
-        return key, text, yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--set {setting}: the value is no YAML ({' '.join(str(error).split())})") from error
+    return key, text, parse_yaml(text, f"--set {setting}: the value", "put it in quotes")
 
 
 def configured(recipe: str, settings: tuple[str, ...]) -> Any:
@@ -343,5 +339,5 @@ def _differs_in_rate_alone(config: Config) -> bool:
     file = RunFolder(config.output).config
     if not file.is_file():
         return False
-    saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+    saved = read_yaml(file)
     return [key for key, _, _ in differences(config, saved)] == ["optim.lr"]

@@ -24,6 +24,7 @@ from crossalign.config import FinetuneConfig, SearchConfig, flatten, to_dict, up
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import atomic_path
 from crossalign.core.progress import progress
+from crossalign.core.reading import read_yaml
 from crossalign.recipes.space import Config, Space, open_space
 from crossalign.runs.folder import differences, locked, read_json, write_config
 from crossalign.runs.names import RunFolder, SearchFolder
@@ -172,7 +173,7 @@ def _open(
     asked = {key: value for key, value in to_dict(config).items() if key not in RESUMED}
     asked |= {"recipe": recipe, "methods": [], "space": space.as_data(), "resources": ends, "base": to_dict(base)}
     if file.is_file():
-        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+        saved = read_yaml(file)
         resolved = saved.pop("resolved")
         before, here = flatten(saved), flatten(asked)
         unlike = [
@@ -210,7 +211,7 @@ def _resolve(base: Config, recipe: str, home: Path, token: str, pool: WorkerPool
     waiting, loop = [base_work(base, recipe, home, token)], dict[str, Any]()
     for work, result in results_of(pool, lambda flying: waiting.pop() if waiting else None):
         file = RunFolder(work.config.output).config
-        loop = yaml.safe_load(file.read_text(encoding="utf-8"))["loop"] if file.is_file() else {}
+        loop = read_yaml(file)["loop"] if file.is_file() else {}
         check_base(work, result)
     return {key: loop[key] for key in ("device", "precision", "compile")}
 
@@ -270,7 +271,7 @@ def train_winner(search: SearchSession, trial: int, pool: WorkerPool) -> list[st
     for folder in sorted(SearchFolder(search.home).winner.glob("seed-*")):
         file = RunFolder(folder).config
         config = seeded(search, trial, int(folder.name.removeprefix("seed-")))
-        if not file.is_file() or differences(config, yaml.safe_load(file.read_text(encoding="utf-8"))):
+        if not file.is_file() or differences(config, read_yaml(file)):
             shutil.rmtree(folder)
     chose = search.base.seed
     configs = [seeded(search, trial, seed) for seed in range(chose + 1, chose + 1 + search.config.seeds)]

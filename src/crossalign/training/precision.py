@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import cache_dir, content_key, write_json
 from crossalign.core.machine import computes_bf16, cpu_features, cpu_model, is_main_process
 from crossalign.core.progress import announce
+from crossalign.core.reading import read_json
 from crossalign.training.session import agreed
 
 C = TypeVar("C")
@@ -124,8 +124,8 @@ class Probe:
             torch=torch.__version__,
             signature=signature,
         )
-        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):  # not there, or damaged
-            stored = json.loads((cache_dir("precision") / f"{key}.json").read_text(encoding="utf-8"))
+        with contextlib.suppress(UserError, ValueError, TypeError):  # not there, or damaged
+            stored = read_json(cache_dir("precision") / f"{key}.json")
             return {str(name): float(value) for name, value in stored.items()}, "measured before"
         if seconds := measure():
             with contextlib.suppress(OSError):  # a full disk, or a home folder that cannot be written to

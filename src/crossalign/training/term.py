@@ -13,7 +13,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from crossalign.alignment.health import participation_ratio
 from crossalign.config import FinetuneConfig, PretrainConfig, RegularizeConfig, TeacherConfig
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.machine import is_main_process, world_size
+from crossalign.core.reading import user_path
 from crossalign.core.refs import UNTRAINED, Ref
 from crossalign.data.batches import IGNORED
 from crossalign.data.pairs.batches import PairBatch, PairBatches
@@ -169,7 +169,7 @@ def check_sources(config: Config) -> None:
         return
     check_source(config.pairs.source)
     for name in filter(None, (config.pairs.split_file, align.held_out_file)):
-        if not Path(name).expanduser().is_file():
+        if not user_path(name).is_file():
             raise UserError(f"there is no split file '{name}': give a text file with one id a line")
     teachers = [config.teacher] if _has_term(align) and align.metric in similarities else []
     teachers += [_held_out_teacher(config)] if _held_out_count(align) > 0 else []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from crossalign.config import PairsConfig, TeacherConfig
 from crossalign.core.errors import UserError
+from crossalign.core.reading import parse_json
 from crossalign.core.refs import Ref
 from crossalign.verbs import Verb
 
@@ -31,7 +31,8 @@ def run(args: FeaturesArgs, _: str) -> str:
 
     path = features(args)
     facts = read_metadata(path)
-    return f"{path}: {facts['teacher']}, layers {' '.join(json.loads(facts['layers']))}; {facts['pairs']}"
+    layers = parse_json(facts["layers"], f"'{path}'", "make it again", list)
+    return f"{path}: {facts['teacher']}, layers {' '.join(layers)}; {facts['pairs']}"
 
 
 def features(args: FeaturesArgs) -> Path:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -21,8 +20,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from crossalign.core.errors import UserError
-from crossalign.core.files import atomic_path, cache_dir, content_key, write_json
+from crossalign.core.files import atomic_path, cache_dir, content_key, kept, write_json
 from crossalign.core.progress import progress
+from crossalign.core.reading import read_bytes, read_json, user_path
 from crossalign.data.sources import ImageListing, Raw
 
 Channels: TypeAlias = Literal["rgb", "gray"]
@@ -68,12 +68,24 @@ def decode_listing(listing: ImageListing, image_size: int | None, channels: Chan
         with atomic_path(pixels_file) as temporary, temporary.open("wb") as file:
             return _write_pixels(file, listing, lambda raw: decode(raw, size, channels))
 
-    hashes, bad = cached_hashes("images", key, range(len(listing.labels)), write, pixels_file)
+    def check(hashes: np.ndarray) -> None:
+        pixels = np.load(pixels_file, mmap_mode="r")
+        if pixels.ndim != 4 or len(pixels) != len(hashes):
+            raise ValueError(pixels.shape)
+        for row in {0, len(hashes) // 2, len(hashes) - 1}:
+            if hashes[row] and hash_of(pixels[row].tobytes()) != int(hashes[row]):
+                raise ValueError(row)
+
+    hashes, bad = cached_hashes("images", key, range(len(listing.labels)), write, check)
     return Decoded(np.load(pixels_file, mmap_mode="r"), hashes, bad)
 
 
 def cached_hashes(
-    kind: str, key: str, rows: Iterable[int], compute: Callable[[], list[int | str]], *files: Path
+    kind: str,
+    key: str,
+    rows: Sequence[int] | np.ndarray,
+    compute: Callable[[], list[int | str]],
+    check: Callable[[np.ndarray], object] = len,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Hashes of images, computed once and kept in the cache.
 
@@ -82,7 +94,7 @@ def cached_hashes(
         key: what the entry is called.
         rows: the places of the images in their listing.
         compute: gives the hash of each, or why it cannot be read.
-        files: what else it writes; the entry is whole only with all of these.
+        check: looks at what else it writes; raises ValueError or OSError where that is not whole.
 
     Returns:
         Hashes, uint64 (N,), 0 for an image that cannot be read; and by row why it cannot.
@@ -92,7 +104,18 @@ def cached_hashes(
     """
     folder = cache_dir(kind)
     hashes_file, done_file = folder / f"{key}.hashes.npy", folder / f"{key}.json"
-    if not all(file.is_file() for file in (done_file, hashes_file, *files)):
+
+    def read() -> tuple[np.ndarray, dict[int, str]]:
+        notes = read_json(done_file)
+        notes = notes.get("bad", notes)  # 0.1.0 wrote it bare for pairs
+        hashes: np.ndarray = np.load(hashes_file)
+        if hashes.shape != (len(rows),) or hashes.dtype != np.uint64:
+            raise ValueError(hashes.shape)
+        check(hashes)
+        return hashes, {int(row): str(why) for row, why in notes.items()}
+
+    def make() -> None:
+        done_file.unlink(missing_ok=True)
         try:
             results = compute()
             hashes = [0 if isinstance(result, str) else result for result in results]
@@ -103,9 +126,8 @@ def cached_hashes(
             if error.errno != errno.ENOSPC:
                 raise
             raise UserError(f"no room left for images in {folder}: free some space or set CROSSALIGN_CACHE") from error
-    notes = json.loads(done_file.read_text(encoding="utf-8"))
-    notes = notes.get("bad", notes)  # 0.1.0 wrote it bare for pairs
-    return np.load(hashes_file), {int(row): why for row, why in notes.items()}
+
+    return kept(read, make)
 
 
 def checked(raws: Iterator[T | str], make: Callable[[T], R], total: int, title: str) -> Iterator[R | str]:
@@ -204,7 +226,7 @@ def picture(raw: Raw, channels: Channels) -> Image.Image:
         image = raw.copy()
     else:
         try:
-            image = Image.open(io.BytesIO(raw if isinstance(raw, bytes) else raw.read_bytes()))
+            image = Image.open(io.BytesIO(raw if isinstance(raw, bytes) else read_bytes(raw)))
         except UnidentifiedImageError as error:  # its own text names a buffer in memory
             raise _BadImage("empty, damaged or of an unknown image format") from error
     if image.width * image.height > MAX_PIXELS:
@@ -247,7 +269,7 @@ def to_pixels(images: Any, shape: tuple[int, ...]) -> np.ndarray:
     rows = []
     for number, item in enumerate([images] if single else images):
         name = str(item) if isinstance(item, str | os.PathLike) else f"image {number}"
-        raw: Raw = Path(item).expanduser() if isinstance(item, str | os.PathLike) else item
+        raw: Raw = user_path(item) if isinstance(item, str | os.PathLike) else item
         if isinstance(raw, torch.Tensor | np.ndarray):
             raw = _to_array(raw, name)
             if raw.ndim == 3 and raw.shape[-1] not in (1, 3, 4):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from crossalign.core.errors import UserError, needed, unknown
+from crossalign.core.reading import user_path
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
 from crossalign.data.records import HubTable, ParquetTable, RecordTable, load_hub
@@ -39,7 +40,7 @@ def list_source(source: str, alone: bool = False) -> Listings:
     ref = Ref(source, ())
     if ref.kind != "path" and ref.kind in SOURCES:
         return SOURCES[ref.kind](ref.rest)
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_file():
         if path.suffix != ".parquet":
             raise UserError(f"data source '{source}' is a file but not .parquet; give a folder of class folders")

@@ -14,7 +14,8 @@ from PIL import Image
 
 from crossalign.config import PairsConfig, validate
 from crossalign.core.errors import UserError
-from crossalign.core.files import cache_dir, content_key
+from crossalign.core.files import cache_dir, content_key, kept
+from crossalign.core.reading import read_bytes, user_path
 from crossalign.data.images.decode import cached_hashes, checked, hash_of, picture, save_array
 from crossalign.data.pairs.sources import PairListing, list_pairs
 from crossalign.data.records import whole_text
@@ -118,7 +119,7 @@ def _split_rows(listing: PairListing, is_split: bool, config: PairsConfig) -> tu
 
 
 def _listed_rows(listing: PairListing, config: PairsConfig) -> tuple[np.ndarray, list[str]]:
-    path = Path(config.split_file).expanduser()
+    path = user_path(config.split_file)
     text = whole_text(path, lambda error: f"cannot read the split file '{path}' ({error}): give a text file with one id a line")
     wanted = [line.strip() for line in text.splitlines() if line.strip()]
     by_name: dict[str, list[int]] = {}
@@ -139,12 +140,19 @@ def _places(listing: PairListing) -> np.ndarray:
     So all rows of one image fall on one side of a split, whatever their ids, and the order of the rows changes nothing.
     """
     path = cache_dir("pairs") / f"{content_key(identity=listing.identity, places=VERSION)}.places.npy"
-    if not path.is_file():
+
+    def read() -> np.ndarray:
+        hashes: np.ndarray = np.load(path)
+        if hashes.shape != (len(listing.ids),) or hashes.dtype != np.uint64:
+            raise ValueError(hashes.shape)
+        return hashes / 2.0**64
+
+    def make() -> None:
         hashes = checked(_raws(listing, range(len(listing.ids))), _hash, len(listing.ids), listing.title)
         # 0 for one that cannot be read, which is told later
         save_array(path, np.array([0 if isinstance(value, str) else value for value in hashes], dtype=np.uint64))
-    places: np.ndarray = np.load(path) / 2.0**64
-    return places
+
+    return kept(read, make)
 
 
 def _check_images(listing: PairListing, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
@@ -162,8 +170,8 @@ def _raws(listing: PairListing, rows: Iterable[int]) -> Iterator[Raw | str]:
     for row in rows:
         try:
             raw = listing.read(int(row))
-            yield raw.read_bytes() if isinstance(raw, Path) else raw
-        except OSError as error:
+            yield read_bytes(raw) if isinstance(raw, Path) else raw
+        except (OSError, UserError) as error:
             yield f"{type(error).__name__}: {error}"
 
 

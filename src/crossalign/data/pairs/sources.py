@@ -7,7 +7,6 @@ source is one function in ``SOURCES``.
 from __future__ import annotations
 
 import glob
-import json
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from crossalign.config import PairsConfig
 from crossalign.core.errors import UserError
+from crossalign.core.reading import parse_json, user_path
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
 from crossalign.data.pairs.openmoji import openmoji_file
@@ -77,7 +77,7 @@ def _reader(source: str) -> tuple[Parts, Callable[[list[Any], PairsConfig], Pair
         return _hub_parts(source), _table
     if ref.kind != "path" and ref.kind in SOURCES:
         return {"": [ref.rest]}, lambda names, _: SOURCES[ref.kind](names[0])
-    path = Path(source).expanduser()
+    path = user_path(source)
     for suffix, make in READERS.items():
         files = _files(path, suffix) if source else []
         if files:
@@ -177,8 +177,8 @@ def _tar_text(archive: tarfile.TarFile, member: tarfile.TarInfo, column: str) ->
     if not member.name.lower().endswith(".json"):
         return content
     try:
-        record = json.loads(content)
-    except ValueError:
+        record = parse_json(content, member.name, "mend it")
+    except UserError:
         return None
     if not isinstance(record, dict):
         return record if isinstance(record, str | list) else None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
+import shutil
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from crossalign.config import CorpusConfig, validate
-from crossalign.core.errors import UserError, some
+from crossalign.core.errors import UserError, first_line, some
 from crossalign.core.files import cache_dir, content_key, write_json
 from crossalign.core.progress import progress
+from crossalign.core.reading import read_json
 from crossalign.data.text import tokenizer as tok
 from crossalign.data.text.documents import Piece, Place, TextFile, cut, list_files, stream, whole
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 META, FORMAT = "meta.json", 1
 CHUNK = 1 << 21
 """Characters between two states that a killed call goes on from; also what the tokenizer's threads share out."""
+SCANNED = 1 << 24
+"""Tokens looked at together for the largest of them."""
 TRAINED_ON = 1 << 30
 """Bytes of text that a tokenizer is trained on at most; of more, an even share is drawn."""
 
@@ -85,17 +88,29 @@ def open_corpus(folder: str | Path) -> Corpus:
     meta = _read_meta(folder)
     if meta is None:
         raise UserError(f"'{folder}' holds no prepared corpus (no {META}): make one with crossalign data prepare")
-    if not meta["complete"]:
+    if not meta.get("complete"):
         raise UserError(f"the corpus in '{folder}' is not finished: run the same crossalign data prepare again, it goes on")
     streams = {}
-    for side in SIDES:
-        facts, path = meta[side], folder / f"{side}.bin"
+    try:
+        entries, separator, _ = int(meta["tokenizer"]["entries"]), int(meta["tokenizer"]["separator"]), str(meta["fingerprint"])
+        dtype = {"uint16": np.uint16, "uint32": np.uint32}[meta["dtype"]]
+        sizes = {side: [int(meta[side][name]) for name in ("tokens", "documents", "bytes")] for side in SIDES}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"'{folder / META}' is damaged ({first_line(error)}): copy or prepare the corpus again") from error
+    for side, (expected, documents, size) in sizes.items():
+        path = folder / f"{side}.bin"
         if not path.is_file():
             raise UserError(f"'{folder}' lacks its token file {path.name}: prepare the corpus again in another folder")
-        count, expected = path.stat().st_size / np.dtype(meta["dtype"]).itemsize, facts["tokens"]
+        count = path.stat().st_size / np.dtype(dtype).itemsize
         if count != expected:
             raise UserError(f"'{path}' holds {count:,g} tokens, but its meta.json says {expected:,}: copy or prepare it again")
-        streams[side] = TokenFile(np.memmap(path, dtype=meta["dtype"], mode="r"), facts["documents"], facts["bytes"])
+        tokens = np.memmap(path, dtype=dtype, mode="r") if expected else np.empty(0, dtype)
+        largest = max((int(tokens[i : i + SCANNED].max()) for i in range(0, expected, SCANNED)), default=0)
+        if max(largest, separator) >= entries:  # a model would have no row for it
+            raise UserError(
+                f"'{path}' holds token {max(largest, separator)}, but its tokenizer has {entries:,} entries: prepare it again"
+            )
+        streams[side] = TokenFile(tokens, documents, size)
     return Corpus(folder, meta, streams["train"], streams["validation"])
 
 
@@ -124,8 +139,13 @@ def prepare(config: CorpusConfig, output: str | Path = "") -> Corpus:
         "validation_fraction": config.validation_fraction,
         "split_seed": config.split_seed,
     }
+    cached = not output
     output = Path(output) if output else cache_dir("corpora") / content_key(**settings)
     with _locked(output):
+        if cached and not _is_sound(output):
+            for path in output.iterdir():  # but for the lock, which we hold
+                if path.name != ".lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         meta = _read_meta(output)
         if meta is None:
             taken = [name for name in ("train.bin", "validation.bin", "tokenizer") if (output / name).exists()]
@@ -145,13 +165,21 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
     path = folder / META
     if not path.is_file():
         return None
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"'{path}' is not valid JSON ({error}): prepare the corpus again in another folder") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT or "settings" not in meta:
+    meta: dict[str, Any] = read_json(path, remedy="prepare the corpus again in another folder")
+    if meta.get("format") != FORMAT or "settings" not in meta:
         raise UserError(f"'{path}' was not written by crossalign data prepare, or by another version: choose another folder")
     return meta
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether a corpus in the cache, finished or not, can be opened or gone on with; an empty folder can."""
+    try:
+        meta = _read_meta(folder)
+        if meta is not None and meta.get("complete"):
+            _ = open_corpus(folder).tokenizer
+        return meta is not None or not any(path.name != ".lock" for path in folder.iterdir())
+    except UserError:
+        return False
 
 
 def _differs(output: Path, saved: dict[str, Any], here: dict[str, Any]) -> UserError:

@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from crossalign.core.errors import UserError
 from crossalign.core.files import file_hash, files_hash
+from crossalign.core.reading import open_regular
 from crossalign.data.records import Row, json_lines, no_column, open_table
 from crossalign.data.sources import text_sources
 
@@ -121,7 +122,7 @@ def _text_pieces(path: Path, digest: str, start: Place) -> Iterator[Piece]:
     number, row, offset = start
     if row:
         return
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if not offset and not any(block.strip() for block in iter(lambda: file.read(PIECE), b"")):
             yield Piece("", digest, True, (number, 1, 0))
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossalign.core.errors import UserError, first_line
 from crossalign.core.files import write_json
+from crossalign.core.reading import read_json, user_path
 from crossalign.core.refs import Ref
 from crossalign.data.model_files import Source, hub_folder, locate, quiet
 
@@ -29,7 +29,7 @@ def open_tokenizer(ref: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none, it is not of the fast kind, or it has no token to separate documents with.
     """
-    path = Path(ref).expanduser()
+    path = user_path(ref)
     if path.is_file() and path.name == "tokenizer.json" and (path.parent / "tokenizer_config.json").is_file():
         path = path.parent  # its special tokens are named there
     if path.is_file() and path.suffix == ".json":
@@ -136,7 +136,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     tokenizer.save_pretrained(temporary)
     config = temporary / "tokenizer_config.json"
-    facts = json.loads(config.read_text(encoding="utf-8"))
+    facts = read_json(config)
     if facts.get("tokenizer_class") == "TokenizersBackend":  # the name since transformers 5; older ones know this alone
         write_json(config, facts | {"tokenizer_class": "PreTrainedTokenizerFast"})
     shutil.rmtree(folder, ignore_errors=True)

@@ -22,9 +22,10 @@ from torch.nn import functional as F
 from crossalign.config import AlignConfig, validate
 from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir, content_key, file_hash
+from crossalign.core.reading import user_path
 from crossalign.data.records import whole_text
 from crossalign.models.language.model import LanguageModel
-from crossalign.models.loading import write_tensors
+from crossalign.models.loading import read_tensors, write_tensors
 
 _PLACEHOLDER = re.compile(r"^\[unused\d+\]$")  # BERT's spare rows, which no text ever trained
 _CHUNK = 4096
@@ -105,9 +106,6 @@ def text_targets(
     Raises:
         UserError: a missing, empty or malformed corpus, no tokenizer for it, or settings that give no sequence.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     validate(config, "align.")
     corpus = corpus_path(config) if config.target == "corpus" else None
     key = content_key(
@@ -120,10 +118,9 @@ def text_targets(
         seed=seed,
     )
     path = cache_dir("targets") / f"{key}.safetensors"
-    with suppress(SafetensorError):  # a damaged file is made again
-        if path.is_file():
-            saved = load_file(path)
-            return TextTargets(table, saved["ids"], saved["mask"], saved.get("labels"))
+    with suppress(UserError, KeyError):  # not there, or damaged: it is made again
+        saved = read_tensors([path])
+        return TextTargets(table, saved["ids"], saved["mask"], saved.get("labels"))
     generator = torch.Generator().manual_seed(seed)
     if corpus:
         targets = _from_corpus(language_model, table, corpus, config, generator)
@@ -190,7 +187,7 @@ def corpus_path(config: AlignConfig) -> Path:
     """The corpus file of ``config``; raises UserError if there is none."""
     if not config.corpus:
         raise UserError("--align.target corpus needs --align.corpus FILE, a text file with a sentence a line")
-    path = Path(config.corpus).expanduser()
+    path = user_path(config.corpus)
     if not path.is_file():
         raise UserError(f"--align.corpus '{path}' is no file: give a text file with a sentence a line")
     return path
@@ -198,7 +195,7 @@ def corpus_path(config: AlignConfig) -> Path:
 
 def _read_corpus(path: Path) -> tuple[list[str], list[str]]:
     """The lines that hold text and, for a .tsv, their labels."""
-    text = whole_text(path, lambda error: f"--align.corpus '{path}' is not text in UTF-8: convert it first", "utf-8-sig")
+    text = whole_text(path, lambda error: f"--align.corpus '{path}' is not text in UTF-8: convert it first")
     lines = [line.strip() for line in text.splitlines()]
     if path.suffix != ".tsv":
         texts, labels = [line for line in lines if line], []

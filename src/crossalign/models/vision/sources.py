@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from crossalign.core.errors import UserError, first_line, needed, unknown
+from crossalign.core.reading import user_path
 from crossalign.core.refs import UNTRAINED, Ref
 from crossalign.core.registry import Registry
 from crossalign.data.model_files import Package, Source, hub_folder, quiet, read_config, weight_files
@@ -319,7 +320,7 @@ def open_local(name: str, request: Request) -> VisionBody:
     Raises:
         UserError: there is no such folder.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return _open_folder(path, request, lambda: weight_files(Source(request.ref, path)))
     kind = Ref(name, ()).kind

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import gc
 import io
-import json
 import math
 import os
 import shutil
@@ -26,6 +25,7 @@ from typing import Any
 from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir
 from crossalign.core.progress import silence
+from crossalign.core.reading import parse_json
 from crossalign.recipes.space import Config
 from crossalign.runs.folder import InUse, locked
 from crossalign.runs.names import RunFolder, SearchFolder
@@ -251,6 +251,7 @@ def validations(folder: Path) -> list[dict[str, Any]]:
     by_epoch: dict[int, dict[str, Any]] = {}
     with contextlib.suppress(FileNotFoundError), RunFolder(folder).metrics.open(encoding="utf-8") as lines:
         for line in lines:
-            if line.endswith("\n") and (row := json.loads(line))["stage"] == "train" and row["split"] == "validation":
+            row = parse_json(line, str(RunFolder(folder).metrics), "remove the line", dict) if line.endswith("\n") else {}
+            if (row.get("stage"), row.get("split")) == ("train", "validation"):
                 by_epoch[row["epoch"]] = row
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]

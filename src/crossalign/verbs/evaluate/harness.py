@@ -33,6 +33,7 @@ from pyarrow import ArrowException
 from crossalign.core.errors import UserError, first_line
 from crossalign.core.files import content_key
 from crossalign.core.progress import progress
+from crossalign.core.reading import user_path
 from crossalign.data.model_files import quiet
 from crossalign.data.text.evals import expected_file, local_rows
 from crossalign.verbs.evaluate import TASKS
@@ -101,7 +102,7 @@ def open_task(name: str, data: Path | None, few_shot: int = 0, limit: int | None
     Raises:
         UserError: an unknown task, a file that is no task, data that are not there or not of the schema.
     """
-    config = _read_task(Path(name).expanduser() if Path(name).suffix in (".yaml", ".yml") else TASKS[name])
+    config = _read_task(user_path(name) if Path(name).suffix in (".yaml", ".yml") else TASKS[name])
     title = (config.get("metadata") or {}).get("title", config["task"])
     shots = config["num_fewshot"] = few_shot or config.get("num_fewshot") or 0
     if shots and config.get("output_type") == "loglikelihood_rolling":

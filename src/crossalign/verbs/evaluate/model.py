@@ -7,7 +7,6 @@ language head, to see what of its language is left (CMDA §4.1 warns of forgetti
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from crossalign.config import TuneConfig, update
 from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, files_hash
 from crossalign.core.machine import free_memory
+from crossalign.core.reading import read_json, read_yaml, user_path
 from crossalign.data.model_files import Source
 from crossalign.data.text.tokenizer import read_tokenizer
 from crossalign.models.classifier.model import FORMAT, read_saved
@@ -77,7 +77,7 @@ def open_scored(ref: str, bos: Literal["auto", "yes", "no"] = "auto") -> Scored:
 
 def _folder_of(ref: str) -> tuple[Path | None, Path | None]:
     """The folder of a local model, and that of the run it belongs to."""
-    path = Path(ref).expanduser()
+    path = user_path(ref)
     if not path.is_dir():
         return None, None
     if RunFolder(path).config.is_file():
@@ -97,17 +97,14 @@ def _pretrained_here(run: Path | None) -> bool:
 
 def _model_of(run: Path) -> str:
     """What a run of ``finetune`` began with."""
-    import yaml
-
-    return str((yaml.safe_load(RunFolder(run).config.read_text(encoding="utf-8")) or {}).get("model") or "")
+    return str(read_yaml(RunFolder(run).config).get("model") or "")
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(read_json(file))
+    except UserError:
         return {}  # whoever opens the model says what is wrong
-    return value if isinstance(value, dict) else {}
 
 
 def _merged(folder: Path, run: Path | None) -> LanguageModel:

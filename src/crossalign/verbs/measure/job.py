@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from crossalign.alignment.registry import get_similarity, similarities
@@ -36,6 +35,7 @@ from crossalign.core.errors import UserError, missing_extra, unknown
 from crossalign.core.files import write_json
 from crossalign.core.machine import environment, free_memory
 from crossalign.core.progress import progress
+from crossalign.core.reading import read_yaml
 from crossalign.data.pairs.load import Pairs, open_pairs
 from crossalign.models.loading import write_tensors
 from crossalign.runs.folder import claim_folder, locked, write_config
@@ -73,7 +73,7 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
     _check(config)
     with locked(config.output):
         file = RunFolder(config.output).config
-        if file.is_file() and not {"language", "vision"} <= (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).keys():
+        if file.is_file() and not {"language", "vision"} <= read_yaml(file).keys():
             raise UserError(f"{config.output} holds a run that is no measurement: choose another --output")
         if not config.overwrite:  # else another measurement there is replaced when there is one to take its place
             claim_folder(config)

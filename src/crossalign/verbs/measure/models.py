@@ -13,6 +13,7 @@ from torch import Tensor
 
 from crossalign.config import MeasureConfig, TeacherConfig
 from crossalign.core.errors import UserError
+from crossalign.core.reading import user_path
 from crossalign.core.refs import Ref
 from crossalign.data.records import read_text
 from crossalign.features.sources import ImageSource, TextSource, bits_per_byte
@@ -112,7 +113,7 @@ def with_quality(models: list[Measured], text: str, config: MeasureConfig, devic
 
 def _in_runs(refs: tuple[str, ...]) -> list[Measured]:
     """The references, with the models that it kept in place of a training run."""
-    folders = [Path(ref).expanduser() for ref in refs]
+    folders = [user_path(ref) for ref in refs]
     names = _run_names(folder.resolve() for folder in folders if RunFolder(folder).config.is_file())
     models = []
     for ref, folder in zip(refs, folders, strict=True):
