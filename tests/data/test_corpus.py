@@ -23,8 +23,9 @@ from crossalign.config import CorpusConfig
 from crossalign.core.errors import UserError
 from crossalign.data.text import corpus as corpora
 from crossalign.data.text import documents
-from crossalign.data.text.corpus import Corpus, open_corpus, prepare
+from crossalign.data.text.corpus import prepare
 from crossalign.data.text.documents import list_files, stream
+from crossalign.data.text.prepared import Corpus, open_corpus
 from crossalign.data.text.tokenizer import END, open_tokenizer, ordinary_text, save_tokenizer, train_tokenizer
 
 WORDS = [

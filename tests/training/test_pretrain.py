@@ -29,7 +29,7 @@ from crossalign.core.errors import UserError
 from crossalign.data.batches import Batches
 from crossalign.data.pairs.batches import PairBatches
 from crossalign.data.pairs.load import open_pairs
-from crossalign.data.text.corpus import open_corpus
+from crossalign.data.text.prepared import open_corpus
 from crossalign.data.text.tokens import TokenRows
 from crossalign.models.language.causal import new_gpt2
 from crossalign.models.language.model import open_language_model

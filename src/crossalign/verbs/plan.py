@@ -272,7 +272,7 @@ def _of_text(config: PretrainConfig | FinetuneConfig) -> Cost:
 
 def _language_model(config: PretrainConfig | FinetuneConfig) -> Any:
     """The run's model on the meta device."""
-    from crossalign.data.text.corpus import open_corpus
+    from crossalign.data.text.prepared import open_corpus
     from crossalign.data.text.tokenizer import open_tokenizer
     from crossalign.models.language.causal import choose_trained, new_gpt2
     from crossalign.models.language.model import open_language_model

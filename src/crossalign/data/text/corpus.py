@@ -1,4 +1,4 @@
-"""A corpus as two token files, train and validation: made once by ``prepare``, resumably, and opened by ``open_corpus``."""
+"""A corpus as two token files, train and validation: made once by ``prepare``, resumably."""
 
 from __future__ import annotations
 
@@ -11,107 +11,26 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from crossalign.config import CorpusConfig, validate
-from crossalign.core.errors import UserError, first_line, some
+from crossalign.core.errors import UserError, some
 from crossalign.core.files import cache_dir, content_key, write_json
 from crossalign.core.progress import progress
-from crossalign.core.reading import read_json
 from crossalign.data.text import tokenizer as tok
 from crossalign.data.text.documents import Piece, Place, TextFile, cut, list_files, stream, whole
+from crossalign.data.text.prepared import FORMAT, META, SIDES, Corpus, Side, open_corpus, read_meta
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from crossalign.data.text.tokens import TokenFile
-
-
-META, FORMAT = "meta.json", 1
 CHUNK = 1 << 21
 """Characters between two states that a killed call goes on from; also what the tokenizer's threads share out."""
-SCANNED = 1 << 24
-"""Tokens looked at together for the largest of them."""
 TRAINED_ON = 1 << 30
 """Bytes of text that a tokenizer is trained on at most; of more, an even share is drawn."""
 
-Side: TypeAlias = Literal["train", "validation"]
-SIDES: tuple[Side, Side] = ("train", "validation")
 Part: TypeAlias = tuple[Side, str, bool]
 """A side, a text for it, and whether a document ends there."""
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """A prepared corpus."""
-
-    folder: Path
-    meta: dict[str, Any]
-    """What ``meta.json`` holds."""
-    train: TokenFile
-    validation: TokenFile
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the tokens, the tokenizer and the settings."""
-        return str(self.meta["fingerprint"])
-
-    @property
-    def vocabulary(self) -> int:
-        """Entries of the tokenizer: a model's token table needs as many."""
-        return int(self.meta["tokenizer"]["entries"])
-
-    @property
-    def separator(self) -> int:
-        """The token at the head of each stream and after each document."""
-        return int(self.meta["tokenizer"]["separator"])
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that made the tokens."""
-        return tok.open_tokenizer(str(self.folder / "tokenizer"))
-
-
-def open_corpus(folder: str | Path) -> Corpus:
-    """Open what ``prepare`` made; the token files are mapped, not read.
-
-    Raises:
-        UserError: no finished corpus lies there, or its token files have other sizes than its meta.json tells of.
-    """
-    from crossalign.data.text.tokens import TokenFile
-
-    folder = Path(folder)
-    meta = _read_meta(folder)
-    if meta is None:
-        raise UserError(f"'{folder}' holds no prepared corpus (no {META}): make one with crossalign data prepare")
-    if not meta.get("complete"):
-        raise UserError(f"the corpus in '{folder}' is not finished: run the same crossalign data prepare again, it goes on")
-    streams = {}
-    try:
-        entries, separator, _ = int(meta["tokenizer"]["entries"]), int(meta["tokenizer"]["separator"]), str(meta["fingerprint"])
-        dtype = {"uint16": np.uint16, "uint32": np.uint32}[meta["dtype"]]
-        sizes = {side: [int(meta[side][name]) for name in ("tokens", "documents", "bytes")] for side in SIDES}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"'{folder / META}' is damaged ({first_line(error)}): copy or prepare the corpus again") from error
-    for side, (expected, documents, size) in sizes.items():
-        path = folder / f"{side}.bin"
-        if not path.is_file():
-            raise UserError(f"'{folder}' lacks its token file {path.name}: prepare the corpus again in another folder")
-        count = path.stat().st_size / np.dtype(dtype).itemsize
-        if count != expected:
-            raise UserError(f"'{path}' holds {count:,g} tokens, but its meta.json says {expected:,}: copy or prepare it again")
-        tokens = np.memmap(path, dtype=dtype, mode="r") if expected else np.empty(0, dtype)
-        largest = max((int(tokens[i : i + SCANNED].max()) for i in range(0, expected, SCANNED)), default=0)
-        if max(largest, separator) >= entries:  # a model would have no row for it
-            raise UserError(
-                f"'{path}' holds token {max(largest, separator)}, but its tokenizer has {entries:,} entries: prepare it again"
-            )
-        streams[side] = TokenFile(tokens, documents, size)
-    return Corpus(folder, meta, streams["train"], streams["validation"])
 
 
 def prepare(config: CorpusConfig, output: str | Path = "") -> Corpus:
@@ -146,7 +65,7 @@ def prepare(config: CorpusConfig, output: str | Path = "") -> Corpus:
             for path in output.iterdir():  # but for the lock, which we hold
                 if path.name != ".lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-        meta = _read_meta(output)
+        meta = read_meta(output)
         if meta is None:
             taken = [name for name in ("train.bin", "validation.bin", "tokenizer") if (output / name).exists()]
             if taken:
@@ -161,20 +80,10 @@ def prepare(config: CorpusConfig, output: str | Path = "") -> Corpus:
     return open_corpus(output)
 
 
-def _read_meta(folder: Path) -> dict[str, Any] | None:
-    path = folder / META
-    if not path.is_file():
-        return None
-    meta: dict[str, Any] = read_json(path, remedy="prepare the corpus again in another folder")
-    if meta.get("format") != FORMAT or "settings" not in meta:
-        raise UserError(f"'{path}' was not written by crossalign data prepare, or by another version: choose another folder")
-    return meta
-
-
 def _is_sound(folder: Path) -> bool:
     """Whether a corpus in the cache, finished or not, can be opened or gone on with; an empty folder can."""
     try:
-        meta = _read_meta(folder)
+        meta = read_meta(folder)
         if meta is not None and meta.get("complete"):
             _ = open_corpus(folder).tokenizer
         return meta is not None or not any(path.name != ".lock" for path in folder.iterdir())

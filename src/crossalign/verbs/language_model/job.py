@@ -22,8 +22,9 @@ from crossalign.core.machine import is_main_process
 from crossalign.core.progress import followed
 from crossalign.core.refs import Ref
 from crossalign.data.batches import InOrder, Rows
-from crossalign.data.text.corpus import open_corpus, prepare
+from crossalign.data.text.corpus import prepare
 from crossalign.data.text.instructions import ExampleRows, open_instructions
+from crossalign.data.text.prepared import open_corpus
 from crossalign.data.text.tokenizer import separator
 from crossalign.data.text.tokens import TextBatch, TokenFile, TokenRows, as_stream
 from crossalign.models.language.causal import choose_trained, new_gpt2, perplexity, save_causal, total_nll
