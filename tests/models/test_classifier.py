@@ -233,10 +233,10 @@ def test_a_damaged_folder_is_one_sentence(tiny_folder: Folder, tmp_path: Path) -
     folder = build(tiny_folder("llama")).save_pretrained(tmp_path / "m")
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="cannot read the weights in"):
+    with pytest.raises(UserError, match="was cut short"):
         ImageClassifier.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="cannot read the weights in"):
+    with pytest.raises(UserError, match="was cut short"):
         ImageClassifier.from_pretrained(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="is not valid JSON"):

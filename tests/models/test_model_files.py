@@ -120,7 +120,7 @@ def test_published_bin_is_read_with_weights_only(tiny_folder: Folder, tmp_path: 
 def test_damaged_weights(tiny_folder: Folder, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_folder("llama"), tmp_path / "damaged")
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
-    with pytest.raises(UserError, match="cannot read the weights of"):
+    with pytest.raises(UserError, match=r"model.safetensors' was cut short.* has 100 of"):
         open_language_model(str(folder))
 
 

@@ -23,6 +23,9 @@ MOST_NODES = 100_000
 """Of a YAML file with its aliases written out, of which few bytes can make billions."""
 
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+
+
 def user_path(text: str | Path) -> Path:
     """A path as a user wrote it, with ``~`` for a home folder; nothing need lie there.
 
@@ -46,13 +49,41 @@ def open_regular(path: Path) -> BinaryIO:
 
     Raises:
         OSError: there is none, or it cannot be read.
+        UserError: it is a pointer of git-LFS, which stands where the file itself was not fetched.
     """
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # to open a pipe would wait for a writer
     if stat.S_ISREG(os.fstat(number).st_mode):
-        return os.fdopen(number, "rb")
+        file = os.fdopen(number, "rb")
+        if file.peek(len(POINTER)).startswith(POINTER):
+            file.close()
+            raise UserError(f"'{path}' is a pointer of git-LFS, not the file itself: fetch that with 'git lfs pull'")
+        return file
     is_folder = stat.S_ISDIR(os.fstat(number).st_mode)
     os.close(number)
     raise OSError(errno.EISDIR if is_folder else errno.EINVAL, "a folder" if is_folder else "no regular file", str(path))
+
+
+def check_whole(path: Path) -> None:
+    """Raise UserError where a file of weights is a pointer of git-LFS, or a safetensors file that was cut short."""
+    try:
+        with open_regular(path) as file:
+            if path.suffix != ".safetensors":
+                return
+            size, start = os.fstat(file.fileno()).st_size, file.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) == 8 and 8 + length <= size:
+                header = parse_json(file.read(min(length, LARGEST)), f"the header of '{path}'", "copy or fetch it again", dict)
+                ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+                length += max(ends, default=0)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror}): copy or fetch it again") from error
+    except (LookupError, TypeError) as error:
+        raise UserError(f"the header of '{path}' is that of no safetensors file: copy or fetch it again") from error
+    if len(start) < 8 or 8 + length > size:
+        more = f" of {8 + length:,}" if len(start) == 8 and length < 1 << 50 else ""
+        raise UserError(
+            f"'{path}' was cut short, or is no safetensors file: it has {size:,}{more} bytes; copy or fetch it again"
+        )
 
 
 def read_bytes(path: Path, most: int = LARGEST, title: str = "") -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crossalign.core.errors import UserError, first_line, missing_extra, unknown
-from crossalign.core.reading import read_json, user_path
+from crossalign.core.reading import check_whole, read_json, user_path
 from crossalign.core.refs import CONTROLS, Ref
 from crossalign.core.registry import Registry
 
@@ -71,6 +72,9 @@ PUBLISHED_CONFIGS: dict[str, dict[str, Any]] = {
 
 COPY = "copy the model again"
 _HUB_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
+_LARGEST = ((re.compile(r"layers?$|depths?$|blocks$"), 1000), (re.compile(r"(size|dim|embd|inner|heads?|channels)$"), 1 << 24))
+"""The largest numbers that a configuration may give for depths and widths, far above those of any published model."""
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 
@@ -102,7 +106,7 @@ def locate(ref: str, weights: bool) -> Source:
         return Source(ref, hub_folder(ref, weights))
     path = user_path(ref)
     if path.is_dir():
-        return Source(ref, path)
+        return Source(ref, model_folder(path))
     if path.is_file() and path.suffix == ".gguf":
         if importlib.util.find_spec("gguf") is None:
             raise missing_extra("gguf", "gguf", f"opening '{path}'")
@@ -115,6 +119,26 @@ def locate(ref: str, weights: bool) -> Source:
         raise unknown("kind of model reference", f"{parts.kind}:", [f"{k}:" for k in ("package", "hf", *CONTROLS)])
     hint = f", or 'hf:{ref}' for the hub" if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref) else ""
     raise UserError(f"no model folder at '{path}': give a folder, a .gguf file, package:NAME{hint}")
+
+
+def model_folder(path: Path) -> Path:
+    """The folder of a model: what lies in the folder of a run, else the folder itself.
+
+    Raises:
+        UserError: a run that has no model yet.
+    """
+    if not (path / "config.yaml").is_file() or (path / "config.json").is_file():
+        return path
+    if not (path / "model").is_dir():
+        raise UserError(f"'{path}' holds a run without a model/ folder: finish it by its own command first")
+    return path / "model"
+
+
+def absolute(ref: str) -> str:
+    """A reference as it can be kept: a local path counts from the root, for another day's working directory is another."""
+    parts = Ref(ref)
+    path = user_path(parts.base) if parts.base else None
+    return parts.like(os.path.abspath(path)) if path is not None and path.exists() else ref
 
 
 def hub_folder(ref: str, weights: bool) -> Path:
@@ -162,10 +186,11 @@ def weight_files(source: Source) -> list[Path]:
         ("model.safetensors", "model.safetensors.index.json"),
         ("pytorch_model.bin", "pytorch_model.bin.index.json"),
     ):
-        if (folder / single).is_file():
-            return [folder / single]
-        if (folder / index).is_file():
-            return _shards(folder, index)
+        if (folder / single).is_file() or (folder / index).is_file():
+            files = [folder / single] if (folder / single).is_file() else _shards(folder, index)
+            for file in files:
+                check_whole(file)
+            return files
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
         raise UserError(
@@ -198,7 +223,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"'{folder}' is not a model folder: it has no config.json")
     config: dict[str, Any] = read_json(path, remedy=COPY)
+    _check_sizes(config, path)
     return config
+
+
+def _check_sizes(config: dict[str, Any], path: Path) -> None:
+    """Raise UserError for a depth or width that no model has: to build it would take all memory, or for ever."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_sizes(value, path)
+        for name, most in _LARGEST:
+            for number in value if isinstance(value, list) else [value]:
+                if name.search(str(key)) and isinstance(number, int | float) and not number <= most:
+                    raise UserError(f"'{path}' says {key} {number}, more than the {most:,} that are built: {COPY}")
 
 
 @contextmanager

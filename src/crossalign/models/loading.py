@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from crossalign.core.errors import UserError, first_line, some
 from crossalign.core.files import atomic_path
+from crossalign.core.reading import check_whole
 from crossalign.data.model_files import Source, quiet, weight_files
 
 T = TypeVar("T")
@@ -36,6 +37,20 @@ def shuffle_weights(model: nn.Module, seed: int) -> None:
     for parameter in model.parameters():
         order = torch.randperm(parameter.numel(), generator=generator)
         parameter.copy_(parameter.flatten()[order].view_as(parameter))
+
+
+@contextmanager
+def building(owner: str) -> Iterator[None]:
+    """Building the model that a configuration describes: what no model can be is told in a sentence, with its ``owner``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # each architecture of each library raises its own
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(
+            f"the configuration of {owner} describes no model that can be built ({reason}): copy it again"
+        ) from error
 
 
 def load_pretrained(model_class: Any, source: Source, config: Any, heads: re.Pattern[str], **arguments: Any) -> Any:
@@ -74,6 +89,7 @@ def load_pretrained(model_class: Any, source: Source, config: Any, heads: re.Pat
         )
     unexpected = [name for name in info["unexpected_keys"] if not heads.search(name) and not CONSTANTS.search(name)]
     _refuse(f"'{source.ref}'", info["missing_keys"], unexpected, info["mismatched_keys"])
+    _check_numbers(f"'{source.ref}'", dict(model.named_parameters()))
     return model
 
 
@@ -87,6 +103,7 @@ def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
 
     state: dict[str, Tensor] = {}
     for file in files:
+        check_whole(file)
         with _reading(f"in '{file}'", file):
             is_pickle = file.suffix != ".safetensors"
             state |= torch.load(file, weights_only=True, map_location="cpu") if is_pickle else load_file(file)
@@ -128,8 +145,20 @@ def put_tensors(
     shapes = [(name, state[name].shape, target[name].shape) for name in target.keys() & state.keys()]
     mismatched = [(name, saved, expected) for name, saved, expected in shapes if saved != expected]
     _refuse(owner, target.keys() - state.keys(), state.keys() - target.keys(), mismatched)
+    _check_numbers(owner, state)
     for name, value in state.items():
         put(target[name], value)
+
+
+def _check_numbers(owner: str, state: Mapping[str, Tensor]) -> None:
+    """Raise UserError where tensors hold NaN or infinity: all that a model of them says would be NaN."""
+    bad = [
+        name
+        for name, value in state.items()
+        if value.is_floating_point() and value.numel() and not all(end.isfinite() for end in value.aminmax())
+    ]
+    if bad:
+        raise UserError(f"the weights of {owner} hold values that are no finite numbers, in {some(bad)}: fetch them again")
 
 
 def _refuse(owner: str, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[tuple[str, Any, Any]]) -> None:

@@ -6,6 +6,9 @@ Shapes: B batch, C channels, H and W sides, T tokens, D backbone width, K classe
 from __future__ import annotations
 
 import dataclasses
+import html
+import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,17 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crossalign.config import BackboneConfig, EmbedderConfig, HeadConfig, TuneConfig, update
-from crossalign.core.errors import UserError
+from crossalign.config import BackboneConfig, EmbedderConfig, HeadConfig, TuneConfig, update, validate
+from crossalign.core.errors import UserError, first_line
 from crossalign.core.files import write_json
+from crossalign.core.reading import user_path
 from crossalign.core.refs import Ref
-from crossalign.data.model_files import fetch_page, read_config
+from crossalign.data.model_files import absolute, fetch_page, model_folder, read_config
 from crossalign.models.classifier.backbone import Backbone
 from crossalign.models.classifier.embedding import InputEmbedding
 from crossalign.models.classifier.freezing import apply_freeze_plan
 from crossalign.models.language.inner import add_lora
 from crossalign.models.language.model import LanguageModel, open_language_model
-from crossalign.models.loading import built, put_tensors, read_tensors, trained_state
+from crossalign.models.loading import building, built, put_tensors, read_tensors, trained_state
 
 FORMAT = "crossalign.ImageClassifier/1"
 
@@ -167,6 +171,8 @@ class ImageClassifier(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        backbone = dataclasses.replace(self.settings.backbone, ref=absolute(self.settings.backbone.ref))
+        settings = dataclasses.replace(self.settings, backbone=backbone)
         state = {name: tensor.contiguous().cpu() for name, tensor in self.trained_state().items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         if self.settings.tune.method == "full":
@@ -175,7 +181,7 @@ class ImageClassifier(nn.Module):
             folder / "config.json",
             {
                 "format": FORMAT,
-                **dataclasses.asdict(self.settings),
+                **dataclasses.asdict(settings),
                 "input": dataclasses.asdict(self.spec),
                 "fingerprint": self.language_model.fingerprint,
                 "seed": self.language_model.seed,
@@ -186,7 +192,7 @@ class ImageClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, backbone: str | None = None) -> ImageClassifier:
-        """Open a folder that :meth:`save_pretrained` wrote, or ``hf:ORG/NAME`` of one that was pushed.
+        """Open a folder that :meth:`save_pretrained` wrote, that of the run which did, or ``hf:ORG/NAME`` of one that was pushed.
 
         ``backbone`` overrides where the frozen language model lies, should it have moved.
 
@@ -194,21 +200,21 @@ class ImageClassifier(nn.Module):
             UserError: no such model, tensors that do not fit, or a backbone whose weights are not those of training.
         """
         files = ["*.json", "*.safetensors", "README.md"]
-        folder = fetch_page(str(path), files) if Ref(str(path), ()).kind == "hf" else Path(path)
+        folder = fetch_page(str(path), files) if Ref(str(path), ()).kind == "hf" else model_folder(user_path(path))
         saved = read_saved(folder)
-        settings = update(ModelSettings(), {section.name: saved[section.name] for section in dataclasses.fields(ModelSettings)})
-        spec = InputSpec(**{key: tuple(value) for key, value in saved["input"].items()})
+        settings, spec = saved.settings, saved.spec
         whole = (folder / "backbone").is_dir()
         ref = backbone or (f"random:{folder / 'backbone'}" if whole else settings.backbone.ref)
         try:
-            language_model = open_language_model(ref, seed=saved["seed"])
+            language_model = open_language_model(ref, seed=saved.seed)
         except UserError as error:
             raise UserError(
                 f"the backbone of {folder} cannot be opened: {error}; name where it lies now with --backbone"
             ) from error
-        if not whole and language_model.fingerprint != saved["fingerprint"]:
+        if not whole and language_model.fingerprint != saved.fingerprint:
             raise UserError(f"the backbone '{ref}' is not the one that {folder} was trained with: its weights differ")
-        model = cls(language_model, spec, settings)
+        with building(f"'{folder}'"):
+            model = cls(language_model, spec, settings)
         model.load_trained_state(read_tensors([folder / "model.safetensors"]), f"'{folder}'")
         return model.eval()
 
@@ -273,25 +279,61 @@ class ImageClassifier(nn.Module):
         ]
 
 
-def read_saved(folder: Path) -> dict[str, Any]:
-    """config.json of a saved classifier, or UserError where it is none."""
+@dataclasses.dataclass(frozen=True)
+class SavedClassifier:
+    """What config.json of a saved classifier says."""
+
+    settings: ModelSettings
+    spec: InputSpec
+    fingerprint: str
+    """Of the backbone that it was trained with."""
+    seed: int
+
+
+def read_saved(folder: Path) -> SavedClassifier:
+    """config.json of a saved classifier, checked.
+
+    Raises:
+        UserError: there is none, or a value in it that no classifier has.
+    """
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"no saved classifier at '{folder}': it has no config.json; give the model/ folder of a finished run")
     saved = read_config(folder)
     if saved.get("format") != FORMAT:
         raise UserError(f"{file} is not a crossalign classifier of format {FORMAT!r}: give the model/ folder of a finished run")
-    missing = {"backbone", "embedder", "tune", "head", "input", "fingerprint", "seed"} - saved.keys()
+    sections = [section.name for section in dataclasses.fields(ModelSettings)]
+    missing = {*sections, "input", "fingerprint", "seed"} - saved.keys()
     if missing:
         raise UserError(f"{file} is damaged: it lacks {', '.join(sorted(missing))}")
-    return saved
+    try:
+        settings = update(ModelSettings(), {name: saved[name] for name in sections})
+        validate(settings)
+        spec = InputSpec(*(tuple(saved["input"].get(field.name)) for field in dataclasses.fields(InputSpec)))
+        _check_spec(spec)
+        return SavedClassifier(settings, spec, str(saved["fingerprint"]), int(saved["seed"]))
+    except (UserError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({first_line(error)}): copy the model again") from error
+
+
+def _check_spec(spec: InputSpec) -> None:
+    """Raise ValueError for a shape, classes or a scale that no input has."""
+    sides = all(type(side) is int and 0 < side <= 1 << 16 for side in spec.shape)
+    if not sides or len(spec.shape) not in (2, 3) or math.prod(spec.shape) > 1 << 28:
+        raise ValueError(f"inputs of shape {spec.shape}")
+    if not spec.classes or len(set(spec.classes)) < len(spec.classes) or not all(isinstance(c, str) for c in spec.classes):
+        raise ValueError(f"classes {spec.classes[:3]}: there are none, two of one name, or some that are no text")
+    for name, values in (("mean", spec.mean), ("std", spec.std)):
+        right = all(type(value) in (int, float) and math.isfinite(value) for value in values)
+        if not right or len(values) != spec.shape[0] or (name == "std" and min(values) <= 0):
+            raise ValueError(f"{name} {values} for {spec.shape[0]} channels")
 
 
 def _card(model: ImageClassifier, facts: dict[str, Any]) -> str:
     """A README.md with the hub's header: what the model is, how to use it, what was measured, what it cannot do."""
     spec, method = model.spec, model.settings.tune.method
-    results = "\n".join(f"- {name}: {value}" for name, value in facts.items()) or "- none recorded"
-    classes = ", ".join(spec.classes[:20]) + (", …" if len(spec.classes) > 20 else "")
+    results = "\n".join(f"- {_plain(name)}: {_plain(value)}" for name, value in facts.items()) or "- none recorded"
+    classes = ", ".join(map(_plain, spec.classes[:20])) + (", …" if len(spec.classes) > 20 else "")
     return f"""---
 library_name: crossalign
 pipeline_tag: image-classification
@@ -300,7 +342,7 @@ tags: [crossalign, cross-modal, {method}]
 
 # A language model made an image classifier
 
-Backbone `{model.language_model.ref}` ({model.language_model.kind} weights), method `{method}`,
+Backbone {_plain(model.language_model.ref)} ({model.language_model.kind} weights), method `{method}`,
 {model.plan.trainable:,} trained parameters, inputs of shape {tuple(spec.shape)}, {len(spec.classes)} classes: {classes}.
 
 ```python
@@ -320,3 +362,8 @@ say so. A frozen backbone is not in this folder: it is opened from the reference
 {model.plan}
 ```
 """
+
+
+def _plain(value: Any) -> str:
+    """A text of unknown origin as Markdown that shows it: on one line, and no markup, of HTML neither."""
+    return re.sub(r"([\\`*_\[\]#|~])", r"\\\1", html.escape(" ".join(str(value).split()), quote=False))

@@ -20,6 +20,7 @@ from crossalign.data.batches import IGNORED
 from crossalign.data.model_files import quiet
 from crossalign.data.text.tokens import block_diagonal_mask
 from crossalign.models.language.inner import add_lora, attend_without_mask, checkpoint_gradients
+from crossalign.models.language.model import LanguageModel, save_base
 from crossalign.models.loading import built
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -106,10 +107,17 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def save_causal(model: Any, peft: Any | None, tokenizer: Any, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+def save_causal(
+    model: Any,
+    peft: Any | None,
+    tokenizer: Any,
+    folder: Path,
+    state: dict[str, Tensor] | None = None,
+    base: LanguageModel | None = None,
+) -> None:
     """Write a folder for ``from_pretrained``: the model, or its LoRA adapter in PEFT's format, and the tokenizer.
 
-    ``state`` holds the whole tensors of a model whose own are shares.
+    ``state`` holds the whole tensors of a model whose own are shares; ``base`` is what an adapter belongs to.
     """
     given: dict[str, Any] = {}
     if state is not None:
@@ -117,6 +125,8 @@ def save_causal(model: Any, peft: Any | None, tokenizer: Any, folder: Path, stat
     with quiet():
         if peft is not None:
             peft.save_pretrained(str(folder), safe_serialization=True, **given)
+            if base is not None:
+                save_base(base, folder)
         else:
             model.save_pretrained(str(folder), **given)
         tokenizer.save_pretrained(str(folder))

@@ -13,19 +13,32 @@ vit:REF               a transformer encoder from scratch of REF's depth, width, 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from crossalign.core.errors import UserError
-from crossalign.core.files import content_key, files_hash
+from crossalign.core.files import content_key, files_hash, write_json
+from crossalign.core.machine import free_memory
+from crossalign.core.reading import read_json, read_yaml, user_path
 from crossalign.core.refs import Ref
-from crossalign.data.model_files import Source, locate, quiet, read_config, weight_files
+from crossalign.data.model_files import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    COPY,
+    Source,
+    absolute,
+    locate,
+    quiet,
+    read_config,
+    weight_files,
+)
 from crossalign.data.text.tokenizer import read_tokenizer
 from crossalign.models.language.families import Family, family_named, family_of
-from crossalign.models.loading import built, load_pretrained, shuffle_weights
+from crossalign.models.loading import building, built, load_pretrained, put_tensors, read_tensors, shuffle_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -33,6 +46,8 @@ if TYPE_CHECKING:
 Head = Literal["none", "causal"]
 Kind = Literal["pretrained", "random", "shuffled", "none", "vit"]
 
+BASE = "base.json"
+"""What tells, beside an adapter, of the model that it belongs to."""
 # Parts of published checkpoints that a base model has no place for.
 _HEADS = re.compile(
     r"(^|\.)(lm_head|embed_out|cls|pooler|classifier|pre_classifier|score|qa_outputs|vocab_(transform|layer_norm|projector))\."
@@ -108,6 +123,8 @@ def open_language_model(ref: str, head: Head = "none", weights: bool = True, see
     kind, base = _kind_and_base(ref)
     loads = weights and kind in ("pretrained", "shuffled")
     source = locate(base, weights=loads)
+    if source.folder is not None and (source.folder / ADAPTER_CONFIG).is_file():
+        return _open_adapter(source, ref, kind, head, weights, seed)
     config = _read_config(source, kind)
     family = family_of(config)
     if head == "causal" and family.attention != "causal":
@@ -121,8 +138,79 @@ def open_language_model(ref: str, head: Head = "none", weights: bool = True, see
         if kind == "shuffled":
             shuffle_weights(model, seed)
     else:
-        model = built(lambda: model_class.from_config(config, dtype=torch.float32, **arguments), seed, meta=not weights)
+
+        def build() -> Any:
+            return model_class.from_config(config, dtype=torch.float32, **arguments)
+
+        with building(f"'{ref}'"):
+            size = sum(4 * parameter.numel() for parameter in built(build, seed, meta=True).parameters()) if weights else 0
+            if size > (free_memory() or size):
+                raise UserError(f"'{ref}' takes {size / 1e9:,.1f} GB, more than the memory that is free: name a smaller model")
+            model = built(build, seed, meta=not weights)
     return LanguageModel(model.eval(), model.config, ref, kind, seed, source)
+
+
+def save_base(opened: LanguageModel, folder: Path) -> None:
+    """Write down, beside a LoRA adapter, the model that it belongs to: where it lies, and a hash of its weights."""
+    facts = {"ref": absolute(opened.ref), "seed": opened.seed, "fingerprint": opened.fingerprint}
+    write_json(folder / BASE, facts)
+
+
+def adapter_base(folder: Path) -> tuple[str, int, str]:
+    """Of the model that the adapter in a folder belongs to: reference, seed, and fingerprint where it is known.
+
+    Raises:
+        UserError: a damaged file, or one that names no model.
+    """
+    if (folder / BASE).is_file():
+        saved = read_json(folder / BASE, remedy="write there where the model lies now, as 'ref'")
+        ref, seed, fingerprint = (saved.get(name, default) for name, default in (("ref", ""), ("seed", 0), ("fingerprint", "")))
+        if not (isinstance(ref, str) and ref and isinstance(seed, int) and isinstance(fingerprint, str)):
+            raise UserError(f"'{folder / BASE}' names no model as its 'ref': write there where the model lies now")
+        return ref, seed, fingerprint
+    run = folder.with_name("config.yaml")  # an older run's configuration alone tells of a .gguf file
+    ref = str(read_yaml(run).get("model") or "") if folder.name == "model" and run.is_file() else ""
+    ref = ref or str(read_json(folder / ADAPTER_CONFIG, remedy=COPY).get("base_model_name_or_path") or "")
+    if not ref:
+        raise UserError(f"'{folder / ADAPTER_CONFIG}' names no base_model_name_or_path, the model that it belongs to: add it")
+    return (f"hf:{ref}" if ":" not in ref and not user_path(ref).exists() else ref), 0, ""
+
+
+def _open_adapter(source: Source, ref: str, kind: Kind, head: Head, weights: bool, seed: int) -> LanguageModel:
+    """A LoRA adapter in PEFT's format, folded into the model that it belongs to; or a control made from that model.
+
+    Raises:
+        UserError: there is no such model, its weights are others than in training, or the adapter does not fit.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    folder: Any = source.folder
+    base, base_seed, fingerprint = adapter_base(folder)
+    if kind != "pretrained":  # what is random or shuffled has no use for an update
+        return replace(open_language_model(f"{kind}:{Ref(base).base}", head, weights, seed), ref=ref)
+    if not (folder / ADAPTER).is_file():
+        raise UserError(f"'{folder}' has no {ADAPTER}: save the adapter as safetensors")
+    try:
+        opened = open_language_model(base, "causal", weights, base_seed)
+    except UserError as error:
+        raise UserError(
+            f"the model that the adapter '{folder}' belongs to cannot be opened: {error}; if it has moved, write where it lies "
+            f"now into '{folder / BASE}', as 'ref'"
+        ) from error
+    if weights:
+        if fingerprint not in ("", opened.fingerprint):
+            raise UserError(f"'{base}' is not the model that the adapter '{folder}' was trained with: its weights differ")
+        state, files = read_tensors([folder / ADAPTER]), [folder / ADAPTER, folder / ADAPTER_CONFIG]
+        with building(f"the adapter '{folder}'"):
+            peft = PeftModel.from_pretrained(opened.model, str(folder))
+            put_tensors(get_peft_model_state_dict(peft), state, f"'{folder}'")
+        merged_print = content_key(base=opened.fingerprint, adapter=files_hash(files))
+        opened.model = peft.merge_and_unload().eval()
+        opened.fingerprint = merged_print
+    opened.ref = ref
+    if head == "none":
+        opened.model = opened.model.base_model
+    return opened
 
 
 def reference_key(ref: str, seed: int = 0) -> str:
@@ -134,6 +222,12 @@ def reference_key(ref: str, seed: int = 0) -> str:
     kind, base = _kind_and_base(ref)
     loads = kind in ("pretrained", "shuffled")
     source = locate(base, weights=loads)
+    if source.folder is not None and (source.folder / ADAPTER_CONFIG).is_file():
+        ours, base_seed, _ = adapter_base(source.folder)
+        if kind != "pretrained":
+            return reference_key(f"{kind}:{Ref(ours).base}", seed)
+        files = [source.folder / name for name in (ADAPTER, ADAPTER_CONFIG)]
+        return content_key(base=reference_key(ours, base_seed), adapter=files_hash(files))
     files = weight_files(source) if loads or source.gguf else []
     if source.folder is not None and not source.gguf:
         if not source.published:
@@ -181,6 +275,8 @@ def _check_config(source: Source) -> None:
     """
     assert source.folder is not None
     config = read_config(source.folder)
+    if str(config.get("format", "")).startswith("crossalign."):
+        raise UserError(f"'{source.folder}' is an image classifier, no language model: give it to predict or evaluate")
     if not config.get("model_type"):
         raise UserError(
             f"'{source.folder / 'config.json'}' names no model_type: it is not the configuration of a transformers model"

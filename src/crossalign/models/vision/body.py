@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from crossalign.core.files import content_key, files_hash
-from crossalign.models.loading import built, put_tensors, read_tensors, shuffle_weights
+from crossalign.models.loading import building, built, put_tensors, read_tensors, shuffle_weights
 
 GROUP = "crossalign.teachers"
 """Entry points of plug-ins that register kinds of teachers."""
@@ -91,7 +91,8 @@ def finish(
         identity: JSON-able; names the architecture.
         rename: the files' names of tensors → the model's; None where ``build`` has read the files already.
     """
-    model = built(build, request.seed, meta=not request.weights)
+    with building(f"'{request.ref}'"):
+        model = built(build, request.seed, meta=not request.weights)
     if request.loads and rename is not None:
         put_tensors(model.state_dict(), rename(read_tensors(files())), f"'{request.ref}'")
     if request.loads and request.kind == "shuffled":

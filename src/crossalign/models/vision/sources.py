@@ -21,7 +21,7 @@ from crossalign.core.errors import UserError, first_line, needed, unknown
 from crossalign.core.reading import user_path
 from crossalign.core.refs import UNTRAINED, Ref
 from crossalign.core.registry import Registry
-from crossalign.data.model_files import Package, Source, hub_folder, quiet, read_config, weight_files
+from crossalign.data.model_files import Package, Source, hub_folder, model_folder, quiet, read_config, weight_files
 from crossalign.models.loading import load_pretrained
 from crossalign.models.taps import block_names
 from crossalign.models.vision.body import GROUP, Files, Pool, Preprocess, Request, VisionBody, finish, pool_places
@@ -322,7 +322,8 @@ def open_local(name: str, request: Request) -> VisionBody:
     """
     path = user_path(name)
     if path.is_dir():
-        return _open_folder(path, request, lambda: weight_files(Source(request.ref, path)))
+        folder = model_folder(path)
+        return _open_folder(folder, request, lambda: weight_files(Source(request.ref, folder)))
     kind = Ref(name, ()).kind
     if kind != "path" and not path.exists():
         raise unknown("kind of teacher reference", f"{kind}:", [f"{known}:" for known in (*OPENERS, *UNTRAINED, "file")])

@@ -22,7 +22,7 @@ class PredictArgs:
     """Classify images with a trained model: one JSON line an image."""
 
     model: str
-    """The model/ folder of a finished run, or hf:ORG/NAME."""
+    """A finished run, its model/ folder, or hf:ORG/NAME."""
     images: list[Path]
     """Image files, or folders of them."""
     top_k: Count = 1

@@ -16,20 +16,17 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from crossalign.config import TuneConfig, update
 from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, files_hash
 from crossalign.core.machine import free_memory
 from crossalign.core.reading import read_json, read_yaml, user_path
-from crossalign.data.model_files import Source
+from crossalign.data.model_files import Source, model_folder
 from crossalign.data.text.tokenizer import read_tokenizer
 from crossalign.models.classifier.model import FORMAT, read_saved
 from crossalign.models.language.inner import add_lora
 from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.loading import put_tensors, read_tensors
 from crossalign.runs.names import RunFolder
-
-ADAPTER = "adapter_model.safetensors"
 
 
 @dataclass
@@ -63,8 +60,6 @@ def open_scored(ref: str, bos: Literal["auto", "yes", "no"] = "auto") -> Scored:
     before = ""
     if folder and config.get("format") == FORMAT:
         opened, before = _unadapted(folder)
-    elif folder and (folder / "adapter_config.json").is_file():
-        opened = _merged(folder, run)
     else:
         opened = open_language_model(str(folder) if run else ref, head="causal")
     tokenizer = read_tokenizer(Source(ref, folder)) if folder and (folder / "tokenizer.json").is_file() else opened.tokenizer
@@ -80,11 +75,8 @@ def _folder_of(ref: str) -> tuple[Path | None, Path | None]:
     path = user_path(ref)
     if not path.is_dir():
         return None, None
-    if RunFolder(path).config.is_file():
-        if not RunFolder(path).model.is_dir():
-            raise UserError(f"'{path}' holds a run without a model/ folder: finish it by its own command first")
-        return RunFolder(path).model, path
-    return path, path.parent if RunFolder(path.parent).config.is_file() and path.name == "model" else None
+    folder = model_folder(path)
+    return folder, folder.parent if RunFolder(folder.parent).config.is_file() and folder.name == "model" else None
 
 
 def _pretrained_here(run: Path | None) -> bool:
@@ -107,30 +99,6 @@ def _json(file: Path) -> dict[str, Any]:
         return {}  # whoever opens the model says what is wrong
 
 
-def _merged(folder: Path, run: Path | None) -> LanguageModel:
-    """A LoRA adapter in PEFT's format, folded into the model that it belongs to."""
-    from peft import PeftModel, get_peft_model_state_dict
-
-    if not (folder / ADAPTER).is_file():
-        raise UserError(f"'{folder}' has no {ADAPTER}: save the adapter as safetensors")
-    base = str(_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
-    if run is not None:  # what PEFT keeps is a folder, which for a .gguf file is not enough
-        base = _model_of(run) or base
-    elif base and ":" not in base and not Path(base).exists():
-        base = f"hf:{base}"
-    try:
-        opened = open_language_model(base, head="causal")
-    except UserError as error:
-        raise UserError(f"the model that the adapter '{folder}' belongs to cannot be opened: {error}") from error
-    state = read_tensors([folder / ADAPTER])
-    peft = PeftModel.from_pretrained(opened.model, str(folder))
-    put_tensors(get_peft_model_state_dict(peft), state, f"'{folder}'")
-    files = [folder / ADAPTER, folder / "adapter_config.json"]
-    opened.fingerprint = content_key(base=opened.fingerprint, adapter=files_hash(files))
-    opened.model = peft.merge_and_unload().eval()
-    return opened
-
-
 def _unadapted(folder: Path) -> tuple[LanguageModel, str]:
     """The language model inside a saved classifier, and the reference of the one that it was made from.
 
@@ -140,13 +108,13 @@ def _unadapted(folder: Path) -> tuple[LanguageModel, str]:
         UserError: there was no pretrained causal model, so there is no language to forget; or its weights have changed.
     """
     saved = read_saved(folder)
-    ref = saved["backbone"]["ref"]
-    opened = open_language_model(ref, head="causal", seed=saved["seed"])
+    ref = saved.settings.backbone.ref
+    opened = open_language_model(ref, head="causal", seed=saved.seed)
     if opened.kind != "pretrained":
         raise UserError(f"'{folder}' was made from '{ref}', a control without language: there is nothing to forget")
-    if opened.fingerprint != saved["fingerprint"]:
+    if opened.fingerprint != saved.fingerprint:
         raise UserError(f"the backbone '{ref}' is not the one that '{folder}' was trained with: its weights differ")
-    tune = update(TuneConfig(), saved["tune"])
+    tune = saved.settings.tune
     base = opened.model.base_model
     peft = add_lora(base, tune) if tune.method == "lora" else None
     file = folder / "model.safetensors"

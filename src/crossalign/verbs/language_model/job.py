@@ -99,6 +99,8 @@ class Text:
     """What result.json says of method, model, term and data."""
     peft: Any = None
     """LoRA's updates of the model; None where it trains in full."""
+    base: LanguageModel | None = None
+    """The opened model that those belong to."""
 
 
 @in_folder
@@ -156,7 +158,7 @@ def train(config: Any, recipe: str, quiet: bool = False, until: int | None = Non
         result["outcomes"] = language_model_outcomes(result, config.align.held_out_teacher)
         state = whole_state(model, run)
         if run.accelerator.is_main_process:
-            save_causal(model, text.peft, text.tokenizer, RunFolder(config.output).model, state)
+            save_causal(model, text.peft, text.tokenizer, RunFolder(config.output).model, state, text.base)
             write_json(RunFolder(config.output).result, result)
             run.log.results = summary(result)
     return result
@@ -257,6 +259,7 @@ def _instructions(config: FinetuneConfig) -> Text:
             "data_fingerprint": data.fingerprint,
         },
         peft=peft,
+        base=opened,
     )
 
 
