@@ -404,7 +404,7 @@ def test_bad_folders_are_one_sentence(tmp_path: Path) -> None:
     refused({"config.json": {"model_type": "vit"}}, "has no preprocessor_config.json")
     refused({"config.json": {"architecture": "vit_of_tomorrow"}}, "which this timm does not have")
     refused({"config.json": tiny}, "has no weights")
-    refused({"config.json": tiny, "model.safetensors": b"short"}, "cannot read the weights")
+    refused({"config.json": tiny, "model.safetensors": b"short"}, "was cut short")
     refused(
         {"config.json": tiny, "pytorch_model.bin": pickle.dumps(Evil(), protocol=2)},
         "holds more than tensors|cannot read the weights",

@@ -7,9 +7,10 @@ import json
 import math
 import os
 import stat
+from io import BufferedReader
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from crossalign.core.errors import UserError
 
@@ -26,7 +27,7 @@ MOST_NODES = 100_000
 POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def user_path(text: str | Path) -> Path:
+def user_path(text: str | os.PathLike[str]) -> Path:
     """A path as a user wrote it, with ``~`` for a home folder; nothing need lie there.
 
     Raises:
@@ -44,7 +45,7 @@ def user_path(text: str | Path) -> Path:
     return path
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """A file, open for reading. A pipe or a device, which may never end, is none.
 
     Raises:
@@ -122,7 +123,7 @@ def read_json(path: Path, kind: type = dict, remedy: str = "restore or delete it
 def parse_json(data: bytes | str, title: str, remedy: str, kind: type = object) -> Any:
     """What a text of JSON holds; see :func:`read_json`. ``title`` is what messages call it."""
     try:
-        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        text = _decoded(data, title)
         value = json.loads(text)
         if text.count("[") + text.count("{") > DEEPEST and _too_deep(value):
             raise RecursionError
@@ -147,7 +148,7 @@ def parse_yaml(data: bytes | str, title: str, remedy: str, kind: type = object) 
     import yaml
 
     try:
-        loader = yaml.SafeLoader(data if isinstance(data, str) else data.decode("utf-8-sig"))
+        loader = yaml.SafeLoader(_decoded(data, title))
         node = loader.get_single_node()
         sizes: dict[int, float] = {}
         if node is not None and _nodes(node, sizes) > MOST_NODES:  # before values are made, which aliases multiply
@@ -156,14 +157,21 @@ def parse_yaml(data: bytes | str, title: str, remedy: str, kind: type = object) 
         value = None if node is None else loader.construct_document(node)
     except RecursionError as error:
         raise UserError(f"{title} is no YAML: nested too deeply; {remedy}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date or a number that cannot be
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that cannot be
         raise UserError(f"{title} is no YAML: {' '.join(str(error).split())}; {remedy}") from error
     return _of_kind(value, kind, title, remedy)
 
 
+def _decoded(data: bytes | str, title: str) -> str:
+    try:
+        return data if isinstance(data, str) else data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{title} is no UTF-8 text (byte {error.start}): save it as UTF-8") from error
+
+
 def _of_kind(value: Any, kind: type, title: str, remedy: str) -> Any:
     if not isinstance(value, kind):
-        names = {dict: "settings or facts by name", list: "a list"}
+        names: dict[Any, str] = {dict: "settings or facts by name", list: "a list"}
         raise UserError(f"{title} holds {type(value).__name__}, not {names.get(kind, kind.__name__)}: {remedy}")
     return value
 

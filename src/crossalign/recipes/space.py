@@ -169,7 +169,7 @@ def open_space(ref: str, config: Config) -> Space:
     if ref.endswith((".yaml", ".yml")):
         file = user_path(ref)
     else:
-        file = SPACES[ref or DEFAULTS[type(config)]]
+        file = Path(str(SPACES[ref or DEFAULTS[type(config)]]))
     data, settings = _load(file, origin), flatten(to_dict(config))
     fields: dict[str, Field] = {}
     for name, value in data.items():

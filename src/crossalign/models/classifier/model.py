@@ -192,7 +192,7 @@ class ImageClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, backbone: str | None = None) -> ImageClassifier:
-        """Open a folder that :meth:`save_pretrained` wrote, that of the run which did, or ``hf:ORG/NAME`` of one that was pushed.
+        """Open a folder that :meth:`save_pretrained` wrote, that of its run, or ``hf:ORG/NAME`` of one that was pushed.
 
         ``backbone`` overrides where the frozen language model lies, should it have moved.
 
