@@ -76,3 +76,16 @@ def test_no_name_of_a_class_has_two_meanings() -> None:
             if isinstance(node, ast.ClassDef):
                 found.setdefault(node.name, []).append(module)
     assert {name: modules for name, modules in found.items() if len(modules) > 1} == {}
+
+
+def test_json_and_yaml_are_loaded_in_one_place_alone() -> None:
+    """But for what was written a moment before, in the same expression."""
+    calls = []
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if name in ("json.loads", "json.load", "yaml.safe_load", "yaml.load", "yaml.compose"):
+                assert isinstance(node, ast.Call)
+                if not ast.unparse(node.args[0]).startswith("json.dumps("):
+                    calls.append(module)
+    assert calls == ["crossalign.core.reading"]

@@ -236,7 +236,7 @@ def test_a_damaged_folder_is_one_sentence(tiny_folder: Folder, tmp_path: Path) -
     with pytest.raises(UserError, match="was cut short"):
         ImageClassifier.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="model.safetensors' cannot be read"):
+    with pytest.raises(UserError, match=r"model.safetensors' cannot be read"):
         ImageClassifier.from_pretrained(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="is not valid JSON"):

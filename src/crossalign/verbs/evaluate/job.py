@@ -161,7 +161,7 @@ def _done(folder: Path, opened: Scored, keys: dict[str, str]) -> dict[str, Any]:
             and entry["key"] == keys.get(name, entry["key"])
             and all(_count_rows(folder / part / f"{name}.parquet") == entry["n"] for part in ("samples", "outputs"))
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"'{file}' is damaged or not of crossalign evaluate: take it away, or choose another --output"
         ) from error
