@@ -51,7 +51,7 @@ def _process(rank: int, folder: str) -> None:
 def test_scores_and_gradients_of_gathered_features_are_those_of_one_process(tmp_path: Path) -> None:
     """After DDP's average; a score of each share, or the own share put back after `all_gather`, would be wrong."""
     mp.spawn(_process, args=(str(tmp_path),), nprocs=2)
-    assert len(NAMES) == 12
+    assert len(NAMES) == 13
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     layer, inputs, target = _data()
     for name in NAMES:

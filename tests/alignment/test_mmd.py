@@ -171,7 +171,7 @@ def test_gradient_descent_matches_the_spread_that_the_means_do_not_show() -> Non
 
 @pytest.mark.parametrize("bandwidths", [(), (1.0, 0.0), (-1.0,)])
 def test_bandwidths_must_be_positive(bandwidths: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="bandwidths must be positive"):
+    with pytest.raises(ValueError, match="bandwidths must be"):
         mmd(torch.randn(3, 2), torch.randn(3, 2), bandwidths=bandwidths)
 
 

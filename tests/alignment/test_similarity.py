@@ -30,14 +30,19 @@ ALL: dict[str, Callable[..., Tensor]] = {name: get_similarity(name) for name in 
 DIFFERENTIABLE = [name for name in ALL if get_similarity(name).differentiable]
 CENTRED = [name for name in ALL if get_similarity(name).centred]
 # Their number of directions is read from the data, so that the host waits and one call is one pair of matrices.
-SPACES = ["cca", "svcca", "pwcca", "linear-regression"]
+SPACES = ["cca", "svcca", "pwcca", "pwcca-fixed", "linear-regression"]
 ROTATABLE = [name for name in ALL if name != "dot-product"]
 # With whatever follows the data and is detached held fixed: a numeric derivative would see it move.
 FIXED: dict[str, Callable[..., Tensor]] = {
-    **{name: ALL[name] for name in DIFFERENTIABLE if name not in ("cka-rbf", "cka-rbf-debiased", "soft-mutual-knn", "pwcca")},
+    **{
+        name: ALL[name]
+        for name in DIFFERENTIABLE
+        if name not in ("cka-rbf", "cka-rbf-debiased", "soft-mutual-knn", "pwcca-fixed")
+    },
     "cka-rbf": partial(cka, kernel="rbf", bandwidth=3.0),
     "cka-rbf-debiased": partial(cka, kernel="rbf", bandwidth=3.0, debiased=True),
     "cca-squared": partial(cca, summary="mean_squared"),
+    "pwcca-by-y": partial(pwcca, weight_by="y"),
     "svcca-few": partial(svcca, variance=0.8),
     "svcca-squared": partial(svcca, variance=0.7, summary="mean_squared"),
     "linear-regression-variance": partial(linear_regression, average="variance"),
@@ -46,7 +51,7 @@ FIXED: dict[str, Callable[..., Tensor]] = {
 
 
 SHAPES = [(30, 5, 4), (30, 4, 6), (10, 12, 7)]
-NEED_ROWS = ("cca", "cca-squared", "svcca", "linear-regression", "linear-regression-variance")
+NEED_ROWS = ("cca", "cca-squared", "pwcca", "pwcca-by-y", "svcca", "linear-regression", "linear-regression-variance")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +66,7 @@ def test_gradient_is_the_derivative_in_both_sides(name: str, shape: tuple[int, i
 
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize("weight_by", ["x", "y"])
-def test_gradient_of_pwcca_holds_its_weights_fixed(weight_by: str, side: int, paired: Any) -> None:
+def test_gradient_of_pwcca_fixed_holds_its_weights(weight_by: str, side: int, paired: Any) -> None:
     pair = list(paired(40, 5, 4))
     centred = [z - z.mean(0) for z in pair]
     own = centred["xy".index(weight_by)]
@@ -73,7 +78,7 @@ def test_gradient_of_pwcca_holds_its_weights_fixed(weight_by: str, side: int, pa
         bases = [torch.linalg.qr(z - z.mean(0))[0] for z in pair]
         return (torch.linalg.svdvals(bases[0].T @ bases[1]) * weights / weights.sum()).sum()
 
-    for function in (reference, partial(pwcca, weight_by=weight_by)):
+    for function in (reference, partial(pwcca, weight_by=weight_by, fixed_weights=True)):
         moved = [z.clone().requires_grad_(k == side) for k, z in enumerate(pair)]
         value = function(*moved)
         (gradient,) = torch.autograd.grad(value, moved[side])
@@ -294,9 +299,9 @@ def test_features_that_do_not_pair_are_refused(name: str) -> None:
         (partial(pwcca, weight_by="z"), "unknown weight_by 'z': use 'x' or 'y'"),
         (partial(linear_regression, average="mean"), "unknown average 'mean'"),
         (partial(mutual_knn, k=12), "12 nearest neighbours need at least 13 rows"),
-        (partial(mutual_knn, k=0), "k at least 1"),
+        (partial(mutual_knn, k=0), "k must be a whole number, at least 1; got 0"),
         (partial(mutual_knn, distance="l1"), "unknown distance 'l1'"),
-        (partial(soft_mutual_knn, k=3, temperature=0.0), "positive temperature"),
+        (partial(soft_mutual_knn, k=3, temperature=0.0), "temperature must be a finite number above 0; got 0.0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(call: Callable[..., Tensor], message: str) -> None:
@@ -314,7 +319,7 @@ def test_second_derivatives_are_refused_not_wrong(paired: Any) -> None:
 def test_names_and_what_they_may_be_used_for() -> None:
     assert similarities.names() == (
         *("cca", "cka-linear", "cka-linear-debiased", "cka-rbf", "cka-rbf-debiased", "dot-product", "kernel-alignment"),
-        *("linear-regression", "mutual-knn", "pwcca", "soft-mutual-knn", "svcca"),
+        *("linear-regression", "mutual-knn", "pwcca", "pwcca-fixed", "soft-mutual-knn", "svcca"),
     )
     assert [name for name in ALL if name not in DIFFERENTIABLE] == ["mutual-knn"]
     assert [name for name in ALL if get_similarity(name).ranks_rows] == ["mutual-knn", "soft-mutual-knn"]

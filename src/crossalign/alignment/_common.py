@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -9,14 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._features import readable, refuse
+
+# Of samples whose size lies between these, fourth powers of values stay within float32; others are given another unit.
+LEAST, LARGEST = 2.0**-24, 2.0**24
+
 
 @contextmanager
 def full_precision(x: Tensor, y: Tensor, *, paired: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     """Give x (..., n, d) and y (..., m, d) in one dtype of at least float32, with autocast off inside the block.
 
     With `paired` it is the rows that belong together: x (..., n, p) and y (..., n, q). Leading dimensions are broadcast
-    against each other. Raises ValueError for shapes or dtypes that don't fit.
+    against each other. Raises ValueError for what is no tensor, and for shapes, dtypes or devices that don't fit.
     """
+    need_tensor("x", x)
+    need_tensor("y", y)
+    if x.device != y.device:
+        raise ValueError(f"x lies on {x.device} and y on {y.device}: move one of them")
     if x.ndim < 2 or y.ndim < 2:
         raise ValueError(f"samples need the shape (n, d); got {tuple(x.shape)} and {tuple(y.shape)}")
     if paired and x.shape[-2] != y.shape[-2]:
@@ -35,6 +46,65 @@ def full_precision(x: Tensor, y: Tensor, *, paired: bool = False) -> Iterator[tu
     off = torch.autocast(x.device.type, enabled=False) if torch.is_autocast_enabled(x.device.type) else nullcontext()
     with off:
         yield x, y
+
+
+def need_tensor(name: str, value: Any, *, shape: str = "(n, d)") -> None:
+    """Raise ValueError for what is no tensor, such as a list or an array."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a tensor of shape {shape}; got a {type(value).__name__}: torch.as_tensor makes one")
+
+
+def in_a_unit(*sides: Tensor) -> tuple[Any, ...]:
+    """The sides (..., n, d), then their unit (...): divided by one power of two, unless they are of a size to compute with.
+
+    Squares of float32 overflow above 1e19 and lose digits below 1e-19, though few results depend on the unit. Division by
+    a power of two rounds nothing. On the CPU the unit is the number 1 for usual sizes, at the cost of a norm; elsewhere no
+    value is read.
+    """
+    with torch.no_grad():
+        if all(readable(side) and _of_usual_size(side) for side in sides):
+            return *sides, 1.0
+        largest = torch.stack([side.abs().amax((-2, -1)) for side in sides]).amax(0)
+        unit = torch.exp2(torch.log2(largest).floor())
+        unit = torch.where(largest.isfinite() & (largest > 0), unit, 1.0)
+    return *(side / unit[..., None, None] for side in sides), unit
+
+
+def _of_usual_size(x: Tensor) -> bool:
+    smallest, largest = torch.linalg.vector_norm(x, dim=(-2, -1)).aminmax()
+    return float(smallest) > LEAST and float(largest) < LARGEST
+
+
+def in_units(value: Tensor, unit: Tensor | float, power: int) -> Tensor:
+    """The value (...) of data divided by ``unit`` (...), times that to a power, as the data's own unit has it.
+
+    Raises ValueError, where it can be read, if the type holds no such number.
+    """
+    if isinstance(unit, float):
+        return value
+    result = value
+    for _ in range(power):
+        result = result * unit
+    bad = value.isfinite() & (value != 0) & ~(result.isfinite() & (result != 0))
+    refuse(bad, f"the value lies beyond the range of {value.dtype}: give the features in another unit, or as float64")
+    return result
+
+
+def positive(**settings: Any) -> None:
+    """Raise ValueError for a setting that is no finite number above 0, or no tensor of such."""
+    for name, value in settings.items():
+        words = f"{name} must be a finite number above 0"
+        if isinstance(value, Tensor):
+            refuse(~((value > 0) & value.isfinite()), words)
+        elif isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+            raise ValueError(f"{words}; got {value!r}")
+
+
+def counted(**settings: Any) -> None:
+    """Raise ValueError for a setting that is no whole number above 0."""
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < 1:
+            raise ValueError(f"{name} must be a whole number, at least 1; got {value!r}")
 
 
 def one_of(setting: str, value: str, known: Sequence[str]) -> None:

@@ -56,5 +56,5 @@ def refuse(bad: Tensor, message: str) -> bool:
 
 
 def readable(x: Tensor) -> bool:
-    """Whether the host can look at values without waiting for a device."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether the host can look at values without waiting for a device; a subclass of tensors may have none."""
+    return x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()

@@ -16,9 +16,12 @@ from torch import Tensor
 from ._common import (
     direction,
     full_precision,
+    in_a_unit,
+    in_units,
     need_points,
     one_if_zero,
     pair_gradient,
+    positive,
     squared_distances,
     wants_gradient,
     with_gradient,
@@ -40,7 +43,8 @@ def mse(x: Tensor, y: Tensor) -> Tensor:
     §3.1.5, which writes |mu_x - mu_y|^2: d times this.
     """
     with full_precision(x, y) as (x, y):
-        return (x.mean(-2) - y.mean(-2)).square().mean(-1)
+        x, y, unit = in_a_unit(x, y)
+        return in_units((x.mean(-2) - y.mean(-2)).square().mean(-1), unit, 2)
 
 
 @register_divergence("cosine")
@@ -72,13 +76,15 @@ def mmd(
     of the "median" or "mean" of the squared distances of different points (pairs within x, within y and across weigh
     1/4, 1/4, 1/2, whatever n and m), or a number. Independent of the data's unit, unless `scale` is a number.
 
-    Raises ValueError for fewer than two points in a sample. Gretton et al. 2012, "A kernel two-sample test", eq. 3.
+    Raises ValueError for fewer than two points in a sample, and for bandwidths or a scale not above 0.
+    Gretton et al. 2012, "A kernel two-sample test", eq. 3.
     """
     with full_precision(x, y) as (x, y):
         need_points("mmd", 2, x, y)
+        x, y, unit = in_a_unit(x, y)
         with torch.no_grad():
             blocks = _blocks(x, y)
-            squared_scale = _squared_scale(scale, x, *blocks)
+            squared_scale = _squared_scale(scale, unit, *blocks)
         return _mmd(x, y, blocks, squared_scale, bandwidths, unbiased)
 
 
@@ -95,6 +101,7 @@ def mmd_orca(x: Tensor, y: Tensor) -> Tensor:
     src/utils.py.
     """
     with full_precision(x, y) as (x, y):
+        x, y, _ = in_a_unit(x, y)
         with torch.no_grad():
             blocks = _blocks(x, y)
             within_x, within_y, across = (block.sum((-2, -1)) for block in blocks)
@@ -108,9 +115,12 @@ def _blocks(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return squared_distances(x, x), squared_distances(y, y), squared_distances(x, y)
 
 
-def _squared_scale(scale: str | float | Tensor, x: Tensor, within_x: Tensor, within_y: Tensor, across: Tensor) -> Tensor:
+def _squared_scale(
+    scale: str | float | Tensor, unit: Tensor | float, within_x: Tensor, within_y: Tensor, across: Tensor
+) -> Tensor:
     if not isinstance(scale, str):
-        return torch.as_tensor(scale, dtype=x.dtype, device=x.device).detach() ** 2
+        positive(scale=scale)
+        return (torch.as_tensor(scale, dtype=across.dtype, device=across.device).detach() / unit) ** 2
     if scale not in ("median", "mean"):
         raise ValueError(f"unknown scale '{scale}' for mmd: use 'median', 'mean' or a number")
     n, m = across.shape[-2:]
@@ -151,8 +161,10 @@ def _mmd(
     bandwidths: Sequence[float],
     unbiased: bool,
 ) -> Tensor:
-    if not bandwidths or min(bandwidths) <= 0:
-        raise ValueError(f"bandwidths must be positive, and at least one; got {tuple(bandwidths)}")
+    if not isinstance(bandwidths, Sequence) or isinstance(bandwidths, str) or not bandwidths:
+        raise ValueError(f"bandwidths must be a sequence of at least one number above 0; got {bandwidths!r}")
+    for width in bandwidths:
+        positive(bandwidths=width)
     n, m = x.shape[-2], y.shape[-2]
     within_x, within_y, across = blocks
     if unbiased:
@@ -207,6 +219,7 @@ def coral(x: Tensor, y: Tensor) -> Tensor:
     """
     with full_precision(x, y) as (x, y):
         need_points("coral", 2, x, y)
+        x, y, unit = in_a_unit(x, y)
         for_x, for_y = wants_gradient(x), wants_gradient(y)
         with torch.no_grad():
             a, b = x - x.mean(-2, keepdim=True), y - y.mean(-2, keepdim=True)
@@ -215,4 +228,4 @@ def coral(x: Tensor, y: Tensor) -> Tensor:
             value = difference.square().sum((-2, -1)) / (4 * width**2)
             gradient_x = a @ difference / (free_x * width**2) if for_x else None
             gradient_y = b @ difference / (-free_y * width**2) if for_y else None
-        return with_gradient(value, (x, gradient_x), (y, gradient_y))
+        return in_units(with_gradient(value, (x, gradient_x), (y, gradient_y)), unit, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,11 +10,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ._common import need_tensor
 
-def gather_features(x: Tensor) -> Tensor:
+
+def gather_features(x: Tensor, rows: Sequence[int] | None = None) -> Tensor:
     """The rows of all processes' x (n, p), process 0's first: (N, p) on each of them, N the sum of their n.
 
-    The shares may differ in their number of rows. Every process calls this, on both sides of the pairs, and computes
+    The shares may differ in their number of rows, which ``rows`` says of each process; without it they ask one another, for
+    which the host waits. Every process calls this, on both sides of the pairs, and computes
     the same score of the gathered features. Without torch.distributed, or with one process, x comes back as it is.
 
     Convention: the gradient is summed over processes, since each of them has its copy of the score. Where gradients are
@@ -23,19 +27,21 @@ def gather_features(x: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return x
+    need_tensor("x", x, shape="(n, p)")
     if x.ndim != 2:
         raise ValueError(f"gather_features takes features of shape (n, p); got {tuple(x.shape)}")
-    gathered: Tensor = _Gather.apply(x)
+    gathered: Tensor = _Gather.apply(x, rows)
     return gathered
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: Sequence[int] | None) -> Tensor:
         world, rank = dist.get_world_size(), dist.get_rank()
-        counts = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(world)]
-        dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
-        rows = torch.cat(counts).tolist()
+        if rows is None:
+            counts = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(world)]
+            dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
+            rows = torch.cat(counts).tolist()
         # Shares of one size, which every backend can gather.
         share = x.new_zeros(max(rows), x.shape[1])
         share[: len(x)] = x
@@ -46,8 +52,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
         share: Tensor = total[ctx.begin : ctx.begin + ctx.rows]
-        return share
+        return share, None

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ._common import full_precision, need_points, one_if_zero
+from ._common import full_precision, in_a_unit, in_units, need_points, one_if_zero
 from ._features import centre
 from .divergence import mmd
 
@@ -43,7 +43,7 @@ def participation_ratio(x: Tensor) -> Tensor:
     Cheaper than `effective_rank` and stricter on small directions; 0 for identical points.
     """
     with full_precision(x, x) as (x, _):
-        centred = centre(x)
+        centred = centre(in_a_unit(x)[0])
         gram = centred @ centred.mT if x.shape[-2] < x.shape[-1] else centred.mT @ centred
         trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
         return trace.square() / one_if_zero(gram.square().sum((-2, -1)))
@@ -60,10 +60,11 @@ def health(x: Tensor, y: Tensor) -> dict[str, Tensor]:
 
     Raises ValueError for fewer than two points in a sample.
     """
-    need_points("health", 2, x, y)
-    rows = min(x.shape[-2], y.shape[-2], RANK_ROWS)
     with full_precision(x, y) as (full_x, full_y):
-        std, std_text = (centre(points).square().mean((-2, -1)).sqrt() for points in (full_x, full_y))
+        need_points("health", 2, full_x, full_y)
+        rows = min(x.shape[-2], y.shape[-2], RANK_ROWS)
+        full_x, full_y, unit = in_a_unit(full_x, full_y)
+        std, std_text = (in_units(centre(points).square().mean((-2, -1)).sqrt(), unit, 1) for points in (full_x, full_y))
         size, size_text = (points.square().sum(-1).mean(-1).sqrt() for points in (full_x, full_y))
     return {
         "std": std,

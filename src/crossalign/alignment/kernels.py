@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from ._common import full_precision, need_points, one_if_zero, one_of, wants_gradient, with_gradient
+from ._common import full_precision, in_a_unit, need_points, one_if_zero, one_of, positive, wants_gradient, with_gradient
 from ._features import centre, nonconstant, refuse, squared_distances_within
 from .registry import Similarity, register_similarity
 
@@ -35,17 +35,23 @@ def cka(
     larger than p and q. `debiased` takes the U-statistic in numerator and denominator: unrelated features score 0 on
     average whatever n is, single values may be negative (nothing is clamped), and equal features still score 1.
 
-    Raises ValueError for fewer than 3 rows, since two always score 1 (4 if debiased) and, on the CPU, for a side whose
-    rows are all equal; elsewhere the result is NaN then. Kornblith et al. 2019, "Similarity of neural network
-    representations revisited", eq. 4; Song et al. 2012, "Feature selection via dependence maximization", eq. 5.
+    Raises ValueError for fewer than 3 rows, since two always score 1 (4 if debiased), a bandwidth that is not above 0 and,
+    on the CPU, for a side whose rows are all equal, or equal beside the bandwidth; elsewhere the result is NaN then.
+    Kornblith et al. 2019, "Similarity of neural network representations revisited", eq. 4; Song et al. 2012, "Feature
+    selection via dependence maximization", eq. 5.
     "Cross-modal alignment regularization" §4 and A.7.
     """
     one_of("kernel", kernel, ("linear", "rbf"))
+    if not isinstance(bandwidth, str):
+        positive(bandwidth=bandwidth)
+    elif bandwidth != "median":
+        raise ValueError(f"unknown bandwidth '{bandwidth}' for cka: use 'median' or a number")
     with full_precision(x, y, paired=True) as (x, y):
         need_points("debiased cka" if debiased else "cka", 4 if debiased else 3, x, y)
+        (x, unit_x), (y, unit_y) = in_a_unit(x), in_a_unit(y)
         if kernel == "linear":
             return _linear(x, y, centred=True, debiased=debiased)
-        return _rbf(x, y, debiased, bandwidth)
+        return _rbf(x, y, debiased, bandwidth, (unit_x, unit_y))
 
 
 for _kernel in ("linear", "rbf"):
@@ -69,7 +75,7 @@ def kernel_alignment(x: Tensor, y: Tensor) -> Tensor:
     alignment", definition 1.
     """
     with full_precision(x, y, paired=True) as (x, y):
-        return _linear(x, y, centred=False, debiased=False)
+        return _linear(in_a_unit(x)[0], in_a_unit(y)[0], centred=False, debiased=False)
 
 
 def kernel_matrix(x: Tensor, kernel: str = "linear") -> Tensor:
@@ -78,6 +84,7 @@ def kernel_matrix(x: Tensor, kernel: str = "linear") -> Tensor:
     Scaled so that its squares have the mean 1, since no score depends on the scale. Not differentiable.
     """
     with torch.no_grad(), full_precision(x, x) as (x, _):
+        x = in_a_unit(x)[0]
         if kernel == "plain":
             matrix = x @ x.mT
         elif kernel == "linear":
@@ -86,7 +93,7 @@ def kernel_matrix(x: Tensor, kernel: str = "linear") -> Tensor:
         else:
             distances, squares = squared_distances_within((centre(x),))
             size = nonconstant("cka", squares.sum(-1).expand(2), x, x)
-            matrix = distances.div_(-2 * _squared_width("median", distances, size[:1])[..., None, None]).exp_()[0]
+            matrix = distances.div_(-2 * _median_width(distances, size[:1])[..., None, None]).exp_()[0]
         matrix.div_(one_if_zero(torch.linalg.vector_norm(matrix, torch.inf)))  # first, so that no square over- or underflows
         scale = matrix.square().mean().sqrt()
         refuse(scale == 0, "kernel_alignment is 0 / 0 where all of a side is zero: x or y is")
@@ -223,27 +230,39 @@ def _diagonal_slope(diagonals: Tensor, ratio: _Ratio, side: int) -> Tensor:
     return mixed.sum(-1, keepdim=True) / ((n - 1) * (n - 2)) - n / (n - 2) * mixed
 
 
-def _nonzero(own: Tensor, rounding: Tensor | float) -> Tensor:
+def _nonzero(own: Tensor, rounding: Tensor | float, why: str = "") -> Tensor:
     """<K, K> and <L, L> (2, ...) without their diagonals, which are squares, unless they are nothing but rounding."""
     bad = own <= 10 * rounding
-    read = refuse(bad, "debiased cka is 0 / 0 here: all rows of x, or all of y, are equally far from each other")
+    why = why or "debiased cka is 0 / 0 here: all rows of x, or all of y, are equally far from each other"
+    read = refuse(bad, why)
     return own if read else own.masked_fill(bad, torch.nan)
 
 
-def _rbf(x: Tensor, y: Tensor, debiased: bool, bandwidth: str | float | Tensor) -> Tensor:
+def _rbf(x: Tensor, y: Tensor, debiased: bool, bandwidth: str | float | Tensor, units: tuple[Any, Any]) -> Tensor:
     wanted = (wants_gradient(x), wants_gradient(y))
     with torch.no_grad():
         rows = (centre(x), centre(y))
         kernels, squares = squared_distances_within(rows)
         size = nonconstant("cka", squares.sum(-1), x, y)
-        rate = 1 / (2 * _squared_width(bandwidth, kernels, size))[..., None, None]
+        if isinstance(bandwidth, str):
+            squared_width = _median_width(kernels, size)
+        else:
+            width = torch.as_tensor(bandwidth, dtype=size.dtype, device=size.device).detach()
+            scale = torch.stack([torch.as_tensor(unit, dtype=size.dtype).expand(size.shape[1:]) for unit in units])
+            squared_width = (width / scale.to(size.device)).square() + 0 * size  # NaN where constant features were not refused
+        rate = 1 / (2 * squared_width)[..., None, None]
         kernels.mul_(-rate).exp_()
         plain = [kernel.clone() if want else None for kernel, want in zip(kernels, wanted, strict=True)]
         _centre_kernels(kernels, debiased)
         own = kernels.square().sum((-2, -1))
-        if debiased:
-            # n^2 values between -1 and 1, each rounded.
-            own = _nonzero(own, (x.shape[-2] * torch.finfo(x.dtype).eps) ** 2)
+        # n^2 values between -1 and 1, each rounded.
+        rounding = (x.shape[-2] * torch.finfo(x.dtype).eps) ** 2
+        if not isinstance(bandwidth, str):
+            own = _nonzero(
+                own, rounding, f"cka is 0 / 0 with a bandwidth of {bandwidth}: beside it all rows of a side are equal"
+            )
+        elif debiased:
+            own = _nonzero(own, rounding)
         ratio = _Ratio.of(kernels.prod(0).sum((-2, -1)), own)
         gradients: Gradients = []
         for side, kernel in enumerate(plain):
@@ -257,16 +276,11 @@ def _rbf(x: Tensor, y: Tensor, debiased: bool, bandwidth: str | float | Tensor) 
     return with_gradient(ratio.value(), (x, gradients[0]), (y, gradients[1]))
 
 
-def _squared_width(bandwidth: str | float | Tensor, distances: Tensor, size: Tensor) -> Tensor:
+def _median_width(distances: Tensor, size: Tensor) -> Tensor:
     """s^2 (2, ...) from squared distances (2, ..., n, n) and the squared sizes of the sides (2, ...)."""
-    if isinstance(bandwidth, str):
-        if bandwidth != "median":
-            raise ValueError(f"unknown bandwidth '{bandwidth}' for cka: use 'median' or a number")
-        median = _upper(distances).median(-1).values
-        # The mean squared distance of two rows follows from the size.
-        return torch.where(median == 0, 2 * size / (distances.shape[-1] - 1), median)
-    width = torch.as_tensor(bandwidth, dtype=size.dtype, device=size.device).detach()
-    return width.square() + 0 * size  # NaN where constant features were not refused
+    median = _upper(distances).median(-1).values
+    # The mean squared distance of two rows follows from the size.
+    return torch.where(median == 0, 2 * size / (distances.shape[-1] - 1), median)
 
 
 def _centre_kernels(kernels: Tensor, debiased: bool) -> None:

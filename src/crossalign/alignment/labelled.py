@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import one_hot
 
-from ._common import full_precision, pair_gradient, squared_distances, wants_gradient, with_gradient
+from ._common import (
+    full_precision,
+    in_a_unit,
+    in_units,
+    need_tensor,
+    pair_gradient,
+    squared_distances,
+    wants_gradient,
+    with_gradient,
+)
+from ._features import refuse
 from .registry import register_divergence
 from .transport import check_settings, length_scale, solve, solve_self
 
@@ -43,13 +55,20 @@ def otdd(
     Raises ValueError for shapes that don't fit. Alvarez-Melis and Fusi 2020, "Geometric dataset distances via optimal
     transport", with labels as Gaussians.
     """
-    check_settings("otdd", blur, iterations)
+    _check(blur, iterations, scale, label_weight)
     with full_precision(x, y) as (x, y):
-        temperature = (blur * length_scale(x, y, scale)) ** 2
+        x, y, unit = in_a_unit(x, y)
+        temperature = (blur * length_scale(x, y, scale, unit)) ** 2
         source, target = _Labelled(x, x_labels, "x"), _Labelled(y, y_labels, "y")
         across = _term(source, target, temperature, label_weight, iterations)
         own = [_term(side, side, temperature, label_weight) for side in (source, target)] if debiased else []
-        return _combine(source, target, across, own)
+        return in_units(_combine(source, target, across, own), unit, 2)
+
+
+def _check(blur: float, iterations: int, scale: float | Tensor | None, label_weight: float) -> None:
+    check_settings(blur, iterations, scale)
+    if isinstance(label_weight, bool) or not isinstance(label_weight, int | float) or not 0 <= label_weight < math.inf:
+        raise ValueError(f"label_weight must be a finite number, 0 or more; got {label_weight!r}")
 
 
 class OtddTarget:
@@ -70,24 +89,32 @@ class OtddTarget:
         scale: float | Tensor | None = None,
         iterations: int = 80,
     ) -> None:
-        check_settings("otdd", blur, iterations)
+        _check(blur, iterations, scale, label_weight)
+        need_tensor("y", y)
         self.label_weight, self.debiased, self.iterations = label_weight, debiased, iterations
         with torch.no_grad(), full_precision(y, y) as (y, _):
-            self.scale = length_scale(y, y, scale)
-            self._temperature = (blur * self.scale) ** 2
+            y, self._unit = in_a_unit(y)
+            length = length_scale(y, y, scale, self._unit)
+            self.scale = length * self._unit
+            self._temperature = (blur * length) ** 2
             self._side = _Labelled(y, y_labels, "y")
             self._own = [_term(self._side, self._side, self._temperature, label_weight)] if debiased else []
 
     def __call__(self, x: Tensor, x_labels: Tensor) -> Tensor:
         """The distance of x (n, d) with x_labels (n,) from this target, a scalar."""
         target = self._side
+        need_tensor("x", x)
         if x.dtype == torch.float64 != target.points.dtype:
             raise ValueError("x is float64 but this target is not: build the target from float64 too")
         with full_precision(x, target.points) as (x, _):
+            finite = x.detach().isfinite().all()
+            x = x / self._unit
             source = _Labelled(x, x_labels, "x")
             across = _term(source, target, self._temperature, self.label_weight, self.iterations)
             own = [_term(source, source, self._temperature, self.label_weight), *self._own] if self.debiased else []
-            return _combine(source, target, across, own)
+            value = _combine(source, target, across, own)
+            refuse(finite & ~value.detach().isfinite(), "x and the target are so far apart that their distance is no number")
+            return in_units(value, self._unit, 2)
 
 
 otdd.prepare = OtddTarget  # type: ignore[attr-defined]  # how a caller keeps the side that stays constant
@@ -103,6 +130,7 @@ class _Labelled:
     def __init__(self, sample: Tensor, labels: Tensor, name: str) -> None:
         if sample.ndim != 2:
             raise ValueError(f"otdd takes samples of shape (n, d); {name} is {tuple(sample.shape)}")
+        need_tensor(f"{name}_labels", labels, shape="(n,)")
         if labels.shape != sample.shape[:1] or labels.is_floating_point():
             raise ValueError(
                 f"{name}_labels must be {sample.shape[0]} integers, one for each row of {name}; "
@@ -110,15 +138,15 @@ class _Labelled:
             )
         self.sample, self.points = sample, sample.detach()
         self.leaf = self.points.clone().requires_grad_() if wants_gradient(sample) else self.points
-        _, label, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+        # On the host: how many labels there are, and how often the most frequent one occurs, are shapes.
+        _, label, count = np.unique(labels.cpu().numpy(), return_inverse=True, return_counts=True)
         # The points of each label as rows (k, r), filled up with -1.
-        order = torch.argsort(label, stable=True)
-        column = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[label[order]]
-        rows = label.new_full((len(counts), int(counts.max())), -1)
-        rows[label[order], column] = order
-        self.label = label.to(sample.device, non_blocking=True)
-        rows = rows.to(sample.device, non_blocking=True)
-        counts = counts.to(sample, non_blocking=True)
+        order = np.argsort(label, kind="stable")
+        column = np.arange(len(label)) - (count.cumsum() - count)[label[order]]
+        grouped = np.full((len(count), count.max()), -1)
+        grouped[label[order], column] = order
+        self.label, rows = (torch.from_numpy(a).to(sample.device, non_blocking=True) for a in (label, grouped))
+        counts = torch.from_numpy(count).to(sample, non_blocking=True)
         with torch.enable_grad():
             present = (rows >= 0).to(self.leaf)[..., None]
             members = self.leaf[rows.clamp_min(0)] * present

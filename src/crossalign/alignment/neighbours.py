@@ -5,7 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import direction, full_precision, one_if_zero, one_of, pair_gradient, wants_gradient, with_gradient
+from ._common import (
+    counted,
+    direction,
+    full_precision,
+    in_a_unit,
+    one_if_zero,
+    one_of,
+    pair_gradient,
+    positive,
+    wants_gradient,
+    with_gradient,
+)
 from ._features import centre, readable, squared_distances_within
 from .registry import register_similarity
 
@@ -26,7 +37,7 @@ def mutual_knn(x: Tensor, y: Tensor, k: int = 10, distance: str = "cosine") -> T
     Raises ValueError unless 1 <= k < n. Huh et al. 2024, "The platonic representation hypothesis", eq. 11.
     """
     with torch.no_grad(), full_precision(x, y, paired=True) as (x, y):
-        _check(x, k, k + 1, distance)
+        _check(x, k, 1, distance)
         distances, mean = _apart((_points(x, distance), _points(y, distance)))
         return _shared(distances, mean, k).mean(-1) / k
 
@@ -42,10 +53,9 @@ def soft_mutual_knn(x: Tensor, y: Tensor, k: int = 10, temperature: float = 0.02
 
     Raises ValueError unless 1 <= k < n - 1 and the temperature is positive.
     """
-    if temperature <= 0:
-        raise ValueError(f"soft_mutual_knn needs a positive temperature; got {temperature}")
+    positive(temperature=temperature)
     with full_precision(x, y, paired=True) as (x, y):
-        _check(x, k, k + 2, distance)
+        _check(x, k, 2, distance)
         points = _points(x, distance), _points(y, distance)
         wanted = [wants_gradient(side) for side in points]
         with torch.no_grad():
@@ -73,14 +83,14 @@ def soft_mutual_knn(x: Tensor, y: Tensor, k: int = 10, temperature: float = 0.02
 def neighbour_shares(x: Tensor, k: int = 10, distance: str = "cosine") -> Tensor:
     """To what part each row of x (n, p) is among the k nearest of each row, (n, n), as `mutual_knn` counts it."""
     with torch.no_grad(), full_precision(x, x) as (x, _):
-        _check(x, k, k + 1, distance)
+        _check(x, k, 1, distance)
         return _members(*_apart((_points(x, distance),)), k)[0]
 
 
-def _check(x: Tensor, k: int, least: int, distance: str) -> None:
-    n = x.shape[-2]
-    if k < 1:
-        raise ValueError(f"nearest neighbours are counted with k at least 1; got {k}")
+def _check(x: Tensor, k: int, more: int, distance: str) -> None:
+    """Raise ValueError unless there are k rows and some ``more``."""
+    counted(k=k)
+    n, least = x.shape[-2], k + more
     if n < least:
         raise ValueError(
             f"{k} nearest neighbours need at least {least} rows; got {n}: take a batch size of {least} or more, or a smaller k"
@@ -90,7 +100,7 @@ def _check(x: Tensor, k: int, least: int, distance: str) -> None:
 
 def _points(x: Tensor, distance: str) -> Tensor:
     """Rows whose Euclidean distances are the wanted ones."""
-    return direction(x) if distance == "cosine" else x
+    return direction(x) if distance == "cosine" else in_a_unit(x)[0]
 
 
 def _apart(points: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

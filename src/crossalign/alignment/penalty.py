@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from ._common import direction, squared_distances, wants_gradient, with_gradient
+from ._common import direction, need_tensor, squared_distances, wants_gradient, with_gradient
+from ._features import readable
 from .registry import register_penalty
 
 # Points on the unit sphere nearer than this push each other apart as if they were this far apart.
@@ -34,11 +35,18 @@ def l2(values: Tensor | Iterable[Tensor]) -> Tensor:
 
 
 def _mean(values: Tensor | Iterable[Tensor], of: Callable[[Tensor], Tensor]) -> Tensor:
+    if not isinstance(values, Iterable):
+        need_tensor("values", values)
     tensors = [values] if isinstance(values, Tensor) else list(values)
+    for tensor in tensors:
+        need_tensor("values", tensor, shape="(n, p), or several tensors of weights")
     count = sum(tensor.numel() for tensor in tensors)
     if count == 0:
         raise ValueError("a penalty needs at least one number: features of shape (n, p), or tensors of weights")
-    return torch.stack([of(_full(tensor)).sum() for tensor in tensors]).sum() / count
+    value = torch.stack([of(_full(tensor)).sum() for tensor in tensors]).sum() / count
+    if readable(value) and bool(value.detach().isinf()) and all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise ValueError(f"the penalty lies beyond the range of {value.dtype}: give the values in another unit, or as float64")
+    return value
 
 
 def _full(x: Tensor) -> Tensor:
@@ -56,6 +64,7 @@ def koleo(x: Tensor) -> Tensor:
     Sablayrolles et al. 2019, "Spreading vectors for similarity search", eq. 2; rows of length 1 and the 1e-8 beside the
     distance as in DINOv2's code.
     """
+    need_tensor("x", x)
     if x.ndim != 2 or 0 in x.shape or not x.is_floating_point():
         raise ValueError(f"koleo takes floating-point features of shape (n, p); got {tuple(x.shape)} of {x.dtype}")
     with torch.autocast(x.device.type, enabled=False):
@@ -78,7 +87,7 @@ def _crowding(points: Tensor) -> tuple[Tensor, Tensor]:
     distance = torch.linalg.vector_norm(apart, dim=-1, keepdim=True)
     value = -(distance + EPSILON).log().mean()
     # No direction is theirs: each row has one drawn for its number, and both of a pair move along the difference.
-    drawn = torch.randn(points.shape, generator=torch.Generator(points.device).manual_seed(0), device=points.device)
-    away = torch.where(distance > 0, apart / distance, direction(drawn.to(points) - drawn.to(points)[nearest]))
+    drawn = torch.randn(points.shape, generator=torch.Generator().manual_seed(0)).to(points, non_blocking=True)
+    away = torch.where(distance > 0, apart / distance, direction(drawn - drawn[nearest]))
     push = away / -(n * (distance + EPSILON).clamp_min(NEAREST))
     return value, push.index_add(0, nearest, push, alpha=-1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._common import direction, full_precision
+from ._common import direction, full_precision, in_a_unit, in_units
 from .registry import register_similarity
 
 
@@ -30,4 +30,6 @@ def dot_product(x: Tensor, y: Tensor, normalize: bool = True) -> Tensor:
         common = min(x.shape[-1], y.shape[-1])
         if normalize:
             return (direction(x)[..., :common] * direction(y)[..., :common]).sum(-1).mean(-1)
-        return (x[..., :common] * y[..., :common]).mean((-2, -1))
+        (x, unit_x), (y, unit_y) = in_a_unit(x), in_a_unit(y)
+        product = (x[..., :common] * y[..., :common]).mean((-2, -1))
+        return in_units(in_units(product, unit_x, 1), unit_y, 1)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._common import (
+    counted,
     full_precision,
+    in_a_unit,
+    in_units,
     mean_squared_distance,
     pair_gradient,
+    positive,
     squared_distances,
     wants_gradient,
     with_gradient,
@@ -60,11 +63,12 @@ def sinkhorn(
     """
     if p not in (1, 2):
         raise ValueError(f"sinkhorn knows p = 1 and p = 2; got {p}")
-    check_settings("sinkhorn", blur, iterations)
+    check_settings(blur, iterations, scale)
     with full_precision(x, y) as (x, y):
+        x, y, unit = in_a_unit(x, y)
         for_x, for_y = wants_gradient(x), wants_gradient(y)
         with torch.no_grad():
-            temperature = (blur * length_scale(x, y, scale)) ** p
+            temperature = (blur * length_scale(x, y, scale, unit)) ** p
             across = _cost(x, y, p)
             solved = solve(across, temperature, iterations)
             weights = _pair_weights(solved.plan, across, p)
@@ -75,7 +79,7 @@ def sinkhorn(
                 own_x, gradient_x = _debias(x, p, temperature, gradient_x)
                 own_y, gradient_y = _debias(y, p, temperature, gradient_y)
                 value = value - own_x - own_y
-        return with_gradient(value, (x, gradient_x), (y, gradient_y))
+        return in_units(with_gradient(value, (x, gradient_x), (y, gradient_y)), unit, p)
 
 
 def _debias(x: Tensor, p: int, temperature: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -100,19 +104,19 @@ def _pair_weights(plan: Tensor, cost: Tensor, p: int) -> Tensor:
     return plan if p == 2 else torch.where(cost > 0, plan / cost, 0.0)
 
 
-def check_settings(name: str, blur: float, iterations: int) -> None:
-    """Raise ValueError for a blur or an iteration count that makes no sense."""
-    if not 0 < blur < math.inf:
-        raise ValueError(f"{name} needs a positive blur, relative to the data's scale; got {blur}")
-    if iterations < 1:
-        raise ValueError(f"{name} needs at least 1 iteration; got {iterations}")
+def check_settings(blur: float, iterations: int, scale: float | Tensor | None) -> None:
+    """Raise ValueError for a blur, an iteration count or a scale that makes no sense."""
+    positive(blur=blur)
+    counted(iterations=iterations)
+    if scale is not None:
+        positive(scale=scale)
 
 
-def length_scale(x: Tensor, y: Tensor, scale: float | Tensor | None) -> Tensor:
-    """The length (...) that a blur is relative to: the one given, or the data's own."""
+def length_scale(x: Tensor, y: Tensor, scale: float | Tensor | None, unit: Tensor | float) -> Tensor:
+    """The length (...) that a blur is relative to, in units: the one given, or the data's own."""
     if scale is None:
         return mean_squared_distance(x, y).sqrt()
-    return torch.as_tensor(scale, dtype=x.dtype, device=x.device).detach()
+    return torch.as_tensor(scale, dtype=x.dtype, device=x.device).detach() / unit
 
 
 def solve(cost: Tensor, temperature: Tensor, iterations: int) -> Transport:

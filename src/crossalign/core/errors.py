@@ -15,11 +15,15 @@ class UserError(Exception):
     """Bad input. The command line prints the sentence alone and exits with 2; a library caller catches it."""
 
 
-class UnknownName(UserError, ValueError):
-    """A name that nothing has: also the ValueError of any function that is given a value out of its range."""
+class BadArgument(UserError, ValueError):
+    """A value that a function of the library cannot take: also the ValueError that any function raises then."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str], listed: str = "") -> UnknownName:
+class UnknownName(BadArgument):
+    """A name that nothing has."""
+
+
+def unknown(kind: str, name: Any, known: Iterable[str], listed: str = "") -> UnknownName:
     """An error for a name that no registry holds: it gives the nearest one and the whole list.
 
     ``listed``: the command that lists a registry too long for a sentence, of which the three nearest names are given.
@@ -28,6 +32,8 @@ def unknown(kind: str, name: str, known: Iterable[str], listed: str = "") -> Unk
     Traceback (most recent call last):
     crossalign.core.errors.UnknownName: unknown metric 'mdd'; did you mean 'mmd'? (known: mmd, mse)
     """
+    if not isinstance(name, str):
+        return UnknownName(f"unknown {kind} {name!r}: give its name (known: {listed or ', '.join(sorted(known))})")
     names = sorted(known)
     # "cka" is the beginning of "cka-rbf", though more like "cca".
     begun = sorted((known for known in names if name and known.startswith(name)), key=len)[:2]

@@ -72,8 +72,14 @@ class Registry(Mapping[str, T]):
             raise UserError(_failures[self.group, name])
         return self._entries[name]
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The entry of that name, or the default."""
+        return self[name] if name in self else default  # noqa: SIM401 (it is this function)
+
     def __contains__(self, name: object) -> bool:
         """Whether there is such an entry, or a plug-in should have it that cannot be loaded: looking it up says why."""
+        if not isinstance(name, str):
+            return False
         return name in self._entries or name in self._all() or (self.group, name) in _failures
 
     def __iter__(self) -> Iterator[str]:

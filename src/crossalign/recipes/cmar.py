@@ -84,7 +84,11 @@ TERMS: dict[str, Arm] = {
     "svcca": Arm(
         {"metric": "svcca"}, "§4.4.4, Fig. 7a", {"align.metric": "the share of variance kept is not given; 99 %, its authors'"}
     ),
-    "pwcca": Arm({"metric": "pwcca"}, "§4.4.4, Fig. 7a"),
+    "pwcca": Arm(
+        {"metric": "pwcca"},
+        "§4.4.4, Fig. 7a",
+        {"align.metric": "not said whether the weights move with the features: they do, in pwcca-fixed they do not"},
+    ),
     "linear-regression": Arm({"metric": "linear-regression"}, "Fig. 7a, A.7"),
     "dot-product": Arm(
         {"metric": "dot-product"},
