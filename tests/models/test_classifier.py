@@ -329,3 +329,68 @@ def test_what_is_pushed_is_what_is_saved(tiny_folder: Folder, tmp_path: Path, mo
     sent = {line["value"]["path"]: b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"}
     saved = model.save_pretrained(tmp_path / "saved")
     assert sent == {path.name: path.read_bytes() for path in saved.iterdir()}
+
+
+IMAGES = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+WRONG_INPUTS: dict[str, tuple[Any, str]] = {
+    "floats of 0 to 255": (IMAGES.float(), "scale of 0 to 1, not normalised; got 0 to 255: give pixels of 0 to 255 as uint8"),
+    "normalised": (IMAGES.float() / 64 - 2, "scale of 0 to 1"),
+    "whole numbers": (IMAGES.long(), r"uint8, or floats on a scale of 0 to 1; got torch.int64"),
+    "grey": (IMAGES[:, :1], r"shape \(B, 3, 8, 8\); got \(4, 1, 8, 8\)"),
+    "none": (IMAGES[:0], r"shape \(B, 3, 8, 8\); got \(0, 3, 8, 8\)"),
+    "one image": (IMAGES[0], r"shape \(B, 3, 8, 8\); got \(3, 8, 8\)"),
+    "larger": (IMAGES.repeat(1, 1, 2, 2), r"shape \(B, 3, 8, 8\); got \(4, 3, 16, 16\)"),
+    "channels last": (IMAGES.movedim(1, -1), r"shape \(B, 3, 8, 8\)"),
+    "array": (IMAGES.numpy(), r"must be a tensor, a batch of shape \(B, 3, 8, 8\); got a ndarray"),
+    "list": ([[1.0]], "must be a tensor.*got a list"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_INPUTS)
+def test_inputs_that_would_give_a_wrong_number_are_refused(tiny_folder: Folder, name: str) -> None:
+    model = build(f"none:{tiny_folder('llama')}", "full")
+    inputs, message = WRONG_INPUTS[name]
+    for call in (model, model.embed, model.features, model.match_input_scale):
+        with pytest.raises(ValueError, match=message):
+            call(inputs)
+    assert torch.equal(model(IMAGES), model(IMAGES.float() / 255))
+
+
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        ({"classes": ["a", "a"]}, "classes must differ, and 'a' stands there twice"),
+        ({"classes": []}, "classes must be names, at least one"),
+        ({"classes": "ab"}, "classes must be names"),
+        ({"classes": [1, 2]}, "classes must be names"),
+        ({"std": [0, 0, 0]}, "std must be numbers above 0, one for each of 3 channels"),
+        ({"std": [0.2, float("nan"), 0.2]}, "std must be numbers above 0"),
+        ({"std": [0.2]}, "one for each of 3 channels"),
+        ({"std": []}, "one for each of 3 channels"),
+        ({"mean": [0.5, 0.5]}, "mean must be finite numbers, one for each of 3 channels"),
+        ({"mean": [float("inf")] * 3}, "mean must be finite numbers"),
+        ({"image_size": 0}, "shape must be channels and sides, whole numbers from 1 to 65536"),
+        ({"channels": -1}, "shape must be channels and sides"),
+        ({"input_shape": (3,)}, "shape must be channels and sides"),
+    ],
+)
+def test_what_no_classifier_can_be_is_refused_by_name(tiny_folder: Folder, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageClassifier.from_backbone(f"none:{tiny_folder('llama')}", **{"classes": ["a", "b"], "image_size": 8, **settings})
+
+
+def test_predict_takes_floats_and_refuses_what_is_no_image(tiny_folder: Folder) -> None:
+    model = build(f"none:{tiny_folder('llama')}", "full")
+    for images in (IMAGES, IMAGES.numpy(), IMAGES[0], IMAGES[0].movedim(0, -1)):
+        floats = images / 255 if isinstance(images, torch.Tensor) else images.astype("float32") / 255
+        assert model.predict(floats) == model.predict(images)
+    for wrong in (IMAGES[0, 0, 0], IMAGES[0, 0, 0].numpy(), IMAGES.numpy()[None], 5, None):
+        with pytest.raises(ValueError, match="images must be paths, pictures or arrays"):
+            model.predict(wrong)
+    for floats in (IMAGES.float(), IMAGES / 255 - 0.5, torch.full((3, 8, 8), torch.nan)):
+        with pytest.raises(ValueError, match="as uint8, or floats from 0 to 1"):
+            model.predict(floats)
+    for name in ("top_k", "batch_size"):
+        for value in (0, -1, 1.5, None):
+            with pytest.raises(ValueError, match=f"{name} must be a whole number, at least 1"):
+                model.predict(IMAGES, **{name: value})

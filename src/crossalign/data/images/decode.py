@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from crossalign.core.errors import UserError
+from crossalign.core.errors import BadArgument, UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key, kept, write_json
 from crossalign.core.progress import progress
 from crossalign.core.reading import read_bytes, read_json, user_path
@@ -255,14 +255,19 @@ def to_pixels(images: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Any images as a uint8 batch (B, C, H, W) of ``shape`` (C, H, W), as training would have seen them.
 
     Args:
-        images: one image or many: paths, encoded bytes, PIL images, uint8 arrays or tensors (H, W), (H, W, C) or
-            (C, H, W), or a uint8 batch (B, C, H, W).
+        images: one image or many: paths, encoded bytes, PIL images, arrays or tensors (H, W), (H, W, C) or (C, H, W), or a
+            batch (B, C, H, W); arrays hold uint8, or floats from 0 to 1, which are rounded to uint8.
         shape: what comes out; C is 3 (RGB) or 1 (gray). An image of another size is cut to the middle and resized.
 
     Raises:
-        UserError: an image that cannot be read or is not of 8 bits, named by its path or place.
+        UserError: an image that cannot be read, named by its path or place. BadArgument: no images, or an array of another
+            shape or other values.
     """
     channels, height, width = shape
+    is_any = isinstance(images, os.PathLike | Image.Image) or hasattr(images, "__iter__")
+    if not is_any or getattr(images, "ndim", 2) not in (2, 3, 4):
+        given = f"shape {tuple(images.shape)}" if hasattr(images, "shape") else f"a {type(images).__name__}"
+        raise BadArgument(f"images must be paths, pictures or arrays (H, W), (H, W, C), (C, H, W) or (B, C, H, W); got {given}")
     if isinstance(images, torch.Tensor | np.ndarray) and images.ndim == 4 and tuple(images.shape[1:]) == tuple(shape):
         return _to_array(images, "images")
     single = isinstance(images, str | bytes | os.PathLike | Image.Image) or getattr(images, "ndim", 0) in (2, 3)
@@ -280,12 +285,14 @@ def to_pixels(images: Any, shape: tuple[int, ...]) -> np.ndarray:
         except Exception as error:  # a damaged file can raise anything inside an image library
             raise UserError(f"cannot read {name} as an image ({error})") from error
     if not rows:
-        raise UserError("no images given: pass at least one path, picture or array")
+        raise BadArgument("no images given: pass at least one path, picture or array")
     return np.stack(rows)
 
 
 def _to_array(images: Any, name: str) -> np.ndarray:
     array = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
+    if array.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 1:
+        array = np.rint(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:
-        raise UserError(f"{name} holds {array.dtype} values; give whole numbers 0 to 255 as uint8")
+        raise BadArgument(f"{name} holds {array.dtype} values; give whole numbers 0 to 255 as uint8, or floats from 0 to 1")
     return array

@@ -6,7 +6,7 @@ Shapes: B batch, C channels, H and W image sides, S samples of a series, P patch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 from typing import Any, cast
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.config import EmbedderConfig
-from crossalign.core.errors import UserError
+from crossalign.core.errors import BadArgument, UserError
 from crossalign.core.registry import Registry
 
 Builder = Callable[[EmbedderConfig, tuple[int, ...], int], nn.Module]
 EMBEDDERS: Registry[Builder] = Registry("--embedder.kind", group="crossalign.backbones")
 """``build(config, input_shape, width)`` by the value of ``--embedder.kind``: a module that maps inputs (B, \\*input_shape) to
 token vectors (B, tokens, D), and says how many ``tokens`` there are."""
+
+LOWEST, HIGHEST = -0.5, 1.5  # of pixels on a scale of 0 to 1, which a resize may overshoot
 
 
 def register_embedder(kind: str) -> Callable[[Builder], Builder]:
@@ -129,6 +131,30 @@ class InputEmbedding(nn.Module):
             if parameter is not None:
                 parameter.mul_(factor)
         return factor
+
+
+def check_inputs(inputs: Any, shape: tuple[int, ...]) -> None:
+    """Raise BadArgument for what is no batch of a classifier's inputs: nothing is computed for uint8, which training uses."""
+    if not isinstance(inputs, Tensor):
+        raise BadArgument(f"inputs must be a tensor, a batch of shape (B, {_sizes(shape)}); got a {type(inputs).__name__}")
+    if inputs.ndim != len(shape) + 1 or tuple(inputs.shape[1:]) != tuple(shape) or not len(inputs):
+        raise BadArgument(f"inputs must be a batch of shape (B, {_sizes(shape)}); got ({_sizes(inputs.shape)})")
+    if inputs.dtype == torch.uint8:
+        return
+    if not inputs.is_floating_point():
+        raise BadArgument(f"inputs must be uint8, or floats on a scale of 0 to 1; got {inputs.dtype}")
+    is_read = inputs.device.type == "cpu" and not torch.compiler.is_compiling()
+    if len(shape) == 3 and is_read:  # a series has any scale
+        low, high = (float(value) for value in inputs.detach().aminmax())
+        if low < LOWEST or high > HIGHEST:
+            raise BadArgument(
+                f"inputs must be floats on a scale of 0 to 1, not normalised; got {low:g} to {high:g}: give pixels of 0 to 255 "
+                "as uint8, or divide by 255"
+            )
+
+
+def _sizes(shape: Iterable[int]) -> str:
+    return ", ".join(map(str, shape))
 
 
 def _rms(x: Tensor) -> Tensor:

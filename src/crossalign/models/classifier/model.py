@@ -10,6 +10,7 @@ import html
 import math
 import re
 from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.config import BackboneConfig, EmbedderConfig, HeadConfig, TuneConfig, update, validate
-from crossalign.core.errors import UserError, first_line
+from crossalign.core.errors import BadArgument, UserError, first_line
 from crossalign.core.files import write_json
 from crossalign.core.reading import user_path
 from crossalign.core.refs import Ref
 from crossalign.data.model_files import absolute, fetch_page, model_folder, read_config
 from crossalign.models.classifier.backbone import Backbone
-from crossalign.models.classifier.embedding import InputEmbedding
+from crossalign.models.classifier.embedding import InputEmbedding, check_inputs
 from crossalign.models.classifier.freezing import apply_freeze_plan
 from crossalign.models.language.inner import add_lora
 from crossalign.models.language.model import LanguageModel, open_language_model
@@ -45,6 +46,20 @@ class InputSpec:
     """Channel means to subtract, on a scale of 0 to 1 for images."""
     std: tuple[float, ...]
     """Channel standard deviations to divide by."""
+
+    def __post_init__(self) -> None:
+        """Raise BadArgument for a value out of its range."""
+        sides = all(isinstance(side, Integral) and 0 < int(side) <= 1 << 16 for side in self.shape)
+        if not sides or len(self.shape) not in (2, 3) or math.prod(self.shape) > 1 << 28:
+            raise BadArgument(f"the input's shape must be channels and sides, whole numbers from 1 to 65536; got {self.shape}")
+        if not self.classes or not all(isinstance(name, str) and name for name in self.classes):
+            raise BadArgument(f"classes must be names, at least one; got {self.classes}")
+        if twins := sorted({name for name in self.classes if self.classes.count(name) > 1}):
+            raise BadArgument(f"classes must differ, and '{twins[0]}' stands there twice: give each its own name")
+        for name, values, least in (("mean", self.mean, -math.inf), ("std", self.std, 0.0)):
+            if len(values) != self.shape[0] or not all(isinstance(v, Real) and least < v < math.inf for v in values):
+                above = "finite numbers" if name == "mean" else "numbers above 0"
+                raise BadArgument(f"{name} must be {above}, one for each of {self.shape[0]} channels; got {values}")
 
 
 @dataclasses.dataclass
@@ -116,12 +131,14 @@ class ImageClassifier(nn.Module):
             seed: of the new parts, and of a ``random:`` or ``shuffled:`` backbone.
 
         Raises:
-            UserError: the backbone cannot be opened, or the patch does not divide the image.
+            UserError: the backbone cannot be opened, or the patch does not divide the image. BadArgument: a value out of
+                its range, such as classes that are not different names or a ``std`` of 0.
         """
         backbone = dataclasses.replace(backbone or BackboneConfig(), ref=ref)
         shape = input_shape or (channels, image_size, image_size)
-        mean, std = tuple(mean or (0.5,) * shape[0]), tuple(std or (0.25,) * shape[0])
-        spec = InputSpec(shape, tuple(classes), mean, std)
+        mean = (0.5,) * shape[0] if mean is None else tuple(mean)
+        std = (0.25,) * shape[0] if std is None else tuple(std)
+        spec = InputSpec(tuple(shape), tuple(classes) if not isinstance(classes, str) else (), mean, std)
         settings = ModelSettings(backbone, embedder or EmbedderConfig(), tune or TuneConfig(), head or HeadConfig())
         language_model = open_language_model(ref, weights=weights, seed=seed)
         return built(lambda: cls(language_model, spec, settings), seed, meta=not weights)
@@ -132,7 +149,12 @@ class ImageClassifier(nn.Module):
         return (x - self.mean) / self.std  # type: ignore[operator]
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """Token vectors as they enter the backbone: (B, \\*shape) → (B, T, D). What the alignment stage moves."""
+        """Token vectors as they enter the backbone: (B, \\*shape) → (B, T, D). What the alignment stage moves.
+
+        Raises:
+            BadArgument: inputs of another shape or dtype or, where floats lie on the CPU, on another scale.
+        """
+        check_inputs(inputs, self.spec.shape)
         return self.embedding(self.normalize(inputs))  # type: ignore[no-any-return]
 
     def features(self, inputs: Tensor) -> Tensor:
@@ -147,6 +169,7 @@ class ImageClassifier(nn.Module):
     def match_input_scale(self, inputs: Tensor) -> float:
         """Rescale the new embeddings to the RMS of the backbone's text embeddings, measured on ``inputs``; see
         :meth:`InputEmbedding.match_scale`."""
+        check_inputs(inputs, self.spec.shape)
         return self.embedding.match_scale(self.normalize(inputs), self.backbone.text_embedding_table())
 
     def trained_state(self) -> dict[str, Tensor]:
@@ -255,13 +278,20 @@ class ImageClassifier(nn.Module):
         """Class names and scores of any images, as an image-classification pipeline gives them.
 
         Args:
-            images: one image or many: paths, PIL images, arrays (H, W), (H, W, C) or (C, H, W), or a uint8 batch (B, C, H, W).
+            images: one image or many: paths, PIL images, arrays (H, W), (H, W, C) or (C, H, W), or a batch (B, C, H, W);
+                of uint8, or of floats from 0 to 1.
             batch_size: images a forward pass.
             top_k: classes an image, best first.
 
         Returns:
             For each image a list of ``{"label": str, "score": float}``, the ``top_k`` best classes; scores are probabilities.
+
+        Raises:
+            BadArgument: no images, or a number below 1. UserError: an image that cannot be read.
         """
+        for name, value in (("batch_size", batch_size), ("top_k", top_k)):
+            if not isinstance(value, Integral) or value < 1:
+                raise BadArgument(f"{name} must be a whole number, at least 1; got {value!r}")
         from crossalign.data.images.decode import to_pixels
 
         pixels = torch.from_numpy(np.ascontiguousarray(to_pixels(images, self.spec.shape)))
@@ -310,23 +340,9 @@ def read_saved(folder: Path) -> SavedClassifier:
         settings = update(ModelSettings(), {name: saved[name] for name in sections})
         validate(settings)
         spec = InputSpec(*(tuple(saved["input"].get(field.name)) for field in dataclasses.fields(InputSpec)))
-        _check_spec(spec)
         return SavedClassifier(settings, spec, str(saved["fingerprint"]), int(saved["seed"]))
     except (UserError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{file} is damaged ({first_line(error)}): copy the model again") from error
-
-
-def _check_spec(spec: InputSpec) -> None:
-    """Raise ValueError for a shape, classes or a scale that no input has."""
-    sides = all(type(side) is int and 0 < side <= 1 << 16 for side in spec.shape)
-    if not sides or len(spec.shape) not in (2, 3) or math.prod(spec.shape) > 1 << 28:
-        raise ValueError(f"inputs of shape {spec.shape}")
-    if not spec.classes or len(set(spec.classes)) < len(spec.classes) or not all(isinstance(c, str) for c in spec.classes):
-        raise ValueError(f"classes {spec.classes[:3]}: there are none, two of one name, or some that are no text")
-    for name, values in (("mean", spec.mean), ("std", spec.std)):
-        right = all(type(value) in (int, float) and math.isfinite(value) for value in values)
-        if not right or len(values) != spec.shape[0] or (name == "std" and min(values) <= 0):
-            raise ValueError(f"{name} {values} for {spec.shape[0]} channels")
 
 
 def _card(model: ImageClassifier, facts: dict[str, Any]) -> str:
