@@ -170,7 +170,7 @@ class Naive(AlignmentRegularizer):
         self.images = torch.randn(PAIRS, 3, 224, 224)
 
     def loss(self, model: Any) -> torch.Tensor:
-        batch = self.pairs.batch(self._step // self.every)
+        batch = self.pairs.batch(self._number())
         out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
         mask = batch.attention_mask[..., None].float()
         student = (out.hidden_states[-2].float() * mask).sum(1) / mask.sum(1)

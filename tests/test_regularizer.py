@@ -469,3 +469,110 @@ def test_peft_models_are_tapped_inside_with_one_tokens_logits() -> None:
     assert seen == [1]
     assert any(p.grad is not None and p.grad.any() for name, p in peft.named_parameters() if "lora_B" in name)
     torch.testing.assert_close(regularizer.taps(peft, batch.input_ids, batch.attention_mask), expected)
+
+
+def test_a_loop_that_knows_itself_when_the_term_is_due_gets_the_next_pairs() -> None:
+    model, pairs = make_model(), make_pairs()
+    regularizer = AlignmentRegularizer(pairs=pairs)
+    seen = []
+    for step in range(61):
+        if step % 20 == 0:
+            seen.append(float(regularizer.loss(model).detach()))
+    expected = [float(reference(model, pairs, number)[0]) for number in range(4)]
+    assert seen == pytest.approx(expected, rel=1e-5) and len(set(seen)) == 4
+
+
+def test_a_counter_that_starts_anew_gets_the_next_pairs_also_when_resumed() -> None:
+    """Two due steps an epoch; and the checkpoint of a loop amid an epoch."""
+    model, pairs = make_model(), make_pairs()
+
+    def run(regularizer: AlignmentRegularizer, epochs: Any) -> list[float]:
+        return [float(regularizer.loss(model).detach()) for steps in epochs for step in steps if regularizer.due(step)]
+
+    def make() -> AlignmentRegularizer:
+        return AlignmentRegularizer("cka-linear", every=3, pairs=pairs)
+
+    whole = run(make(), [range(5)] * 3)
+    assert len(set(whole)) == 6 and whole == run(make(), [range(0, 18)])
+    for epoch, step in ((1, 0), (1, 2), (0, 4)):
+        first, second = make(), make()
+        before = run(first, [range(5)] * epoch + [range(step)])
+        second.load_state_dict(first.state_dict())
+        assert before + run(second, [range(step, 5)] + [range(5)] * (2 - epoch)) == whole
+
+
+def test_texts_that_the_model_cannot_take_are_refused_at_the_door() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+    class Numbers(Tokenizer):
+        def __call__(self, texts: list[str], *, max_length: int, **_: Any) -> dict[str, Any]:
+            return {"input_ids": [[int(number) for number in text.split()][:max_length] for text in texts]}
+
+    def loss(model: Any, texts: list[str]) -> Tensor:
+        pairs = PairBatches(texts * 4, torch.randn(4 * len(texts), 3), Numbers(), batch_size=8)
+        return AlignmentRegularizer("cka-linear", pairs=pairs).loss(model)
+
+    small = {"vocab_size": 17, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=17, n_embd=16, n_layer=2, n_head=2, n_positions=6))
+    opt = OPTForCausalLM(OPTConfig(**small, ffn_dim=8, max_position_embeddings=6, word_embed_proj_dim=16))
+    llama = LlamaForCausalLM(LlamaConfig(**small, intermediate_size=8, max_position_embeddings=6))
+    for model in (gpt2, opt, llama, torch.nn.parallel.DataParallel(gpt2).module):
+        with pytest.raises(ValueError, match=r"the token 17, but the model's table has 17 rows: .*own tokenizer, or resize"):
+            loss(model, ["1 2 3", "4 17"])
+        assert loss(model, ["1 2 3 4 5 6", "4 16"]).isfinite()
+    for model in (gpt2, opt):
+        with pytest.raises(ValueError, match="a text has 7 tokens, but the model takes 6: give PairBatches max_length=6"):
+            loss(model, ["1 2 3 4 5 6 7", "4 16"])
+    assert loss(llama, ["1 2 3 4 5 6 7", "4 16"]).isfinite(), "rotary positions go on"
+
+
+ROW = torch.randn(N, Q)
+WRONG_PAIRS: list[tuple[dict[str, Any], str]] = [
+    ({"features": torch.zeros(N, 0)}, "features of shape"),
+    ({"features": torch.zeros(N, Q).long()}, "must be floats .*; got torch.int64 values"),
+    ({"features": torch.zeros(N, Q).long().numpy()}, "must be floats .*; got int64 values"),
+    ({"features": ROW.tolist()}, "must be floats .*; got a list"),
+    ({"features": None}, "must be floats .*; got a NoneType"),
+    ({"batch_size": 1}, "batch_size must be a whole number, at least 2; got 1"),
+    ({"batch_size": 8.0}, "batch_size must be a whole number"),
+    ({"seed": -1}, "seed must be a whole number, at least 0"),
+    ({"max_length": 0}, "max_length must be a whole number, at least 1"),
+    ({"tokenizer": None}, "tokenizer must be a tokenizer of transformers"),
+    ({"texts": "a text"}, "texts must be a list"),
+    ({"texts": 5}, "texts must be a list"),
+    ({"texts": [1] * N}, "texts must be strings"),
+    ({"texts": [None] * N}, "texts must be strings"),
+]
+
+
+@pytest.mark.parametrize("changes,message", WRONG_PAIRS)
+def test_pairs_that_cannot_be_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    given = {"texts": ["red dog"] * N, "features": ROW, "tokenizer": Tokenizer(), "batch_size": B, **changes}
+    with pytest.raises(ValueError, match=message):
+        PairBatches(given.pop("texts"), given.pop("features"), given.pop("tokenizer"), **given)
+
+
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        ({"metric": 5}, "unknown metric 5: give its name"),
+        ({"metric": None}, "unknown metric None"),
+        ({"mode": 5}, "unknown set-up of pairs 5"),
+        ({"pairs": None}, "pairs must be PairBatches.*got a NoneType"),
+        ({"pairs": [("a", [1.0])]}, "pairs must be PairBatches"),
+        ({"layers": 2.5}, "layers must be"),
+        ({"layers": []}, "no layer to tap"),
+        ({"pool": 5}, "unknown pooling"),
+        ({"every": 0}, "interval"),
+        ({"weight": -1}, "weight"),
+        ({"queue": -1}, "queue"),
+        ({"bandwidth": 0.0}, "bandwidth must be a finite number above 0; got 0.0"),
+        ({"bandwith": 2.0}, "bandwith"),
+        ({"metric": "soft-mutual-knn", "k": 1.5}, "k must be a whole number"),
+        ({"metric": "soft-mutual-knn", "k": 16}, "16 nearest neighbours need at least 18 rows"),
+        ({"metric": "svcca", "variance": 2}, "variance is a part"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AlignmentRegularizer(**{"pairs": make_pairs(), **settings})

@@ -52,7 +52,15 @@ def extra_of(weight: float, share: slice) -> Any:
 
 
 def train(
-    folder: Path, *, weight: float, accumulation: int = 1, epochs: int = 2, rank: int = 0, world: int = 1, stop: int = 0
+    folder: Path,
+    *,
+    weight: float,
+    accumulation: int = 1,
+    epochs: int = 2,
+    rank: int = 0,
+    world: int = 1,
+    stop: int = 0,
+    clip: float = 0.0,
 ) -> dict[str, Tensor]:
     """Plain SGD-like steps on a regression, the batch cut over processes and micro-batches."""
     x, y, _ = data()
@@ -76,7 +84,7 @@ def train(
         steps=steps,
         steps_per_epoch=STEPS,
         epochs=epochs,
-        optim=OptimConfig(lr=0.01, clip=0.0),
+        optim=OptimConfig(lr=0.01, clip=clip),
         state=model.state_dict,
         load=model.load_state_dict,
         extra=extra_of(weight, mine),
@@ -212,3 +220,12 @@ def test_two_processes_leave_the_weight_alone(tmp_path: Path) -> None:
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weight,clip,says", [(1e5, 1.0, True), (1e5, 0.0, False), (1e-3, 1.0, False)])
+def test_a_clipped_step_of_the_term_alone_is_told_once(
+    weight: float, clip: float, says: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path, weight=weight, clip=clip)
+    said = capsys.readouterr().err
+    assert said.count("the alignment term makes 100% of the gradient (extra_grad_ratio), and clipping at 1 leaves") == says

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from crossalign.core.errors import UserError, missing_extra
-from crossalign.features.regularizer import AlignmentRegularizer
-from crossalign.training.optim import average, gradients_of, norm_of
+from crossalign.features.regularizer import NAME, AlignmentRegularizer, check_name
+from crossalign.training.optim import average, gradients_of, laid_aside, norm_of
 
 try:
     import lightning.pytorch as pl
@@ -28,10 +28,20 @@ class LightningAlignmentCallback(pl.Callback):
     Args:
         regularizer: the term.
         model: name of the language model in the Lightning module, such as "model"; empty if it is the module itself.
+        name: what its numbers begin with; several callbacks in one trainer have different ones.
+
+    Raises:
+        BadArgument: a name that is no word.
     """
 
-    def __init__(self, regularizer: AlignmentRegularizer, model: str = "model") -> None:
-        self.regularizer, self.model = regularizer, model
+    def __init__(self, regularizer: AlignmentRegularizer, model: str = "model", name: str = NAME) -> None:
+        check_name(name)
+        self.regularizer, self.model, self.name = regularizer, model, name
+
+    @property
+    def state_key(self) -> str:
+        """What a checkpoint keeps the state under; Lightning refuses two of one key."""
+        return super().state_key if self.name == NAME else f"{super().state_key}[{self.name}]"
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse what would come out wrong."""
@@ -58,19 +68,12 @@ class LightningAlignmentCallback(pl.Callback):
         model: nn.Module = pl_module.get_submodule(self.model)
         with torch.enable_grad(), trainer.precision_plugin.forward_context():
             value = self.regularizer.loss(model)
-        # Reentrant checkpointing knows ``backward`` alone, which adds to what is there: so that is laid aside meanwhile.
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        before = [p.grad for p in parameters]
-        for parameter in parameters:
-            parameter.grad = None
-        value.backward()
-        norm = norm_of(average(gradient) for gradient in gradients_of(model))
-        for parameter, gradient in zip(parameters, before, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
+        with laid_aside(model):  # reentrant checkpointing knows ``backward`` alone, which adds to what is there
+            value.backward()
+            norm = norm_of(average(gradient) for gradient in gradients_of(model))
         numbers = {"loss": value.detach(), **self.regularizer.numbers}
         numbers["grad_ratio"] = norm / norm_of(gradients_of(pl_module))
-        pl_module.log_dict({f"align_{name}": number for name, number in numbers.items()})
+        pl_module.log_dict({f"{self.name}_{name}": number for name, number in numbers.items()})
 
     def state_dict(self) -> dict[str, Any]:
         return self.regularizer.state_dict()

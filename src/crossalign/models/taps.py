@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from crossalign.core.errors import UserError, unknown
+from crossalign.core.errors import BadArgument, UserError, unknown
 from crossalign.models.language.families import FAMILIES
 
 Pool = Literal["mean", "last"]
@@ -119,9 +119,12 @@ class Taps:
     """
 
     def __init__(self, layers: Layer | Sequence[Layer] = "penultimate", pool: Pool = "mean") -> None:
-        self.layers: tuple[Layer, ...] = (layers,) if isinstance(layers, int | str) else tuple(layers)
+        several = (layers,) if isinstance(layers, int | str) else layers
+        if not isinstance(several, Sequence) or not all(isinstance(layer, int | str) for layer in several):
+            raise BadArgument(f"layers must be numbers, words or names of modules, one or several; got {layers!r}")
+        self.layers: tuple[Layer, ...] = tuple(several)
         if not self.layers:
-            raise UserError("no layer to tap: name one, such as penultimate")
+            raise BadArgument("no layer to tap: name one, such as penultimate")
         if pool not in ("mean", "last"):
             raise unknown("pooling", str(pool), ("mean", "last"))
         self.pool = pool

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from crossalign.config import BaseLoopConfig, OptimConfig
 from crossalign.config.common import Watched
-from crossalign.core.progress import progress
+from crossalign.core.progress import announce, progress
 from crossalign.data.batches import Step
 from crossalign.models.loading import write_tensors
 from crossalign.runs.names import RunFolder
@@ -32,6 +32,8 @@ from crossalign.training.stops import Diverged, Interrupted, Paused, StageResult
 from crossalign.training.tracking import RunLog
 
 Batch = Mapping[str, Any]
+LARGEST_RATIO = 0.95
+"""Of the term's gradient to that of the whole step; above it clipping leaves the term alone."""
 
 
 @dataclass
@@ -117,6 +119,7 @@ class _Fit:
         shared = run.world > 1 and not stage.replicated
         self.epoch_meter, self.interval_meter = Meter(run.accelerator, shared), Meter(run.accelerator, shared)
         self.extra_rows: list[tuple[int, dict[str, Tensor]]] = []
+        self.warned = False
         self.best_file = RunFolder(run.folder).checkpoints / f"best-{stage.name}.safetensors"
         if run.resume is not None and run.resume.stage == stage.name:
             self._restore(run.resume)
@@ -242,8 +245,10 @@ class _Fit:
     def _flush_interval(self) -> None:
         means = self.interval_meter.means()
         self._count_time()  # of all steps that examples are counted of: the device has done them now
-        for position, numbers in self.extra_rows:
-            self._log("extra", {name: float(number) for name, number in numbers.items()}, step=position + 1)
+        for position, tensors in self.extra_rows:
+            numbers = {name: float(tensor) for name, tensor in tensors.items()}
+            self._log("extra", numbers, step=position + 1)
+            self._warn_of_ratio(numbers.get("extra_grad_ratio", 0.0), position + 1)
         self.extra_rows = []
         if not means:
             return
@@ -251,6 +256,15 @@ class _Fit:
         self._check_finite(means)
         speed = self.result.examples / max(self.result.seconds, 1e-9)
         self._log("train_step", means | {"lr": self.optimizer.param_groups[0]["lr"], "examples_per_second": speed})
+
+    def _warn_of_ratio(self, ratio: float, step: int) -> None:
+        if ratio > LARGEST_RATIO and self.stage.optim.clip > 0 and not self.warned:
+            self.warned = True
+            announce(
+                f"at step {step} the alignment term makes {ratio:.0%} of the gradient (extra_grad_ratio), and clipping at "
+                f"{self.stage.optim.clip:g} leaves hardly any of the text's: a step of alignment alone; lower --align.weight "
+                "or --optim.clip 0 (docs/regularize.md)"
+            )
 
     def _end_epoch(self) -> None:
         stage, result = self.stage, self.result

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,6 +58,19 @@ def average(gradient: Tensor) -> Tensor:
 def norm_of(gradients: Iterable[Tensor]) -> Tensor:
     """The norm of all of them together; nothing waits for the device."""
     return torch.nn.utils.get_total_norm([torch.linalg.vector_norm(gradient) for gradient in gradients])
+
+
+@contextmanager
+def laid_aside(model: nn.Module) -> Iterator[None]:
+    """Gradients of the block alone within it; afterwards they are added to those that were there."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    before = [p.grad for p in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    yield
+    for parameter, gradient in zip(parameters, before, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
 
 
 def gradients_of(model: nn.Module) -> list[Tensor]:

@@ -29,7 +29,7 @@ from crossalign.data.batches import IGNORED
 from crossalign.data.pairs.batches import PairBatch, PairBatches
 from crossalign.data.pairs.load import Pairs, open_pairs
 from crossalign.data.pairs.sources import check_source
-from crossalign.features.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, find_metric, rank_and_world
+from crossalign.features.regularizer import WEIGHT_PENALTIES, AlignmentRegularizer, check_metric, find_metric, rank_and_world
 from crossalign.features.sources import ImageSource, teacher_features
 from crossalign.models.language.causal import nll_sum
 from crossalign.models.taps import Taps, unwrapped
@@ -307,12 +307,9 @@ def check_align(align: RegularizeConfig) -> None:
     metric = find_metric(align.metric, align.mode)
     if align.metric not in similarities:
         return
-    # A metric that is undefined for features of one column is undefined for so many pairs of any width.
-    random = torch.Generator().manual_seed(0)
     try:
-        with warnings.catch_warnings(action="ignore"):
-            metric(*torch.randn(2, align.batch_size, 1, generator=random), **_options(align))
-    except ValueError as error:
+        check_metric(partial(metric, **_options(align)), align.batch_size, align.metric)
+    except UserError as error:
         raise UserError(f"--align.batch-size {align.batch_size}: {error}; raise it, or choose another metric") from error
 
 

@@ -9,13 +9,14 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from crossalign.core.errors import UserError, unknown
+from crossalign.core.errors import BadArgument, UserError, unknown
 from crossalign.core.progress import followed
 from crossalign.data.batches import Order
 from crossalign.data.text.tokenizer import padded, padding_of
@@ -44,16 +45,16 @@ class PairBatches:
 
     Args:
         texts: one text an image, or several.
-        features: (N, q), what a teacher made of the images, once, as a tensor or a NumPy array; or a function of the
-            images' indices (B,) that gives (B, q), for a teacher in memory.
+        features: (N, q), what a teacher made of the images, once, as a tensor or a NumPy array of floats; or a function of
+            the images' indices (B,) that gives (B, q), for a teacher in memory.
         tokenizer: a tokenizer of transformers.
         batch_size: B, over all processes.
         seed: of the order, the texts drawn, and the unpaired set-up.
         max_length: tokens of a text; more are cut off.
 
     Raises:
-        UserError: fewer pairs than a batch, other numbers of texts and features, features that are no finite numbers, or a
-            text without tokens.
+        BadArgument: a value out of its range: fewer pairs than a batch, other numbers of texts and features, features that
+            are no finite numbers. UserError: a text without tokens.
     """
 
     def __init__(
@@ -66,20 +67,30 @@ class PairBatches:
         seed: int = 0,
         max_length: int = 64,
     ) -> None:
-        features = torch.from_numpy(features) if isinstance(features, np.ndarray) else features
-        self.features, self.batch_size, self.seed = features, batch_size, seed
-        if isinstance(features, Tensor):
-            if features.ndim != 2:
-                raise UserError(f"features of shape {tuple(features.shape)}: one row an image is wanted, (images, width)")
+        if isinstance(features, np.ndarray) and features.dtype.kind == "f":
+            features = torch.from_numpy(features)
+        self.features: Any = features
+        self.batch_size, self.seed = batch_size, seed
+        if isinstance(texts, str) or not hasattr(texts, "__len__"):
+            raise BadArgument(f"texts must be a list, of a text or several for each image; got a {type(texts).__name__}")
+        for name, value, least in (("batch_size", batch_size, 2), ("seed", seed, 0), ("max_length", max_length, 1)):
+            if not isinstance(value, Integral) or int(value) < least:
+                raise BadArgument(f"{name} must be a whole number, at least {least}; got {value!r}")
+        if not callable(tokenizer):
+            raise BadArgument(f"tokenizer must be a tokenizer of transformers; got {tokenizer!r}")
+        if batch_size > len(texts):
+            raise BadArgument(f"a batch of {batch_size} pairs from {len(texts)}: take at most as many as there are")
+        if isinstance(features, Tensor) and features.is_floating_point():
+            if features.ndim != 2 or 0 in features.shape:
+                raise BadArgument(f"features of shape {tuple(features.shape)}: one row an image is wanted, (images, width)")
             if len(features) != len(texts):
-                raise UserError(f"{len(texts)} texts and the features of {len(features)} images: they must belong together")
+                raise BadArgument(f"{len(texts)} texts and the features of {len(features)} images: they must belong together")
             bad = (~features.isfinite().all(1)).nonzero().flatten().tolist()
             if bad:
-                raise UserError(f"features that are no finite numbers, first of image {bad[0]} ({len(bad)} in all)")
-        if not 2 <= batch_size <= len(texts):
-            raise UserError(
-                f"a batch of {batch_size} pairs from {len(texts)}: take at least 2 and at most as many as there are"
-            )
+                raise BadArgument(f"features that are no finite numbers, first of image {bad[0]} ({len(bad)} in all)")
+        elif not callable(features):
+            given = f"{features.dtype} values" if hasattr(features, "dtype") else f"a {type(features).__name__}"
+            raise BadArgument(f"features must be floats in a tensor or an array (images, width), or a function; got {given}")
         self.tokens = _tokenise(texts, tokenizer, max_length)
         self.padding = padding_of(tokenizer)
         self._drawn = lru_cache(maxsize=2)(self._draw)
@@ -98,9 +109,19 @@ class PairBatches:
         always the same one; or "mean", where all are given the mean over all images.
         """
         _, drawn = self._drawn(number // len(self))
-        rows = self.rows(number)[rank * self.batch_size // world : (rank + 1) * self.batch_size // world]
+        rows = self.rows(number)[self.share(rank, world)]
         texts = [self.tokens[i][int(drawn[i] * len(self.tokens[i]))] for i in rows.tolist()]
         return PairBatch(*padded(texts, self.padding), self._features_of(rows, mode))
+
+    @cached_property
+    def extent(self) -> tuple[int, int]:
+        """The largest token id, and the tokens of the longest text."""
+        texts = [text for group in self.tokens for text in group]
+        return max(max(text) for text in texts), max(len(text) for text in texts)
+
+    def share(self, rank: int, world: int) -> slice:
+        """Which rows of a batch process ``rank`` of ``world`` has."""
+        return slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
 
     def rows(self, number: int) -> Tensor:
         """Which pairs are in batch ``number``: indices (B,), in its order."""
@@ -147,8 +168,11 @@ class PairBatches:
 
 def _tokenise(texts: Sequence[str | Sequence[str]], tokenizer: Any, max_length: int) -> list[list[list[int]]]:
     """Token ids of each text of each image, a thousand texts in a call of the tokenizer."""
-    groups = [[text] if isinstance(text, str) else list(text) for text in texts]
+    groups: list[list[Any]] = [list(text) if isinstance(text, list | tuple) else [text] for text in texts]
     flat = [text for group in groups for text in group]
+    for text in flat:
+        if not isinstance(text, str):
+            raise BadArgument(f"texts must be strings, or lists of several strings for an image; got {text!r}")
     starts = range(0, len(flat), 1000)
     settings: dict[str, Any] = {"truncation": True, "max_length": max_length, "add_special_tokens": True}
     calls = (tokenizer(flat[i : i + 1000], **settings)["input_ids"] for i in starts)

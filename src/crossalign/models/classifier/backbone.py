@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crossalign.config import BackboneConfig
 from crossalign.core.errors import UserError
-from crossalign.models.language.families import Family
+from crossalign.models.language.families import Family, longest_input
 from crossalign.models.language.inner import attend_without_mask, checkpoint_gradients, set_dropout
 from crossalign.models.language.model import LanguageModel
 
@@ -41,7 +41,7 @@ class Backbone(nn.Module):
         self.uses_backbone_positions, self.uses_new_positions = _resolve_positions(self.family, config.position, self.ref)
         if self.family.positions != "none" and not self.uses_backbone_positions:
             _silence_positions(self.model, self.family)
-        self.max_length = _longest(self.model, self.family)
+        self.max_length = longest_input(self.model, self.family)
         """Longest input; None where there is no limit."""
         set_dropout(self.model, config.dropout)
         if self.family.attention != "none":
@@ -123,16 +123,6 @@ def _zero_position_ids(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> 
     if "position_ids" in kwargs:
         return args, {**kwargs, "position_ids": torch.zeros_like(kwargs["position_ids"])}
     return (args[0], torch.zeros_like(args[1]), *args[2:]), kwargs
-
-
-def _longest(model: nn.Module, family: Family) -> int | None:
-    """Rows of a learned position table that a token can take (some ids come before the first token's), or the window
-    of local attention, which without a mask would not be kept."""
-    if family.positions != "learned":
-        return getattr(model.config, "sliding_window", None)
-    table: Any = model.get_submodule(family.position_module)
-    first = table.padding_idx + 1 if table.padding_idx is not None else getattr(table, "offset", 0)
-    return int(table.num_embeddings) - int(first)
 
 
 @torch.no_grad()

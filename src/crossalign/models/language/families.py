@@ -90,6 +90,16 @@ def family_named(name: str) -> Family:
     return FAMILIES[name]
 
 
+def longest_input(model: Any, family: Family) -> int | None:
+    """Rows of a learned position table that a token can take (some ids come before the first token's), or the window
+    of local attention, which without a mask would not be kept; None where there is no limit."""
+    if family.positions != "learned":
+        return getattr(model.config, "sliding_window", None)
+    table: Any = getattr(model, "base_model", model).get_submodule(family.position_module)
+    first = table.padding_idx + 1 if table.padding_idx is not None else getattr(table, "offset", 0)
+    return int(table.num_embeddings) - int(first)
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalisation layer, by its type.
 
