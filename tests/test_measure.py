@@ -301,7 +301,7 @@ def test_the_unit_of_features_does_not_matter(size: float) -> None:
 def test_scores_that_are_no_numbers_are_told() -> None:
     config = MeasureConfig(metric="kernel-alignment", permutations=19, groups=6)
     with pytest.raises(UserError, match="some scores of 'a' with 'd' are no finite numbers"):
-        measure_module.align(related(("a",), 2, 1, 1e20), related(("d",), 2, 2), config)
+        measure_module.align(related(("a",), 2, 1, float("nan")), related(("d",), 2, 2), config)
 
 
 @pytest.mark.parametrize("metric", ["mutual-knn", "cka-rbf", "dot-product"])

@@ -98,7 +98,7 @@ class AlignmentRegularizer:
         """Whether the score's expectation is the same for every number of pairs."""
         self.metric: Callable[..., Any] = partial(function, **options) if options else function
         if isinstance(metric, str) and metric in similarities:
-            check_metric(self.metric, pairs.batch_size, metric)
+            check_metric(self.metric, pairs.batch_size)
         self.name = name_of(metric)
         self.taps = Taps(layers, pool)
         self.weight, self.every, self.pairs, self.mode = weight, every, pairs, mode
@@ -238,7 +238,7 @@ class AlignmentRegularizer:
         return value
 
 
-def check_metric(metric: Metric, pairs: int, name: str) -> None:
+def check_metric(metric: Metric, pairs: int) -> None:
     """Call a similarity once on noise, so that options that it does not take and too few pairs are told at once.
 
     One that is undefined for features of one column is undefined for so many pairs of any width.
@@ -251,7 +251,7 @@ def check_metric(metric: Metric, pairs: int, name: str) -> None:
         with warnings.catch_warnings(action="ignore"), torch.no_grad():
             metric(*noise)
     except (ValueError, TypeError) as error:
-        raise BadArgument(f"{name} of {pairs} pairs: {error}") from error
+        raise BadArgument(str(error)) from error
     except RuntimeError:  # one of a user's own may want other widths
         return
 

@@ -308,7 +308,7 @@ def check_align(align: RegularizeConfig) -> None:
     if align.metric not in similarities:
         return
     try:
-        check_metric(partial(metric, **_options(align)), align.batch_size, align.metric)
+        check_metric(partial(metric, **_options(align)), align.batch_size)
     except UserError as error:
         raise UserError(f"--align.batch-size {align.batch_size}: {error}; raise it, or choose another metric") from error
 
