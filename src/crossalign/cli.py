@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -89,7 +90,8 @@ def _run(args: list[str]) -> int:
             code, sentence = 2, f"'{error.filename}' cannot be used ({error.strerror}): choose another path"
         else:
             raise
-    print(f"crossalign: {sentence}", file=sys.stderr)
+    with suppress(OSError):  # the terminal is gone
+        print(f"crossalign: {sentence}", file=sys.stderr)
     return code
 
 

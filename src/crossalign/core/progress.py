@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import threading
@@ -40,7 +41,7 @@ def progress(
         leave=leave,
         position=0 if plain else line,  # lines of a file need no cursor that goes up and down
         disable=stream is None or _silent or not description or not is_main_process() or (plain and line is not None),
-        file=_Lines(stream) if plain else stream,
+        file=_Lines(stream) if plain else _Stream(stream),
         mininterval=LINE_SECONDS if plain else 0.2,
         miniters=1,
         ncols=100 if plain else shutil.get_terminal_size().columns,
@@ -69,19 +70,35 @@ def followed(items: Iterable[T], total: int, description: str, unit: str) -> Ite
             bar.update(1)
 
 
-class _Lines:
-    """A text stream that turns each redrawing of a bar into a line of its own."""
-
-    encoding = "ascii"
+class _Stream:
+    """A text stream that may go away, as a terminal that is closed: what follows it is lost, and nobody fails for it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
+class _Lines(_Stream):
+    """One that turns each redrawing of a bar into a line of its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.encoding = "ascii"
 
     def write(self, text: str) -> int:
         line = text.strip()
         if line:
-            self._stream.write(line + "\n")
+            super().write(line + "\n")
         return len(text)
-
-    def flush(self) -> None:
-        self._stream.flush()

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import CallbackHandler
 
 from crossalign.core.errors import BadArgument, UserError
 from crossalign.features.regularizer import NAME, AlignmentRegularizer, check_name
+from crossalign.models.loading import write_tensors
 from crossalign.training.optim import average, gradients_of, laid_aside, norm_of
 
 
@@ -127,7 +127,7 @@ class AlignmentCallback(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
             queue = {str(i): tensor.contiguous().cpu() for i, tensor in enumerate(saved["queue"])}
-            save_file(queue, folder / self.file, metadata={"pairs": saved["pairs"]})
+            write_tensors(folder / self.file, queue, metadata={"pairs": saved["pairs"]})
 
     def _restore(self, args: Any, state: Any) -> None:
         """Put the queue back from the checkpoint that the trainer goes on from, whose folder it does not tell."""

@@ -28,7 +28,7 @@ def report(runs: list[Path], html: Path | None = None, markdown: Path | None = N
         UserError: no run in a path, a damaged result.json or search.json, a missing package of the extra ``report``.
     """
     from crossalign.core.errors import UserError
-    from crossalign.core.files import atomic_path
+    from crossalign.core.files import write_text
     from crossalign.report.pages import study_page
     from crossalign.report.render.html import html as as_html
     from crossalign.report.render.markdown import write_markdown
@@ -41,8 +41,7 @@ def report(runs: list[Path], html: Path | None = None, markdown: Path | None = N
             raise UserError(f"'{target}' is a folder; name the file to write, such as '{target / 'report.html'}'")
     page = study_page(open_study(runs))
     text = as_html(page)
-    with atomic_path(html) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(html, text)
     if markdown is not None:
         # Not of the bare stem, which may well be the study's own folder.
         write_markdown(page, markdown, markdown.with_name(f"{markdown.stem}-figures") if figures else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import io
 import os
 import random
@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from crossalign.core.errors import UserError
+from crossalign.core.errors import UserError, first_line
+from crossalign.core.files import atomic_path, is_full, remove, remove_strays
+from crossalign.models.loading import read_tensors, write_tensors
 from crossalign.training.stops import DiskFull, NoRoom
 
-TENSORS = "model.safetensors"
+TENSORS, STATE = "model.safetensors", "state.pt"
 
 
 @dataclass
@@ -39,6 +41,8 @@ class Checkpoint:
     rng: dict[str, Any]
     extra: dict[str, Any] = field(default_factory=dict)
     """Plain values: metric sums, best score, rows logged, seconds spent."""
+    path: Path | None = None
+    """Where it was read."""
 
 
 def rng_state() -> dict[str, Any]:
@@ -80,22 +84,28 @@ def save(folder: Path, checkpoint: Checkpoint, *, rank: int = 0) -> Path:
         return target
     if target.exists():  # the same step of the same run: the same content
         return target
-    temporary = folder / f".{target.name}.{os.getpid()}"
-    with telling_if_full(f"no room left to write {target}; the checkpoint before it is whole", temporary):
-        temporary.mkdir()
-        save_file({name: tensor.contiguous().cpu() for name, tensor in checkpoint.model.items()}, temporary / TENSORS)
+    with (
+        telling_if_full(f"no room left to write {target}; the checkpoint before it is whole"),
+        atomic_path(target) as temporary,
+    ):
+        write_tensors(temporary / TENSORS, checkpoint.model)
         with (temporary / TENSORS).open("rb") as written:
             os.fsync(written.fileno())  # the rename must not reach the disk before the bytes do
         state = {"optimizer": checkpoint.optimizer, "rng": checkpoint.rng, "extra": checkpoint.extra}
-        _write_torch(temporary / "state.pt", state)
-        os.rename(temporary, target)
-    for old in [*_all(folder), *folder.glob("*.rng-*.pt"), *folder.glob(".*-*-*.*")]:
+        _write_torch(temporary / STATE, state)
+    best = best_file(folder, checkpoint.stage, checkpoint.extra.get("best_epoch", 0))
+    older_best = [file for file in folder.glob(f"best-{checkpoint.stage}*") if file != best and best.is_file()]
+    for old in [*_all(folder), *folder.glob("*.rng-*.pt"), *older_best]:
         if not old.name.startswith(target.name):
-            if old.is_dir():
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                remove(old)
+    remove_strays(folder)
     return target
+
+
+def best_file(folder: Path, stage: str, epoch: int) -> Path:
+    """Where the weights of a stage's best epoch lie; a checkpoint names it by the epoch, so that both are of one moment."""
+    return folder / f"best-{stage}-{epoch:04d}.safetensors"
 
 
 def latest(folder: Path, *, rank: int = 0) -> Checkpoint | None:
@@ -108,14 +118,41 @@ def latest(folder: Path, *, rank: int = 0) -> Checkpoint | None:
     if path is None:
         return None
     stage, epoch, step = path.name.rsplit("-", 2)
-    try:
-        state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+    with reading(path):
+        state = torch.load(path / STATE, weights_only=True, map_location="cpu")
         own = folder / f"{path.name}.rng-{rank}.pt"
         rng = torch.load(own, weights_only=True) if rank and own.exists() else state["rng"]
         tensors = load_file(path / TENSORS)
-    except Exception as error:
-        raise UserError(f"the checkpoint {path} cannot be read ({error}); delete it to start over") from error
-    return Checkpoint(stage, int(epoch), int(step), tensors, state["optimizer"], rng, state["extra"])
+        return Checkpoint(stage, int(epoch), int(step), tensors, state["optimizer"], rng, dict(state["extra"]), path)
+
+
+@contextmanager
+def reading(path: Path | None) -> Iterator[None]:
+    """Using what a checkpoint holds: whatever it lacks or has of another kind raises a UserError that names it."""
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a damaged file can raise anything inside torch
+        why = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        raise UserError(f"the checkpoint {path} cannot be read ({why}); delete it to start over") from error
+
+
+def read_best(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights of the best epoch that a checkpoint knows of.
+
+    Raises:
+        UserError: the file is missing or damaged, or of another model.
+    """
+    assert checkpoint.path is not None
+    folder, stage = checkpoint.path.parent, checkpoint.stage
+    file = best_file(folder, stage, checkpoint.extra["best_epoch"])
+    if not file.is_file():
+        file = folder / f"best-{stage}.safetensors"  # of a version that named it by its stage alone
+    best = read_tensors([file])
+    if {name: t.shape for name, t in best.items()} != {name: t.shape for name, t in checkpoint.model.items()}:
+        raise UserError(f"'{file}' holds other weights than {checkpoint.path}: delete that checkpoint to start over")
+    return best
 
 
 def check_room(folder: Path, trained: Iterable[Tensor], extra_numel: int) -> None:
@@ -144,7 +181,7 @@ def check_room(folder: Path, trained: Iterable[Tensor], extra_numel: int) -> Non
 def _write_torch(path: Path, value: Any) -> None:
     buffer = io.BytesIO()  # torch's own writer hides the operating system's reason when the disk is full
     torch.save(value, buffer)
-    with path.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(buffer.getbuffer())
         file.flush()
         os.fsync(file.fileno())
@@ -156,21 +193,11 @@ def _all(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def telling_if_full(sentence: str, partial: Path | None = None) -> Iterator[None]:
-    """Raise DiskFull with that sentence where something within fails for want of room; a ``partial`` folder is removed."""
+def telling_if_full(sentence: str) -> Iterator[None]:
+    """Raise DiskFull with that sentence where something within fails for want of room."""
     try:
         yield
     except Exception as error:
-        if partial:
-            shutil.rmtree(partial, ignore_errors=True)
         if is_full(error):
             raise DiskFull(sentence) from error
         raise
-
-
-def is_full(error: BaseException) -> bool:
-    """ENOSPC, a quota or a size limit, however deep a library wrapped it."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    text = str(error)
-    return any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))

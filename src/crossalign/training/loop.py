@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crossalign.config import BaseLoopConfig, OptimConfig
@@ -120,9 +119,9 @@ class _Fit:
         self.epoch_meter, self.interval_meter = Meter(run.accelerator, shared), Meter(run.accelerator, shared)
         self.extra_rows: list[tuple[int, dict[str, Tensor]]] = []
         self.warned = False
-        self.best_file = RunFolder(run.folder).checkpoints / f"best-{stage.name}.safetensors"
         if run.resume is not None and run.resume.stage == stage.name:
-            self._restore(run.resume)
+            with ckpt.reading(run.resume.path):
+                self._restore(run.resume)
         accelerator = run.accelerator
         if stage.replicated:
             self.model = stage.model
@@ -286,8 +285,9 @@ class _Fit:
     def _keep_best(self) -> None:
         self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.stage.state().items()}
         if self.run.accelerator.is_main_process:
-            with ckpt.telling_if_full(f"no room left to write {self.best_file}"):
-                write_tensors(self.best_file, self.best_state)
+            file = ckpt.best_file(RunFolder(self.run.folder).checkpoints, self.stage.name, self.epoch)
+            with ckpt.telling_if_full(f"no room left to write {file}"):
+                write_tensors(file, self.best_state)
 
     def _log(self, split: str, numbers: dict[str, float], step: int | None = None) -> None:
         epoch = self.epoch + (split != "validation")
@@ -352,11 +352,14 @@ class _Fit:
         self.extra_rows = extra.get("extra_rows", [])
         if extra["scaler"] and self.run.accelerator.scaler is not None:
             self.run.accelerator.scaler.load_state_dict(extra["scaler"])
+        if self.stage.select is not None and self.result.best_epoch > 0:
+            self.best_state = ckpt.read_best(saved)
         ckpt.set_rng_state(saved.rng)
 
     def _finish(self) -> None:
         if not self.stage.replicated:
             self.run.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.stage.select is not None and self.result.best_epoch > 0:
-            self.stage.load(self.best_state or load_file(self.best_file))
+            assert self.best_state is not None
+            self.stage.load(self.best_state)
         self.stage.model.eval()

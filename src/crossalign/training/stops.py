@@ -28,7 +28,7 @@ class StageResult:
 
 
 class Interrupted(RuntimeError):
-    """Ctrl-C or SIGTERM: the run was saved and can be resumed."""
+    """Ctrl-C, SIGTERM or SIGHUP: the run was saved and can be resumed."""
 
 
 class Diverged(RuntimeError):
@@ -53,9 +53,10 @@ class Paused(RuntimeError):
 
 @contextmanager
 def catch_signals() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into an event to stop at the next step; a second Ctrl-C stops at once.
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into an event to stop at the next step; a second Ctrl-C stops at once.
 
-    Signals reach the main thread alone. In another, the event is the one of :func:`stopped_by`, if there is one.
+    A signal that the process was started to ignore, as by nohup, stays ignored. Signals reach the main thread alone. In
+    another, the event is the one of :func:`stopped_by`, if there is one.
     """
     if threading.current_thread() is not threading.main_thread():
         yield getattr(_thread, "stop", None) or threading.Event()
@@ -67,7 +68,12 @@ def catch_signals() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stopped.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = (
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) not in (signal.SIG_IGN, None)
+    )
+    before = {number: signal.signal(number, handle) for number in caught}
     try:
         yield stopped
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -23,7 +22,6 @@ from crossalign.models.language.causal import nll_sum, save_causal, total_nll
 from crossalign.models.loading import count_parameters, put_tensors, trained_state
 from crossalign.runs.folder import resolved
 from crossalign.runs.names import RunFolder
-from crossalign.training import checkpoint as ckpt
 from crossalign.training import precision
 from crossalign.training.loop import Session, Stage
 from crossalign.training.sharding import put, reshard, whole
@@ -60,11 +58,7 @@ def text_stage(
         folder = RunFolder(run.folder).snapshots / f"step-{done:07d}"
         whole_model = whole_state(model, run)  # of all processes together
         if run.accelerator.is_main_process and not folder.exists():
-            temporary = folder.with_name(f".{folder.name}")
-            shutil.rmtree(temporary, ignore_errors=True)
-            with ckpt.telling_if_full(f"no room left to keep the model in {folder}", temporary):
-                save_causal(model, None, tokenizer, temporary, whole_model)
-            temporary.rename(folder)
+            save_causal(model, None, tokenizer, folder, whole_model)
 
     return Stage(
         name="train",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from filelock import FileLock
 
 from crossalign.config import TrackingConfig
+from crossalign.core.files import write_text
 from crossalign.core.machine import command_line, git_state, is_main_process
 from crossalign.results.outcomes import VALIDATION
 from crossalign.runs.metrics import Row, keep_rows, now, plain, rows_after
@@ -77,7 +78,7 @@ class RunLog:
             return
         folder.mkdir(parents=True, exist_ok=True)
         path = RunFolder(folder).metrics
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
         self.rows = keep_rows(path, rows)
         if self.rows < rows:
             warnings.warn(f"{path} holds {self.rows} of the {rows} rows that the checkpoint had seen", stacklevel=2)
@@ -286,7 +287,7 @@ def _open_run(
         tags["mlflow.parentRunId"] = parent
     run_id = client.create_run(experiment, run_name=run_name, tags=tags).info.run_id
     client.log_batch(run_id, params=[Param(_clean_key(k), _cut(str(v), VALUE_LENGTH)) for k, v in params.items()])
-    id_file.write_text(run_id + "\n", encoding="utf-8")
+    write_text(id_file, run_id + "\n")
     return client, run_id, 0
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from crossalign.config import CorpusConfig, validate
 from crossalign.core.errors import UserError, some
-from crossalign.core.files import cache_dir, content_key, write_json
+from crossalign.core.files import cache_dir, content_key, open_lock, remove_strays, write_json
 from crossalign.core.progress import progress
 from crossalign.data.text import tokenizer as tok
 from crossalign.data.text.documents import Piece, Place, TextFile, cut, list_files, stream, whole
@@ -74,8 +74,6 @@ def prepare(config: CorpusConfig, output: str | Path = "") -> Corpus:
         elif meta["settings"] != settings:
             raise _differs(output, meta["settings"], settings)
         if not meta["complete"]:
-            for stray in output.glob(f".{META}.*"):  # of a call that was killed while it wrote
-                stray.unlink()
             Preparation(config, output, files, tokenizer, meta).run()
     return open_corpus(output)
 
@@ -112,12 +110,13 @@ def _locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise UserError(f"'{folder}' is a file; choose another --output") from error
-    with (folder / ".lock").open("w") as file:
+    with open_lock(folder / ".lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"another process is preparing {folder}; waiting for it", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
+        remove_strays(folder)
         yield
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossalign.core.errors import UserError, first_line
-from crossalign.core.files import write_json
+from crossalign.core.files import atomic_path, write_json
 from crossalign.core.reading import read_json, user_path
 from crossalign.core.refs import Ref
 from crossalign.data.model_files import Source, hub_folder, locate, quiet
@@ -130,17 +130,12 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write a folder that ``AutoTokenizer.from_pretrained`` opens, whole or not at all."""
-    import shutil
-
-    temporary = folder.with_name(f".{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    tokenizer.save_pretrained(temporary)
-    config = temporary / "tokenizer_config.json"
-    facts = read_json(config)
-    if facts.get("tokenizer_class") == "TokenizersBackend":  # the name since transformers 5; older ones know this alone
-        write_json(config, facts | {"tokenizer_class": "PreTrainedTokenizerFast"})
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with atomic_path(folder) as temporary:
+        tokenizer.save_pretrained(temporary)
+        config = temporary / "tokenizer_config.json"
+        facts = read_json(config)
+        if facts.get("tokenizer_class") == "TokenizersBackend":  # the name since transformers 5; older ones know this alone
+            write_json(config, facts | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def fingerprint(tokenizer: Any) -> str:

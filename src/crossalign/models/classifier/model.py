@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from crossalign.config import BackboneConfig, EmbedderConfig, HeadConfig, TuneConfig, update, validate
 from crossalign.core.errors import BadArgument, UserError, first_line
-from crossalign.core.files import write_json
+from crossalign.core.files import as_umask, write_json, write_text
 from crossalign.core.reading import user_path
 from crossalign.core.refs import Ref
 from crossalign.data.model_files import absolute, fetch_page, model_folder, read_config
@@ -29,7 +29,7 @@ from crossalign.models.classifier.embedding import InputEmbedding, check_inputs
 from crossalign.models.classifier.freezing import apply_freeze_plan
 from crossalign.models.language.inner import add_lora
 from crossalign.models.language.model import LanguageModel, open_language_model
-from crossalign.models.loading import building, built, put_tensors, read_tensors, trained_state
+from crossalign.models.loading import building, built, put_tensors, read_tensors, trained_state, write_tensors
 
 FORMAT = "crossalign.ImageClassifier/1"
 
@@ -190,14 +190,10 @@ class ImageClassifier(nn.Module):
         A fully fine-tuned model also carries its backbone's configuration and so opens without the original.
         ``facts`` (results, data, recipe) go into the card. Returns the folder.
         """
-        from safetensors.torch import save_file
-
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         backbone = dataclasses.replace(self.settings.backbone, ref=absolute(self.settings.backbone.ref))
         settings = dataclasses.replace(self.settings, backbone=backbone)
-        state = {name: tensor.contiguous().cpu() for name, tensor in self.trained_state().items()}
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(folder / "model.safetensors", self.trained_state(), metadata={"format": "pt"})
         if self.settings.tune.method == "full":
             self.language_model.config.save_pretrained(folder / "backbone")
         write_json(
@@ -210,7 +206,7 @@ class ImageClassifier(nn.Module):
                 "seed": self.language_model.seed,
             },
         )
-        (folder / "README.md").write_text(_card(self, facts or {}), encoding="utf-8")
+        write_text(folder / "README.md", _card(self, facts or {}))
         return folder
 
     @classmethod
@@ -259,6 +255,7 @@ class ImageClassifier(nn.Module):
         if self.peft is None:
             raise UserError("only a model trained with --tune.method lora has an adapter to export")
         self.peft.save_pretrained(str(folder), safe_serialization=True)
+        as_umask(Path(folder))
         return Path(folder)
 
     def push_to_hub(self, repo: str, *, private: bool = True, token: str | None = None) -> str:

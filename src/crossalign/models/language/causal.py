@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from crossalign.config import GPTConfig, TuneConfig, validate
 from crossalign.core.errors import UserError
+from crossalign.core.files import atomic_path
 from crossalign.data.batches import IGNORED
 from crossalign.data.model_files import quiet
 from crossalign.data.text.tokens import block_diagonal_mask
@@ -115,18 +116,19 @@ def save_causal(
     state: dict[str, Tensor] | None = None,
     base: LanguageModel | None = None,
 ) -> None:
-    """Write a folder for ``from_pretrained``: the model, or its LoRA adapter in PEFT's format, and the tokenizer.
+    """Write a folder for ``from_pretrained``, whole or not at all: the model, or its LoRA adapter in PEFT's format, and the
+    tokenizer.
 
     ``state`` holds the whole tensors of a model whose own are shares; ``base`` is what an adapter belongs to.
     """
     given: dict[str, Any] = {}
     if state is not None:
         given["state_dict"] = {f"base_model.model.{name}": t for name, t in state.items()} if peft is not None else state
-    with quiet():
+    with quiet(), atomic_path(folder) as temporary:
         if peft is not None:
-            peft.save_pretrained(str(folder), safe_serialization=True, **given)
+            peft.save_pretrained(str(temporary), safe_serialization=True, **given)
             if base is not None:
-                save_base(base, folder)
+                save_base(base, temporary)
         else:
-            model.save_pretrained(str(folder), **given)
-        tokenizer.save_pretrained(str(folder))
+            model.save_pretrained(str(temporary), **given)
+        tokenizer.save_pretrained(str(temporary))

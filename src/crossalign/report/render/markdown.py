@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from crossalign.core.files import atomic_path
+from crossalign.core.files import atomic_path, write_text
 from crossalign.report.blocks import (
     Block,
     Code,
@@ -31,8 +31,7 @@ def write_markdown(page: Page, path: Path, figures: Path | None = None, dpi: int
         for figure in [figure for block in page.of("markdown") if isinstance(block, Figures) for figure in block.figures]:
             with atomic_path(figures / f"{figure.name}.png") as temporary:
                 temporary.write_bytes(png(figure, dpi))
-    with atomic_path(path) as temporary:
-        temporary.write_text(markdown(page, figures.name if figures else ""), encoding="utf-8")
+    write_text(path, markdown(page, figures.name if figures else ""))
 
 
 def markdown(page: Page, figures: str = "") -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import closing
 from pathlib import Path
 
 from crossalign.core.errors import UserError
+from crossalign.core.files import remove
 from crossalign.recipes.space import Config
 from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.runs.promotion import Job
@@ -153,7 +153,7 @@ class _Drive:
     def _drop_checkpoints(self, trial: int) -> None:
         """Of a trial that goes no further."""
         if not self.search.config.keep_checkpoints:
-            shutil.rmtree(RunFolder(self.search.folder(trial)).checkpoints, ignore_errors=True)
+            remove(RunFolder(self.search.folder(trial)).checkpoints)
 
 
 def base_work(base: Config, recipe: str, home: Path, token: str) -> Work:
@@ -167,4 +167,4 @@ def check_base(work: Work, result: JobResult) -> None:
         trace = work.config.output.with_suffix(".error.txt")
         hint = f"; see {trace}" if trace.is_file() and not result.bad_input else ""
         raise UserError((result.reason or f"the worker came to an end: {result.died}") + hint)
-    shutil.rmtree(work.config.output)
+    remove(work.config.output)

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from crossalign.core.errors import UserError
-from crossalign.core.files import cache_dir
+from crossalign.core.files import cache_dir, is_full, write_text
 from crossalign.core.progress import silence
-from crossalign.core.reading import parse_json
 from crossalign.recipes.space import Config
 from crossalign.runs.folder import InUse, locked
 from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.runs.promotion import Job
+from crossalign.runs.records import read_metrics
 from crossalign.studies.search.cluster import stoppable
 from crossalign.studies.workers import ORPHAN_SECONDS, run_verb
 from crossalign.training.stops import DiskFull, Diverged, Interrupted, NoRoom, Paused
@@ -230,13 +230,11 @@ def _failure(error: Exception, trace: Path, curve: list[float]) -> JobResult:
     """What comes of a job that ended by an exception that nobody foresaw; its trace is left beside the run's folder."""
     import torch
 
-    from crossalign.training.checkpoint import is_full
-
     text = " ".join(str(error).split())[:300]
     if is_full(error):
         return JobResult(stopped=text)
     with contextlib.suppress(OSError):
-        trace.write_text(traceback.format_exc(), encoding="utf-8")
+        write_text(trace, traceback.format_exc())
     memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
     if torch.cuda.is_initialized() and not memory:
         try:
@@ -248,10 +246,6 @@ def _failure(error: Exception, trace: Path, curve: list[float]) -> JobResult:
 
 def validations(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl that hold the validation of its training stage, one an epoch."""
-    by_epoch: dict[int, dict[str, Any]] = {}
-    with contextlib.suppress(FileNotFoundError), RunFolder(folder).metrics.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = parse_json(line, str(RunFolder(folder).metrics), "remove the line", dict) if line.endswith("\n") else {}
-            if (row.get("stage"), row.get("split")) == ("train", "validation"):
-                by_epoch[row["epoch"]] = row
+    rows = read_metrics(RunFolder(folder).metrics, [])
+    by_epoch = {row["epoch"]: row for row in rows if (row.get("stage"), row.get("split")) == ("train", "validation")}
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from crossalign.config import AdaptConfig
 from crossalign.core.errors import UserError
-from crossalign.core.files import content_key, write_json
+from crossalign.core.files import atomic_path, content_key, write_json
 from crossalign.core.machine import is_main_process, world_size
 from crossalign.data.batches import InOrder
 from crossalign.data.images.batches import ImageRows, augment
@@ -103,7 +103,8 @@ def _write(
         facts["test accuracy"] = f"{result['test']['accuracy']:.2%} on {result['test']['n']} images"
         write_predictions(folder.predictions, scores)
         write_samples(folder.samples, splits.test, scores, seed=config.data.split_seed)
-    model.save_pretrained(folder.model, facts=facts)
+    with atomic_path(folder.model) as temporary:
+        model.save_pretrained(temporary, facts=facts)
     write_json(folder.result, result)
 
 
