@@ -15,12 +15,14 @@ import pytest
 from crossalign.core.errors import UserError
 from crossalign.report.blocks import Findings, Table
 from crossalign.report.pages import study_page
+from crossalign.report.render.html import html
 from crossalign.results.contrasts import Pair, contrasts
 from crossalign.results.frame import Results
 from crossalign.results.questions import image_pairs
 from crossalign.results.rows import baseline, best, group_rows, warnings
 from crossalign.runs.records import open_study
 from crossalign.stats import holm
+from crossalign.verbs.compare.job import compare
 
 Maker = Callable[..., Path]
 
@@ -93,6 +95,72 @@ def test_a_result_that_lacks_a_key_is_named(tmp_path: Path, new_run: Maker, key:
     path.write_text(json.dumps(held))
     with pytest.raises(UserError, match=f"'{wanted}'"):
         open_study([tmp_path])
+
+
+def put(value: Any, path: tuple[Any, ...], entry: Any) -> Any:
+    """``value`` with an entry of it replaced."""
+    if not path:
+        return entry
+    copy = value.copy()
+    copy[path[0]] = put(value[path[0]], path[1:], entry)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("path", "entry"),
+    [
+        ((), {}), ((), []), ((), 5), (("test",), float("nan")), (("test",), 0.5), (("test", "accuracy"), 5),
+        (("test", "accuracy"), 1e308), (("test", "accuracy"), float("nan")), (("test", "n"), -1), (("test", "n"), 10**400),
+        (("test", "confusion"), 3), (("test", "confusion"), [["x"]]), (("validation",), "x"), (("validation", "loss"), 1e308),
+        (("seed",), True), (("seed",), None), (("seed",), -1), (("row",), "\ud800"), (("row",), None), (("classes",), {}),
+        (("parameters", "groups"), [1]), (("seconds", "train"), "x"), (("learning_rate",), {}), (("outcomes",), 5),
+        (("outcomes",), [{"name": "accuracy", "share": True, "value": 5}]), (("alignment",), 3),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_bad_run_is_left_out_with_a_note_and_the_page_stands(
+    tmp_path: Path, new_run: Maker, path: tuple[str, ...], entry: Any
+) -> None:
+    for row, align in (("FPT", "none"), ("FPT + MMD", "mmd")):
+        for seed in range(2):
+            new_run(tmp_path / align / f"{seed}", row, align=align, seed=seed, images=40)
+    file = tmp_path / "mmd" / "1" / "result.json"
+    result = json.loads(file.read_text()) | {"outcomes": []} if path == ("outcomes",) else json.loads(file.read_text())
+    file.write_text(json.dumps(put(result, path, entry)))
+    compared = compare([tmp_path], resamples=200)
+    pages = ["\n".join(compared.notes), html(study_page(open_study([tmp_path])))]
+    assert compared.results.values.run.nunique() == 3
+    for page in pages:
+        assert "Left out: " in page and "result.json" in page and page.encode()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"epoch": None}, {"epoch": "one"}, {"epoch": []}, {"step": {}}, {"stage": 5}, {"split": []}, {"accuracy": 1e308},
+        {"accuracy": {}}, {"epoch": float("inf")}, {"note": "\ud800"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_bad_line_is_left_out_with_a_note(tmp_path: Path, new_run: Maker, row: dict[str, Any]) -> None:
+    path = new_run(tmp_path / "a", images=40) / "metrics.jsonl"
+    before = len(open_study([tmp_path]).runs[0].metrics)
+    usual = {"stage": "train", "split": "validation", "epoch": 90, "step": 9000, "accuracy": 0.5}
+    path.write_text(path.read_text() + json.dumps(usual | row) + "\n" + "[" * 100_000 + "\n5\n")
+    study = open_study([tmp_path])
+    assert len(study.runs[0].metrics) == before
+    assert "3 broken lines" in str(list(study_page(study).of("markdown")))
+
+
+@pytest.mark.parametrize("name", ["study.json", "sweep.json", "search.json"])
+@pytest.mark.parametrize("content", ["", "5", '{"rows": 5}', '[{"row": 5}]', "[" * 100_000])
+def test_what_is_damaged_beside_runs_is_left_out_with_a_note(tmp_path: Path, new_run: Maker, name: str, content: str) -> None:
+    new_run(tmp_path / "a", images=40)
+    (tmp_path / ("b" if name == "search.json" else "")).mkdir(exist_ok=True)
+    (tmp_path / ("b" if name == "search.json" else "") / name).write_text(content)
+    study = open_study([tmp_path])
+    assert len(study.runs) == 1
+    assert any(note.startswith("Left out: ") and name in note for note in study.notes)
 
 
 def test_alignment_curves_start_before_it(tmp_path: Path, new_run: Maker) -> None:

@@ -38,11 +38,17 @@ class Results:
 
     def __init__(self, study: Study, strict: bool = False) -> None:
         self.study = study
-        grouped, self.notes = group_rows(study, strict)
+        scores: dict[str, dict[str, Score]] = {}
+        for run in study.complete:
+            with study.leaving_out(run):
+                scores[str(run.folder)] = {score.outcome.name: score for score in scores_of(run)}
+        study.check()
+        grouped, notes = group_rows(study, strict)
+        self.notes = [*notes, *study.notes]
         self.row: dict[str, Row] = {row.label: row for row in grouped}
         """Every row by its label, in the order of the page."""
         runs = [run for row in grouped for run in row.runs]
-        self._scores = {str(run.folder): {score.outcome.name: score for score in scores_of(run)} for run in runs}
+        self._scores = {str(run.folder): scores[str(run.folder)] for run in runs}
         self._answers: dict[tuple[str, str], Answers | str] = {}
         last = {name: score.outcome for scores in self._scores.values() for name, score in scores.items()}
         known = {family: order for order, family in enumerate(FAMILIES)}

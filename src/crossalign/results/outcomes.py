@@ -21,6 +21,7 @@ from crossalign.core.refs import Ref
 from crossalign.runs.evaluations import BITS_PER_BYTE, Answers, Evaluation
 from crossalign.runs.names import RunFolder
 from crossalign.runs.records import Predictions, Run
+from crossalign.runs.schema import finite
 
 HELD_OUT = "held_out_cka-linear-debiased"
 ALIGNED = "alignment"
@@ -207,6 +208,8 @@ def _stated(run: Run, entry: dict[str, Any]) -> Score:
             if type(fact).__name__ != field.type:
                 raise TypeError(f"{field.name} is {fact!r}")
         file = _AnswersFile(run, outcome, _number(value), **columns)
+        if outcome.share and abs(file.value) > 1:
+            raise ValueError(f"value is {value!r}, no share")
         fingerprint = tuple((str(sentence), part) for sentence, part in alike or ())
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.folder}/result.json has a damaged outcome ({error}); run it again") from error
@@ -283,8 +286,8 @@ def _answers_of(columns: dict[str, list[Any]], id_column: str, amounts: list[str
 
 
 def _number(value: Any) -> float:
-    """A number of a record; NaN where it is none, or not finite."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+    """A number of a record; NaN where it is none, not finite, or too large to be computed with."""
+    return float(value) if finite(value) else math.nan
 
 
 def _tasks(evaluation: Evaluation) -> Iterator[Score]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
-import shutil
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any, TypeVar
 
 import yaml
 
-from crossalign.config import flatten, to_dict, update
-from crossalign.core import reading
+from crossalign.config import flatten, to_dict, update, validate
 from crossalign.core.errors import UserError
-from crossalign.core.files import atomic_path
+from crossalign.core.files import content_key, open_lock, remove, remove_strays, write_text
 from crossalign.core.machine import is_main_process
 from crossalign.core.reading import read_yaml
+from crossalign.core.refs import Ref
 from crossalign.runs.names import RunFolder
+from crossalign.runs.schema import ENVIRONMENT, read_shaped
 
 C = TypeVar("C")
 NOT_COMPARED = ("output", "overwrite", "tracking")
@@ -33,36 +35,90 @@ def claim_folder(config: C) -> C:
     """Look into ``config.output``, which the caller has locked, and return the configuration to run with.
 
     A folder that holds the same configuration is resumed: settings that were ``auto`` or measured keep what the first call
-    resolved them to. Nothing that crossalign did not write is ever deleted.
+    resolved them to. Nothing is written or deleted.
 
     Raises:
-        UserError: the folder holds another configuration; the differing settings are named.
+        UserError: the folder holds another configuration, and ``config.overwrite`` does not say to replace it; the differing
+            settings are named. Or its config.yaml is damaged.
     """
     folder: Path = config.output  # type: ignore[attr-defined]
+    saved = saved_config(folder)
+    if not saved:
+        return config
+    differing = [f"{key} is {old!r} there and {new!r} here" for key, old, new in differences(config, saved)]
+    if not differing:
+        return read_into(config, RunFolder(folder).config, {k: v for k, v in saved.items() if k not in NOT_COMPARED})
+    if not config.overwrite:  # type: ignore[attr-defined]
+        raise UserError(
+            f"{folder} holds a run of another configuration ({'; '.join(differing[:4])}): "
+            "choose another --output, or --overwrite to delete that run"
+        )
+    return config
+
+
+def replaces(config: Any) -> bool:
+    """Whether ``config`` is to take the place of a run of other settings in its folder."""
+    return bool(config.overwrite and differences(config, saved_config(config.output)))
+
+
+def clear_folder(folder: Path) -> None:
+    """Delete what crossalign wrote of a run, and nothing else; of a link the link. Call it once nothing can fail any more."""
+    for name in RunFolder.names():
+        remove(folder / name)
+
+
+def saved_config(folder: Path) -> dict[str, Any]:
+    """The settings of the run in a folder; none where there is no run.
+
+    Raises:
+        UserError: its config.yaml is damaged.
+    """
     file = RunFolder(folder).config
-    if file.is_file():
-        saved = read_yaml(file)
-        differing = [f"{key} is {old!r} there and {new!r} here" for key, old, new in differences(config, saved)]
-        if differing and config.overwrite:  # type: ignore[attr-defined]
-            for name in RunFolder.names() if is_main_process() else ():
-                path = folder / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            return config
-        if differing:
-            raise UserError(
-                f"{folder} holds a run of another configuration ({'; '.join(differing[:4])}): "
-                "choose another --output, or --overwrite to delete that run"
-            )
-        return update(config, {k: v for k, v in saved.items() if k not in NOT_COMPARED})
+    return read_yaml(file, dict, "restore it, or choose another folder") if file.exists() else {}
+
+
+def inputs(config: Any) -> dict[str, str]:
+    """What lies where settings name files and folders: of each a hash of names, sizes and times, by the setting's name."""
+    states = {}
+    for name, value in flatten({k: v for k, v in to_dict(config).items() if k not in NOT_COMPARED}).items():
+        for place, text in enumerate(value if isinstance(value, list) else [value]):
+            with contextlib.suppress(OSError, ValueError):  # a text that is no path
+                path = Path(os.path.expanduser(Ref(text).rest)) if isinstance(text, str) and text else None
+                if path and path.exists():
+                    states[f"{name}.{place}"] = content_key(files=sorted(_listed(path)))
+    return states
+
+
+def _listed(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of change of a file, or of all that lies in a folder."""
+    for root, _, names in os.walk(path) if path.is_dir() else [(str(path.parent), [], [path.name])]:
+        for name in names:
+            with contextlib.suppress(OSError):  # a link to nothing
+                state = os.stat(file := os.path.join(root, name))
+                yield os.path.relpath(file, path), state.st_size, state.st_mtime_ns
+
+
+def made_from(folder: Path) -> dict[str, Any]:
+    """What environment.json keeps of the data of a run: its ``identity``, and ``inputs``; nothing of an earlier version."""
+    file = RunFolder(folder).environment
+    return read_shaped(file, ENVIRONMENT, "delete it") if file.exists() else {}
+
+
+def read_into(config: C, file: Path, values: dict[str, Any]) -> C:
+    """``config`` with the values of a file put in, within their bounds."""
+    try:
+        config = update(config, values)
+        validate(config)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
     return config
 
 
 def write_config(folder: Path, config: Any, name: str = RunFolder.config.name, without: tuple[str, ...] = ()) -> None:
     """Write the resolved configuration as config.yaml, ``without`` some of its keys."""
-    with atomic_path(folder / name) as temporary:
-        left_out = {"overwrite", *without}  # the first is no property of the run
-        values = {key: value for key, value in to_dict(config).items() if key not in left_out}
-        temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    left_out = {"overwrite", *without}  # the first is no property of the run
+    values = {key: value for key, value in to_dict(config).items() if key not in left_out}
+    write_text(folder / name, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def read_config(config: C, file: Path) -> C:
@@ -84,25 +140,30 @@ def locked(folder: Path, mark: str = RunFolder.config.name) -> Iterator[None]:
         UserError: another process is running there, or the folder holds something that is no run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    main = is_main_process()
-    if main and not (folder / mark).exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"{folder} is not empty and not a run folder: choose another --output")
-    if not main:
+    if not is_main_process():
         yield
         return
-    with (folder / ".lock").open("w") as file:
+    if not (folder / mark).exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and not a run folder: choose another --output")
+    with alone(folder):
+        yield
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a folder, made if need be, and clear what a killed one was writing there.
+
+    Raises:
+        InUse: another process is running there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_lock(folder / ".lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InUse(f"another process is running in {folder}: wait for it, or choose another --output") from error
+        remove_strays(folder)
         yield
-
-
-def read_json(file: Path, absent: Any = None) -> Any:
-    """A JSON file that crossalign wrote, or ``absent`` where that is given and there is none."""
-    if absent is not None and not file.is_file():
-        return absent
-    return reading.read_json(file, object)
 
 
 def differences(config: Any, saved: dict[str, Any]) -> list[tuple[str, Any, Any]]:

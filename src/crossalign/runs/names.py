@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import overload
 
+from crossalign.core.errors import UserError
+
 
 class Name:
     """A file or folder inside another; read from a folder it is the path there, read from the class its name."""
@@ -32,6 +34,14 @@ class Folder:
     def names(cls) -> list[str]:
         """Of all that crossalign writes there."""
         return [entry.name for entry in vars(cls).values() if isinstance(entry, Name)]
+
+    def refuse_links(self) -> None:
+        """Raise UserError where something that crossalign writes there is a symbolic link: it would write elsewhere."""
+        for path in (self.path / name for name in self.names()):
+            if path.is_symlink():
+                raise UserError(
+                    f"'{path}' is a symbolic link, through which nothing is written: put there what it leads to, or remove it"
+                )
 
 
 class RunFolder(Folder):

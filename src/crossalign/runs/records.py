@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +19,13 @@ from crossalign.core.reading import parse_json, read_json, read_yaml
 from crossalign.core.refs import Ref
 from crossalign.runs.evaluations import Evaluation, read_columns, read_evaluation
 from crossalign.runs.names import RunFolder, SearchFolder, StudyFolder
+from crossalign.runs.schema import CONFIG, ENVIRONMENT, ROW, STUDY, SWEEP, Shape, read_result, read_shaped, shaped
 from crossalign.runs.search import SearchRecord, read_search
 
 SKIPPED = {"checkpoints", "model", "mlruns", "mlartifacts", "sweep", "__pycache__"}
 """Folders that are not searched for runs: parts of a run, and a study's sweep, which sweep.json stands for."""
+RESTORE = "restore or delete it"
+LEFT_OUT = "Left out: "
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,23 @@ class Study:
     sweep: list[dict[str, Any]] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     searches: list[SearchRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Sentences on what was damaged and is left out."""
+
+    @contextmanager
+    def leaving_out(self, run: Run | None = None) -> Iterator[None]:
+        """Reading a part of the study: where that is damaged, it is left out, with a note; and so is the ``run``."""
+        try:
+            yield
+        except UserError as error:
+            self.notes.append(f"{LEFT_OUT}{error}.")
+            self.runs = [other for other in self.runs if other is not run]
+
+    def check(self) -> None:
+        """Raise UserError where it holds nothing, or nothing that could be read."""
+        if not self.runs and not self.searches:
+            text = "no run to report; name at least one run folder, or a folder that holds some"
+            raise UserError(self.notes[0].removeprefix(LEFT_OUT).removesuffix(".") if self.notes else text)
 
     @property
     def title(self) -> str:
@@ -187,11 +208,10 @@ class Study:
 def open_study(paths: Iterable[Path]) -> Study:
     """Every run at or under ``paths``, at any depth; a folder named ``sweep``, or a search's ``trials``, only if named itself.
 
-    Runs of a winner whom a longer search has overtaken are left out.
+    Runs of a winner whom a longer search has overtaken are left out; so is what is damaged, with a note.
 
     Raises:
-        UserError: a path that is no folder or holds neither run nor search, or a damaged result.json, study.json, sweep.json or
-            search.json.
+        UserError: a path that is no folder or holds neither run nor search; or all that they hold is damaged.
     """
     study, seen = Study(), set()
     for path in paths:
@@ -207,25 +227,26 @@ def open_study(paths: Iterable[Path]) -> Study:
             _add_study_files(study, folder, files)
             if SearchFolder.record.name in files:
                 count += 1
-                search = read_search(SearchFolder(folder).record)
                 skipped = {SearchFolder.trials.name}  # the record tells of them
-                if search.overtaken:
-                    skipped.add(SearchFolder.winner.name)
+                with study.leaving_out():
+                    search = read_search(SearchFolder(folder).record)
+                    if search.overtaken:
+                        skipped.add(SearchFolder.winner.name)
+                    if folder.resolve() not in seen:
+                        seen.add(folder.resolve())
+                        study.searches.append(search)
                 folders[:] = [name for name in folders if name not in skipped]
-                if folder.resolve() not in seen:
-                    seen.add(folder.resolve())
-                    study.searches.append(search)
                 continue
             if _is_run(files):
                 count += 1
                 folders.clear()  # what lies in a run belongs to it
                 if folder.resolve() not in seen:
                     seen.add(folder.resolve())
-                    study.runs.append(read_run(folder))
+                    with study.leaving_out():
+                        study.runs.append(read_run(folder))
         if not count:
             raise UserError(f"no run in '{path}': no folder under it has a result.json, metrics.jsonl or config.yaml")
-    if not study.runs and not study.searches:
-        raise UserError("no run to report; name at least one run folder, or a folder that holds some")
+    study.check()
     return study
 
 
@@ -238,13 +259,26 @@ def _is_run(files: list[str]) -> bool:
 def _add_study_files(study: Study, folder: Path, files: list[str]) -> None:
     """Put what the files of a study say, where the folder has them, into ``study``."""
     if StudyFolder.study.name in files:
-        facts = _read_json(StudyFolder(folder).study, dict)
-        study.titles[folder] = str(facts.get("title") or ""), str(facts.get("note") or "")
-        study.rows += [str(row) for row in facts.get("rows") or [] if str(row) not in study.rows]
-        study.commands += [str(line) for line in facts.get("commands") or [] if str(line) not in study.commands]
+        with study.leaving_out():
+            facts = read_study(folder)
+            study.titles[folder] = str(facts.get("title") or ""), str(facts.get("note") or "")
+            study.rows += [str(row) for row in facts.get("rows") or [] if str(row) not in study.rows]
+            study.commands += [str(line) for line in facts.get("commands") or [] if str(line) not in study.commands]
     if StudyFolder.sweep.name in files:
-        entries = _read_json(StudyFolder(folder).sweep, list)
-        study.sweep += [{**entry, "study": folder.name} for entry in entries if isinstance(entry, dict)]
+        with study.leaving_out():
+            study.sweep += [{**entry, "study": folder.name} for entry in read_sweep(folder)]
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """What a study's study.json says; nothing where there is none. Raises UserError where it is damaged."""
+    file = StudyFolder(folder).study
+    return read_shaped(file, STUDY, RESTORE) if file.exists() else {}
+
+
+def read_sweep(folder: Path) -> list[dict[str, Any]]:
+    """The learning rates that a study's sweep.json lists; none where there is none. Raises UserError where it is damaged."""
+    file = StudyFolder(folder).sweep
+    return read_shaped(file, SWEEP, RESTORE) if file.exists() else []
 
 
 def read_run(folder: Path) -> Run:
@@ -253,40 +287,24 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: a result.json that is damaged or lacks what a finished run states.
     """
-    result = None
-    path = RunFolder(folder).result
-    if path.is_file():
-        result = _read_json(path, dict)
-        wanted = ("row", "seed") if "outcomes" in result else ("row", "seed", "test")
-        missing = [key for key in wanted if key not in result]
-        if not missing and result.get("test") is not None and "outcomes" not in result and "accuracy" not in result["test"]:
-            missing = ["test.accuracy"]  # test is null where it was not scored, as in a sweep
-        if missing:
-            raise UserError(f"{path} has no '{missing[0]}'; it isn't the result of a finished run")
-        if not isinstance(result["seed"], int):
-            raise UserError(f"{path} has seed {result['seed']!r}, which is no whole number; run it again")
-    run = Run(folder, result, {}, {}, [])
     files = RunFolder(folder)
-    run.config = _read_facts(files.config, read_yaml, "the settings", run.notes)
-    run.environment = _read_facts(files.environment, read_json, "hardware, command and commit", run.notes)
-    run.metrics = _read_metrics(files.metrics, run.notes)
+    run = Run(folder, read_result(files.result) if files.result.exists() else None, {}, {}, [])
+    run.config = _read_facts(files.config, read_yaml, CONFIG, "the settings", run.notes)
+    run.environment = _read_facts(files.environment, read_json, ENVIRONMENT, "hardware, command and commit", run.notes)
+    run.metrics = read_metrics(files.metrics, run.notes)
     return run
 
 
-def _read_json(path: Path, kind: type) -> Any:
-    return read_json(path, kind, "restore it, or delete it and run that run again")
-
-
-def _read_facts(path: Path, read: Callable[[Path], Any], unknown: str, notes: list[str]) -> dict[str, Any]:
+def _read_facts(path: Path, read: Callable[[Path], Any], shape: Shape, unknown: str, notes: list[str]) -> dict[str, Any]:
     """What a side file of a run says; nothing, and a note that it is ``unknown``, where it is missing or damaged."""
     try:
-        return dict(read(path))
+        return shaped(read(path), shape, path)  # type: ignore[no-any-return]
     except UserError:
         notes.append(f"{path} is missing or damaged: {unknown} of this run are unknown")
         return {}
 
 
-def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+def read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl.
 
     A process killed in mid-write leaves a broken line: it is counted and left out. A resumed run repeats the steps
@@ -300,12 +318,11 @@ def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = parse_json(line, str(path), "")
+            row = shaped(parse_json(line, str(path), ""), ROW, path)
         except UserError:
             broken += 1
             continue
-        if isinstance(row, dict):
-            rows[tuple(str(row.get(key)) for key in ("stage", "split", "epoch", "step"))] = row
+        rows[tuple(str(row.get(key)) for key in ("stage", "split", "epoch", "step"))] = row
     if broken:
         notes.append(f"{path}: {broken} broken line{'s' if broken > 1 else ''} (a process killed in mid-write) left out")
     return list(rows.values())

@@ -22,13 +22,14 @@ import yaml
 
 from crossalign.config import FinetuneConfig, SearchConfig, flatten, to_dict, update, validate
 from crossalign.core.errors import UserError, missing_extra
-from crossalign.core.files import atomic_path
+from crossalign.core.files import remove, write_text
 from crossalign.core.progress import progress
 from crossalign.core.reading import read_yaml
 from crossalign.recipes.space import Config, Space, open_space
-from crossalign.runs.folder import differences, locked, read_json, write_config
+from crossalign.runs.folder import differences, locked, read_into, saved_config, write_config
 from crossalign.runs.names import RunFolder, SearchFolder
 from crossalign.runs.promotion import resources
+from crossalign.runs.search import read_search
 from crossalign.studies.reproduce import configured, read_setting
 from crossalign.studies.search.drive import DEATHS, base_work, check_base, drive, results_of
 from crossalign.studies.search.follow import Follower
@@ -39,6 +40,7 @@ from crossalign.training.stops import Interrupted
 
 OWN = ("output", "overwrite", "score_test")
 """What a search says itself of each of its runs."""
+AGAIN = "restore it, or search into another --output"
 RECORD_SECONDS = 10.0  # between two writings of search.json
 
 
@@ -168,13 +170,17 @@ def _open(
     ``like`` is another method's base, whose number format is taken where this one leaves it open: a comparison has one.
     """
     file = SearchFolder(home).settings
+    SearchFolder(home).refuse_links()
+    _seconds_before(home)  # here, so that a damaged record is told before training
     token = _token(home)
     shutil.rmtree(SearchFolder(home).trials / "base", ignore_errors=True)  # of a call that was stopped there
     asked = {key: value for key, value in to_dict(config).items() if key not in RESUMED}
     asked |= {"recipe": recipe, "methods": [], "space": space.as_data(), "resources": ends, "base": to_dict(base)}
     if file.is_file():
-        saved = read_yaml(file)
-        resolved = saved.pop("resolved")
+        saved = read_yaml(file, dict, AGAIN)
+        resolved = saved.pop("resolved", None)
+        if not isinstance(resolved, dict):
+            raise UserError(f"'{file}' has no 'resolved' settings: {AGAIN}")
         before, here = flatten(saved), flatten(asked)
         unlike = [
             f"{key} is {before.get(key)!r} there and {here.get(key)!r} here"
@@ -187,10 +193,9 @@ def _open(
     else:
         alike = {"loop": {"precision": like.loop.precision}} if like and base.loop.precision == "auto" else {}
         resolved = _resolve(update(base, alike), recipe, home, token, pool)
-        with atomic_path(file) as temporary:
-            temporary.write_text(yaml.safe_dump(asked | {"resolved": resolved}, sort_keys=False), encoding="utf-8")
+        write_text(file, yaml.safe_dump(asked | {"resolved": resolved}, sort_keys=False))
     journal = Journal(SearchFolder(home).journal, recipe, base.loop.watched.larger_is_better, ends, config.factor)
-    return SearchSession(config, recipe, update(base, {"loop": resolved}), space, journal, home, token)
+    return SearchSession(config, recipe, read_into(base, file, {"loop": resolved}), space, journal, home, token)
 
 
 def _token(folder: Path) -> str:
@@ -198,8 +203,7 @@ def _token(folder: Path) -> str:
     file = SearchFolder(folder).token
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(file) as temporary:
-            temporary.write_text(secrets.token_hex(8), encoding="utf-8")
+        write_text(file, secrets.token_hex(8))
     return file.read_text(encoding="utf-8")
 
 
@@ -219,7 +223,7 @@ def _resolve(base: Config, recipe: str, home: Path, token: str, pool: WorkerPool
 def _run(search: SearchSession, pool: WorkerPool) -> list[str]:
     """One search to its end: the trials, the winner's seeds, the record. Returns what failed, a sentence each."""
     started = time.monotonic()
-    before = read_json(SearchFolder(search.home).record, {"seconds": 0.0})["seconds"]
+    before = _seconds_before(search.home)
     follower, journal = Follower(search), search.journal
     written, known = started, list[tuple[int, int]]()
 
@@ -260,6 +264,12 @@ def _run(search: SearchSession, pool: WorkerPool) -> list[str]:
     return failed
 
 
+def _seconds_before(home: Path) -> float:
+    """What earlier calls took. Raises UserError where search.json is damaged."""
+    record = SearchFolder(home).record
+    return read_search(record).seconds if record.exists() else 0.0
+
+
 def train_winner(search: SearchSession, trial: int, pool: WorkerPool) -> list[str]:
     """Train a trial's settings with seeds that chose nothing, to the end; only these runs score the test set.
 
@@ -269,10 +279,9 @@ def train_winner(search: SearchSession, trial: int, pool: WorkerPool) -> list[st
         Interrupted: see :func:`results_of`.
     """
     for folder in sorted(SearchFolder(search.home).winner.glob("seed-*")):
-        file = RunFolder(folder).config
-        config = seeded(search, trial, int(folder.name.removeprefix("seed-")))
-        if not file.is_file() or differences(config, read_yaml(file)):
-            shutil.rmtree(folder)
+        config, saved = seeded(search, trial, int(folder.name.removeprefix("seed-"))), saved_config(folder)
+        if not saved or differences(config, saved):
+            remove(folder)
     chose = search.base.seed
     configs = [seeded(search, trial, seed) for seed in range(chose + 1, chose + 1 + search.config.seeds)]
     waiting = [search.work(config) for config in configs if not RunFolder(config.output).result.is_file()]

@@ -19,9 +19,11 @@ from crossalign.core.device import device_name, peak_memory_bytes, reset_peak_me
 from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
 from crossalign.core.machine import environment, is_main_process, world_size
+from crossalign.core.progress import announce
 from crossalign.data.batches import Batches, Rows
-from crossalign.runs.folder import claim_folder, locked, read_json, resolved, write_config
+from crossalign.runs.folder import claim_folder, clear_folder, inputs, locked, made_from, replaces, resolved, write_config
 from crossalign.runs.names import RunFolder
+from crossalign.runs.schema import read_result
 from crossalign.training import checkpoint as ckpt
 from crossalign.training.loop import Session
 from crossalign.training.stops import StageResult
@@ -35,8 +37,8 @@ B = TypeVar("B")
 def in_folder(train: Train) -> Train:
     """Let ``train`` run in the folder ``config.output``, which is locked and claimed, with its device resolved.
 
-    If the run there is finished, what it left is returned. An unfinished one with the same configuration goes on where it
-    stopped.
+    If the run there is finished, what it left is returned, unless its data have changed since. An unfinished one with the same
+    configuration goes on where it stopped.
 
     Raises:
         UserError: a setting out of its bounds, a folder that is another's, or a device that is not here.
@@ -47,11 +49,31 @@ def in_folder(train: Train) -> Train:
         validate(config)
         with locked(config.output):
             config = claim_folder(config)
-            if RunFolder(config.output).result.is_file():
-                return dict(read_json(RunFolder(config.output).result))
-            return train(resolved(config, loop={"device": resolve_device(config.loop.device)}), *args, **kwargs)
+            folder = RunFolder(config.output)
+            finished = read_result(folder.result) if folder.result.exists() and not replaces(config) else None
+            if finished and not _touched(config):
+                if not folder.model.is_dir():
+                    announce(f"the run in {config.output} is finished, but its {folder.model.name}/ is gone; its result:")
+                return finished
+            try:
+                return train(resolved(config, loop={"device": resolve_device(config.loop.device)}), *args, **kwargs)
+            except Unchanged:
+                assert finished is not None
+                if is_main_process():
+                    write_json(folder.environment, made_from(config.output) | {"inputs": inputs(config)})
+                return finished
 
     return in_its_folder  # type: ignore[return-value]
+
+
+def _touched(config: Any) -> bool:
+    """Whether files that the run in its folder was made from are others now, or written anew; one that is gone is neither."""
+    before, now = made_from(config.output).get("inputs") or {}, inputs(config)
+    return any(now.get(name, state) != state for name, state in before.items())
+
+
+class Unchanged(Exception):
+    """A finished run was made from just what lies there now, though files have been written anew."""
 
 
 @contextmanager
@@ -67,16 +89,29 @@ def opened_run(config: Any, identity: str, made_of: str, until: int | None = Non
     Raises:
         UserError: the checkpoint there was trained on something else.
     """
-    if is_main_process():
-        write_config(config.output, config)
-        write_json(RunFolder(config.output).environment, environment())
-    resume = ckpt.latest(RunFolder(config.output).checkpoints, rank=int(os.environ.get("RANK", "0")))
-    if resume and resume.extra["identity"] != identity:
-        raise UserError(
-            f"the checkpoint in {config.output} was made from other {made_of} than lie there now: put them back, or choose "
-            "another --output"
-        )
-    rows = resume.extra["rows"] if resume else 0
+    folder, replacing = RunFolder(config.output), replaces(config)
+    resume = None if replacing else ckpt.latest(folder.checkpoints, rank=int(os.environ.get("RANK", "0")))
+    finished = folder.result.exists() and not replacing
+    with ckpt.reading(resume.path if resume else None):
+        rows, before = (resume.extra["rows"], resume.extra["identity"]) if resume else (0, identity)
+    if finished:
+        before = made_from(folder.path).get("identity") or before
+    if before != identity:
+        if not config.overwrite:
+            raise UserError(
+                f"the run in {folder.path} was made from other {made_of} than lie there now: put them back, choose another "
+                "--output, or --overwrite to delete that run"
+            )
+        replacing, resume, rows = True, None, 0
+    elif finished:
+        raise Unchanged
+    with main_process_first(config.loop.device):
+        if is_main_process():
+            if replacing:
+                clear_folder(folder.path)
+            folder.refuse_links()
+            write_config(folder.path, config)
+            write_json(folder.environment, environment() | {"identity": identity, "inputs": inputs(config)})
     torch.use_deterministic_algorithms(config.loop.deterministic)
     reset_peak_memory(config.loop.device)
     with RunLog(config.output, config.tracking, f"{config.row}, seed {config.seed}", flatten(to_dict(config)), rows) as log:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from crossalign.config import flatten, to_dict
+from crossalign.core.errors import UserError
 from crossalign.core.progress import progress
-from crossalign.runs.folder import read_json
 from crossalign.runs.names import RunFolder, SearchFolder
+from crossalign.runs.schema import read_result
 from crossalign.studies.search.jobs import validations
 from crossalign.studies.search.journal import Journal
 from crossalign.studies.search.session import RESUMED, SearchSession
@@ -135,9 +137,10 @@ class Follower:
         for trial in self.search.journal.trials:
             self.trial(trial.number, over=True)
         for file in sorted(SearchFolder(self.search.home).winner.glob(f"*/{RunFolder.result.name}")):
-            result = read_json(file)
-            name = f"{self.search.base.row}, seed {result['seed']}"
-            self._send(file.parent, name, {"seed": result["seed"]}, summary(result), "FINISHED", parent)
+            with contextlib.suppress(UserError):  # damaged: the run's own page tells
+                result = read_result(file)
+                name = f"{self.search.base.row}, seed {result['seed']}"
+                self._send(file.parent, name, {"seed": result["seed"]}, summary(result), "FINISHED", parent)
 
     def _send(
         self, folder: Path, name: str, params: Mapping[str, Any], values: Mapping[str, float], status: Status, parent: str

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from crossalign.core.errors import UserError, first_line
+from crossalign.core.reading import parse_json, read_bytes
 from crossalign.runs.promotion import Job, end_game, promotable
 from crossalign.runs.search import Ladder, TrialRecord
 
@@ -39,14 +41,24 @@ class Journal(Ladder):
         super().__init__(ends, factor, larger_is_better, [])
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         # A last line that a killed process did not finish: Optuna would read no further, for good.
-        if file.is_file() and (content := file.read_bytes()) and not content.endswith(b"\n"):
+        if file.exists() and (content := read_bytes(file)) and not content.endswith(b"\n"):
             os.truncate(file, content.rfind(b"\n") + 1)
+        for number, line in enumerate(read_bytes(file).splitlines() if file.exists() else (), start=1):
+            parse_json(line, f"'{file}' line {number}", "restore the file, or search into another --output", dict)
         # Optuna's own lock is left behind by a killed process: that of the search's folder stands for it.
         lock: Any = SimpleNamespace(acquire=lambda: True, release=lambda: None)
         self._storage = JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
         direction = "maximize" if larger_is_better else "minimize"
-        self._study = optuna.create_study(storage=self._storage, study_name=name, direction=direction, load_if_exists=True)
-        self._id = self._storage.get_study_id_from_name(name)
+        try:
+            self._study = optuna.create_study(storage=self._storage, study_name=name, direction=direction, load_if_exists=True)
+            self._id = self._storage.get_study_id_from_name(name)
+            self._read_trials()
+        except Exception as error:  # Optuna replays the lines as they come
+            raise UserError(
+                f"'{file}' is damaged ({first_line(error)}): restore it, or search into another --output"
+            ) from error
+
+    def _read_trials(self) -> None:
         for frozen in self._study.get_trials():
             curve = [value for _, value in sorted(frozen.intermediate_values.items())]
             trial = TrialRecord(frozen.number, dict(frozen.params), curve=curve, **frozen.user_attrs)

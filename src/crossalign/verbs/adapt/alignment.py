@@ -18,13 +18,13 @@ from crossalign.alignment import collapse_warning, get_divergence, health
 from crossalign.config import AdaptConfig
 from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
+from crossalign.core.reading import read_json
 from crossalign.data.batches import Batches, Step
 from crossalign.data.images.batches import ImageRows, augment
 from crossalign.data.images.load import ImageSplits
 from crossalign.models.classifier.model import ImageClassifier
 from crossalign.models.classifier.targets import TextTargets, text_targets
 from crossalign.models.taps import masked_mean
-from crossalign.runs.folder import read_json
 from crossalign.runs.names import RunFolder
 from crossalign.training.loop import Batch, Session, Stage, fit
 
@@ -42,7 +42,7 @@ def align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run:
     if config.align.metric == "none":
         return {}
     if run.resume is not None and run.resume.stage == "train":  # the run is past it
-        return dict(read_json(file))
+        return dict(read_json(file, dict, "restore it, or delete the checkpoint to start over"))
     divergence = find_divergence(config)
     table = model.backbone.text_embedding_table()
     targets = text_targets(model.language_model, table, config.align, labels=divergence.needs_labels, seed=config.seed)

@@ -21,6 +21,7 @@ from crossalign.core.device import device_name, resolve_device
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import atomic_path, content_key, write_json
 from crossalign.core.machine import environment, is_main_process
+from crossalign.core.reading import read_json
 from crossalign.runs.names import EvaluationFolder, RunFolder
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     named = "".join(c if c.isalnum() or c in "-." else "-" for c in Path(config.model).name)
     folder = config.output or (RunFolder(opened.run).evaluation if opened.run else Path("runs") / f"evaluation-{named}")
     folder.mkdir(parents=True, exist_ok=True)
+    EvaluationFolder(folder).refuse_links()
     try:
         with FileLock(folder / f".lock{os.environ.get('RANK', '0')}", blocking=False):
             before = None
@@ -149,11 +151,9 @@ def _done(folder: Path, opened: Scored, keys: dict[str, str]) -> dict[str, Any]:
     Raises:
         UserError: there is a results.json of something else, or a damaged one.
     """
-    from crossalign.runs.folder import read_json
-
     file = EvaluationFolder(folder).results
     try:
-        tasks = read_json(file)["tasks"] if file.is_file() else {}
+        tasks = read_json(file)["tasks"] if file.exists() else {}
         return {
             name: entry
             for name, entry in tasks.items()

@@ -35,10 +35,9 @@ from crossalign.core.errors import UserError, missing_extra, unknown
 from crossalign.core.files import write_json
 from crossalign.core.machine import environment, free_memory
 from crossalign.core.progress import progress
-from crossalign.core.reading import read_yaml
 from crossalign.data.pairs.load import Pairs, open_pairs
 from crossalign.models.loading import write_tensors
-from crossalign.runs.folder import claim_folder, locked, write_config
+from crossalign.runs.folder import claim_folder, clear_folder, locked, replaces, saved_config, write_config
 from crossalign.runs.names import RunFolder
 from crossalign.stats import student_t
 from crossalign.verbs.measure.models import Measured, look, name_models, scored_text, with_quality
@@ -72,11 +71,10 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
     """
     _check(config)
     with locked(config.output):
-        file = RunFolder(config.output).config
-        if file.is_file() and not {"language", "vision"} <= read_yaml(file).keys():
+        saved = saved_config(config.output)
+        if saved and not {"language", "vision"} <= saved.keys():
             raise UserError(f"{config.output} holds a run that is no measurement: choose another --output")
-        if not config.overwrite:  # else another measurement there is replaced when there is one to take its place
-            claim_folder(config)
+        claim_folder(config)
         device = resolve_device(config.device, option="--device")
         language, vision = name_models(config)
         text = scored_text(config)
@@ -93,7 +91,9 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
             "vision": [model.facts() for model in vision],
             "alignment": [_summary(alignment, config) for alignment in alignments],
         }
-        claim_folder(config)  # which deletes the other
+        if replaces(config):
+            clear_folder(config.output)
+        RunFolder(config.output).refuse_links()
         _write(config, result, alignments)
     return result
 

@@ -18,8 +18,8 @@ from crossalign.core.refs import Ref
 from crossalign.data.records import read_text
 from crossalign.features.sources import ImageSource, TextSource, bits_per_byte
 from crossalign.features.store import FeatureSource, FeatureStore
-from crossalign.runs.folder import read_json
 from crossalign.runs.names import RunFolder
+from crossalign.runs.schema import read_result
 
 if TYPE_CHECKING:
     from crossalign.data.pairs.load import Pairs
@@ -131,7 +131,7 @@ def _snapshots(folder: Path, run: str) -> list[Measured]:
         raise UserError(f"the run '{folder}' has no model yet: let it finish, or train with --loop.keep-every")
     if not models:
         return [Measured(str(last), run=run)]
-    done = int(read_json(result).get("steps", 0)) if result.is_file() else 0  # of which keep_every need be no divisor
+    done = int(read_result(result).get("steps") or 0) if result.exists() else 0  # of which keep_every need be no divisor
     if last.is_dir() and done > (models[-1].step or 0):
         models.append(Measured(str(last), run=run, step=done))
     return models
