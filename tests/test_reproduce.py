@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +20,17 @@ from PIL import Image
 
 from crossalign import cli
 from crossalign.config import PretrainConfig
+from crossalign.core.errors import UserError
 from crossalign.recipes import RECIPES, Recipe, get_recipe
 from crossalign.recipes.cmar import TEACHERS
+from crossalign.results import outcomes
+from crossalign.runs.folder import alone
 from crossalign.studies.reproduce import QUICKSTART, STUDIES, StudyRun, configured, quickstart
 from crossalign.training.precision import timed
+from crossalign.training.stops import Diverged
 from crossalign.verbs.language_model import row_name
+
+reproduce_module = importlib.import_module("crossalign.studies.reproduce")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +91,71 @@ def test_a_run_that_fails_costs_itself_only(tiny: tuple[str, ...], tmp_path: Pat
     assert cli.main(study(tmp_path, tiny, "--rows", "fpt", "none", "--seeds", "1")) == 1
     assert "failed: fpt/seed-0: UserError" in capsys.readouterr().err
     assert (tmp_path / "none" / "seed-0" / "result.json").exists()
+
+
+def test_a_study_in_use_is_left_alone(tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with alone(tmp_path):
+        before = sorted(tmp_path.rglob("*"))
+        assert cli.main(study(tmp_path, tiny, "--rows", "fpt", "--seeds", "1")) == 2
+    assert "another process is running" in capsys.readouterr().err and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("why", [UserError("in use"), OSError("gone"), Diverged("not finite")])
+def test_a_sweep_that_failed_in_part_chooses_nothing_unless_training_diverged(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], why: Exception
+) -> None:
+    run_job = reproduce_module._run_job
+
+    def failing(job: StudyRun) -> None:
+        if job.name == "sweep/fpt/lr-0.01":
+            raise why
+        run_job(job)
+
+    monkeypatch.setattr(reproduce_module, "_run_job", failing)
+    lrs = ("--lrs", "1e-4", "1e-2", "1e30") if isinstance(why, Diverged) else ("--lrs", "1e-4", "1e-2")
+    assert cli.main(study(tmp_path, tiny, "optim.clip=0", "--rows", "fpt", "none", "--seeds", "1", *lrs)) == 1
+    trained = (tmp_path / "fpt" / "seed-0" / "result.json").exists()
+    rows = {entry["row"] for entry in json.loads((tmp_path / "sweep.json").read_text())}
+    assert trained is isinstance(why, Diverged) and ("FPT" in rows) is trained and "No backbone" in rows
+    assert ("fpt chooses no learning rate" in capsys.readouterr().err) is not trained
+
+
+def test_a_later_sweep_knows_what_an_earlier_one_found(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worse rates change nothing; a better one replaces the final runs."""
+    worth = {1e-4: 0.3, 1e-3: 0.6, 1e-2: 0.5, 3e-3: 0.9, 5e-3: 0.1}
+    real = outcomes.chosen_by
+
+    def chosen_by(run: Any) -> Any:
+        return dataclasses.replace(real(run), value=worth[run.result["learning_rate"]])
+
+    monkeypatch.setattr(outcomes, "chosen_by", chosen_by)
+
+    def call(*lrs: str) -> tuple[float, int]:
+        assert cli.main(study(tmp_path, tiny, "--rows", "fpt", "--seeds", "1", "--lrs", *lrs)) == 0
+        final = tmp_path / "fpt" / "seed-0" / "result.json"
+        return json.loads(final.read_text())["learning_rate"], final.stat().st_mtime_ns
+
+    first = call("1e-3", "1e-2")
+    assert first[0] == 1e-3 and call("1e-4") == first
+    sweep = json.loads((tmp_path / "sweep.json").read_text())
+    assert [entry["learning_rate"] for entry in sweep if entry["chosen"]] == [1e-3] and len(sweep) == 3
+    assert call("3e-3")[0] == 3e-3
+    final = tmp_path / "fpt" / "seed-0"
+    shutil.rmtree(tmp_path / "sweep")  # the rate of a final run is known too
+    assert call("5e-3")[0] == 3e-3 and json.loads((final / "result.json").read_text())["learning_rate"] == 3e-3
+
+
+@pytest.mark.parametrize("name", ["study.json", "sweep.json"])
+@pytest.mark.parametrize("content", ["", "5", "null", '[{"row": 5}]', '{"rows": 5}', '{"commands": [5]}', "[" * 100_000])
+def test_a_damaged_file_of_a_study_is_named_before_any_run(
+    tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    assert cli.main(study(tmp_path, tiny, "--rows", "fpt", "--seeds", "1", "--lrs", "1e-3")) == 2
+    assert name in capsys.readouterr().err and not (tmp_path / "sweep").exists()
+    assert (tmp_path / name).read_text() == content
 
 
 def test_workers_do_not_outlive_a_killed_driver(tiny: tuple[str, ...], tmp_path: Path) -> None:

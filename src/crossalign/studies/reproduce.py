@@ -6,30 +6,32 @@ Every run is a run folder of its own, so a study that was stopped goes on where 
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, update
+from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, flatten, update
 from crossalign.config.studies import ReproduceArgs
-from crossalign.core.errors import UserError, unknown
+from crossalign.core.errors import UserError, some, unknown
 from crossalign.core.files import write_json
 from crossalign.core.machine import command_line
-from crossalign.core.progress import progress
-from crossalign.core.reading import parse_yaml, read_yaml
+from crossalign.core.progress import announce, progress
+from crossalign.core.reading import parse_yaml
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
 from crossalign.recipes import all_recipes, get_recipe
 from crossalign.recipes.cmar import TEACHERS
 from crossalign.recipes.cmda import CONTROLS, METHODS, METRICS
-from crossalign.runs.folder import differences, read_json
+from crossalign.runs.folder import alone, differences, saved_config
 from crossalign.runs.names import RunFolder, StudyFolder
+from crossalign.runs.records import read_study, read_sweep
 from crossalign.studies.workers import hand_out, process_pool, run_verb
-from crossalign.training.stops import Interrupted
+from crossalign.training.stops import Diverged, Interrupted
 
 Config: TypeAlias = AdaptConfig | PretrainConfig | FinetuneConfig
 
@@ -149,27 +151,52 @@ def reproduce(args: ReproduceArgs) -> int:
     recipes = {row: table.recipe(row, args.scale) for row in rows}
     base = {row: _base(recipes[row], args) for row in rows}
     _check_sources(list(base.values()))
-    _write_study(output, table.title, [config.row for config in base.values()], args.set)
+    with alone(output):
+        StudyFolder(output).refuse_links()
+        earlier = read_sweep(output)
+        _write_study(output, table.title, [config.row for config in base.values()], args.set)
+        usual_seeds = table.paper_seeds if args.scale == "paper" else 3
+        return _run_study(args, base, recipes, earlier, usual_seeds if args.seeds is None else args.seeds)
+
+
+def _run_study(
+    args: ReproduceArgs, base: dict[str, Config], recipes: dict[str, str], earlier: list[dict[str, Any]], seeds: int
+) -> int:
+    """Sweep, choose, train with seeds, report; returns the exit code.
+
+    Args:
+        base: each row's settings.
+        recipes: each row's recipe.
+        earlier: what sweep.json said before.
+        seeds: runs a row.
+    """
+    output = args.output
 
     def run(name: str, row: str, lr: float, **settings: Any) -> StudyRun:
         optim = dataclasses.replace(base[row].optim, lr=lr)
         config = dataclasses.replace(base[row], output=output / name, optim=optim, **settings)
         return StudyRun(name, row, recipes[row], config)
 
-    short = {row: _of_sweep(base[row], args.sweep_epochs) for row in rows}
-    sweep = [run(f"sweep/{row}/lr-{lr:g}", row, lr, **short[row]) for lr in args.lrs for row in rows]
-    swept, failed = _run_all(sweep, args.workers)
-    best = _choose([job for job in sweep if job.name in swept], output)
+    short = {row: _of_sweep(base[row], args.sweep_epochs) for row in base}
+    rates = {row: list(args.lrs) for row in base}
+    for row, asked in rates.items() if args.lrs else ():  # what an earlier call tried, or trained with, stays a candidate
+        tried = _rates(dataclasses.replace(base[row], **short[row]), output.glob(f"sweep/{row}/*"))
+        known = dict.fromkeys([*tried, *_rates(base[row], output.glob(f"{row}/seed-*"))])
+        rates[row] = [lr for lr in known if lr not in asked] + asked
+    most = max(map(len, rates.values()))
+    pairs = [(row, listed[place]) for place in range(most) for row, listed in rates.items() if place < len(listed)]
+    sweep = [run(f"sweep/{row}/lr-{lr:g}", row, lr, **short[row]) for row, lr in pairs]
+    _, failed = _run_all(sweep, args.workers)
+    best = _choose(sweep, failed, earlier, output)
     finals = []
-    usual_seeds = table.paper_seeds if args.scale == "paper" else 3
-    for seed in range(usual_seeds if args.seeds is None else args.seeds):
-        for row in best if args.lrs else rows:  # a row whose sweep failed has no learning rate of its own
+    for seed in range(seeds):
+        for row in best if args.lrs else base:  # a row that chose none has no learning rate of its own
             job = run(f"{row}/seed-{seed}", row, best.get(row, base[row].optim.lr), seed=seed)
             job.config.overwrite = bool(args.lrs) and _differs_in_rate_alone(job.config)
             finals.append(job)
     done, failed_finals = _run_all(finals, args.workers)
-    for name, reason in (failed | failed_finals).items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
+    for name, error in (failed | failed_finals).items():
+        print(f"failed: {name}: {type(error).__name__}: {error}", file=sys.stderr)
     if done:
         from crossalign.report import report, summary_table
 
@@ -266,36 +293,53 @@ def _of_sweep(config: Config, epochs: int) -> dict[str, Any]:
     return {"loop": dataclasses.replace(config.loop, epochs=epochs or config.loop.epochs), "score_test": False}
 
 
-def _choose(swept: list[StudyRun], output: Path) -> dict[str, float]:
+def _choose(
+    sweep: list[StudyRun], failed: dict[str, Exception], earlier: list[dict[str, Any]], output: Path
+) -> dict[str, float]:
     """The learning rate of each row with the best validation number; the whole sweep goes into sweep.json.
 
-    What that file says of rows that are not in this call stays.
+    A rate at which training diverged has lost. Where a run failed for anything else, its row chooses none: what is left may
+    well lack the best. What ``earlier`` calls wrote of other rows stays.
     """
     from crossalign.results.outcomes import chosen_by
     from crossalign.runs.records import read_run
 
-    file = StudyFolder(output).sweep
-    titles = {job.config.row for job in swept}
-    table = [entry for entry in read_json(file, []) if entry["row"] not in titles]
-    scores = {job.name: chosen_by(read_run(job.config.output)) for job in swept}
     best: dict[str, float] = {}
-    for row in dict.fromkeys(job.row for job in swept):
-        tried = [job for job in swept if job.row == row]
-        top = max(tried, key=lambda job: scores[job.name].goodness)
-        best[row] = top.config.optim.lr
-        for job in tried:
+    table: list[dict[str, Any]] = []
+    for row in dict.fromkeys(job.row for job in sweep):
+        of_row = [job for job in sweep if job.row == row]
+        tried = {job.name: job for job in of_row if job.name not in failed}
+        unknown_yet = [job.name for job in of_row if job.name in failed and not isinstance(failed[job.name], Diverged)]
+        if unknown_yet or not tried:
+            why = f"{some(unknown_yet)} failed" if unknown_yet else "training diverged at every rate"
+            announce(f"{row} chooses no learning rate and is not trained further, since {why}")
+            continue
+        scores = {name: chosen_by(read_run(job.config.output)) for name, job in tried.items()}
+        top = max(tried, key=lambda name: -math.inf if math.isnan(scores[name].value) else scores[name].goodness)
+        best[row] = tried[top].config.optim.lr
+        for name, job in tried.items():
             facts = {"row": job.config.row, "learning_rate": job.config.optim.lr}
-            facts[f"validation_{scores[job.name].outcome.name}"] = scores[job.name].value
-            table.append(facts | {"epochs": getattr(job.config.loop, "epochs", None), "chosen": job is top})
+            facts[f"validation_{scores[name].outcome.name}"] = scores[name].value
+            table.append(facts | {"epochs": getattr(job.config.loop, "epochs", None), "chosen": name == top})
     if table:
-        write_json(file, table)
+        of_now = {entry["row"] for entry in table}
+        write_json(StudyFolder(output).sweep, [entry for entry in earlier if entry["row"] not in of_now] + table)
     return best
 
 
-def _run_all(jobs: list[StudyRun], workers: int) -> tuple[list[str], dict[str, str]]:
-    """Run every job; the names of those that are done, and the reasons of failures. A failed run costs no other."""
+def _rates(config: Config, folders: Iterable[Path]) -> Iterator[float]:
+    """The learning rates of finished runs that differ from ``config`` in rate and seed at most."""
+    for folder in sorted(folders):
+        saved = saved_config(folder) if RunFolder(folder).result.exists() else {}
+        rate = flatten(saved).get("optim.lr")
+        if isinstance(rate, float) and {key for key, _, _ in differences(config, saved)} <= {"optim.lr", "seed"}:
+            yield rate
+
+
+def _run_all(jobs: list[StudyRun], workers: int) -> tuple[list[str], dict[str, Exception]]:
+    """Run every job; the names of those that are done, and why others failed. A failed run costs no other."""
     done: list[str] = []
-    failed: dict[str, str] = {}
+    failed: dict[str, Exception] = {}
     with closing(_results(jobs, workers)) as results, progress(len(jobs), "runs" if len(jobs) > 1 else "", unit="run") as bar:
         for job, result in results:
             try:
@@ -304,7 +348,7 @@ def _run_all(jobs: list[StudyRun], workers: int) -> tuple[list[str], dict[str, s
             except (Interrupted, KeyboardInterrupt):
                 raise
             except Exception as error:
-                failed[job.name] = f"{type(error).__name__}: {error}"
+                failed[job.name] = error
             bar.update(1)
     return done, failed
 
@@ -326,18 +370,14 @@ def _run_job(job: StudyRun) -> None:
 
 def _write_study(output: Path, title: str, titles: list[str], settings: tuple[str, ...]) -> None:
     """study.json; rows and commands of earlier calls stay in it."""
-    file = StudyFolder(output).study
-    old = read_json(file, {"rows": [], "commands": []})
-    rows = titles + [row for row in old["rows"] if row not in titles]
-    commands = [*old["commands"], *({command_line()} - set(old["commands"]))]
+    old = read_study(output)
+    rows = titles + [row for row in old.get("rows") or [] if row not in titles]
+    before = old.get("commands") or []
+    commands = [*before, *({command_line()} - set(before))]
     note = "Settings of every row: " + ", ".join(settings) if settings else ""
-    write_json(file, {"title": title, "rows": rows, "commands": commands, "note": note})
+    write_json(StudyFolder(output).study, {"title": title, "rows": rows, "commands": commands, "note": note})
 
 
 def _differs_in_rate_alone(config: Config) -> bool:
     """Whether a run at another learning rate lies there: a wider sweep that finds a better one replaces it."""
-    file = RunFolder(config.output).config
-    if not file.is_file():
-        return False
-    saved = read_yaml(file)
-    return [key for key, _, _ in differences(config, saved)] == ["optim.lr"]
+    return [key for key, _, _ in differences(config, saved_config(config.output))] == ["optim.lr"]
