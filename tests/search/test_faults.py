@@ -274,3 +274,26 @@ def test_a_worker_whose_driver_is_killed_while_it_starts_is_gone() -> None:
     while (alive := [pid for pid in found if Path(f"/proc/{pid}").exists()]) and time.monotonic() < until:
         time.sleep(0.2)
     assert not alive
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("search.yaml", content) for content in ("", "- 1", "recipe: small-fpt", "resolved: 5")),
+        *(("search.json", content) for content in ("", "5", "{}", "[" * 100_000)),
+        *(("journal.log", content) for content in ("garbage\n", "5\n", '{"op_code": 0}\n', "[" * 100_000 + "\n")),
+    ],
+    ids=lambda text: text[:12],
+)
+@pytest.mark.usefixtures("here")
+def test_a_damaged_file_of_a_search_is_named_before_any_trial(
+    tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, name: str, content: str
+) -> None:
+    config = settings(tmp_path, tiny, trials=1, seeds=0, rungs=2)
+    tune(config)
+    file = config.output / name
+    file.write_text(content if name != "journal.log" else file.read_text() + content)
+    monkeypatch.setattr("crossalign.studies.search.drive.train", lambda job: pytest.fail("it trained"))
+    with pytest.raises(UserError, match=name.replace(".", r"\.")) as caught:
+        tune(config)
+    assert "\n" not in str(caught.value)

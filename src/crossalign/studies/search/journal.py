@@ -47,12 +47,14 @@ class Journal(Ladder):
             parse_json(line, f"'{file}' line {number}", "restore the file, or search into another --output", dict)
         # Optuna's own lock is left behind by a killed process: that of the search's folder stands for it.
         lock: Any = SimpleNamespace(acquire=lambda: True, release=lambda: None)
-        self._storage = JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
         direction = "maximize" if larger_is_better else "minimize"
         try:
+            self._storage = JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
             self._study = optuna.create_study(storage=self._storage, study_name=name, direction=direction, load_if_exists=True)
             self._id = self._storage.get_study_id_from_name(name)
             self._read_trials()
+        except OSError:  # of the disk
+            raise
         except Exception as error:  # Optuna replays the lines as they come
             raise UserError(
                 f"'{file}' is damaged ({first_line(error)}): restore it, or search into another --output"
