@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from crossalign.core.errors import UserError, unknown
+from crossalign.core.reading import shown
 from crossalign.training.stops import DiskFull, Diverged, Interrupted
 from crossalign.verbs import Verb
 
@@ -37,7 +38,8 @@ VERBS: dict[str, tuple[str, str]] = {
 """Each verb by the words that call it: where it stands in this package, and its line in the overview."""
 
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
-"""What the system says of a path that is read-only, another's, or a file where a folder is wanted."""
+UNUSABLE += (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+"""What the system says of a path that is read-only, another's, a file where a folder is wanted, or one that cannot be made."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,7 +93,7 @@ def _run(args: list[str]) -> int:
         else:
             raise
     with suppress(OSError):  # the terminal is gone
-        print(f"crossalign: {sentence}", file=sys.stderr)
+        print("crossalign: " + "\n".join(map(shown, sentence.split("\n"))), file=sys.stderr)
     return code
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from crossalign.core.errors import UserError, unknown
+from crossalign.core.reading import user_path
 
 ABOVE_0, BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
 
@@ -102,6 +104,10 @@ def _check(value: Any, hint: Any, option: str, whole: Any, subject: str) -> None
             raise UserError(f"{option} has {len(value)} values; it must have {len(options)}")
         for entry, kind in zip(value, [options[0]] * len(value) if several else options, strict=True):
             _check(entry, kind, option, whole, "each")
+    elif isinstance(value, Path):
+        user_path(value)  # says what can be no path
+    elif isinstance(value, str) and hint is str and re.search("[\0\ud800-\udfff]", value):
+        raise UserError(f"{option} is {value!r}; {subject} must be text that a file can hold")
     elif not _is_a(value, hint):
         raise UserError(f"{option} is {value!r}; {subject} must be {_WORDS.get(hint, hint.__name__)}")
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin,
 
 from crossalign.config.bounds import Amount, Count, Probability, Share
 from crossalign.core.errors import UserError, unknown
+from crossalign.core.reading import without_login
 
 T = TypeVar("T")
 
@@ -93,8 +94,8 @@ class TrackingConfig:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as nested plain values: what config.yaml holds."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=os.fspath))  # type: ignore[no-any-return]
+    """A configuration as nested plain values, what config.yaml holds: without the logins in its addresses."""
+    return json.loads(without_login(json.dumps(dataclasses.asdict(config), default=os.fspath)))  # type: ignore[no-any-return]
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from crossalign.core.reading import without_login
+
 PACKAGES = (
     "accelerate",
     "datasets",
@@ -80,7 +82,7 @@ def command_line(argv: list[str] | None = None) -> str:
     home = str(Path.home())
     words = []
     for argument in arguments:
-        argument = re.sub(r"://[^/@\s]+@", "://", argument)
+        argument = without_login(argument)
         if len(home) > 1:
             argument = argument.replace(home + os.sep, "~/")
         words.append(argument if re.fullmatch(r"~[\w./-]*", argument) else shlex.quote(argument))

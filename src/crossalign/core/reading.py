@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import stat
 from io import BufferedReader
 from itertools import chain
@@ -22,6 +23,20 @@ DEEPEST = 100
 """Lists and objects in one another."""
 MOST_NODES = 100_000
 """Of a YAML file with its aliases written out, of which few bytes can make billions."""
+
+
+_TURNED = "\u202a-\u202e\u2066-\u2069"  # characters that turn the direction of what follows them
+_UNSHOWN = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff{_TURNED}]")
+
+
+def shown(name: object) -> str:
+    """A name of any origin as text that a terminal or a page shows and does not obey: control characters as their escapes."""
+    return _UNSHOWN.sub(lambda match: match[0].encode("unicode_escape").decode(), str(name))
+
+
+def without_login(text: str) -> str:
+    """A text without the user and password of the addresses in it."""
+    return re.sub(r"(?<=://)[^/\s\"']*@", "", text)
 
 
 POINTER = b"version https://git-lfs.github.com/spec/"

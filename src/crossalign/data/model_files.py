@@ -252,8 +252,8 @@ def quiet(doing: str = "") -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        if not doing:
+    except Exception as error:  # each architecture has errors of its own
+        if not doing or isinstance(error, UserError):
             raise
         raise UserError(f"cannot {doing}: {first_line(error)}") from error
     finally:

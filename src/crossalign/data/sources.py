@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from crossalign.core.errors import UserError
-from crossalign.core.reading import user_path
+from crossalign.core.reading import shown, user_path
 from crossalign.core.refs import Ref
 
 Raw: TypeAlias = Path | bytes | np.ndarray | Image.Image | None
@@ -42,6 +42,10 @@ class ImageListing:
     """JSON-able; changes when the images may have changed."""
     files: tuple[Path, ...] = ()
     """What it is read from."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(map(shown, self.classes)))
+        object.__setattr__(self, "title", shown(self.title))
 
 
 Listings: TypeAlias = dict[str, ImageListing]

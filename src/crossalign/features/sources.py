@@ -20,7 +20,7 @@ from crossalign.core.reading import read_json
 from crossalign.core.refs import Ref
 from crossalign.data.text.tokenizer import padded, padding_of, separator
 from crossalign.features.store import Features, FeatureStore, Maker, own_file
-from crossalign.models.language.model import LanguageModel, open_language_model, reference_key
+from crossalign.models.language.model import LanguageModel, check_tokens, open_language_model, reference_key
 from crossalign.models.taps import Layer, Pool, Taps, resolve_layers
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class TextSource:
             UserError: a model or a layer that is not there, or a model that sees fewer tokens.
         """
         opened = open_language_model(self.ref, seed=self.seed)
+        check_tokens(opened.model, opened.tokenizer, self.ref)
         longest = getattr(opened.config, "max_position_embeddings", None)
         if longest is not None and self.max_length > longest:
             raise UserError(f"'{self.ref}' sees {longest} tokens: lower --max-length {self.max_length}")
@@ -203,6 +204,7 @@ def bits_per_byte(
         write_json(path, {"model": ref, "bits_per_byte": None})
         return None
     opened = open_language_model(ref, head="causal", seed=seed)
+    check_tokens(opened.model, opened.tokenizer, ref)
     longest = getattr(opened.config, "max_position_embeddings", None) or block
     stream = as_stream(text, opened.tokenizer, separator(opened.tokenizer, ref))
     unknown = opened.tokenizer.unk_token_id

@@ -75,7 +75,7 @@ def load_pretrained(model_class: Any, source: Source, config: Any, heads: re.Pat
         arguments["gguf_file"] = source.gguf
         if hasattr(transformers, "GgufConfig"):  # newer releases keep the blocks packed, which cannot train, unless told
             arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with _reading(f"of '{source.ref}'", files[0]), quiet():
+    with building(f"'{source.ref}'"), _reading(f"of '{source.ref}'", files[0]), quiet():
         model, info = model_class.from_pretrained(
             source.folder,
             config=config,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossalign.core.errors import UserError
-from crossalign.core.reading import parse_json, read_json, read_yaml
+from crossalign.core.reading import parse_json, read_json, read_yaml, shown
 from crossalign.core.refs import Ref
 from crossalign.runs.evaluations import Evaluation, read_columns, read_evaluation
 from crossalign.runs.names import RunFolder, SearchFolder, StudyFolder
@@ -73,7 +73,7 @@ class Run:
     @property
     def name(self) -> str:
         """The row's name; of an unfinished run, what its configuration or its folder calls it."""
-        return str((self.result or {}).get("row") or self.config.get("row") or self.folder.name)
+        return shown((self.result or {}).get("row") or self.config.get("row") or self.folder.name)
 
     @property
     def seed(self) -> int:
@@ -105,7 +105,7 @@ class Run:
 
     @property
     def classes(self) -> list[str]:
-        return [str(name) for name in (self.result or {}).get("classes") or []]
+        return [shown(name) for name in (self.result or {}).get("classes") or []]
 
     @cached_property
     def predictions(self) -> Predictions | None:

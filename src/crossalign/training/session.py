@@ -20,6 +20,7 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
 from crossalign.core.machine import environment, is_main_process, world_size
 from crossalign.core.progress import announce
+from crossalign.core.reading import shown
 from crossalign.data.batches import Batches, Rows
 from crossalign.runs.folder import claim_folder, clear_folder, inputs, locked, made_from, replaces, resolved, write_config
 from crossalign.runs.names import RunFolder
@@ -47,6 +48,7 @@ def in_folder(train: Train) -> Train:
     @wraps(train)
     def in_its_folder(config: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         validate(config)
+        config.row = shown(config.row)
         with locked(config.output):
             config = claim_folder(config)
             folder = RunFolder(config.output)

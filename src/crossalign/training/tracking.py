@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from filelock import FileLock
 
 from crossalign.config import TrackingConfig
+from crossalign.core.errors import first_line
 from crossalign.core.files import write_text
 from crossalign.core.machine import command_line, git_state, is_main_process
+from crossalign.core.reading import without_login
 from crossalign.results.outcomes import VALIDATION
 from crossalign.runs.metrics import Row, keep_rows, now, plain, rows_after
 from crossalign.runs.names import RunFolder
@@ -229,7 +231,7 @@ class _Mirror:
             self._retry_at = time.monotonic() + RETRY_SECONDS
             if not self._warned:
                 self._warned = True
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = without_login(first_line(error))
                 warnings.warn(f"MLflow fails, {METRICS_FILE} goes on: {reason}", stacklevel=4)
 
     def _send(self, client: MlflowClient) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossalign.core.errors import UserError, first_line
 from crossalign.core.files import atomic_path, write_json
-from crossalign.core.reading import read_json, user_path
+from crossalign.core.reading import check_whole, read_json, user_path
 from crossalign.core.refs import Ref
 from crossalign.data.model_files import Source, hub_folder, locate, quiet
 
@@ -58,6 +58,9 @@ def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
     if folder is None or not (gguf or any((folder / name).is_file() for name in files)):
         raise UserError(f"'{source.ref}' has no tokenizer (tokenizer.json) beside its configuration")
+    for name in () if gguf else files:
+        if (folder / name).is_file():
+            check_whole(folder / name)
     with quiet(f"open the tokenizer of '{source.ref}'"):
         return AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **({"gguf_file": gguf} if gguf else {})

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from crossalign.config import BackboneConfig, EmbedderConfig, HeadConfig, TuneConfig, update, validate
 from crossalign.core.errors import BadArgument, UserError, first_line
 from crossalign.core.files import as_umask, write_json, write_text
-from crossalign.core.reading import user_path
+from crossalign.core.reading import shown, user_path
 from crossalign.core.refs import Ref
 from crossalign.data.model_files import absolute, fetch_page, model_folder, read_config
 from crossalign.models.classifier.backbone import Backbone
@@ -337,6 +337,7 @@ def read_saved(folder: Path) -> SavedClassifier:
         settings = update(ModelSettings(), {name: saved[name] for name in sections})
         validate(settings)
         spec = InputSpec(*(tuple(saved["input"].get(field.name)) for field in dataclasses.fields(InputSpec)))
+        spec = dataclasses.replace(spec, classes=tuple(map(shown, spec.classes)))
         return SavedClassifier(settings, spec, str(saved["fingerprint"]), int(saved["seed"]))
     except (UserError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{file} is damaged ({first_line(error)}): copy the model again") from error

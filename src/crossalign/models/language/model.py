@@ -150,6 +150,16 @@ def open_language_model(ref: str, head: Head = "none", weights: bool = True, see
     return LanguageModel(model.eval(), model.config, ref, kind, seed, source)
 
 
+def check_tokens(model: Any, tokenizer: Any, ref: str) -> None:
+    """Raise UserError where a tokenizer gives tokens that the table of its model has no row for."""
+    rows, largest = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values(), default=0)
+    if largest >= rows:
+        raise UserError(
+            f"the tokenizer of '{ref}' gives tokens up to {largest}, but the model's table has {rows:,} rows: resize it to the "
+            "tokenizer (resize_token_embeddings), or take the tokenizer without its added tokens"
+        )
+
+
 def save_base(opened: LanguageModel, folder: Path) -> None:
     """Write down, beside a LoRA adapter, the model that it belongs to: where it lies, and a hash of its weights."""
     facts = {"ref": absolute(opened.ref), "seed": opened.seed, "fingerprint": opened.fingerprint}

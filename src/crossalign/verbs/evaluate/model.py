@@ -24,7 +24,7 @@ from crossalign.data.model_files import Source, model_folder
 from crossalign.data.text.tokenizer import read_tokenizer
 from crossalign.models.classifier.model import FORMAT, read_saved
 from crossalign.models.language.inner import add_lora
-from crossalign.models.language.model import LanguageModel, open_language_model
+from crossalign.models.language.model import LanguageModel, check_tokens, open_language_model
 from crossalign.models.loading import put_tensors, read_tensors
 from crossalign.runs.names import RunFolder
 
@@ -64,6 +64,7 @@ def open_scored(ref: str, bos: Literal["auto", "yes", "no"] = "auto") -> Scored:
         opened = open_language_model(str(folder) if run else ref, head="causal")
     tokenizer = read_tokenizer(Source(ref, folder)) if folder and (folder / "tokenizer.json").is_file() else opened.tokenizer
     model: Any = opened.model
+    check_tokens(model, tokenizer, ref)
     model.config.use_cache = False
     began = _folder_of(before)[1] if before else run  # the language of a classifier starts as its backbone's did
     starts = _start_with_bos(tokenizer, opened.family.bos, bos, ref, trained_so=_pretrained_here(began))

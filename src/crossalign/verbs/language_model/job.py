@@ -29,7 +29,7 @@ from crossalign.data.text.tokenizer import separator
 from crossalign.data.text.tokens import TextBatch, TokenFile, TokenRows, as_stream
 from crossalign.models.language.causal import choose_trained, new_gpt2, perplexity, save_causal, total_nll
 from crossalign.models.language.inner import attend_without_mask, checkpoint_gradients
-from crossalign.models.language.model import LanguageModel, open_language_model
+from crossalign.models.language.model import LanguageModel, check_tokens, open_language_model
 from crossalign.models.loading import count_parameters, trained_state
 from crossalign.models.taps import resolve_layers
 from crossalign.results.outcomes import language_model_outcomes
@@ -269,6 +269,7 @@ def _open_model(config: FinetuneConfig) -> LanguageModel:
         raise UserError("--model names no language model: give package:NAME, a folder, a .gguf file or hf:ORG/NAME")
     opened = open_language_model(config.model, head="causal", seed=config.seed)
     model: Any = opened.model
+    check_tokens(model, opened.tokenizer, config.model)
     model.config.use_cache = False
     longest = getattr(model.config, "max_position_embeddings", None)
     asked = {"--data.block": config.data.block, "--align.max-length": config.align.max_length}
