@@ -156,16 +156,25 @@ def fetch_page(ref: str, patterns: list[str], ignored: list[str] | None = None) 
     Raises:
         UserError: no such name, or it can be fetched from nowhere.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import errors, snapshot_download
 
     page = Ref(ref)
     try:
         revision = page.revision or None
         return Path(snapshot_download(page.name, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise UserError(f"'{page.base}' is not a hub model's name: write hf:ORG/NAME") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"'{page.base}' is gated: ask for access on its page, then log in with 'hf auth login' or set HF_TOKEN"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"'{page.base}' is not on the hub, or is private: check the name, or log in with 'hf auth login'"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"'{page.base}' has no revision of that name: look at the branches and tags on its page") from error
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
         raise UserError(
             f"'{page.base}' is not in the local Hugging Face cache and could not be fetched ({type(error).__name__}): "
             "check the name and the network, or give a local folder"
