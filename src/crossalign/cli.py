@@ -37,8 +37,8 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 """Each verb by the words that call it: where it stands in this package, and its line in the overview."""
 
-UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
-UNUSABLE += (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+UNUSABLE |= {errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 """What the system says of a path that is read-only, another's, a file where a folder is wanted, or one that cannot be made."""
 
 
