@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crossalign.core.errors import UserError, first_line, missing_extra, unknown
-from crossalign.core.reading import check_whole, read_json, user_path
+from crossalign.core.reading import read_json, user_path
 from crossalign.core.refs import CONTROLS, Ref
 from crossalign.core.registry import Registry
 
@@ -196,10 +196,7 @@ def weight_files(source: Source) -> list[Path]:
         ("pytorch_model.bin", "pytorch_model.bin.index.json"),
     ):
         if (folder / single).is_file() or (folder / index).is_file():
-            files = [folder / single] if (folder / single).is_file() else _shards(folder, index)
-            for file in files:
-                check_whole(file)
-            return files
+            return [folder / single] if (folder / single).is_file() else _shards(folder, index)
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
         raise UserError(

@@ -69,6 +69,8 @@ def load_pretrained(model_class: Any, source: Source, config: Any, heads: re.Pat
     import transformers
 
     files = weight_files(source)
+    for file in files:
+        check_whole(file)
     if not source.gguf:
         arguments["use_safetensors"] = files[0].suffix == ".safetensors"
     else:
