@@ -1,6 +1,6 @@
 """Batches of images, and their random changes in training: one draw an image, on the device that holds it (CMDA §3.1.1).
 
-The order of changes is CMDA's: flip, crop out of a padded image, rotate. Flip and crop are one gather; the result equals
+The order of changes is CMDA's: flip, crop out of a padded image, rotate. All three are one gather; the result equals
 ``torchvision.transforms.v2.functional`` applied image by image, bit for bit.
 """
 
@@ -18,6 +18,9 @@ from torch.nn import functional as F
 from crossalign.config import AugmentConfig
 from crossalign.data.batches import Turn
 from crossalign.data.images.load import ImageSet
+
+CHUNK_PIXELS = 1 << 18
+"""Of one channel, that a processor moves together in augmentation."""
 
 
 @dataclass(frozen=True)
@@ -58,22 +61,29 @@ def augment(images_u8: Tensor, drawn: Draw | None, config: AugmentConfig) -> Ten
     turned, moved = config.rotation_degrees > 0, config.crop_padding > 0
     if drawn is None or not (turned or moved or config.flip > 0) or not len(images_u8):
         return images_u8
+    # On a processor a few images at a time, so that what is computed of them stays in its cache.
+    size = max(1, CHUNK_PIXELS // images_u8[0, 0].numel()) if images_u8.device.type == "cpu" else len(images_u8)
+    parts = (slice(start, start + size) for start in range(0, len(images_u8), size))
+    return torch.cat([_moved(images_u8[part], drawn.rows(part), config) for part in parts])
+
+
+def _moved(images_u8: Tensor, drawn: Draw, config: AugmentConfig) -> Tensor:
+    """The changes of :func:`augment` as one gather: where each pixel comes from is found once for all channels."""
     batch, channels, height, width = images_u8.shape
-    device, border = images_u8.device, config.crop_padding
-    padded = F.pad(images_u8, (border,) * 4, value=config.fill) if moved else images_u8
+    device, border = images_u8.device, config.crop_padding + 1
+    padded = F.pad(images_u8, (border,) * 4, value=config.fill)  # so its pixel 0 is always the border's
     wide = width + 2 * border
-    rows = drawn.top.to(device).view(-1, 1) + torch.arange(height, device=device)
-    columns = drawn.left.to(device).view(-1, 1) + torch.arange(width, device=device)
+    rows = drawn.top.to(device).view(-1, 1) + torch.arange(1, height + 1, device=device)
+    columns = drawn.left.to(device).view(-1, 1) + torch.arange(1, width + 1, device=device)
     columns = torch.where(drawn.flip.to(device).view(-1, 1), wide - 1 - columns, columns)
     index = (rows * wide).unsqueeze(2) + columns.unsqueeze(1)
-    crops = padded.flatten(2).gather(2, index.view(batch, 1, -1).expand(-1, channels, -1)).view_as(images_u8)
-    if not turned:
-        return crops
-    # The sampler gives 0 outside the picture, so the border's value is made 0 on the way.
-    places = _rotation_places(drawn.angle, height, width, device)
-    shifted = crops.float().sub_(config.fill)
-    rotated = F.grid_sample(shifted, places, mode="nearest", padding_mode="zeros", align_corners=False)
-    return rotated.add_(config.fill).to(torch.uint8)
+    if config.rotation_degrees > 0:
+        places = _rotation_places(drawn.angle, height, width, device)
+        kind = torch.float32 if padded[0, 0].numel() < 1 << 24 else torch.float64  # whole numbers must stay exact
+        index = F.grid_sample(
+            index.unsqueeze(1).to(kind), places.to(kind), mode="nearest", padding_mode="zeros", align_corners=False
+        ).long()  # 0, a pixel of the border, outside the picture
+    return padded.flatten(2).gather(2, index.view(batch, 1, -1).expand(-1, channels, -1)).view_as(images_u8)
 
 
 def _rotation_places(angles: Tensor, height: int, width: int, device: torch.device) -> Tensor:
