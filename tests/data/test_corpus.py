@@ -21,6 +21,7 @@ import pytest
 from crossalign import cli
 from crossalign.config import CorpusConfig
 from crossalign.core.errors import UserError
+from crossalign.core.files import _machine
 from crossalign.data.text import corpus as corpora
 from crossalign.data.text import documents
 from crossalign.data.text.corpus import prepare
@@ -169,7 +170,7 @@ def test_a_call_stopped_anywhere_is_finished_to_the_same_bytes(
         if left == 0:
             for file in path.parent.glob("*.bin"):
                 file.write_bytes(file.read_bytes() + b"\x01\x02\x03")
-            (path.parent / ".meta.json.stray").write_bytes(b"")
+            (path.parent / f".meta.json.{_machine()}.{1 << 23}.00000000").write_bytes(b"")  # of a process that is gone
             raise MemoryError
         real_write(path, value)
 

@@ -41,7 +41,7 @@ def progress(
         leave=leave,
         position=0 if plain else line,  # lines of a file need no cursor that goes up and down
         disable=stream is None or _silent or not description or not is_main_process() or (plain and line is not None),
-        file=_Lines(stream) if plain else _Stream(stream),
+        file=None if stream is None else _Lines(stream) if plain else _Stream(stream),
         mininterval=LINE_SECONDS if plain else 0.2,
         miniters=1,
         ncols=100 if plain else shutil.get_terminal_size().columns,

@@ -124,7 +124,7 @@ class Probe:
             torch=torch.__version__,
             signature=signature,
         )
-        with contextlib.suppress(UserError, ValueError, TypeError):  # not there, or damaged
+        with contextlib.suppress(UserError, OSError, ValueError, TypeError):  # not there, or damaged
             stored = read_json(cache_dir("precision") / f"{key}.json")
             return {str(name): float(value) for name, value in stored.items()}, "measured before"
         if seconds := measure():
