@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,11 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# A run heeds no signal that its process was started to ignore, as by nohup or in the background of a shell; tests send some.
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 DATA = Path(os.environ.get("CROSSALIGN_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
