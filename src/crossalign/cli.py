@@ -1,7 +1,5 @@
 """The command line: ``crossalign VERB [RECIPE] [--key value …]``. Nothing heavy is imported before a verb runs."""
 
-from __future__ import annotations
-
 import atexit
 import dataclasses
 import difflib

@@ -6,8 +6,6 @@ fixed: the exact McNemar test within a seed, and the paired bootstrap. The first
 trained models.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

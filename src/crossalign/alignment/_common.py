@@ -1,7 +1,5 @@
 """What the measures share: checked samples in full precision, pairwise distances, gradients known in closed form."""
 
-from __future__ import annotations
-
 import math
 import numbers
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """What the similarities share: features centred, and a refusal of those that don't vary."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -6,8 +6,6 @@ stays. Scales (bandwidths, blur) are relative to the data and detached, so that 
 in no other way than its docstring says.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

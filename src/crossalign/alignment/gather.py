@@ -1,7 +1,5 @@
 """Features of all processes in one place, so that a score that couples rows sees the whole batch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ A divergence can fall because the embeddings lose what told them apart: matching
 single point. So their spread, rank and norm are compared with those of the text embeddings they are pulled towards.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

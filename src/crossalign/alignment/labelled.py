@@ -1,7 +1,5 @@
 """The distance of two labelled data sets by optimal transport (OTDD), with labels that count on both sides."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

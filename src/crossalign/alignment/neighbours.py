@@ -1,7 +1,5 @@
 """Do the same rows lie next to each other in two sets of features?"""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Penalties: numbers to make small that look at one set of features, or at weights, and at no second modality."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import torch

@@ -1,7 +1,5 @@
 """Names for measures, so that a configuration or the command line can ask for one, a user's own included."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 

@@ -12,8 +12,6 @@ CKA, all pairs of layers are then one matrix product.
 Shapes: n rows, I layers of x, J of y, each layer (n, p) of a width of its own; P orders, G groups.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -5,8 +5,6 @@ larger for more alike, 1 for alike in all that the score sees. What works on bat
 dots in its shapes. Arithmetic is float32 at least, whatever the input and the ambient autocast; float64 stays.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ._common import direction, full_precision, in_a_unit, in_units

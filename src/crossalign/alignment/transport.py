@@ -1,7 +1,5 @@
 """Entropic optimal transport: potentials in the log domain with annealing, gradients by the envelope theorem."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Bounds of settings: each stands in the type of its field, and one function holds a configuration against all of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

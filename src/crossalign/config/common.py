@@ -1,7 +1,5 @@
 """Settings that every training verb has, and what turns settings into plain values and back."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """Settings of language → vision: images, the adapted model, the alignment before training."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal

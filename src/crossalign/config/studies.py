@@ -1,7 +1,5 @@
 """Settings of what trains no model of its own: evaluate, measure, tune and reproduce."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal

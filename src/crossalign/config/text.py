@@ -1,7 +1,5 @@
 """Settings of vision → language: text, pairs, teachers, the regulariser, and the training of language models."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """Which device computes, what it is called, and how much memory it took."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import sys

@@ -1,7 +1,5 @@
 """What a user did wrong, told in one sentence that names the value, the place and the remedy."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Files that can be made again: one folder, content-hash names, atomic writes."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools

@@ -1,7 +1,5 @@
 """What a run ran on: versions, hardware, command, commit; nothing that names a person."""
 
-from __future__ import annotations
-
 import functools
 import os
 import platform

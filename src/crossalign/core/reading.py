@@ -1,7 +1,5 @@
 """How files of any origin are read: JSON and YAML by one reader each, regular files alone, each fault in a sentence."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math

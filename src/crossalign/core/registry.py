@@ -4,8 +4,6 @@ A plug-in is a package with an entry point in one of our groups (``crossalign.me
 ``.datasets``, ``.tasks``): it has the name that the package registers, and the module that registers it when it is imported.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import threading
 import warnings

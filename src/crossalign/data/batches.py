@@ -5,8 +5,6 @@ the same for any number of processes and micro-batches. No worker processes: wha
 map, and gathering a batch costs less than handing it over from another process.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Where a model reference lies: a pip package, a folder, a GGUF file or the hub's cache; checked before loading."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

@@ -3,8 +3,6 @@
 Nothing is read before it is asked for, rows are read in order from any one on, and each has a name for messages.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence

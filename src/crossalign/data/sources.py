@@ -1,7 +1,5 @@
 """What all sources of data have in common: the words that names of files have for splits, and a listing of what was found."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence

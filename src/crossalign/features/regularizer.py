@@ -16,8 +16,6 @@ divided; under DDP it may also have a backward pass of its own, before the other
 Shapes: B pairs, p student features, q teacher features.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import warnings

@@ -11,8 +11,6 @@ The term has a backward pass of its own at the beginning of a step, before that 
 whatever the accumulation, and DDP averages its gradient with the others'.
 """
 
-from __future__ import annotations
-
 import sys
 from contextlib import nullcontext
 from pathlib import Path

@@ -5,8 +5,6 @@ pass on: so the term's gradient is computed apart, averaged over the processes, 
 counts once whatever the accumulation, and clipping sees it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The one loader of weights: files to tensors, tensors into a model, and one sentence for those that do not fit."""
 
-from __future__ import annotations
-
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping

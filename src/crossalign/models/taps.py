@@ -9,8 +9,6 @@ pass runs on the module that was compiled.)
 Shapes: B batch, T tokens, D width, K layers.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager

@@ -3,8 +3,6 @@
 A recipe says which of its fields the paper leaves open: ``assumed`` maps each such field to the reason for its value.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar

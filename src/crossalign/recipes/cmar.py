@@ -4,8 +4,6 @@
 ``small-finetune*`` are the same rows with our sounder defaults (debiased CKA, a pair batch of 256) on what a laptop can do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial

@@ -4,8 +4,6 @@
 rows with our better defaults (scale matching, unbiased MMD, positions not twice) on what a laptop can do.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, Literal
 

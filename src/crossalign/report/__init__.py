@@ -6,8 +6,6 @@
 PosixPath('report.html')
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What CMDA found, beside what the same rows show here: which findings hold, which do not, and which cannot be told."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a search over settings came to: its best score, what it spent, what failed and what chose, in words and in tables."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

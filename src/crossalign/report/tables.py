@@ -1,7 +1,5 @@
 """The report's tables as plain text cells: the page, the Markdown file and the terminal each draw the same ones."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

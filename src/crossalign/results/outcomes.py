@@ -4,8 +4,6 @@ A verb states the outcomes of a run in its result.json, and this is the one plac
 the record of a version that did not state them comes to.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Which rows answer which question."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A run folder: opened fresh or to be resumed, locked against a second process, with its facts written down."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import fcntl

@@ -1,7 +1,5 @@
 """Rows of metrics.jsonl: written as JSON can hold them, cut where a checkpoint was, read on from where one stopped."""
 
-from __future__ import annotations
-
 import math
 import os
 import time

@@ -4,8 +4,6 @@ tuning", Algorithm 2), as functions of what has happened so far, without a clock
 Rungs are counted from 0. A trial is its number; it stands in rung k once it was trained to that rung's resource.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass

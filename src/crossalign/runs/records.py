@@ -1,7 +1,5 @@
 """Reading run folders and study folders, as they lie on disk: whole, unfinished or damaged."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """What a run's files may hold: they are held against it once, where they are read, so that nothing behind need doubt it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A search over settings: its trials, as the journal keeps them and search.json records them, and reading that file."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

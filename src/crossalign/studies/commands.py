@@ -1,7 +1,5 @@
 """The verbs of many runs on the command line: ``tune``, ``reproduce`` and ``quickstart``. Nothing heavy is imported here."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Every run is a run folder of its own, so a study that was stopped goes on where it was, and ``report`` reads what is there.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import sys

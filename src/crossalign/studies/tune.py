@@ -5,8 +5,6 @@ checkpoint to the next. Validation alone chooses. The winner is trained again wi
 set, once each. Several methods get a search of the same size each.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import multiprocessing

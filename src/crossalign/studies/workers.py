@@ -1,7 +1,5 @@
 """Processes that train side by side: started with their share of the cores, gone when whoever started them is gone."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import queue

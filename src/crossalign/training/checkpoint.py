@@ -1,7 +1,5 @@
 """Checkpoints: written whole or not at all, holding everything that an exact resume needs."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

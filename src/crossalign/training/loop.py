@@ -4,8 +4,6 @@ A stage's loss is a sum over examples; the loop divides by the number of example
 micro-batches, so accumulation and world size change nothing, and the last partial batch counts for what it holds.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """Sums that the loop keeps on the device between two rows of its log, and what becomes of them in a checkpoint."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

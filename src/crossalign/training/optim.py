@@ -1,7 +1,5 @@
 """Optimisers and learning-rate schedules: torch's own, with the field's rule for what decays; and gradients over processes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 The clock times steps in two forms, at little cost, and what it found is remembered.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import time

@@ -1,7 +1,5 @@
 """A training session in a run folder: claimed, its checkpoint found, its log open, its random state as the seed says."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager

@@ -4,8 +4,6 @@ torch's ``fully_shard`` is called here and not through accelerate, which shards 
 a CPU compute, and test, what many GPUs do.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

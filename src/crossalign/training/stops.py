@@ -1,7 +1,5 @@
 """How a stage of training ends: what it leaves behind, or what stopped it, a signal among that. Nothing heavy is imported."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Shapes: N pairs, p student features, q teacher features.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 import sys

@@ -1,7 +1,5 @@
 """The stage in which a language model learns the next token, for pre-training and fine-tuning alike."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path

@@ -3,8 +3,6 @@
 The files that the command line imports to print a verb's help import nothing heavy; what runs it is imported when it runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

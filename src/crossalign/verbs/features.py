@@ -1,7 +1,5 @@
 """``features``: a vision model's features of images with texts, written once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal

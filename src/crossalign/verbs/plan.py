@@ -3,8 +3,6 @@
 Shapes: B images or sequences, T tokens, L layers, D width, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``data prepare``: token files from text, to train a language model on."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

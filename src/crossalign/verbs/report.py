@@ -1,7 +1,5 @@
 """``report``: tables, figures and one HTML page from finished runs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

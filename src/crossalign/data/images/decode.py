@@ -1,7 +1,5 @@
 """From files, bytes, pictures and arrays to uint8 pixels, once: the result is kept in the cache and memory-mapped."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import io

@@ -3,8 +3,6 @@
 Splits are by construction: stratified, seeded, the same on each platform, and nested.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace

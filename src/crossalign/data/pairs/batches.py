@@ -3,8 +3,6 @@
 Shapes: N pairs, B pairs a batch, T tokens, q features.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Texts with images that belong to them, checked once, decoded only when they are looked at (CMAR §3.1)."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -5,8 +5,6 @@ the most, and families and professions), OpenMoji's own signs in the private use
 picture: regional indicator letters, skin tone swatches, CJK ideographs named by number, combining marks.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import unicodedata

@@ -4,8 +4,6 @@
 source is one function in ``SOURCES``.
 """
 
-from __future__ import annotations
-
 import glob
 import tarfile
 from collections.abc import Callable, Sequence

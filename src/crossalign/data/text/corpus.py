@@ -1,7 +1,5 @@
 """A corpus as two token files, train and validation: made once by ``prepare``, resumably."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

@@ -4,8 +4,6 @@ A document may be larger than memory, so it comes in pieces. They are cut where 
 tokens are those of the whole text, and each says where reading goes on after it.
 """
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import json

@@ -3,8 +3,6 @@
 A file is found by its name (``arc_easy_test.jsonl``, ``copa_dev.jsonl``, ``wikitext2_test.txt``) and checked line by line.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

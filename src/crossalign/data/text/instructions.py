@@ -5,8 +5,6 @@ brings prompt and completion are used as they are. A row of a batch is one examp
 without seeing one another.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from bisect import bisect_left, insort

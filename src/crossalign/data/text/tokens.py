@@ -3,8 +3,6 @@
 A token file is nanoGPT's: flat uint16 or uint32, read through a memory map, of which a step copies its own blocks only.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict

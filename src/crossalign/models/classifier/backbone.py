@@ -3,8 +3,6 @@
 Shapes: B batch, T tokens, D width, V vocabulary.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

@@ -3,8 +3,6 @@
 Shapes: B batch, C channels, H and W image sides, S samples of a series, P patch side, T tokens, D backbone width.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from functools import partial

@@ -4,8 +4,6 @@ Substring rules such as ``'ln' in name`` freeze nothing on one architecture and 
 and its place (backbone, new part, LoRA layer) mean the same on all of them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

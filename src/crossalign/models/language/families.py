@@ -1,7 +1,5 @@
 """What differs between architectures, as one table: direction, positions, and where LoRA goes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """What is set inside a model of transformers, whatever its architecture: attention, dropout, checkpointing, LoRA."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -3,8 +3,6 @@
 Importing this file registers both with transformers, so that a saved configuration opens again.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

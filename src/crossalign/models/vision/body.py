@@ -3,8 +3,6 @@
 Shapes: B batch, T tokens, D width, H and W places.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ A further library is one function in ``OPENERS``; a further pip package with wei
 architecture of transformers is one row of ``FAMILIES``.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Figures of a measurement: heat maps of layers, bests against chance, language quality, and what training changes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """One HTML file that holds everything: no script, no font, no picture from anywhere else."""
 
-from __future__ import annotations
-
 import base64
 from pathlib import Path
 

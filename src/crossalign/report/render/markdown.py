@@ -1,7 +1,5 @@
 """A page as Markdown, for a repository: tables, what they rest on, and how to make them again; figures as PNG files."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path

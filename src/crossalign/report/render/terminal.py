@@ -1,7 +1,5 @@
 """A page as lines for a terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from crossalign.report.blocks import Block, Listing, Page, Prose, Table

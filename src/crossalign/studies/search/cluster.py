@@ -1,7 +1,5 @@
 """A Dask cluster in the place of processes here, and what a job on it knows of the search that it works for."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import shutil

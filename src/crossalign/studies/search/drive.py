@@ -1,7 +1,5 @@
 """The loop of a search: whenever a worker is free, the promotion rule says what it trains next."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import CancelledError, Future

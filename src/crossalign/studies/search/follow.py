@@ -1,7 +1,5 @@
 """How a search is followed: by bars on a terminal, and in MLflow."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

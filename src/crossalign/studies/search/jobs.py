@@ -4,8 +4,6 @@ A worker that sees the search's folder trains there. One that does not, on a hos
 of the trial's folder of its own; checkpoints then travel with the jobs and their outcomes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import gc

@@ -4,8 +4,6 @@ A trial that waits to be promoted is "running" to Optuna, since it is not finish
 The file is read by Optuna's own tools, such as optuna-dashboard.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Set
 from pathlib import Path

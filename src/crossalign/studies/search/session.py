@@ -1,7 +1,5 @@
 """One search: what it is made of, what a trial of it is, and search.json, which is all that a report of it needs."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

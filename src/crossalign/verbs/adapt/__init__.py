@@ -1,7 +1,5 @@
 """``adapt``: a language model becomes an image classifier; and ``predict``, which uses one."""
 
-from __future__ import annotations
-
 from crossalign.config import AdaptConfig
 from crossalign.core.refs import Ref
 from crossalign.recipes import get_recipe

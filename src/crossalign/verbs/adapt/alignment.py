@@ -4,8 +4,6 @@ Only the embedder and the new positions train; the backbone is never run, since 
 it. A divergence is a function of the whole batch, so every process computes the whole step and none is cut up.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator

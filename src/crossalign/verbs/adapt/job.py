@@ -4,8 +4,6 @@ Open the images three ways, put an embedder and a head round the backbone, align
 where asked, train what the freeze plan lets train, keep the best validation epoch, and score the test set once.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any

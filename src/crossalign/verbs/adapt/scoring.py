@@ -1,7 +1,5 @@
 """Scores of a classifier over a whole set: per image first, so that batching and the number of processes change nothing."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

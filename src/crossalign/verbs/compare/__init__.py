@@ -1,7 +1,5 @@
 """``compare``: which rows differ, by how much and how surely."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal

@@ -7,8 +7,6 @@ and McNemar's exact test speak of these trained models. All p-values are correct
 printed without its uncertainty.
 """
 
-from __future__ import annotations
-
 import fnmatch
 from pathlib import Path
 

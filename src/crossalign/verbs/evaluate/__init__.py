@@ -1,7 +1,5 @@
 """``evaluate``: a language model on benchmark tasks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from crossalign.config import EvaluateConfig

@@ -3,8 +3,6 @@
 It is imported where a verb needs it: importing it takes seconds.
 """
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import io

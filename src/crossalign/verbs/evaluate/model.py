@@ -5,8 +5,6 @@ A run of ``pretrain`` or ``finetune``, LoRA adapters merged; and a run of ``adap
 language head, to see what of its language is left (CMDA §4.1 warns of forgetting).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``pretrain`` and ``finetune``: a language model learns the next token, pulled towards a vision model or not."""
 
-from __future__ import annotations
-
 from crossalign.config import FinetuneConfig, PretrainConfig, RegularizeConfig, TeacherConfig
 from crossalign.core.refs import Ref
 from crossalign.verbs import Verb

@@ -5,8 +5,6 @@ the alignment term of paired captions and images is added (Eq. 5). The text held
 every evaluation and choose nothing: the last weights are kept.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

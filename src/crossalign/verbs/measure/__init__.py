@@ -1,7 +1,5 @@
 """``measure``: how aligned language models are with vision models, layer by layer, against chance."""
 
-from __future__ import annotations
-
 from crossalign.config import MeasureConfig
 from crossalign.verbs import Verb
 

@@ -6,8 +6,6 @@ is compared with the best of all layers under each permutation, as Gröger, Wen 
 Representation Hypothesis: an Aristotelian view") propose; intervals leave out groups of pairs in turn.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The page of a measurement: which layers are aligned, is it more than chance, and what goes with it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
