@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from crossalign.cli import VERBS, load_verb
+from crossalign.cli import VERBS, load_verb, main
 from crossalign.config import AdaptConfig, update, validate
 from crossalign.config.bounds import Bound
 from crossalign.core.errors import UserError
@@ -73,14 +73,41 @@ def test_what_is_no_number_for_a_field_is_refused_by_name(kind: type, name: str,
         section = getattr(section, part)
     several = any(get_origin(option) is tuple for option in (hint, *get_args(hint)))
     setattr(section, last, (value,) * max(1, len(getattr(section, last) or ())) if several else value)
-    any_number = last in ("mean", "weights") or (isinstance(value, int) and value > 1 and float in leaves(hint))
-    if any_number and not isinstance(value, str | bool) and math.isfinite(value):
-        return  # these may be any finite number, or as large as one likes
+    if last in ("mean", "weights") and value in (-1, -0.5):
+        return  # these may be negative
     with pytest.raises(UserError) as refused:
         validate(config)
     assert str(refused.value).startswith(f"--{name.replace('_', '-')} is ") and " must be " in str(refused.value).replace(
         "lie", "be"
     )
+
+
+def option_calls() -> Iterator[tuple[str, str, float]]:
+    """A call of each verb, or kind of recipe, each of its numeric fields, and the largest that this may be."""
+    needed = {"predict": "MODEL IMAGE", "evaluate": "MODEL", "compare": "RUN", "report": "RUN", "reproduce": "cmda-table1"}
+    for verb in VERBS:
+        for config, kind in (load_verb(verb).recipes or {None: load_verb(verb).args}).items():
+            recipe = next(iter(all_recipes(config)), "") if config else needed.get(verb, "")
+            for name, hint in numbers(kind):
+                yield f"{verb} {recipe}", name, bounds_of(hint)[0].high
+
+
+def bounds_of(hint: Any) -> list[Bound]:
+    return [b for b in get_args(hint) if isinstance(b, Bound)] or [b for option in get_args(hint) for b in bounds_of(option)]
+
+
+@pytest.mark.parametrize("call,name,most", list(option_calls()))
+def test_every_verb_refuses_a_number_beyond_its_bound_before_it_touches_anything(
+    call: str, name: str, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    option = f"--{name.replace('_', '-')}"
+    beyond = f"{most * 2:g}" if isinstance(most, float) else str(most + 1)
+    count = 2 if name == "optim.betas" else 1
+    assert main([*call.split(), option, *[beyond] * count]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"crossalign: {option} is ") and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", all_recipes())
@@ -91,10 +118,10 @@ def test_recipes_are_inside_their_bounds(name: str) -> None:
 @pytest.mark.parametrize(
     "values,message",
     [
-        ({"optim": {"betas": [0.9, 2.0]}}, "--optim.betas is 0.9 2.0; each must be from 0 to below 1"),
+        ({"optim": {"betas": [0.9, 2.0]}}, "--optim.betas is 0.9 2.0; each must be from 0 to 0.999999"),
         ({"optim": {"betas": [0.9]}}, "--optim.betas has 1 values; it must have 2"),
         ({"seed": 2**32}, "--seed is 4294967296; it must be a whole number from 0 to 4294967295"),
-        ({"data": {"std": [0.5, 0.0, 0.5]}}, "--data.std is 0.5 0.0 0.5; each must be above 0"),
+        ({"data": {"std": [0.5, 0.0, 0.5]}}, "--data.std is 0.5 0.0 0.5; each must be at least 1e-06"),
         ({"data": {"validation_fraction": 1.0}}, "--data.validation-fraction is 1.0; it must lie between 0 and 1"),
         ({"data": {"augment": {"fill": 256}}}, "--data.augment.fill is 256; it must lie between 0 and 255"),
     ],

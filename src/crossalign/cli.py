@@ -163,7 +163,7 @@ def _parse(verb: Verb, name: str, recipe: str, args: list[str]) -> Any:
         kinds = tuple(verb.recipes)
         default = get_recipe(recipe, kinds).make() if recipe else kinds[0]()
         file, args = _take(args, "--config")
-        if file:
+        if file is not None:
             from crossalign.runs.folder import read_config
 
             default = read_config(default, Path(file))
@@ -181,16 +181,15 @@ def _parse(verb: Verb, name: str, recipe: str, args: list[str]) -> Any:
     )
 
 
-def _take(args: list[str], name: str) -> tuple[str, list[str]]:
-    """The value of ``--name VALUE`` and the arguments without it."""
+def _take(args: list[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of ``--name VALUE``, None where it is not there, and the arguments without it."""
     for i, arg in enumerate(args):
-        if arg == name:
-            if i + 1 == len(args):
-                raise UserError(f"{name} wants a file")
-            return args[i + 1], args[:i] + args[i + 2 :]
-        if arg.startswith(f"{name}="):
-            return arg.split("=", 1)[1], args[:i] + args[i + 1 :]
-    return "", args
+        if arg == name or arg.startswith(f"{name}="):
+            value, after = (arg.partition("=")[2], i + 1) if "=" in arg else ("".join(args[i + 1 : i + 2]), i + 2)
+            if not value or value.startswith("--"):
+                raise UserError(f"{name} names no file: give the config.yaml of a run")
+            return value, args[:i] + args[after:]
+    return None, args
 
 
 def _check_keys(cls: type, args: list[str]) -> None:

@@ -249,6 +249,12 @@ def test_the_largest_seed_trains(tiny_run: Make) -> None:
     adapt(tiny_run("small-fpt-mmd", "seed=4294967295", "loop.epochs=1", "align.epochs=1"), quiet=True)
 
 
+def test_steps_of_alignment_that_have_one_image_alone_are_counted(tiny_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ("align.epochs=2", "align.batch_size=8", "data.limit_train=17", "loop.batch_size=8", "loop.epochs=1")
+    assert adapt(tiny_run("small-fpt-mmd", *settings), quiet=True)["alignment"]["skipped_steps"] == 2
+    assert "alignment skips 2 steps" in capsys.readouterr().err
+
+
 def test_without_the_test_score_validation_is_reported(tiny_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny_run(score_test=False)
     write_config(config.output.parent, config)
@@ -305,6 +311,8 @@ def test_too_little_disk_is_said_before_training(tiny_run: Make, monkeypatch: py
         (["data.source=/nowhere"], "/nowhere"),
         (["backbone.ref=/nowhere"], "/nowhere"),
         (["align.metric=mdd"], "mmd"),
+        (["align.metric=mmd", "align.batch_size=1"], "--align.batch-size is 1; it must be at least 2"),
+        (["align.metric=mmd", "align.epochs=0"], "--align.epochs is 0; it must be at least 1"),
         (["data.mean=[0.5]"], "--data.mean has 1 values"),
         (["loop.precision=fp16"], "fp16"),
         (["loop.log_every=0"], "--loop.log-every is 0"),

@@ -429,7 +429,7 @@ def test_held_out_pairs_are_never_trained_on(make: Make, sources: Path, tmp_path
         ({"align": {"held_out": -5}}, "--align.held-out is -5"),
         ({"optim": {"clip": -1.0}}, "--optim.clip is -1.0; it must be a finite number, 0 or more"),
         ({"optim": {"warmup_fraction": 20.0}}, "--optim.warmup-fraction is 20.0; it must be a share from 0 to 1"),
-        ({"optim": {"betas": (0.9, 1.0)}}, "--optim.betas is 0.9 1.0; each must be from 0 to below 1"),
+        ({"optim": {"betas": (0.9, 1.0)}}, "--optim.betas is 0.9 1.0; each must be from 0 to 0.999999"),
         ({"gpt": {"dropout": 1.5}}, "--gpt.dropout is 1.5"),
         ({"optim": {"lr": float("nan")}}, "--optim.lr is nan; it must be a finite number, 0 or more"),
         ({"corpus": {"source": []}}, "--corpus.source names no text.*python:topics"),

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -21,8 +20,8 @@ class Bound:
 
     words: str
     """What follows "it must" in the error."""
-    low: float = -sys.float_info.max
-    high: float = sys.float_info.max
+    low: float
+    high: float
     too_large: str = ""
     """What follows "it must" where a number is too large; empty for ``words``."""
 
@@ -33,9 +32,9 @@ class Bound:
         return self.too_large if self.too_large and value > self.high else self.words
 
 
-def at_least(low: int) -> Bound:
-    """Whole numbers from ``low`` to the largest that every part of a run can count to."""
-    return Bound(f"be at least {low}", low, 2**53, too_large="be at most 2^53")
+def at_least(low: int, most: int = 2**31 - 1) -> Bound:
+    """Whole numbers from ``low`` to ``most``, usually the largest that every part of a run can count to."""
+    return Bound(f"be at least {low}", low, most, too_large=f"be at most {most}")
 
 
 def between(low: float, high: float) -> Bound:
@@ -44,19 +43,28 @@ def between(low: float, high: float) -> Bound:
 
 
 Count = Annotated[int, at_least(1)]
+Size = Annotated[int, at_least(1, 2**20)]
+"""What is held in memory at once: widths, batches, tokens."""
+Layers = Annotated[int, at_least(1, 1024)]
+Side = Annotated[int | None, at_least(1, 8192)]
+"""Of an image, in pixels."""
 Limit = Annotated[int | None, at_least(1)]
 """None sets none."""
 Whole = Annotated[int, at_least(0)]
 Seed = Annotated[int, Bound("be a whole number from 0 to 4294967295", 0, 2**32 - 1)]
 """What every generator that training seeds can take."""
-Amount = Annotated[float, Bound("be a finite number, 0 or more", 0)]
+LARGE = 1e12
+Amount = Annotated[float, Bound("be a finite number, 0 or more", 0, LARGE, too_large=f"be at most {LARGE:g}")]
 Share = Annotated[float, Bound("be a share from 0 to 1", 0, 1)]
 PositiveShare = Annotated[float, Bound("be above 0, and at most 1", ABOVE_0, 1)]
 Fraction = Annotated[float, Bound("lie between 0 and 1", ABOVE_0, BELOW_1)]
 """A share that leaves something on both sides."""
-Probability = Annotated[float, Bound("be from 0 to below 1", 0, BELOW_1)]
-Finite = Annotated[float, Bound("be a finite number")]
-Positive = Annotated[float, Bound("be above 0", ABOVE_0)]
+Probability = Annotated[float, Bound("be from 0 to 0.999999", 0, 0.999999)]
+"""Nearer to 1, what is divided by the rest is lost in rounding."""
+Finite = Annotated[float, between(-LARGE, LARGE)]
+Positive = Annotated[float, Bound("be above 0", ABOVE_0, LARGE, too_large=f"be at most {LARGE:g}")]
+Scale = Annotated[float, Bound("be at least 1e-06", 1e-6, LARGE, too_large=f"be at most {LARGE:g}")]
+"""What is divided by."""
 
 
 def validate(config: Any, prefix: str = "") -> None:

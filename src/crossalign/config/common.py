@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from crossalign.config.bounds import Amount, Count, Probability, Share
+from crossalign.config.bounds import Amount, Count, Probability, Share, Size
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.reading import without_login
 
@@ -59,11 +59,11 @@ class BaseLoopConfig:
     """How long, on what, and how safely."""
 
     watched: ClassVar[Watched]
-    batch_size: Count = 64
+    batch_size: Size = 64
     """Images, or sequences of tokens, an optimiser step, over all processes and micro-batches."""
-    accumulation: Count = 1
+    accumulation: Size = 1
     """Micro-batches that a step is cut into, to save memory; but for the draws of dropout, results do not change."""
-    eval_batch_size: Count = 256
+    eval_batch_size: Size = 256
     """Images, or sequences, a batch in evaluation, over all processes."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 (or fp16) on a GPU that has it; on a CPU that has its instructions, whichever is seen to be faster."""

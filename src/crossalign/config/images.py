@@ -4,7 +4,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from crossalign.config.bounds import Amount, Count, Finite, Fraction, Limit, Positive, Probability, Seed, at_least, between
+from crossalign.config.bounds import (
+    Amount,
+    Count,
+    Finite,
+    Fraction,
+    Limit,
+    Probability,
+    Scale,
+    Seed,
+    Side,
+    Size,
+    at_least,
+    between,
+)
 from crossalign.config.common import BaseLoopConfig, OptimConfig, TrackingConfig, Watched
 
 Method = Literal["fpt", "lora", "full"]
@@ -32,7 +45,7 @@ class DataConfig:
     """sklearn:digits, a folder of class folders, a .parquet file or folder, CIFAR-10's binary folder, or hf:ORG/NAME."""
     test_source: str = ""
     """Where the test images lie, if apart from `source`; empty: the source's own test split, else a part of it."""
-    image_size: Limit = None
+    image_size: Side = None
     """Side in pixels that images are resized to; None keeps the source's own size."""
     channels: Literal["rgb", "gray"] = "rgb"
     """Colour channels that the model sees."""
@@ -54,7 +67,7 @@ class DataConfig:
     """Random changes of training images."""
     mean: tuple[Finite, ...] | None = None
     """Channel means, on a scale of 0 to 1, to subtract; None measures them on the training images."""
-    std: tuple[Positive, ...] | None = None
+    std: tuple[Scale, ...] | None = None
     """Channel standard deviations to divide by; None measures them on the training images."""
 
 
@@ -80,7 +93,7 @@ class EmbedderConfig:
 
     kind: str = "linear"
     """linear: one projection of each patch (CMDA §3.1.2); conv: a convolutional stem (§4.2's deeper projection)."""
-    patch: Count = 4
+    patch: Size = 4
     """Side of a square patch in pixels; it must divide the image size."""
     match_scale: bool = True
     """Start the new embeddings at the RMS of the backbone's text embeddings, positions as strong as patches."""
@@ -92,9 +105,9 @@ class TuneConfig:
 
     method: Method = "fpt"
     """fpt: norms and the new parts; lora: low-rank updates and the new parts; full: everything that is used."""
-    lora_rank: Count = 16
+    lora_rank: Size = 16
     """Rank of each LoRA update."""
-    lora_alpha: Count = 32
+    lora_alpha: Size = 32
     """LoRA's scale: updates are multiplied by alpha / rank."""
     lora_dropout: Probability = 0.1
     """Dropout on the input of each LoRA update."""
@@ -118,7 +131,7 @@ class AlignConfig:
     """none, or a divergence by name: mse, cosine, mmd, coral, sinkhorn, otdd, or one that you registered."""
     epochs: Count = 15
     """Passes over the training images in the alignment stage."""
-    batch_size: Count = 32
+    batch_size: Annotated[int, at_least(2, 2**20)] = 32
     """Images a step in the alignment stage, over all processes."""
     lr: Amount = 1e-4
     """Learning rate of the alignment stage."""
@@ -132,15 +145,15 @@ class AlignConfig:
     """Random token sequences from the vocabulary (CMDA §3.1.5), or whole sentences of `corpus`."""
     corpus: str = ""
     """A text file, one sentence or paragraph a line, for target=corpus."""
-    sequences: Count = 50_000
+    sequences: Annotated[int, at_least(2, 2**24)] = 50_000
     """How many text sequences to draw targets from."""
-    sequence_length: Count = 64
+    sequence_length: Size = 64
     """Tokens in a text sequence."""
     mmd_estimator: Literal["unbiased", "orca"] = "unbiased"
     """unbiased: the U-statistic; orca: V-statistic and bandwidths as in ORCA's published code, which CMDA adapts."""
-    max_tokens: Count = 1024
+    max_tokens: Annotated[int, at_least(2, 2**20)] = 1024
     """Token vectors drawn from each side in a step at token level, so that the cost of a step is bounded."""
-    otdd_classes: Annotated[int, at_least(2)] = 10
+    otdd_classes: Annotated[int, at_least(2, 2**20)] = 10
     """Clusters that label the text sequences for otdd."""
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from crossalign.config.bounds import Count, Fraction, Limit, Positive, Seed, Whole, at_least
+from crossalign.config.bounds import Count, Fraction, Limit, Positive, Seed, Size, Whole, at_least
 from crossalign.config.common import TrackingConfig
 from crossalign.config.text import PairsConfig
 
@@ -25,17 +25,17 @@ class EvaluateConfig:
     """Folder of local data, such as arc_easy_test.jsonl, for all tasks; without it each set is opened from the hub."""
     output: Path | None = None
     """Where results go; evaluation/ in the run's folder, or in runs/ for other models."""
-    few_shot: Whole = 0
+    few_shot: Annotated[int, at_least(0, 1000)] = 0
     """Answered examples in front of each question: of the training split, where there is none of the other questions."""
     limit: Limit = None
     """Only the first documents of each task."""
-    max_length: Annotated[int | None, at_least(2)] = None
+    max_length: Annotated[int | None, at_least(2, 2**20)] = None
     """Tokens the model sees at most; None takes all that it can."""
     too_long: Literal["stop", "cut"] = "stop"
     """Questions longer than that: stop before scoring, or cut their beginning off and count them. Texts are read in pieces."""
     bos: Literal["auto", "yes", "no"] = "auto"
     """Whether each text starts with the BOS token; auto: as the model's family was trained."""
-    batch_size: Whole = 0
+    batch_size: Annotated[int, at_least(0, 2**20)] = 0
     """Texts a forward pass; 0 takes as many as their length and the memory allow. It does not change the scores."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
@@ -62,7 +62,7 @@ class MeasureConfig:
     whose own models before and after training stand side by side."""
     metric: str = "cka-linear-debiased"
     """A registered similarity, such as cka-linear-debiased, cka-rbf-debiased, mutual-knn or svcca."""
-    neighbours: Count = 10
+    neighbours: Size = 10
     """k of mutual-knn and soft-mutual-knn."""
     language_layers: tuple[str, ...] = ("all",)
     """Layers of the language models: indices, penultimate, last, all (with 0, the embeddings), or names of modules."""
@@ -74,23 +74,23 @@ class MeasureConfig:
     """How the places of an image become one vector; auto: as the model's own classifier does."""
     captions: Literal["first", "mean", "all"] = "first"
     """Of an image with several texts: the first one, the mean of the features of all, or all joined into one text."""
-    max_length: Count = 128
+    max_length: Size = 128
     """Tokens of a text; more are cut off."""
-    permutations: Count = 200
+    permutations: Size = 200
     """Random orders of the images that tell what chance gives; the smallest p-value is 1 / (1 + permutations)."""
     level: Fraction = 0.05
     """Chance that a score of unrelated features counts as more than chance, over all layers of two models."""
-    groups: Annotated[int, at_least(2)] = 20
+    groups: Annotated[int, at_least(2, 2**20)] = 20
     """Groups of pairs that the jackknife leaves out in turn, for the intervals."""
     text: str = ""
     """A text file on which causal models are scored in bits a byte, for the plot of language quality against alignment."""
-    text_kilobytes: Count = 64
+    text_kilobytes: Size = 64
     """How much of the text, from its start."""
-    block: Count = 512
+    block: Size = 512
     """Tokens that a model sees at once in that text."""
     seed: Seed = 0
     """Seed of the orders, of the groups, and of the weights of random: and shuffled: models."""
-    batch_size: Count = 32
+    batch_size: Size = 32
     """Texts, or images, a forward pass; it does not change the features."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where models compute; scores are computed on the CPU."""
@@ -115,22 +115,22 @@ class SearchConfig:
     """A YAML file of fields and what they may be, or the name of one that comes along; empty: that of the recipe's verb."""
     show_space: bool = False
     """Print the space that applies to the recipe, in the form of such a file, and do nothing else."""
-    trials: Count = 64
+    trials: Size = 64
     """Configurations to draw."""
-    workers: Whole = 1
+    workers: Annotated[int, at_least(0, 1024)] = 1
     """Processes side by side; on a cluster 0 takes as many as are connected."""
-    threads: Whole = 0
+    threads: Annotated[int, at_least(0, 1024)] = 0
     """Threads a worker computes with; 0 shares the cores out equally. On a cluster 0 leaves them as they are."""
-    rungs: Count = 4
+    rungs: Annotated[int, at_least(1, 64)] = 4
     """Places at which only the better ones go on; 1 trains every configuration in full, which is random search."""
-    factor: Annotated[int, at_least(2)] = 2
+    factor: Annotated[int, at_least(2, 1024)] = 2
     """Of each rung one in this many goes on."""
     resources: tuple[Count, ...] = ()
     """Epochs (evaluations, of a text run) at the end of each rung; empty: the last is the recipe's, each before it a
     `factor` less, rounded up."""
     seed: Seed = 0
     """Seed of the configurations drawn; each depends on it and its own number alone."""
-    seeds: Whole = 3
+    seeds: Annotated[int, at_least(0, 1000)] = 3
     """Seeds that the winner is trained with again, apart from the search's own; only these score the test set. 0 for none."""
     set: tuple[str, ...] = ()
     """Settings of every trial, as key=value, such as data.source=FOLDER or loop.epochs=50."""
@@ -152,13 +152,13 @@ class ReproduceArgs:
     scale: Literal["small", "paper"] = "small"
     """Start from the small-* recipes, or from those with the papers' settings; cmar-pretrain then has the rows of CMAR
     Table 3, the baseline and seven teachers."""
-    seeds: Limit = None
+    seeds: Annotated[int | None, at_least(1, 1000)] = None
     """Seeds a row; None takes 3, or 5 for cmar-pretrain at the paper's scale, as Table 3 has."""
     lrs: tuple[Positive, ...] = ()
     """Learning rates to sweep on validation; empty keeps the recipe's."""
     sweep_epochs: Whole = 0
     """Epochs of a sweep run; 0 takes the recipe's."""
-    workers: Count = 1
+    workers: Annotated[int, at_least(1, 1024)] = 1
     """Processes side by side, each with an equal share of the cores."""
     set: tuple[str, ...] = ()
     """Settings for every row, as key=value, such as data.source=FOLDER or loop.epochs=5."""

@@ -4,7 +4,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from crossalign.config.bounds import Amount, Bound, Count, Finite, Fraction, Limit, Probability, Seed, Whole, at_least
+from crossalign.config.bounds import (
+    Amount,
+    Bound,
+    Count,
+    Finite,
+    Fraction,
+    Layers,
+    Limit,
+    Probability,
+    Seed,
+    Size,
+    Whole,
+    at_least,
+)
 from crossalign.config.common import BaseLoopConfig, OptimConfig, TrackingConfig, Watched
 from crossalign.config.images import TuneConfig
 
@@ -46,7 +59,7 @@ class TeacherConfig:
     """cls: the class token; mean: the mean over places; auto: as the model's own classifier does."""
     seed: Seed = 0
     """Seed of the weights of a random: or shuffled: teacher."""
-    batch_size: Count = 16
+    batch_size: Size = 16
     """Images a forward pass; it does not change the features. A CPU is fastest with few, a GPU with many."""
 
 
@@ -78,7 +91,7 @@ class InstructConfig:
 
     source: tuple[str, ...] = ()
     """.json, .jsonl or .parquet files, folders of them, or hf:ORG/NAME, with instruction/output or prompt/completion."""
-    block: Count = 512
+    block: Size = 512
     """Tokens of an example at most; longer answers are cut, examples without room for an answer are dropped."""
     packing: bool = False
     """Put several examples into each block, apart from one another: less padding."""
@@ -107,11 +120,11 @@ class RegularizeConfig:
     """How the tokens of a caption become one vector: their mean, or the last one."""
     mode: Literal["paired", "unpaired", "mean"] = "paired"
     """Which features a caption is given: its image's, another image's, or the mean of all (CMAR §4.4.2)."""
-    batch_size: Annotated[int, at_least(2)] = 256
+    batch_size: Annotated[int, at_least(2, 2**20)] = 256
     """Pairs a term, over all processes."""
-    queue: Whole = 0
+    queue: Annotated[int, at_least(0, 2**24)] = 0
     """Rows of earlier batches, without gradient, that the score also sees."""
-    max_length: Count = 64
+    max_length: Size = 64
     """Tokens of a caption; more are cut off."""
     on_degenerate: Literal["raise", "warn"] = "raise"
     """What cca, svcca, pwcca and linear-regression do with too few pairs for their widths, where they are always 1."""
@@ -129,11 +142,11 @@ class RegularizeConfig:
 class GPTConfig:
     """The language model that is trained from scratch: GPT-2's architecture at any size."""
 
-    layers: Count = 12
+    layers: Layers = 12
     """Blocks."""
-    heads: Count = 12
+    heads: Size = 12
     """Attention heads a block."""
-    width: Count = 768
+    width: Size = 768
     """Width of the hidden states."""
     dropout: Probability = 0.0
     """Dropout of embeddings, attention and blocks."""
@@ -178,7 +191,7 @@ class PretrainConfig:
     """Delete a run of another configuration that lies in `output`."""
     prepared: str = ""
     """Folder of `crossalign data prepare`; empty prepares `corpus` in the cache."""
-    block: Count = 1024
+    block: Size = 1024
     """Tokens a sequence, and the longest that the model can see."""
     score: tuple[str, ...] = ()
     """Further text files whose perplexity is computed at the end."""

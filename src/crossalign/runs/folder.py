@@ -123,9 +123,9 @@ def read_config(config: C, file: Path) -> C:
     """``config`` with the values of a config.yaml put in.
 
     Raises:
-        UserError: no such file, no YAML, or a key that the configuration does not have.
+        UserError: no such file, no YAML, a key that the configuration does not have, or a value out of its bounds.
     """
-    return update(config, read_yaml(file, remedy="give the config.yaml of a run", title=f"--config {file}"))
+    return read_into(config, file, read_yaml(file, remedy="give the config.yaml of a run", title=f"--config {file}"))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, flatten, update
+from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, flatten, update, validate
 from crossalign.config.studies import ReproduceArgs
 from crossalign.core.errors import UserError, some, unknown
 from crossalign.core.files import write_json
@@ -236,7 +236,7 @@ def read_setting(setting: str) -> tuple[str, str, Any]:
 
 
 def configured(recipe: str, settings: tuple[str, ...]) -> Any:
-    """The recipe with ``key=value`` settings put in, and its row named; raises UserError for a key that does not exist."""
+    """The recipe with ``key=value`` settings put in, and its row named; raises UserError for a bad key or value."""
     from crossalign.alignment import similarities
     from crossalign.verbs.language_model import row_name
 
@@ -255,6 +255,7 @@ def configured(recipe: str, settings: tuple[str, ...]) -> Any:
         for part in reversed(key.split(".")):
             value = {part: value}
         config = update(config, value)
+    validate(config)
     return dataclasses.replace(config, row=config.row or row_name(config))  # recipes of classifiers have one
 
 

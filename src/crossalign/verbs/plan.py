@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, validate
-from crossalign.config.bounds import Count, PositiveShare
+from crossalign.config.bounds import Count, PositiveShare, Size
 from crossalign.core.registry import Registry
 from crossalign.recipes import all_recipes
 from crossalign.verbs import Verb
@@ -38,7 +38,7 @@ class PlanArgs(DeviceArgs, AdaptConfig):
 
     train_images: Count = TRAIN_IMAGES
     """Training images before the validation split, where the data are not at hand."""
-    classes: Count = CLASSES
+    classes: Size = CLASSES
     """Classes, where the data are not at hand."""
 
 

@@ -16,6 +16,7 @@ from crossalign.alignment import collapse_warning, get_divergence, health
 from crossalign.config import AdaptConfig
 from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
+from crossalign.core.progress import announce
 from crossalign.core.reading import read_json
 from crossalign.data.batches import Batches, Step
 from crossalign.data.images.batches import ImageRows, augment
@@ -54,6 +55,9 @@ def align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run:
             text = _text(targets, HELD_OUT, config, generator)
             return {name: float(value) for name, value in health(x, text).items()}
 
+    skipped = config.align.epochs if len(splits.train) % config.align.batch_size == 1 else 0
+    if skipped:
+        announce(f"alignment skips {skipped} steps, the last of each epoch: one image alone has no distribution")
     before = measure()
     objective = _objective(config, divergence, targets)
     done = fit(_stage(config, model, splits, run, objective, measure), run)
@@ -65,6 +69,7 @@ def align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run:
     if warning and run.accelerator.is_main_process:
         warnings.warn(f"alignment by {config.align.metric}: {warning}", stacklevel=2)
     facts = {"before": before, "after": after, "seconds": done.seconds, "warning": warning or ""}
+    facts |= {"skipped_steps": skipped} if skipped else {}
     if run.accelerator.is_main_process:
         write_json(file, facts)
     return facts

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from crossalign.config.bounds import Count
+from crossalign.config.bounds import Count, Size
 from crossalign.core.errors import UserError
 from crossalign.verbs import Verb
 
@@ -27,7 +27,7 @@ class PredictArgs:
     """Image files, or folders of them."""
     top_k: Count = 1
     """Classes an image, best first."""
-    batch_size: Count = 64
+    batch_size: Size = 64
     """Images a forward pass."""
     backbone: str = ""
     """Where the frozen backbone lies now, if it has moved."""

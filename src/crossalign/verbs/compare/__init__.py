@@ -20,7 +20,7 @@ class CompareArgs:
     """The row that the others are compared with, by name or folder; the first folder's, or the one without alignment in it."""
     tasks: tuple[str, ...] = ()
     """Only these outcomes, such as accuracy, loss.validation or arc_easy.acc; * stands for any letters."""
-    resamples: Annotated[int, at_least(200)] = 5000
+    resamples: Annotated[int, at_least(200, 10**6)] = 5000
     """Resamples of the bootstrap, 200 or more."""
     markdown: Path | None = None
     """Also write the comparison as Markdown."""
