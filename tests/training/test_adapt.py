@@ -320,12 +320,11 @@ def test_too_little_disk_is_said_before_training(tiny_run: Make, monkeypatch: py
         (["align.metric=mmd", "align.target=corpus", "align.corpus=/nowhere.txt"], "/nowhere.txt"),
     ],
 )
-def test_bad_settings_stop_before_training(tiny_run: Make, settings: list[str], says: str) -> None:
-    config = tiny_run("small-fpt", *settings)
+def test_bad_settings_stop_before_training(tiny_run: Make, tmp_path: Path, settings: list[str], says: str) -> None:
     with pytest.raises(UserError) as caught:
-        adapt(config, quiet=True)
+        adapt(tiny_run("small-fpt", *settings), quiet=True)
     assert says in str(caught.value) and "\n" not in str(caught.value)
-    assert not (config.output / "metrics.jsonl").exists()
+    assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
 def test_interrupted_is_no_user_error() -> None:
