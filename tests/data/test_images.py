@@ -17,8 +17,9 @@ from crossalign.config import AugmentConfig, DataConfig
 from crossalign.core.errors import UserError
 from crossalign.data.images import decode as decoding
 from crossalign.data.images import load as opening
-from crossalign.data.images.load import ImageSet, channel_statistics, split_rows
+from crossalign.data.images.load import ImageSet, channel_statistics
 from crossalign.data.images.sources import list_source
+from crossalign.data.images.splits import split_rows
 from crossalign.recipes import get_recipe
 
 # -- what is wrong, in one sentence --

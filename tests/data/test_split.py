@@ -7,7 +7,7 @@ import pytest
 
 from crossalign.config import DataConfig, validate
 from crossalign.core.errors import UserError
-from crossalign.data.images.load import split_rows, stratified_order
+from crossalign.data.images.splits import split_rows, stratified_order
 
 CLASSES = tuple("abcdefghij")
 
