@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import subprocess
+import tracemalloc
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from pictures import encoded
+from pictures import encoded, open_source
 from PIL import Image
 
 from crossalign.core.errors import UserError
@@ -35,6 +38,87 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     for channels in ("gray", "rgb"):
         assert np.array_equal(decode(encoded(deep), None, channels)[0], GRADIENT)  # type: ignore[arg-type]
     assert np.array_equal(decode(encoded(deep, "TIFF"), None, "gray")[0], GRADIENT)
+
+
+@pytest.mark.parametrize("kind,values,white", [("PNG", np.uint16, 4095), ("TIFF", np.uint16, 1023), ("TIFF", np.int32, 255)])
+def test_values_of_fewer_bits_than_their_file_are_told_and_read_by_a_white_level(
+    tmp_path: Path, kind: str, values: type, white: int
+) -> None:
+    for i in range(40):
+        levels = np.random.default_rng(i).integers(0, white + 1, (8, 8)).astype(values)
+        levels[0, :2] = 0, white
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        (tmp_path / "ab"[i % 2] / f"{i}.{kind.lower()}").write_bytes(encoded(Image.fromarray(levels), kind))
+    dark = open_source(tmp_path)
+    assert f"hold {white:,} at most, where 65,535 is white (--data.white-level {white})" in dark.source
+    for _ in range(2):  # the second time from the cache
+        right = open_source(tmp_path, white_level=white)
+        assert right.train.pixels[0, 0, 0, :2].tolist() == [0, 255] and "at most" not in right.source
+    assert dark.train.pixels.max() <= 16
+    file = next((tmp_path / "a").iterdir())
+    assert to_pixels(file, (1, 8, 8), white)[0, 0, 0, 1] == 255
+    with pytest.raises(UserError, match=rf"to {white:,}, where 100 is white: give --data.white-level"):
+        open_source(tmp_path, white_level=100)
+
+
+def test_colours_of_sixteen_bits_are_told_when_nearly_black() -> None:
+    rows = np.full((8, 8, 3), 4095, dtype=">u2").tobytes()
+    data = b"".join(b"\0" + rows[i : i + 48] for i in range(0, len(rows), 48))
+    picture = chunks(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0), b"IDAT", zlib.compress(data), b"IEND", b"")
+    depth = decoding.Depth()
+    assert (decode(picture, None, "rgb", depth) == 15).all() and depth.largest == 15 * 257
+    with pytest.raises(Exception, match="colours of 16 bits"):
+        decode(picture, None, "rgb", decoding.Depth(4095))
+
+
+def chunks(*parts: bytes) -> bytes:
+    """A PNG of chunks, each a name and its data."""
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in pairs
+    )
+
+
+READ = {"PNG": "RGB", "JPEG": "RGB", "BMP": "RGB", "GIF": "P", "WEBP": "RGB", "TIFF": "RGB", "PPM": "RGB", "MPO": "RGB"}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_named_formats_are_read_by_content_whatever_the_name(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(encoded(Image.new(READ[kind], (8, 8)), kind))
+    assert to_pixels(file, (3, 8, 8)).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA", "PCX", "DDS", "ICNS", "SGI", "IM", "MSP"])
+def test_no_other_format_is_opened(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EPS starts Ghostscript, others start other programs."""
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("another program is started"))
+    file = tmp_path / "evil.png"
+    file.write_bytes(encoded(Image.new("1" if kind == "MSP" else "RGB", (32, 32)), kind))
+    for raw in (file, file.read_bytes()):
+        with pytest.raises(UserError, match="unknown image format; PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM are read"):
+            to_pixels([raw], (3, 8, 8))
+
+
+def test_texts_in_a_picture_cannot_fill_the_memory() -> None:
+    bomb = zlib.compress(bytes(1 << 27))  # 128 MB of one letter
+    head = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    for name, start in ((b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0")):
+        picture = chunks(b"IHDR", head, name, start + bomb, b"IDAT", zlib.compress(b"\0\0"), b"IEND", b"")
+        tracemalloc.start()
+        with contextlib.suppress(UserError):
+            to_pixels([picture], (1, 1, 1))
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 32 << 20, name
+
+
+def test_a_file_that_is_no_picture_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "MAX_BYTES", 1 << 20)
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match=r"a\.png.* is larger than 1 MB"):
+        to_pixels(tmp_path / "a.png", (3, 8, 8))
 
 
 def test_palette_bilevel_and_cmyk() -> None:

@@ -49,6 +49,8 @@ class DataConfig:
     """Side in pixels that images are resized to; None keeps the source's own size."""
     channels: Literal["rgb", "gray"] = "rgb"
     """Colour channels that the model sees."""
+    white_level: Annotated[int, between(1, 2**31 - 1)] = 65_535
+    """Value that is white in grey images of more than 8 bits, such as 4095 where they have 12."""
     validation_fraction: Fraction = 0.2
     """Share of the training images held out for selection, stratified by class."""
     test_fraction: Fraction = 0.2

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from crossalign.config import DataConfig
 from crossalign.core.errors import BadArgument, UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key, kept, write_json
 from crossalign.core.progress import progress
@@ -29,6 +30,10 @@ R = TypeVar("R")
 
 VERSION = 1  # of what this file writes to the cache; count up when pixels would come out otherwise
 MAX_PIXELS = 89_478_485  # Pillow's own bound: an RGB picture of a quarter of a gigabyte
+MAX_BYTES = 1 << 30  # of an encoded one: so many pixels of three colours of 16 bits, and what a file says beside them
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""What is opened, by content: Pillow knows more, of which some start other programs (EPS) or hold no picture."""
+WHITE = DataConfig.white_level
 THREADS = min(8, os.cpu_count() or 1)
 BLOCK = 32  # images a thread decodes at a time: small ones cost less than handing them over one by one
 
@@ -43,28 +48,42 @@ class Decoded:
     """uint64 (N,): a hash of each image's pixels."""
     bad: dict[int, str]
     """Row of each unreadable image → why."""
+    largest: int = -1
+    """The largest value in images of more than 8 bits; -1 where there are none, or where 0.1.0 wrote the cache."""
 
 
 class _BadImage(Exception):
     """Why one image cannot be used."""
 
 
-def decode_listing(listing: ImageListing, image_size: int | None, channels: Channels) -> Decoded:
+@dataclass
+class Depth:
+    """How images of more than 8 bits become 8 bits, and what was seen of them."""
+
+    white: int = WHITE
+    """The value that becomes 255."""
+    largest: int = -1
+    """The largest value in any of them."""
+
+
+def decode_listing(listing: ImageListing, image_size: int | None, channels: Channels, white: int = WHITE) -> Decoded:
     """Decode and check every image of ``listing``, or find them in the cache.
 
-    The cache knows a listing by its files (path, size, time of change), the size and the channels asked for. Unreadable
-    images are noted there too, so that the check is made once.
+    The cache knows a listing by its files (path, size, time of change), the size, channels and white level asked for.
+    Unreadable images are noted there too, so that the check is made once.
 
     Raises:
         UserError: images differ in size while ``image_size`` is None; no image can be read; the cache's disk is full.
     """
-    key = content_key(identity=listing.identity, image_size=image_size, channels=channels, version=VERSION)
+    level = {} if white == WHITE else {"white": white}
+    key = content_key(identity=listing.identity, image_size=image_size, channels=channels, version=VERSION, **level)
     pixels_file = cache_dir("images") / f"{key}.npy"
     size = None if image_size is None else (image_size, image_size)
+    depth = Depth(white)
 
     def write() -> list[int | str]:
         with atomic_path(pixels_file) as temporary, temporary.open("wb") as file:
-            return _write_pixels(file, listing, lambda raw: decode(raw, size, channels))
+            return _write_pixels(file, listing, lambda raw: decode(raw, size, channels, depth))
 
     def check(hashes: np.ndarray) -> None:
         pixels = np.load(pixels_file, mmap_mode="r")
@@ -74,8 +93,9 @@ def decode_listing(listing: ImageListing, image_size: int | None, channels: Chan
             if hashes[row] and hash_of(pixels[row].tobytes()) != int(hashes[row]):
                 raise ValueError(row)
 
-    hashes, bad = cached_hashes("images", key, range(len(listing.labels)), write, check)
-    return Decoded(np.load(pixels_file, mmap_mode="r"), hashes, bad)
+    rows = range(len(listing.labels))
+    hashes, bad, facts = cached_hashes("images", key, rows, write, check, lambda: {"largest": depth.largest})
+    return Decoded(np.load(pixels_file, mmap_mode="r"), hashes, bad, int(facts.get("largest", -1)))
 
 
 def cached_hashes(
@@ -84,7 +104,8 @@ def cached_hashes(
     rows: Sequence[int] | np.ndarray,
     compute: Callable[[], list[int | str]],
     check: Callable[[np.ndarray], object] = len,
-) -> tuple[np.ndarray, dict[int, str]]:
+    facts: Callable[[], dict[str, Any]] = dict,
+) -> tuple[np.ndarray, dict[int, str], dict[str, Any]]:
     """Hashes of images, computed once and kept in the cache.
 
     Args:
@@ -93,9 +114,10 @@ def cached_hashes(
         rows: the places of the images in their listing.
         compute: gives the hash of each, or why it cannot be read.
         check: looks at what else it writes; raises ValueError or OSError where that is not whole.
+        facts: gives what else to note once all is computed.
 
     Returns:
-        Hashes, uint64 (N,), 0 for an image that cannot be read; and by row why it cannot.
+        Hashes, uint64 (N,), 0 for an image that cannot be read; by row why it cannot; and all that was noted.
 
     Raises:
         UserError: the cache's disk is full.
@@ -103,14 +125,14 @@ def cached_hashes(
     folder = cache_dir(kind)
     hashes_file, done_file = folder / f"{key}.hashes.npy", folder / f"{key}.json"
 
-    def read() -> tuple[np.ndarray, dict[int, str]]:
+    def read() -> tuple[np.ndarray, dict[int, str], dict[str, Any]]:
         notes = read_json(done_file)
-        notes = notes.get("bad", notes)  # 0.1.0 wrote it bare for pairs
+        bad = notes.get("bad", notes)  # 0.1.0 wrote it bare for pairs
         hashes: np.ndarray = np.load(hashes_file)
         if hashes.shape != (len(rows),) or hashes.dtype != np.uint64:
             raise ValueError(hashes.shape)
         check(hashes)
-        return hashes, {int(row): str(why) for row, why in notes.items()}
+        return hashes, {int(row): str(why) for row, why in bad.items()}, notes
 
     def make() -> None:
         done_file.unlink(missing_ok=True)
@@ -119,7 +141,7 @@ def cached_hashes(
             hashes = [0 if isinstance(result, str) else result for result in results]
             save_array(hashes_file, np.array(hashes, dtype=np.uint64))
             bad = {int(row): why for row, why in zip(rows, results, strict=True) if isinstance(why, str)}
-            write_json(done_file, {"bad": bad})  # last: it says that the others are whole
+            write_json(done_file, {"bad": bad} | facts())  # last: it says that the others are whole
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -202,20 +224,23 @@ def sizes_differ(name: str, shape: tuple[int, ...], other: str, other_shape: tup
     )
 
 
-def decode(raw: Raw, size: tuple[int, int] | None, channels: Channels) -> np.ndarray:
+def decode(raw: Raw, size: tuple[int, int] | None, channels: Channels, depth: Depth | None = None) -> np.ndarray:
     """One image as uint8 (C, H, W): turned upright by EXIF, in 8 bits, on white where it is transparent.
 
     With ``size`` (width, height) it is resized to cover that (bilinear, antialiased) and the middle is kept.
     """
-    image = picture(raw, channels)
+    image = picture(raw, channels, depth)
     if size is not None and image.size != size:
         image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def picture(raw: Raw, channels: Channels) -> Image.Image:
-    """One image in its own size: turned upright by EXIF, in 8 bits, on white where it is transparent."""
+def picture(raw: Raw, channels: Channels, depth: Depth | None = None) -> Image.Image:
+    """One image in its own size: turned upright by EXIF, in 8 bits, on white where it is transparent.
+
+    Every picture of every verb is opened here.
+    """
     if raw is None:
         raise _BadImage("no image data")
     if isinstance(raw, np.ndarray):
@@ -224,38 +249,48 @@ def picture(raw: Raw, channels: Channels) -> Image.Image:
         image = raw.copy()
     else:
         try:
-            image = Image.open(io.BytesIO(raw if isinstance(raw, bytes) else read_bytes(raw)))
+            image = Image.open(io.BytesIO(raw if isinstance(raw, bytes) else read_bytes(raw, MAX_BYTES)), formats=FORMATS)
         except UnidentifiedImageError as error:  # its own text names a buffer in memory
-            raise _BadImage("empty, damaged or of an unknown image format") from error
+            raise _BadImage(f"empty, damaged or of an unknown image format; {', '.join(FORMATS)} are read") from error
     if image.width * image.height > MAX_PIXELS:
         raise _BadImage(f"{image.width}x{image.height} pixels, more than the {MAX_PIXELS:,} allowed")
+    is_deep = any(";16" in str(part[3]) for part in getattr(image, "tile", ()))  # known until it is loaded
     ImageOps.exif_transpose(image, in_place=True)
-    return _to_mode(image, "L" if channels == "gray" else "RGB")
+    return _to_mode(image, "L" if channels == "gray" else "RGB", depth or Depth(), is_deep)
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+def _to_mode(image: Image.Image, mode: str, depth: Depth, is_deep: bool) -> Image.Image:
     """Pillow's own conversion clips 16-bit values and shows what transparency hides: both are put right here."""
     image.load()
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise _BadImage("grey values beyond 16 bits; convert it to 8 bits")
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        if values.min() < 0 or values.max() > depth.white:
+            raise _BadImage(
+                f"grey values from {values.min():,} to {values.max():,}, where {depth.white:,} is white: give "
+                "--data.white-level, or convert it to 8 bits"
+            )
+        depth.largest = max(depth.largest, int(values.max()))
+        image = Image.fromarray(((values * 255 + depth.white // 2) // depth.white).astype(np.uint8))
     elif image.mode == "F":
         raise _BadImage("floating-point grey values; convert it to 8 bits")
-    elif image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+    elif is_deep:  # Pillow keeps the upper 8 bits of colours
+        if depth.white != WHITE:
+            raise _BadImage(f"colours of 16 bits, which are read with {WHITE:,} as white: convert it to 8 bits")
+        depth.largest = max(depth.largest, int(np.asarray(image).max()) * 257)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == mode else image.convert(mode)
 
 
-def to_pixels(images: Any, shape: tuple[int, ...]) -> np.ndarray:
+def to_pixels(images: Any, shape: tuple[int, ...], white: int = WHITE) -> np.ndarray:
     """Any images as a uint8 batch (B, C, H, W) of ``shape`` (C, H, W), as training would have seen them.
 
     Args:
         images: one image or many: paths, encoded bytes, PIL images, arrays or tensors (H, W), (H, W, C) or (C, H, W), or a
             batch (B, C, H, W); arrays hold uint8, or floats from 0 to 1, which are rounded to uint8.
         shape: what comes out; C is 3 (RGB) or 1 (gray). An image of another size is cut to the middle and resized.
+        white: the value that becomes 255 in images of more than 8 bits.
 
     Raises:
         UserError: an image that cannot be read, named by its path or place. BadArgument: no images, or an array of another
@@ -279,7 +314,7 @@ def to_pixels(images: Any, shape: tuple[int, ...]) -> np.ndarray:
                 raw = np.moveaxis(raw, 0, -1)
             raw = np.ascontiguousarray(raw[..., 0] if raw.ndim == 3 and raw.shape[-1] == 1 else raw)
         try:
-            rows.append(decode(raw, (width, height), "gray" if channels == 1 else "rgb"))
+            rows.append(decode(raw, (width, height), "gray" if channels == 1 else "rgb", Depth(white)))
         except Exception as error:  # a damaged file can raise anything inside an image library
             raise UserError(f"cannot read {name} as an image ({error})") from error
     if not rows:

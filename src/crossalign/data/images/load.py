@@ -1,6 +1,7 @@
 """Labelled images, opened once and split three ways: train, validation (selects), test (scored once)."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def open_images(config: DataConfig) -> ImageSplits:
     classes = listings["train"].classes
     labels = {split: listing.labels for split, listing in listings.items()}
     split_rows(labels, classes, config)  # raises now what would else be raised after the decoding
-    decoded = {s: decode_listing(listing, config.image_size, config.channels) for s, listing in listings.items()}
+    look = (config.image_size, config.channels, config.white_level)
+    decoded = {split: decode_listing(listing, *look) for split, listing in listings.items()}
     shape = decoded["train"].pixels.shape[1:]
     for split, part in decoded.items():
         if part.pixels.shape[1:] != shape:
@@ -83,7 +85,8 @@ def open_images(config: DataConfig) -> ImageSplits:
     for split, images in sets.items():
         digest.update(repr((split, images.classes, images.pixels.shape)).encode())
         digest.update(images.labels.numpy().tobytes() + hashes[split].tobytes())
-    source = _describe(config, listings, sets, len(skipped), twins)
+    notes = _unused_bits(decoded, config.white_level)
+    source = _describe(config, listings, sets, len(skipped), twins, notes)
     return ImageSplits(sets["train"], sets["validation"], sets["test"], source, skipped, digest.hexdigest()[:20])
 
 
@@ -152,7 +155,18 @@ def _image_set(listing: ImageListing, decoded: Decoded, rows: np.ndarray) -> Ima
     return ImageSet(np.load(path, mmap_mode="r"), labels, listing.classes, names)
 
 
-def _describe(config: DataConfig, listings: Listings, sets: dict[str, ImageSet], skipped: int, twins: int) -> str:
+def _unused_bits(decoded: Mapping[str, Decoded], white: int) -> list[str]:
+    """Whether images of more than 8 bits are nearly black for want of a white level."""
+    largest = max(part.largest for part in decoded.values())
+    if not 0 <= largest <= white // 2:
+        return []
+    level = max(255, (1 << largest.bit_length()) - 1)
+    return [f"images of more than 8 bits hold {largest:,} at most, where {white:,} is white (--data.white-level {level})"]
+
+
+def _describe(
+    config: DataConfig, listings: Listings, sets: dict[str, ImageSet], skipped: int, twins: int, notes: Sequence[str]
+) -> str:
     """One sentence for run logs, tables and model cards."""
     train = sets["train"]
     _, height, width = train.pixels.shape[1:]
@@ -172,5 +186,5 @@ def _describe(config: DataConfig, listings: Listings, sets: dict[str, ImageSet],
     parts += [f"{twins} test images equal a training or validation image pixel for pixel"] if twins else []
     return (
         f"{listings['train'].title}: {counts} images of {len(train.classes)} classes, {width}x{height} "
-        f"{config.channels}; {'; '.join(parts)}"
+        f"{config.channels}; {'; '.join([*parts, *notes])}"
     )

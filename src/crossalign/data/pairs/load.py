@@ -14,7 +14,7 @@ from crossalign.config import PairsConfig, validate
 from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir, content_key, kept
 from crossalign.core.reading import read_bytes, user_path
-from crossalign.data.images.decode import cached_hashes, checked, hash_of, picture, save_array
+from crossalign.data.images.decode import MAX_BYTES, cached_hashes, checked, hash_of, picture, save_array
 from crossalign.data.pairs.sources import PairListing, list_pairs
 from crossalign.data.records import whole_text
 from crossalign.data.sources import SPLITS, Raw
@@ -160,7 +160,7 @@ def _check_images(listing: PairListing, rows: np.ndarray) -> tuple[np.ndarray, d
     def compute() -> list[int | str]:
         return list(checked(_raws(listing, rows), _hash_of_readable, len(rows), listing.title))
 
-    return cached_hashes("pairs", key, rows, compute)
+    return cached_hashes("pairs", key, rows, compute)[:2]
 
 
 def _raws(listing: PairListing, rows: Iterable[int]) -> Iterator[Raw | str]:
@@ -168,7 +168,7 @@ def _raws(listing: PairListing, rows: Iterable[int]) -> Iterator[Raw | str]:
     for row in rows:
         try:
             raw = listing.read(int(row))
-            yield read_bytes(raw) if isinstance(raw, Path) else raw
+            yield read_bytes(raw, MAX_BYTES) if isinstance(raw, Path) else raw
         except (OSError, UserError) as error:
             yield f"{type(error).__name__}: {error}"
 

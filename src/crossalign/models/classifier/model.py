@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crossalign.config import BackboneConfig, EmbedderConfig, HeadConfig, TuneConfig, update, validate
+from crossalign.config import BackboneConfig, DataConfig, EmbedderConfig, HeadConfig, TuneConfig, update, validate
 from crossalign.core.errors import BadArgument, UserError, first_line
 from crossalign.core.files import as_umask, write_json, write_text
 from crossalign.core.reading import shown, user_path
@@ -46,6 +46,8 @@ class InputSpec:
     """Channel means to subtract, on a scale of 0 to 1 for images."""
     std: tuple[float, ...]
     """Channel standard deviations to divide by."""
+    white_level: int = DataConfig.white_level
+    """The value that is white in images of more than 8 bits."""
 
     def __post_init__(self) -> None:
         """Raise BadArgument for a value out of its range."""
@@ -56,6 +58,8 @@ class InputSpec:
             raise BadArgument(f"classes must be names, at least one; got {self.classes}")
         if twins := sorted({name for name in self.classes if self.classes.count(name) > 1}):
             raise BadArgument(f"classes must differ, and '{twins[0]}' stands there twice: give each its own name")
+        if not isinstance(self.white_level, Integral) or not 0 < int(self.white_level) < 1 << 31:
+            raise BadArgument(f"white_level must be a whole number above 0; got {self.white_level!r}")
         for name, values, least in (("mean", self.mean, -math.inf), ("std", self.std, 0.0)):
             if len(values) != self.shape[0] or not all(isinstance(v, Real) and least < v < math.inf for v in values):
                 above = "finite numbers" if name == "mean" else "numbers above 0"
@@ -113,6 +117,7 @@ class ImageClassifier(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         input_shape: tuple[int, ...] | None = None,
+        white_level: int = DataConfig.white_level,
         backbone: BackboneConfig | None = None,
         embedder: EmbedderConfig | None = None,
         tune: TuneConfig | None = None,
@@ -126,6 +131,7 @@ class ImageClassifier(nn.Module):
             ref: any model reference, such as ``package:minilm``, a folder, ``hf:ORG/NAME``, ``random:REF``.
             classes: class names. image_size, channels: of the images; ``input_shape`` overrides both (series, spectra).
             mean, std: per channel, on a scale of 0 to 1; 0.5 and 0.25 unless given.
+            white_level: the value that is white in images of more than 8 bits.
             backbone, embedder, tune, head: settings; see ``crossalign.config``.
             weights: False builds the model on the meta device: no memory, no weights at hand, for counting.
             seed: of the new parts, and of a ``random:`` or ``shuffled:`` backbone.
@@ -138,7 +144,7 @@ class ImageClassifier(nn.Module):
         shape = input_shape or (channels, image_size, image_size)
         mean = (0.5,) * shape[0] if mean is None else tuple(mean)
         std = (0.25,) * shape[0] if std is None else tuple(std)
-        spec = InputSpec(tuple(shape), tuple(classes) if not isinstance(classes, str) else (), mean, std)
+        spec = InputSpec(tuple(shape), tuple(classes) if not isinstance(classes, str) else (), mean, std, white_level)
         settings = ModelSettings(backbone, embedder or EmbedderConfig(), tune or TuneConfig(), head or HeadConfig())
         language_model = open_language_model(ref, weights=weights, seed=seed)
         return built(lambda: cls(language_model, spec, settings), seed, meta=not weights)
@@ -196,12 +202,15 @@ class ImageClassifier(nn.Module):
         write_tensors(folder / "model.safetensors", self.trained_state(), metadata={"format": "pt"})
         if self.settings.tune.method == "full":
             self.language_model.config.save_pretrained(folder / "backbone")
+        described = dataclasses.asdict(self.spec)
+        if self.spec.white_level == DataConfig.white_level:  # as every model of 0.1.0 has it
+            del described["white_level"]
         write_json(
             folder / "config.json",
             {
                 "format": FORMAT,
                 **dataclasses.asdict(settings),
-                "input": dataclasses.asdict(self.spec),
+                "input": described,
                 "fingerprint": self.language_model.fingerprint,
                 "seed": self.language_model.seed,
             },
@@ -291,7 +300,7 @@ class ImageClassifier(nn.Module):
                 raise BadArgument(f"{name} must be a whole number, at least 1; got {value!r}")
         from crossalign.data.images.decode import to_pixels
 
-        pixels = torch.from_numpy(np.ascontiguousarray(to_pixels(images, self.spec.shape)))
+        pixels = torch.from_numpy(np.ascontiguousarray(to_pixels(images, self.spec.shape, self.spec.white_level)))
         was_training, device = self.training, self.head.weight.device
         self.eval()
         try:
@@ -336,8 +345,8 @@ def read_saved(folder: Path) -> SavedClassifier:
     try:
         settings = update(ModelSettings(), {name: saved[name] for name in sections})
         validate(settings)
-        spec = InputSpec(*(tuple(saved["input"].get(field.name)) for field in dataclasses.fields(InputSpec)))
-        spec = dataclasses.replace(spec, classes=tuple(map(shown, spec.classes)))
+        shape, names, mean, std = (tuple(saved["input"].get(name)) for name in ("shape", "classes", "mean", "std"))
+        spec = InputSpec(shape, tuple(map(shown, names)), mean, std, saved["input"].get("white_level", DataConfig.white_level))
         return SavedClassifier(settings, spec, str(saved["fingerprint"]), int(saved["seed"]))
     except (UserError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{file} is damaged ({first_line(error)}): copy the model again") from error

@@ -115,6 +115,7 @@ def build_model(config: AdaptConfig, train: ImageSet) -> ImageClassifier:
         input_shape=tuple(shape),
         mean=config.data.mean,
         std=config.data.std,
+        white_level=config.data.white_level,
         backbone=config.backbone,
         embedder=config.embedder,
         tune=config.tune,
