@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -226,6 +227,10 @@ def test_copies_of_training_images_in_the_test_set_are_counted(tmp_path: Path, w
     shutil.copy(folder / "bee" / "001.png", other / "cat" / "901.png")
     assert "2 test images equal a training" in open_source(folder, test_source=str(other)).source
     assert "pixel for pixel" not in open_source(folder).source
+    for file in sorted((folder / "ant").iterdir())[:6]:
+        shutil.copy(file, folder / "ant" / f"copy-{file.name}")
+    found = re.search("([0-9]+) validation images equal a training image pixel for pixel", open_source(folder).source)
+    assert found and 0 < int(found[1]) <= 6
 
 
 # -- sets --

@@ -80,6 +80,21 @@ def test_alpaca_rows_take_the_published_template(tmp_path: Path) -> None:
     assert read_examples([str(tmp_path / "p.parquet")]) == (examples, 0)
 
 
+def test_files_in_folders_below_are_read_whatever_the_letters_of_their_suffix(tmp_path: Path) -> None:
+    for number, name in enumerate(
+        ["a.json", "deep/er/b.JSON", "deep/c.Jsonl", "deep/.d.json", "__MACOSX/e.json", "deep/f.txt"]
+    ):
+        row = json.dumps({"instruction": f"{number}", "output": "yes"})
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(row if name.endswith("l") else f"[{row}]")
+    found, _ = read_examples([str(tmp_path)])
+    assert len(found) == 3 and [example.prompt.split("\n")[-3] for example in found] == ["0", "2", "1"]
+    assert len(read_examples([str(tmp_path / "deep" / "er" / "b.JSON")])[0]) == 1
+    (tmp_path / "deep" / "g.json").symlink_to("/nowhere")
+    with pytest.raises(UserError, match=r"cannot read '.*g.json' \(a link that leads nowhere\): mend or remove it"):
+        read_examples([str(tmp_path)])
+
+
 def test_masks_by_hand(tokenizer: Any) -> None:
     found = encode_examples([Example("Q: ", "yes"), Example("", "no"), Example("Q", "<|endoftext|>")], tokenizer, 64)
     batch = collate(found, [np.array([0]), np.array([1])])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -78,6 +81,143 @@ def test_folders_with_splits_of_their_own(tmp_path: Path, write_folder: Callable
 def test_a_class_may_be_called_train(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
     folder = write_folder(tmp_path / "vehicles", {"car": 10, "train": 10})
     assert open_source(folder).train.classes == ("car", "train")
+
+
+def layout(root: Path, files: str) -> Path:
+    """Pictures at paths such as ``train/{cat,dog}/9``: so many in each of these folders."""
+    for number, words in enumerate(files.split()):
+        first, _, rest = words.partition("{")
+        names, _, last = rest.partition("}/") if rest else ("", "", "")
+        for name in names.split(",") if rest else [""]:
+            folder, _, count = f"{first}{name}{'/' if rest else ''}{last}".rpartition("/")
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            for i in range(int(count)):
+                (root / folder / f"{i:03}.png").write_bytes(png(number * 10_000 + hash_of(name) + i))
+    return root
+
+
+def hash_of(name: str) -> int:
+    return sum(map(ord, name)) * 17
+
+
+@pytest.mark.parametrize(
+    ("files", "found", "says"),
+    [
+        ("training_set/{cat,dog}/10 test_set/{cat,dog}/3", (16, 4, 6), "its own test split"),
+        ("Train/{cat,dog}/10 Testing/{cat,dog}/3 my-validation/{cat,dog}/2", (20, 4, 6), "its own validation split"),
+        ("{cat,dog}/5 train/{cat,dog}/10", (13, 3, 4), r"left out beside the splits: cat \(5 images\), dog \(5 images\)"),
+        ("train/{cat,dog}/10 unlabelled/7", (13, 3, 4), r"left out beside the splits: unlabelled \(7 images\)"),
+        ("train/{cat,dog}/10 train/4", (13, 3, 4), "4 images beside the class folders left out"),
+        ("{cat,dog}/10 2", (13, 3, 4), "2 images beside the class folders left out"),
+        ("{train_station,test_tube}/10", (13, 3, 4), "2 classes"),
+        ("{cat,dog}/a/5 {cat,dog}/b/5 {bee}/c/10", (19, 5, 6), "3 classes"),
+    ],
+)
+def test_folders_are_split_by_their_names(tmp_path: Path, files: str, found: tuple[int, ...], says: str) -> None:
+    splits = open_source(layout(tmp_path, files))
+    assert sizes(splits) == found and re.search(says, splits.source), splits.source
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (
+            "val/{cat,dog}/10 test/{cat,dog}/5",
+            "has no training images, only test, validation; name them train",
+        ),
+        ("fold1/{cat,dog}/5 fold2/{cat,dog}/5", r"fold1, fold2 hold the same folders \(cat, dog\)"),
+        ("{cat,dog}/10 test/{cat,dog}/5", r"'test' holds the folders that lie beside it \(cat, dog\)"),
+        ("train/{cat,dog}/5 training/{cat,dog}/5 test/{cat,dog}/5", "'train.*' and 'train.*' are both named train"),
+        ("{cafe\u0301,caf\u00e9}/10", "has two folders 'caf\u00e9', of which accents are encoded in two ways"),
+    ],
+)
+def test_folders_of_which_it_is_not_clear_what_they_are(tmp_path: Path, files: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        open_source(layout(tmp_path, files))
+
+
+def test_accents_are_compared_however_they_are_encoded(tmp_path: Path) -> None:
+    layout(tmp_path, "train/{caf\u00e9,tea}/10 test/{cafe\u0301,tea}/4")
+    splits = open_source(tmp_path)
+    assert sizes(splits) == (16, 4, 8) and splits.test.classes == splits.train.classes == ("caf\u00e9", "tea")
+    assert np.bincount(splits.test.labels).tolist() == [4, 4]
+
+
+def test_links_are_followed_once_and_litter_is_left(tmp_path: Path) -> None:
+    root = layout(tmp_path / "zoo", "{cat,dog}/10 cat/deep/3")
+    layout(tmp_path / "more", "inside/5")
+    (root / "cat" / "linked").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "back").symlink_to(tmp_path / "more")
+    for place in ("cat/deep/round", "dog/up"):  # circles, and out to what holds them
+        (root / place).symlink_to(root)
+    shutil.copytree(root / "dog", root / "dog" / "__MACOSX", symlinks=True)
+    shutil.copytree(root / "dog", root / "__MACOSX", symlinks=True)
+    for name in ("._000.png", "a/._b.png", ".DS_Store"):
+        (root / "cat" / name).parent.mkdir(exist_ok=True)
+        (root / "cat" / name).write_bytes(b"litter")
+    splits = open_source(root)
+    assert sum(sizes(splits)) == 28 and splits.train.classes == ("cat", "dog") and not splits.skipped
+    for part in (splits.train, splits.validation, splits.test):
+        check_rows(part, lambda name: (decoding.decode(root / name, None, "rgb"), name.split("/")[0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "says"),
+    [
+        ("cat/gone.png", lambda path: path.symlink_to("/nowhere.png"), "cat/gone.png (a link that leads nowhere)"),
+        ("cat/folder", lambda path: path.symlink_to("/nowhere"), "cat/folder (a link that leads nowhere)"),
+        ("bird", lambda path: path.symlink_to("/nowhere"), "bird (a link that leads nowhere)"),
+        ("cat/pipe.png", os.mkfifo, "cat/pipe.png (no regular file)"),
+        ("cat/null.png", lambda path: path.symlink_to("/dev/null"), "cat/null.png (no regular file)"),
+        ("cat/round.png", lambda path: path.symlink_to(path), "cat/round.png (too many levels of symbolic links)"),
+        ("dog/shut", Path.mkdir, "dog/shut (permission denied)"),
+        ("dog/broken.png", lambda path: path.write_bytes(b""), "dog/broken.png (empty, damaged"),
+        ("dog/\x1b[31m.png", lambda path: path.write_bytes(b""), r"dog/\x1b[31m.png (empty, damaged"),
+    ],
+)
+def test_what_cannot_be_read_in_a_folder_is_named_or_counted(
+    tmp_path: Path, name: str, make: Callable[[Path], Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = layout(tmp_path / "zoo", "{cat,dog}/10")
+    make(root / name)
+    scan = os.scandir
+
+    def guarded(path: Path) -> Any:
+        if Path(path).name == "shut":  # for the superuser no folder is
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(UserError, match=re.escape(says) + ".*--data.on-error skip"):
+        open_source(root)
+    splits = open_source(root, on_error="skip")
+    assert sum(sizes(splits)) == 20 and len(splits.skipped) == 1 and says in splits.skipped[0]
+    assert "1 unreadable images left out" in splits.source
+
+
+def test_all_pictures_of_a_class_unreadable(tmp_path: Path) -> None:
+    root = layout(tmp_path, "{cat,dog}/10")
+    for file in (root / "dog").iterdir():
+        file.write_bytes(b"x")
+    with pytest.raises(
+        UserError, match=r"one class only \('cat'\).*; 10 unreadable images left out \(10 of dog\), first dog/000"
+    ):
+        open_source(root, on_error="skip")
+
+
+def test_hive_folders_of_any_depth(tmp_path: Path, write_parquet: Callable[..., Path]) -> None:
+    for number, place in enumerate(["year=2024/month=1/day=1", "year=2024/month=2/day=1", "year=2025/month=1/day=3"]):
+        write_parquet(tmp_path / "all" / place / "part-0.parquet", ["no", "yes"] * 10, seed=100 * number)
+    assert sum(sizes(open_source(tmp_path / "all"))) == 60
+    for number, place in enumerate(["split=train/year=2024/month=1", "split=test/year=2024/month=1"]):
+        write_parquet(tmp_path / "split" / place / "part-0.parquet", ["no", "yes"] * 10, seed=100 * number)
+    assert sizes(open_source(tmp_path / "split")) == (16, 4, 20)
+
+
+def test_tables_beside_those_that_are_named_train_are_told(tmp_path: Path, write_parquet: Callable[..., Path]) -> None:
+    write_parquet(tmp_path / "train.parquet", [0, 1] * 10)
+    write_parquet(tmp_path / "extra.parquet", [0, 1] * 10, seed=100)
+    assert "left out beside the files named train: extra.parquet" in open_source(tmp_path).source
 
 
 def test_test_images_from_elsewhere(tmp_path: Path, write_folder: Callable[..., Path]) -> None:

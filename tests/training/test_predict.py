@@ -49,7 +49,10 @@ def test_a_folder_gives_the_pictures_that_adapt_would_take(tmp_path: Path, pictu
         shutil.copy(pictures / "down" / "0.png", tmp_path / name)
     (tmp_path / "nowhere.png").symlink_to(tmp_path / "gone.png")
     os.mkfifo(tmp_path / "pipe.png")  # to open it would wait for ever
-    assert [str(file.relative_to(tmp_path)) for file in _files([tmp_path])] == ["a.png", "inside/b.PBM"]
+    (tmp_path / "inside" / "round").symlink_to(tmp_path)
+    faults: dict[Path, str] = {}
+    assert [str(file.relative_to(tmp_path)) for file in _files([tmp_path], faults)] == ["a.png", "inside/b.PBM"]
+    assert faults == {tmp_path / "nowhere.png": "a link that leads nowhere", tmp_path / "pipe.png": "no regular file"}
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
-"""What all sources of data have in common: the words that names of files have for splits, and a listing of what was found."""
+"""What all sources of data have in common: one walk over folders, words in names that stand for splits, listings of images."""
 
 import os
 import re
+import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +22,8 @@ EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif"
 SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation"}
 SPLITS |= {"dev": "validation", "test": "test", "testing": "test"}
 """Names of splits in files and folders → ours."""
+LITTER = frozenset({"__MACOSX", "@eaDir"})
+"""Folders that programs leave beside a user's files; what is hidden is litter too."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,12 @@ class ImageListing:
     """JSON-able; changes when the images may have changed."""
     files: tuple[Path, ...] = ()
     """What it is read from."""
+    faults: tuple[str, ...] = ()
+    """What lies there and cannot be read, each with the reason; counted with the images that cannot be."""
+    notes: tuple[str, ...] = ()
+    """What else to know about the source: parts of the sentence that describes it."""
+    column: Callable[[str], Sequence[Any]] | None = None
+    """The N cells of another column, by its name, in a source that has columns."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(map(shown, self.classes)))
@@ -59,16 +68,22 @@ def split_name(words: str) -> str | None:
 
 
 def by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Files by the split that their own or their folder's name speaks of; "" where neither does."""
+    """Files by the split that their own name speaks of, else that of the nearest folder round them; "" where none does."""
     splits: dict[str, list[Path]] = {}
     for file in files:
-        split = split_name(file.stem) or split_name(file.parent.name if file.parent != folder else "")
-        splits.setdefault(split or "", []).append(file)
+        names = [file.stem, *reversed(file.relative_to(folder).parts[:-1])]
+        splits.setdefault(next(filter(None, map(split_name, names)), ""), []).append(file)
     return splits
 
 
+def is_litter(name: str) -> bool:
+    """Whether a path within a folder or an archive is hidden or a program's own: ``._x.jpg``, ``__MACOSX/x.jpg``."""
+    parts = PurePosixPath(name).parts
+    return any(part in LITTER or (part.startswith(".") and part != "..") for part in parts)
+
+
 def text_sources(
-    names: Sequence[str], kind: str, suffixes: Collection[str], levels: int = 0, built_in: Sequence[str] = ()
+    names: Sequence[str], kind: str, suffixes: Collection[str], built_in: Sequence[str] = ()
 ) -> tuple[list[Path | str], list[str]]:
     """Files of text to train on and sets of the hub, in the order of their names, and the names of files left out.
 
@@ -79,11 +94,10 @@ def text_sources(
         names: what the user names.
         kind: a word for messages, such as corpus.
         suffixes: of files that are read; "" also takes a file without one, if it is named itself.
-        levels: of folders, see :func:`files_below`.
         built_in: names of texts that need no file; they stay as they are, like those of sets of the hub.
 
     Raises:
-        UserError: nothing is named or lies there, or a kind of file that is not read.
+        UserError: nothing is named or lies there, a kind of file that is not read, or something in a folder that cannot be.
     """
     kinds = ", ".join(filter(None, suffixes))
     sources: list[Path | str] = []
@@ -96,7 +110,7 @@ def text_sources(
         if name in built_in or Ref(name, ()).kind == "hf":
             sources.append(name)
         elif name and path.is_dir():
-            files = [file for file in files_below(path, {*suffixes} - {""}, levels) if file.is_file()]
+            files = files_below(path, {*suffixes} - {""})
             if not files:
                 raise UserError(f"{kind} folder '{name}' holds no {kinds}; fill it or name another")
             splits = by_split(path, files)
@@ -112,14 +126,61 @@ def text_sources(
     return sources, left_out
 
 
-def files_below(folder: Path, suffixes: Collection[str], levels: int = 0) -> list[Path]:
-    """Files of some kinds in a folder and those below it, ``levels`` in all or 0 for any depth; nothing hidden; sorted."""
+def files_below(folder: Path, suffixes: Collection[str], faults: dict[Path, str] | None = None) -> list[Path]:
+    """Files of some kinds in a folder and all those below it, sorted; no litter.
+
+    Links are followed, but into each folder once, and out to none that holds this one: a circle of links ends.
+
+    Args:
+        folder: where to look.
+        suffixes: of files that are wanted, in lower case.
+        faults: is given what cannot be read, with the reason: folders without permission, links that lead nowhere, pipes and
+            devices; with None the first of them is raised.
+
+    Raises:
+        UserError: something cannot be read, and ``faults`` is None.
+    """
     files: list[Path] = []
-    for root, folders, names in os.walk(folder, followlinks=levels > 0):
-        depth = 1 + len(Path(root).relative_to(folder).parts)
-        folders[:] = [] if depth == levels else [name for name in folders if not name.startswith(".")]
-        files += (Path(root, n) for n in names if os.path.splitext(n)[1].lower() in suffixes and not n.startswith("."))
+    bad: dict[Path, str] = {}
+    entered = {(status.st_dev, status.st_ino) for status in (path.stat() for path in folder.resolve().parents)}
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        try:
+            status = current.stat()
+            entries = sorted(
+                (entry for entry in os.scandir(current) if not is_litter(entry.name)), key=lambda entry: entry.name
+            )
+        except OSError as error:
+            bad[current] = _why(error)
+            continue
+        if (status.st_dev, status.st_ino) in entered:
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        inside = []
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            path, is_wanted = current / entry.name, os.path.splitext(entry.name)[1].lower() in suffixes
+            try:
+                if entry.is_dir():
+                    inside.append(path)
+                elif is_wanted and entry.is_file():
+                    files.append(path)
+                elif (is_wanted or entry.is_symlink()) and not stat.S_ISREG(entry.stat().st_mode):
+                    bad[path] = "no regular file"  # a link that leads nowhere has raised
+            except OSError as error:
+                bad[path] = _why(error)
+        waiting += reversed(inside)
+    if faults is not None:
+        faults |= bad
+    elif bad:
+        path, why = next(iter(bad.items()))
+        raise UserError(f"cannot read '{path}' ({why}): mend or remove it")
     return sorted(files)
+
+
+def _why(error: OSError) -> str:
+    """Why something in a folder cannot be read."""
+    return "a link that leads nowhere" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
 
 
 def title_of(files: Sequence[Path]) -> str:

@@ -1,7 +1,9 @@
 """Labelled images, opened once and split three ways: train, validation (selects), test (scored once)."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import numpy as np
 import torch
 
 from crossalign.config import DataConfig, validate
-from crossalign.core.errors import UserError
+from crossalign.core.errors import UserError, some
 from crossalign.core.files import atomic_path, cache_dir, content_key
+from crossalign.core.reading import shown
 from crossalign.data.images.decode import Decoded, decode_listing, sizes_differ, write_npy_header
 from crossalign.data.images.sources import list_source
 from crossalign.data.images.splits import split_rows
@@ -72,22 +75,43 @@ def open_images(config: DataConfig) -> ImageSplits:
     for split, part in decoded.items():
         if part.pixels.shape[1:] != shape:
             raise sizes_differ(listings["train"].title, shape, listings[split].title, part.pixels.shape[1:])
-    skipped = tuple(f"{listings[s].names[row]} ({why})" for s, part in decoded.items() for row, why in part.bad.items())
-    if skipped and config.on_error == "stop":
-        more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
-        raise UserError(f"cannot read image {skipped[0]}{more}; replace or remove, or go on without: --data.on-error skip")
-    rows = split_rows(labels, classes, config, {split: part.bad for split, part in decoded.items()})
+    skipped, notes = _skipped(listings, decoded, config)
+    try:
+        rows = split_rows(labels, classes, config, {split: part.bad for split, part in decoded.items()})
+    except UserError as error:
+        if not skipped:
+            raise
+        raise UserError(f"{error}; {notes[0]}, first {skipped[0]}") from error
     origin = {split: split if split in listings else "train" for split in rows}
     sets = {split: _image_set(listings[origin[split]], decoded[origin[split]], rows[split]) for split in rows}
     hashes = {split: decoded[origin[split]].hashes[rows[split]] for split in rows}
-    twins = int(np.isin(hashes["test"], np.concatenate([hashes["train"], hashes["validation"]])).sum())
+    notes += [*_twins(hashes), *_unused_bits(decoded, config.white_level)]
     digest = hashlib.sha256()
     for split, images in sets.items():
         digest.update(repr((split, images.classes, images.pixels.shape)).encode())
         digest.update(images.labels.numpy().tobytes() + hashes[split].tobytes())
-    notes = _unused_bits(decoded, config.white_level)
-    source = _describe(config, listings, sets, len(skipped), twins, notes)
+    source = _describe(config, listings, sets, notes)
     return ImageSplits(sets["train"], sets["validation"], sets["test"], source, skipped, digest.hexdigest()[:20])
+
+
+def _skipped(listings: Listings, decoded: Mapping[str, Decoded], config: DataConfig) -> tuple[tuple[str, ...], list[str]]:
+    """What cannot be read, each with the reason, and a note that says how much of which class.
+
+    Raises:
+        UserError: there is something, and it is not to be skipped.
+    """
+    skipped = [fault for listing in listings.values() for fault in listing.faults]
+    of_classes: Counter[str] = Counter()
+    for split, part in decoded.items():
+        listing = listings[split]
+        skipped += [f"{shown(listing.names[row])} ({why})" for row, why in part.bad.items()]
+        of_classes.update(listing.classes[listing.labels[row]] for row in part.bad)
+    if skipped and config.on_error == "stop":
+        more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+        raise UserError(f"cannot read image {skipped[0]}{more}; replace or remove, or go on without: --data.on-error skip")
+    words = some([f"{count} of {name}" for name, count in of_classes.most_common()])
+    note = f"{len(skipped)} unreadable images left out" + (f" ({words})" if words else "")
+    return tuple(skipped), [note] if skipped else []
 
 
 def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -127,15 +151,16 @@ def _list(config: DataConfig) -> Listings:
 
 
 def _with_classes(listing: ImageListing, classes: tuple[str, ...]) -> ImageListing:
-    """The listing with its labels in terms of ``classes``, matched by name."""
+    """The listing with its labels in terms of ``classes``, matched by name, however its accents are encoded."""
     if listing.classes == classes:  # also where two classes have one name, as in ImageNet's short names
         return listing
-    number_of = {name: number for number, name in enumerate(classes)}
-    numbers = np.array([number_of.get(name, -1) for name in listing.classes], dtype=np.int64)
+    number_of = {unicodedata.normalize("NFC", name): number for number, name in enumerate(classes)}
+    names = [unicodedata.normalize("NFC", name) for name in listing.classes]
+    numbers = np.array([number_of.get(name, -1) for name in names], dtype=np.int64)
     labels = numbers[listing.labels]
     if (labels < 0).any():
         name = listing.classes[listing.labels[np.argmax(labels < 0)]]
-        raise UserError(f"{listing.title} has class '{name}', which the training images lack ({', '.join(classes)})")
+        raise UserError(f"{listing.title} has class '{name}', which the training images lack ({some(classes)})")
     return replace(listing, labels=labels, classes=classes)
 
 
@@ -155,6 +180,16 @@ def _image_set(listing: ImageListing, decoded: Decoded, rows: np.ndarray) -> Ima
     return ImageSet(np.load(path, mmap_mode="r"), labels, listing.classes, names)
 
 
+def _twins(hashes: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """How many images lie in two splits."""
+    for part, others, words in (
+        ("test", ["train", "validation"], "test images equal a training or validation image"),
+        ("validation", ["train"], "validation images equal a training image"),
+    ):
+        if count := int(np.isin(hashes[part], np.concatenate([hashes[other] for other in others])).sum()):
+            yield f"{count} {words} pixel for pixel"
+
+
 def _unused_bits(decoded: Mapping[str, Decoded], white: int) -> list[str]:
     """Whether images of more than 8 bits are nearly black for want of a white level."""
     largest = max(part.largest for part in decoded.values())
@@ -164,9 +199,7 @@ def _unused_bits(decoded: Mapping[str, Decoded], white: int) -> list[str]:
     return [f"images of more than 8 bits hold {largest:,} at most, where {white:,} is white (--data.white-level {level})"]
 
 
-def _describe(
-    config: DataConfig, listings: Listings, sets: dict[str, ImageSet], skipped: int, twins: int, notes: Sequence[str]
-) -> str:
+def _describe(config: DataConfig, listings: Listings, sets: dict[str, ImageSet], notes: Sequence[str]) -> str:
     """One sentence for run logs, tables and model cards."""
     train = sets["train"]
     _, height, width = train.pixels.shape[1:]
@@ -182,8 +215,7 @@ def _describe(
     parts += [f"{' and '.join(limited)} limited to a stratified subset"] if limited else []
     absent = len(train.classes) - len(torch.unique(train.labels))
     parts += [f"{absent} classes have no training image"] if absent else []
-    parts += [f"{skipped} unreadable images left out"] if skipped else []
-    parts += [f"{twins} test images equal a training or validation image pixel for pixel"] if twins else []
+    parts += [note for listing in listings.values() for note in listing.notes]
     return (
         f"{listings['train'].title}: {counts} images of {len(train.classes)} classes, {width}x{height} "
         f"{config.channels}; {'; '.join([*parts, *notes])}"

@@ -4,14 +4,16 @@
 split.
 """
 
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from crossalign.core.errors import UserError, needed, unknown
-from crossalign.core.reading import user_path
+from crossalign.core.errors import UserError, needed, some, unknown
+from crossalign.core.reading import shown, user_path
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
 from crossalign.data.records import HubTable, ParquetTable, RecordTable, load_hub
@@ -23,6 +25,7 @@ from crossalign.data.sources import (
     by_split,
     file_identity,
     files_below,
+    is_litter,
     split_name,
 )
 
@@ -58,12 +61,24 @@ def list_source(source: str, alone: bool = False) -> Listings:
             f"'{path}' holds CIFAR-10 as Python pickles, which are not read because they can run code; use the binary "
             "version (cifar-10-binary.tar.gz, with data_batch_1.bin)"
         )
-    files = by_split(path, files_below(path, {".parquet"}, levels=2))
+    faults: dict[Path, str] = {}
+    files = by_split(path, files_below(path, {".parquet"}, faults))
     if not files:
         return _image_folder(path)
     unnamed = files.pop("", [])
-    files = files if "train" in files or not unnamed else files | {"train": unnamed}
-    return {split: _listing(ParquetTable(paths)) for split, paths in files.items()}
+    notes: tuple[str, ...] = ()
+    if "train" in files and unnamed:
+        notes = (f"left out beside the files named train: {some([shown(file.name) for file in unnamed])}",)
+    elif unnamed:
+        files["train"] = unnamed
+    listings = {split: _listing(ParquetTable(paths)) for split, paths in files.items()}
+    first = next(iter(listings))
+    listings[first] = replace(listings[first], notes=notes, faults=_in_words(faults, path))
+    return listings
+
+
+def _in_words(faults: dict[Path, str], folder: Path) -> tuple[str, ...]:
+    return tuple(f"{shown(path.relative_to(folder).as_posix())} ({why})" for path, why in faults.items())
 
 
 def _siblings(path: Path) -> dict[str, list[Path]]:
@@ -182,12 +197,37 @@ def _binary_listing(files: list[Path], classes: tuple[str, ...], title: str) -> 
 
 
 def _image_folder(path: Path) -> Listings:
-    """Class folders, or train, validation and test folders of them."""
-    folders = _subfolders(path)
-    splits = {SPLITS[f.name.lower()]: f for f in folders if f.name.lower() in SPLITS and _subfolders(f)}
-    if "train" in splits:
-        return {split: _class_folders(folder, f"{path.name}/{folder.name}") for split, folder in splits.items()}
-    return {"train": _class_folders(path, path.name)}
+    """Class folders, or folders of them whose names speak of splits, as those of files do."""
+    inside = {folder: {below.name for below in _subfolders(folder)} for folder in _subfolders(path)}
+    parts = {folder: split for folder, below in inside.items() if below and (split := split_name(folder.name))}
+    classes = {folder.name for folder in inside if folder not in parts}
+    if classes and not any(SPLITS.get(folder.name.lower()) == "train" for folder in parts):  # "train station" is a class
+        parts = {}
+    if not parts:
+        _check_classes(path, {folder.name: below for folder, below in inside.items()})
+        return {"train": _class_folders(path, path.name)}
+    for folder, split in parts.items():
+        if twin := next((other for other in parts if parts[other] == split and other != folder), None):
+            raise UserError(f"'{path}': '{folder.name}' and '{twin.name}' are both named {split}: put them into one folder")
+    listings = {split: _class_folders(folder, f"{path.name}/{folder.name}") for folder, split in parts.items()}
+    beside = {folder.name: len(files_below(folder, EXTENSIONS, {})) for folder in inside if folder not in parts}
+    left_out = [f"{shown(name)} ({count:,} images)" for name, count in beside.items() if count]
+    if left_out and "train" in listings:
+        train = listings["train"]
+        listings["train"] = replace(train, notes=(*train.notes, f"left out beside the splits: {some(left_out)}"))
+    return listings
+
+
+def _check_classes(path: Path, inside: dict[str, set[str]]) -> None:
+    """Raise UserError where folders (name → names of those in it) seem to be splits, though not named so."""
+    alike = [name for name, below in inside.items() if len(below) > 1 and below == next(iter(inside.values()))]
+    beside = [name for name, below in inside.items() if below and below <= inside.keys() - {name}]
+    if beside or len(alike) == len(inside) > 1:
+        why = f"'{beside[0]}' holds the folders that lie beside it" if beside else f"{some(alike)} hold the same folders"
+        raise UserError(
+            f"'{path}': {why} ({some(sorted(inside[(beside or alike)[0]]))}), so that it is not clear which are classes: put "
+            "the images of each class into one folder, below train, validation and test if they are split"
+        )
 
 
 def _class_folders(path: Path, title: str) -> ImageListing:
@@ -195,20 +235,35 @@ def _class_folders(path: Path, title: str) -> ImageListing:
     folders = _subfolders(path)
     if not folders:
         raise UserError(f"'{path}' holds no class folders; put the images of each class into a folder of its own")
+    faults = {entry: "a link that leads nowhere" for entry in _entries(path) if not entry.exists()}
+    loose = sum(entry.suffix.lower() in EXTENSIONS and entry.is_file() for entry in _entries(path))
+    notes = (f"{loose:,} images beside the class folders left out",) if loose else ()
     files: list[Path] = []
     counts = []
     for folder in folders:
-        pictures = files_below(folder, EXTENSIONS)
+        pictures = files_below(folder, EXTENSIONS, faults)
         if not pictures:
             kinds = ", ".join(sorted(EXTENSIONS))
-            raise UserError(f"class folder '{folder}' holds no images ({kinds}); fill it or remove it")
+            why = next((f"{entry}: {why}" for entry, why in faults.items() if entry.is_relative_to(folder)), kinds)
+            raise UserError(f"class folder '{folder}' holds no images ({why}); fill it or remove it")
         files += pictures
         counts.append(len(pictures))
     classes = tuple(folder.name for folder in folders)
+    spelt = [unicodedata.normalize("NFC", name) for name in classes]
+    if twin := next((name for name in spelt if spelt.count(name) > 1), None):
+        raise UserError(f"'{path}' has two folders '{twin}', of which accents are encoded in two ways: put them into one")
     names = [f.relative_to(path).as_posix() for f in files]
     labels = np.repeat(np.arange(len(folders), dtype=np.int64), counts)
-    return ImageListing(title, labels, classes, names, lambda: iter(files), file_identity(files), tuple(files))
+    identity, bad = file_identity(files), _in_words(faults, path)
+    return ImageListing(title, labels, classes, names, lambda: iter(files), identity, tuple(files), bad, notes)
 
 
 def _subfolders(path: Path) -> list[Path]:
-    return sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+    return [entry for entry in _entries(path) if entry.is_dir()]
+
+
+def _entries(path: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in path.iterdir() if not is_litter(entry.name))
+    except OSError as error:
+        raise UserError(f"cannot read the folder '{path}' ({error.strerror}): mend or remove it") from error

@@ -88,11 +88,11 @@ def _reader(source: str) -> tuple[Parts, Callable[[list[Any], PairsConfig], Pair
 
 
 def _files(path: Path, suffix: str) -> list[Path]:
-    """The file, those below a folder (two levels), or those of a pattern such as shards-*.tar, sorted."""
+    """The file, those below a folder, or those of a pattern such as shards-*.tar, sorted."""
     if path.is_file():
         return [path] if path.suffix == suffix else []
     if path.is_dir():
-        return files_below(path, {suffix}, levels=2)
+        return files_below(path, {suffix})
     return sorted(Path(name) for name in glob.glob(str(path)) if name.endswith(suffix))
 
 

@@ -128,7 +128,7 @@ def read_examples(source: Sequence[str]) -> tuple[list[Example], int]:
     Raises:
         UserError: nothing there, a damaged file, or a row without the fields; it names the file, the row and the fields.
     """
-    files, left_out = text_sources(source, "instruction", SUFFIXES, levels=1)
+    files, left_out = text_sources(source, "instruction", SUFFIXES)
     if left_out:
         print(f"left out, of other splits: {', '.join(left_out)}", file=sys.stderr)
     examples = [_example(record, where) for file in files for record, where, *_ in _rows(file)]

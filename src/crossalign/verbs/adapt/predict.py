@@ -47,19 +47,22 @@ def run(args: PredictArgs, _: str) -> None:
     from crossalign.core.device import resolve_device
     from crossalign.models.classifier.model import ImageClassifier
 
-    files = list(_files(args.images))
+    faults: dict[Path, str] = {}
+    files = list(_files(args.images, faults))
     if not files:
         raise UserError("no images: name files or folders of them after the model")
     device = resolve_device(args.device)
     classifier = ImageClassifier.from_pretrained(args.model, backbone=args.backbone or None).to(device)
-    failed = 0
+    for file, why in faults.items():
+        print(json.dumps({"file": str(file), "error": why}, ensure_ascii=False))
+    failed, total = len(faults), len(faults) + len(files)
     for start in range(0, len(files), args.batch_size):
         for file, answer in _answers(classifier, files[start : start + args.batch_size], args.top_k):
             failed += "error" in answer
             print(json.dumps({"file": str(file), **answer}, ensure_ascii=False))
     if failed:
-        print(f"crossalign: {failed} of {len(files)} images could not be read", file=sys.stderr)
-    if failed == len(files):
+        print(f"crossalign: {failed} of {total} images could not be read", file=sys.stderr)
+    if failed == total:
         raise UserError("none of the images could be read")
 
 
@@ -78,12 +81,13 @@ def _answers(classifier: ImageClassifier, files: list[Path], top_k: int) -> Iter
         yield file, classes[0] if top_k == 1 else {"classes": classes}
 
 
-def _files(paths: list[Path]) -> Iterator[Path]:
+def _files(paths: list[Path], faults: dict[Path, str]) -> Iterator[Path]:
+    """The files that are named, and the pictures below folders; ``faults`` is given what cannot be read there."""
     from crossalign.data.sources import EXTENSIONS, files_below
 
     for path in paths:
         if path.is_dir():
-            inside = [file for file in files_below(path, EXTENSIONS) if file.is_file()]  # no pipes, no links to nothing
+            inside = files_below(path, EXTENSIONS, faults)
             if not inside:
                 raise UserError(f"no images in the folder {path} (looked for {', '.join(sorted(EXTENSIONS))})")
             yield from inside
