@@ -16,7 +16,7 @@ from crossalign import cli
 from crossalign.alignment import divergences, similarities
 from crossalign.config import AdaptConfig, FinetuneConfig, PairsConfig, PretrainConfig, SearchConfig, flatten, to_dict
 from crossalign.data.images import sources as image_sources
-from crossalign.data.images.decode import decode_listing
+from crossalign.data.images.cached import decode_listing
 from crossalign.data.pairs import sources as pair_sources
 from crossalign.models.classifier.backbone import probe
 from crossalign.models.classifier.embedding import EMBEDDERS

@@ -16,6 +16,7 @@ from pictures import THREE, check_rows, open_source, png, sizes
 
 from crossalign.config import AugmentConfig, DataConfig
 from crossalign.core.errors import UserError
+from crossalign.data.images import cached
 from crossalign.data.images import decode as decoding
 from crossalign.data.images import load as opening
 from crossalign.data.images.load import ImageSet, channel_statistics
@@ -161,7 +162,7 @@ def test_images_are_decoded_once(tmp_path: Path, write_folder: Callable[..., Pat
     folder = write_folder(tmp_path, THREE)
     calls: list[object] = []
     real = decoding.decode
-    monkeypatch.setattr(decoding, "decode", lambda *args: calls.append(args) or real(*args))
+    monkeypatch.setattr(cached, "decode", lambda *args: calls.append(args) or real(*args))
     first = open_source(folder)
     assert len(calls) == 60
     again = open_source(folder, validation_fraction=0.3, limit_train=10)
@@ -203,7 +204,7 @@ def test_a_full_disk_is_one_sentence(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(decoding.np, "save", full)
+    monkeypatch.setattr(cached.np, "save", full)
     with pytest.raises(UserError, match=r"no room left .*CROSSALIGN_CACHE"):
         open_source(folder)
 

@@ -14,7 +14,7 @@ from crossalign.config import DataConfig, validate
 from crossalign.core.errors import UserError, some
 from crossalign.core.files import atomic_path, cache_dir, content_key
 from crossalign.core.reading import shown
-from crossalign.data.images.decode import Decoded, decode_listing, sizes_differ, write_npy_header
+from crossalign.data.images.cached import Decoded, decode_listing, sizes_differ, write_npy_header
 from crossalign.data.images.sources import list_source
 from crossalign.data.images.splits import split_rows
 from crossalign.data.sources import ImageListing, Listings

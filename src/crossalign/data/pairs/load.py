@@ -14,7 +14,8 @@ from crossalign.config import PairsConfig, validate
 from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir, content_key, kept
 from crossalign.core.reading import read_bytes, user_path
-from crossalign.data.images.decode import MAX_BYTES, cached_hashes, checked, hash_of, picture, save_array
+from crossalign.data.images.cached import cached_hashes, save_array
+from crossalign.data.images.decode import MAX_BYTES, checked, hash_of, picture
 from crossalign.data.pairs.sources import PairListing, list_pairs
 from crossalign.data.records import whole_text
 from crossalign.data.sources import SPLITS, Raw

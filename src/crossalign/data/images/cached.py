@@ -1,0 +1,160 @@
+"""Decoded images in the cache: made once, checked, and memory-mapped."""
+
+import errno
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from crossalign.core.errors import UserError
+from crossalign.core.files import atomic_path, cache_dir, content_key, kept, write_json
+from crossalign.core.reading import read_json
+from crossalign.data.images.decode import WHITE, Channels, Depth, checked, decode, hash_of
+from crossalign.data.sources import ImageListing, Raw
+
+VERSION = 1  # of the pixels in the cache; count up when they would come out otherwise
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The images of one listing, as far as they could be read."""
+
+    pixels: np.ndarray
+    """uint8 (N, C, H, W), a read-only memory map; rows of unreadable images are zero."""
+    hashes: np.ndarray
+    """uint64 (N,): a hash of each image's pixels."""
+    bad: dict[int, str]
+    """Row of each unreadable image → why."""
+    largest: int = -1
+    """The largest value in images of more than 8 bits; -1 where there are none, or where 0.1.0 wrote the cache."""
+
+
+def decode_listing(listing: ImageListing, image_size: int | None, channels: Channels, white: int = WHITE) -> Decoded:
+    """Decode and check every image of ``listing``, or find them in the cache.
+
+    The cache knows a listing by its files (path, size, time of change), the size, channels and white level asked for.
+    Unreadable images are noted there too, so that the check is made once.
+
+    Raises:
+        UserError: images differ in size while ``image_size`` is None; no image can be read; the cache's disk is full.
+    """
+    level = {} if white == WHITE else {"white": white}
+    key = content_key(identity=listing.identity, image_size=image_size, channels=channels, version=VERSION, **level)
+    pixels_file = cache_dir("images") / f"{key}.npy"
+    size = None if image_size is None else (image_size, image_size)
+    depth = Depth(white)
+
+    def write() -> list[int | str]:
+        with atomic_path(pixels_file) as temporary, temporary.open("wb") as file:
+            return _write_pixels(file, listing, lambda raw: decode(raw, size, channels, depth))
+
+    def check(hashes: np.ndarray) -> None:
+        pixels = np.load(pixels_file, mmap_mode="r")
+        if pixels.ndim != 4 or len(pixels) != len(hashes):
+            raise ValueError(pixels.shape)
+        for row in {0, len(hashes) // 2, len(hashes) - 1}:
+            if hashes[row] and hash_of(pixels[row].tobytes()) != int(hashes[row]):
+                raise ValueError(row)
+
+    rows = range(len(listing.labels))
+    hashes, bad, facts = cached_hashes("images", key, rows, write, check, lambda: {"largest": depth.largest})
+    return Decoded(np.load(pixels_file, mmap_mode="r"), hashes, bad, int(facts.get("largest", -1)))
+
+
+def cached_hashes(
+    kind: str,
+    key: str,
+    rows: Sequence[int] | np.ndarray,
+    compute: Callable[[], list[int | str]],
+    check: Callable[[np.ndarray], object] = len,
+    facts: Callable[[], dict[str, Any]] = dict,
+) -> tuple[np.ndarray, dict[int, str], dict[str, Any]]:
+    """Hashes of images, computed once and kept in the cache.
+
+    Args:
+        kind: folder of the cache.
+        key: what the entry is called.
+        rows: the places of the images in their listing.
+        compute: gives the hash of each, or why it cannot be read.
+        check: looks at what else it writes; raises ValueError or OSError where that is not whole.
+        facts: gives what else to note once all is computed.
+
+    Returns:
+        Hashes, uint64 (N,), 0 for an image that cannot be read; by row why it cannot; and all that was noted.
+
+    Raises:
+        UserError: the cache's disk is full.
+    """
+    folder = cache_dir(kind)
+    hashes_file, done_file = folder / f"{key}.hashes.npy", folder / f"{key}.json"
+
+    def read() -> tuple[np.ndarray, dict[int, str], dict[str, Any]]:
+        notes = read_json(done_file)
+        bad = notes.get("bad", notes)  # 0.1.0 wrote it bare for pairs
+        hashes: np.ndarray = np.load(hashes_file)
+        if hashes.shape != (len(rows),) or hashes.dtype != np.uint64:
+            raise ValueError(hashes.shape)
+        check(hashes)
+        return hashes, {int(row): str(why) for row, why in bad.items()}, notes
+
+    def make() -> None:
+        done_file.unlink(missing_ok=True)
+        try:
+            results = compute()
+            hashes = [0 if isinstance(result, str) else result for result in results]
+            save_array(hashes_file, np.array(hashes, dtype=np.uint64))
+            bad = {int(row): why for row, why in zip(rows, results, strict=True) if isinstance(why, str)}
+            write_json(done_file, {"bad": bad} | facts())  # last: it says that the others are whole
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise UserError(f"no room left for images in {folder}: free some space or set CROSSALIGN_CACHE") from error
+
+    return kept(read, make)
+
+
+def save_array(path: Path, values: np.ndarray) -> None:
+    """Write a .npy file, whole or not at all."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values)
+
+
+def _write_pixels(file: BinaryIO, listing: ImageListing, make: Callable[[Raw], np.ndarray]) -> list[int | str]:
+    """Write the images one after the other as one .npy array, whose shape the first readable one tells; those that cannot be
+    read are zero. Return a hash of each, or why it cannot be read."""
+    count = len(listing.labels)
+    results: list[int | str] = []
+    shape: tuple[int, ...] = ()
+    for row, result in enumerate(checked(listing.records(), make, count, listing.title)):
+        if isinstance(result, str):
+            file.write(bytes(math.prod(shape) if shape else 0))
+            results.append(result)
+            continue
+        if not shape:
+            shape, first = result.shape, listing.names[row]
+            write_npy_header(file, (count, *shape))
+            file.write(bytes(row * math.prod(shape)))
+        elif result.shape != shape:
+            raise sizes_differ(first, shape, listing.names[row], result.shape)
+        data = result.tobytes()
+        file.write(data)
+        results.append(hash_of(data))
+    if not shape:
+        raise UserError(f"none of the {count} images of {listing.title} can be read; {listing.names[0]}: {results[0]}")
+    return results
+
+
+def write_npy_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """Begin a .npy file of uint8 whose values are written after it, piece by piece."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def sizes_differ(name: str, shape: tuple[int, ...], other: str, other_shape: tuple[int, ...]) -> UserError:
+    """The error for images (C, H, W) of two sizes where no size is asked for."""
+    return UserError(
+        f"images differ in size: {name} is {shape[2]}x{shape[1]} and {other} is {other_shape[2]}x{other_shape[1]} "
+        "(width x height); give one size, for example --data.image-size 32"
+    )
