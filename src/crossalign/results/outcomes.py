@@ -203,7 +203,7 @@ def _stated(run: Run, entry: dict[str, Any]) -> Score:
         outcome = Outcome(**{"label": facts["name"], "family": facts["name"], **facts})
         for field in dataclasses.fields(outcome):
             fact = getattr(outcome, field.name)
-            if type(fact).__name__ != field.type:
+            if type(fact) is not field.type:
                 raise TypeError(f"{field.name} is {fact!r}")
         file = _AnswersFile(run, outcome, _number(value), **columns)
         if outcome.share and abs(file.value) > 1:
