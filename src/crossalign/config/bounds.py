@@ -53,7 +53,7 @@ Limit = Annotated[int | None, at_least(1)]
 Whole = Annotated[int, at_least(0)]
 Seed = Annotated[int, Bound("be a whole number from 0 to 4294967295", 0, 2**32 - 1)]
 """What every generator that training seeds can take."""
-LARGE = 1e20
+LARGE = 1e30
 """Far beyond what any setting is for, and far inside what fp32 holds."""
 Amount = Annotated[float, Bound("be a finite number, 0 or more", 0, LARGE, too_large=f"be at most {LARGE:g}")]
 Share = Annotated[float, Bound("be a share from 0 to 1", 0, 1)]
