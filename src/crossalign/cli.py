@@ -108,6 +108,7 @@ def _dispatch(args: list[str]) -> int | None:
         print(_overview(f"{args[0]} "))
         return 0
     from crossalign.config import validate
+    from crossalign.config.effect import announce_unused
 
     name, rest = find_verb(args)
     verb = load_verb(name)
@@ -123,6 +124,7 @@ def _dispatch(args: list[str]) -> int | None:
         return 0
     asked = _parse(verb, name, recipe, rest)
     validate(asked)
+    announce_unused([asked], _given(type(asked), rest))
     result = verb.run(asked, recipe)
     if not isinstance(result, str):
         return result
@@ -206,16 +208,24 @@ def _check_keys(cls: type, args: list[str]) -> None:
         raise UserError(f"unknown option --{key}{hint} (all options: --help)")
 
 
-def _keys(cls: Any, prefix: str = "") -> list[str]:
-    """Every option of an arguments class, as written on the command line."""
+def _given(cls: type, args: list[str]) -> list[str]:
+    """The settings of an arguments class that a call names, by their names."""
+    options = _keys(cls)
+    keys = (arg[2:].split("=", 1)[0].replace("_", "-") for arg in args if arg.startswith("--"))
+    return list(dict.fromkeys(options[key] for key in keys if key in options))
+
+
+def _keys(cls: Any, prefix: str = "") -> dict[str, str]:
+    """Every option of an arguments class, as written on the command line, with the name of its setting."""
     hints = get_type_hints(cls)
-    keys: list[str] = []
+    keys: dict[str, str] = {}
     for field in dataclasses.fields(cls):
-        kind, name = hints[field.name], field.name.replace("_", "-")
+        kind, name = hints[field.name], prefix + field.name
         if dataclasses.is_dataclass(kind):
-            keys += _keys(kind, f"{prefix}{name}.")
+            keys |= _keys(kind, f"{name}.")
         else:
-            keys += [prefix + name] + ([f"{prefix}no-{name}"] if kind is bool else [])
+            forms = [name, f"{prefix}no-{field.name}"] if kind is bool else [name]
+            keys |= {form.replace("_", "-"): name for form in forms}
     return keys
 
 

@@ -69,13 +69,17 @@ def test_class_folders(tmp_path: Path, write_folder: Callable[..., Path]) -> Non
         check_rows(part, lambda n: (decoding.decode(folder / n, None, "rgb"), n.split("/")[0]))
 
 
-def test_folders_with_splits_of_their_own(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+def test_folders_with_splits_of_their_own(
+    tmp_path: Path, write_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     for split, seed in {"train": 0, "valid": 1000, "test": 2000}.items():
         write_folder(tmp_path / "zoo" / split, THREE if split == "train" else {"ant": 3, "cat": 4}, seed=seed)
     splits = open_source(tmp_path / "zoo")
     assert sizes(splits) == (60, 7, 7) and splits.train.classes == splits.test.classes == ("ant", "bee", "cat")
     check_rows(splits.test, lambda n: (decoding.decode(tmp_path / "zoo" / "test" / n, None, "rgb"), n.split("/")[0]))
     assert "its own test split" in splits.source and "its own validation split" in splits.source
+    open_source(tmp_path / "zoo", test_fraction=0.3)
+    assert "--data.test-fraction has no effect: the images come with test images of their own" in capsys.readouterr().err
 
 
 def test_a_class_may_be_called_train(tmp_path: Path, write_folder: Callable[..., Path]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, flatten, to_dict, update
+from crossalign.config.effect import When
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.reading import parse_yaml, read_yaml, user_path
 from crossalign.core.registry import Registry
@@ -42,21 +43,6 @@ VARIABLE = ("data.augment",)
 """What may vary of them all the same."""
 NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)e[-+]?\d+|inf|infinity|nan)", re.IGNORECASE)
 """What a setting takes for a number and YAML 1.1 reads as text, such as 1e-5."""
-
-
-@dataclass(frozen=True)
-class When:
-    """On which value of another field, ``name``, a field matters: on ``value``, or on all but it."""
-
-    name: str
-    equal: bool
-    value: Value
-    text: str
-    """As a file has it."""
-
-    def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether it holds for settings by field name; it does not where the other field is out itself."""
-        return self.name in values and (values[self.name] == self.value) == self.equal
 
 
 @dataclass(frozen=True)
@@ -271,7 +257,7 @@ def _read_when(text: Any, name: str, origin: str, config: Config, names: list[st
     single = parent is None or parent.choices or parent.integer  # a real number is hardly ever drawn twice
     if parent and (not single or not parent.holds(value) or (parent.choices == (value,) and not equal)):
         raise UserError(f"{where}: '{other}' is never that in this space; name one of its choices, or give it some")
-    return When(other, equal, value, text)
+    return When(other, equal, (value,), text)
 
 
 def _plain(value: Any, where: str) -> Any:

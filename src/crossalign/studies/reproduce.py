@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, flatten, update, validate
+from crossalign.config.effect import announce_unused
 from crossalign.config.studies import ReproduceArgs
 from crossalign.core.errors import UserError, some, unknown
 from crossalign.core.files import write_json
@@ -148,6 +149,7 @@ def reproduce(args: ReproduceArgs) -> int:
     rows = [row for row in known if row in (args.rows or table.usual_rows(args.scale))]
     recipes = {row: table.recipe(row, args.scale) for row in rows}
     base = {row: _base(recipes[row], args) for row in rows}
+    announce_unused(list(base.values()), [read_setting(text)[0] for text in args.set])
     _check_sources(list(base.values()))
     with alone(output):
         StudyFolder(output).refuse_links()

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from crossalign.config import FinetuneConfig, SearchConfig, flatten, to_dict, update, validate
+from crossalign.config.effect import announce_unused
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import remove, write_text
 from crossalign.core.progress import progress
@@ -55,6 +56,7 @@ def tune(config: SearchConfig) -> list[str]:
     names = _names(config)
     _check(config)
     bases = {name: _base(config, name) for name in names}
+    announce_unused(list(bases.values()), _fixed(config))
     spaces = {name: _space(config, base) for name, base in bases.items()}
     bases = {name: spaces[name].inside(base) for name, base in bases.items()}
     if config.show_space:

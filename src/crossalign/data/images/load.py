@@ -13,6 +13,7 @@ import torch
 from crossalign.config import DataConfig, validate
 from crossalign.core.errors import UserError, some
 from crossalign.core.files import atomic_path, cache_dir, content_key
+from crossalign.core.progress import announce
 from crossalign.core.reading import shown
 from crossalign.data.images.cached import Decoded, decode_listing, sizes_differ, write_npy_header
 from crossalign.data.images.sources import list_source
@@ -66,6 +67,10 @@ def open_images(config: DataConfig) -> ImageSplits:
     """
     validate(config, "data.")
     listings = _list(config)
+    for split in ("validation", "test"):
+        share = getattr(config, f"{split}_fraction")
+        if split in listings and share != getattr(DataConfig(), f"{split}_fraction"):
+            announce(f"--data.{split}-fraction has no effect: the images come with {split} images of their own")
     classes = listings["train"].classes
     labels = {split: listing.labels for split, listing in listings.items()}
     split_rows(labels, classes, config)  # raises now what would else be raised after the decoding

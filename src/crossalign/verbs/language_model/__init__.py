@@ -1,6 +1,7 @@
 """``pretrain`` and ``finetune``: a language model learns the next token, pulled towards a vision model or not."""
 
-from crossalign.config import FinetuneConfig, PretrainConfig, RegularizeConfig, TeacherConfig
+from crossalign.config import FinetuneConfig, PretrainConfig, RegularizeConfig, TeacherConfig, flatten, to_dict
+from crossalign.config.effect import reason
 from crossalign.core.refs import Ref
 from crossalign.verbs import Verb
 
@@ -18,24 +19,23 @@ def run(config: PretrainConfig | FinetuneConfig, recipe: str) -> str:
 
 def row_name(config: PretrainConfig | FinetuneConfig) -> str:
     """What a row of a table calls a run: "Pre-training + cka-rbf (unpaired)"."""
-    from crossalign.alignment import similarities
-
     align, teacher = config.align, config.teacher
     title = "Pre-training"
     if isinstance(config, FinetuneConfig):
         title = "LoRA fine-tuning" if config.tune.method == "lora" else "Fine-tuning"
     if align.metric == "none" or not align.weight:
         return title
-    looks = align.metric in similarities
-    notes: list[str] = [align.mode] if looks and align.mode != "paired" else []
+    settings = flatten(to_dict(config)) | {"align.held_out": 0}  # what is measured beside training is no other training
     usual, ref = RegularizeConfig(), Ref(teacher.ref)
-    notes += [f"{ref.control} teacher"] if ref.control else []
+    looks, taps, queues = (not reason(settings, name) for name in ("teacher.ref", "align.layers", "align.queue"))
+    notes: list[str] = [align.mode] if looks and align.mode != "paired" else []
+    notes += [f"{ref.control} teacher"] if looks and ref.control else []
     notes += [ref.short_name] if looks and ref.base != TeacherConfig().ref else []
     notes += [f"teacher layers {' '.join(teacher.layers)}"] if looks and teacher.layers != TeacherConfig().layers else []
     notes += [f"λ = {align.weight:g}"] if align.weight != (1.0 if align.metric == "captions" else usual.weight) else []
     notes += [f"every {align.every}"] if align.every != usual.every else []
-    notes += [f"layers {' '.join(align.layers)}"] if align.layers != usual.layers else []
-    notes += [f"queue {align.queue}"] if align.queue else []
+    notes += [f"layers {' '.join(align.layers)}"] if taps and align.layers != usual.layers else []
+    notes += [f"queue {align.queue}"] if queues and align.queue else []
     return f"{title} + {align.metric}" + (f" ({', '.join(notes)})" if notes else "")
 
 
