@@ -310,6 +310,15 @@ def test_novels(shared_data: Path, tmp_path: Path) -> None:
     assert 2.5 < corpus.train.bytes / len(corpus.train) < 4
 
 
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
+def test_texts_in_every_type_that_arrow_has(tmp_path: Path, kind: str) -> None:
+    texts = [text_of(i, 300) for i in range(6)]
+    array = pa.array(texts).dictionary_encode() if kind == "dictionary" else pa.array(texts, getattr(pa, kind)())
+    pq.write_table(pa.table({"text": array}), tmp_path / "a.parquet")
+    corpus = prepare(config_of(tmp_path / "a.parquet"), tmp_path / "out")
+    assert sorted(texts_of(corpus, "train") + texts_of(corpus, "validation")) == sorted(texts)
+
+
 def test_a_hub_set_is_read_like_any_other(tmp_path: Path, folder: Path) -> None:
     pytest.importorskip("datasets", reason="needs the extra hub")
     (tmp_path / "hub").mkdir()

@@ -151,6 +151,16 @@ def test_columns_as_the_hub_has_them(tmp_path: Path, columns: dict[str, Any]) ->
     assert check(found) == set(range(10)) and all(text == text.strip() for texts in found.texts for text in texts)
 
 
+@pytest.mark.parametrize("kind", ["binary_view", "large_binary", "dictionary"])
+def test_columns_in_arrows_other_types(tmp_path: Path, kind: str) -> None:
+    images, texts = pa.array([picture(i) for i in range(10)]), pa.array([f"{i} a" for i in range(10)])
+    if kind == "dictionary":
+        images, texts = images.dictionary_encode(), texts.dictionary_encode()
+    else:
+        images, texts = images.cast(kind), texts.cast(kind.replace("binary", "string"))
+    assert check(opened(write(tmp_path / "train.parquet", image=images, captions=texts))) == set(range(10))
+
+
 def test_named_columns(tmp_path: Path) -> None:
     file = write(tmp_path / "train.parquet", captions=None, words=[f"{i} w" for i in range(10)])
     assert opened(file, text_column="words").texts[2] == ("2 w",)

@@ -3,6 +3,7 @@
 Nothing is read before it is asked for, rows are read in order from any one on, and each has a name for messages.
 """
 
+import re
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -73,16 +74,17 @@ class RecordTable(ABC):
                 yield record, self.row_name(number), number, number + 1
             start += batch.num_rows
 
-    def find(self, kind: str, usual: tuple[str, ...], typed: str = "") -> str:
-        """The first of the usual columns, else the first that the hub's metadata types as such.
+    def find(self, kind: str, usual: tuple[str, ...], typed: str = "", given: str = "") -> str:
+        """The column ``given``, else the first of the usual ones, else the first that the hub's metadata types as such.
 
         Raises:
             UserError: there is none.
         """
-        for name in (*usual, *(self._typed(typed) if typed else [])):
+        for name in [given] if given else [*usual, *(self._typed(typed) if typed else [])]:
             if name in self.names:
                 return name
-        raise UserError(f"{self.title} has no {kind} column ({' or '.join(usual)}), only {', '.join(self.names)}; rename one")
+        wanted = f"column '{given}'" if given else f"{kind} column ({' or '.join(usual)})"
+        raise UserError(f"{self.title} has no {wanted}, only {', '.join(self.names)}: say which it is, or rename one")
 
     def image_column(self, name: str = "") -> str:
         """The column of images, which may be named.
@@ -90,26 +92,26 @@ class RecordTable(ABC):
         Raises:
             UserError: there is none, or it holds names or numbers.
         """
-        import pyarrow as pa
-
-        name = name or self.find("image", IMAGE_COLUMNS, "Image")
-        kind = self.schema.field(name).type
-        if not any(check(kind) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_struct)):
+        name = self.find("image", IMAGE_COLUMNS, "Image", name)
+        kind = self._kind(name)
+        if kind not in ("binary", "large_binary", "binary_view", "fixed_size_binary", "struct"):
             raise UserError(f"column '{name}' of {self.title} holds {kind}; encoded images (PNG, JPEG bytes) are expected")
         return name
 
     def check_text(self, column: str) -> None:
         """Raise UserError unless there is such a column, of text."""
-        import pyarrow as pa
-
         if column not in self.names:
             raise no_column(self.title, column, self.names)
-        kind = self.schema.field(column).type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)):
+        kind = self._kind(column)
+        if kind not in ("string", "large_string", "string_view", "null"):
             raise UserError(
                 f"column '{column}' of {self.title} holds {kind}, not text; the columns are {', '.join(self.names)}"
             )
+
+    def _kind(self, column: str) -> str:
+        """Arrow's word for what cells of a column hold, such as string; where they are numbers of a dictionary's, for those."""
+        kind = self.schema.field(column).type
+        return re.split(r"[<\[]", str(kind.value_type if str(kind).startswith("dictionary") else kind))[0]
 
     def class_names(self, column: str) -> Sequence[str] | None:
         """Names of the classes that whole numbers in a column stand for; None where none are given."""

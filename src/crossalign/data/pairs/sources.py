@@ -113,11 +113,8 @@ def _table(parts: list[Any], config: PairsConfig) -> PairListing:
         import datasets
 
         table = HubTable(datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0], config.source)
-    for name in (config.image_column, config.text_column):
-        if name and name not in table.names:
-            raise UserError(f"{table.title} has no column '{name}', only {', '.join(table.names)}")
     image = table.image_column(config.image_column)
-    text = config.text_column or table.find("text", TEXT_COLUMNS)
+    text = table.find("text", TEXT_COLUMNS, given=config.text_column)
     key = next((name for name in ID_COLUMNS if name in table.names and name not in (image, text)), None)
     texts = table.column(text)
     ids = table.column(key) if key else [f"row {i}" for i in range(len(texts))]
