@@ -40,14 +40,14 @@ def write_parquet() -> Callable[..., Path]:
         struct: bool = False,
         metadata: dict[str, str] | None = None,
         seed: int = 0,
-        cells: list[Any] | None = None,
+        cells: Any = None,
+        more: dict[str, Any] | None = None,
     ) -> Path:
         cells = [png(seed + i) for i in range(len(labels))] if cells is None else cells
         if struct:
             cells = [cell if isinstance(cell, dict) else {"bytes": cell, "path": None} for cell in cells]
-        table = pa.table({image: cells if cells else pa.array([], pa.binary()), label: labels}).replace_schema_metadata(
-            metadata
-        )
+        images = cells if len(cells) else pa.array([], pa.binary())
+        table = pa.table({image: images, label: labels, **(more or {})}).replace_schema_metadata(metadata)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, path)
         return path

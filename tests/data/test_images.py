@@ -19,7 +19,7 @@ from crossalign.core.errors import UserError
 from crossalign.data.images import cached
 from crossalign.data.images import decode as decoding
 from crossalign.data.images import load as opening
-from crossalign.data.images.load import ImageSet, channel_statistics
+from crossalign.data.images.load import ImageSet, ImageSplits, channel_statistics
 from crossalign.data.images.sources import list_source
 from crossalign.data.images.splits import split_rows
 from crossalign.recipes import get_recipe
@@ -232,6 +232,67 @@ def test_copies_of_training_images_in_the_test_set_are_counted(tmp_path: Path, w
         shutil.copy(file, folder / "ant" / f"copy-{file.name}")
     found = re.search("([0-9]+) validation images equal a training image pixel for pixel", open_source(folder).source)
     assert found and 0 < int(found[1]) <= 6
+
+
+def test_equal_images_can_lie_in_one_split_or_be_dropped(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "zoo", THREE)
+    for name in THREE:
+        for file in sorted((folder / name).iterdir())[:10]:
+            shutil.copy(file, file.with_name(f"copy-{file.name}"))
+    (folder / "ant" / "bad.png").write_bytes(b"")
+    for setting, count in (("keep", 90), ("together", 90), ("drop", 60)):
+        splits = open_source(folder, duplicates=setting, on_error="skip")
+        assert sum(sizes(splits)) == count and ("pixel for pixel" in splits.source) == (setting == "keep")
+        assert ("30 copies of images left out" in splits.source) == (setting == "drop")
+        parts = [{pixels.tobytes() for pixels in part.pixels} for part in (splits.train, splits.validation, splits.test)]
+        assert any(parts[a] & parts[b] for a, b in ((0, 1), (0, 2), (1, 2))) == (setting == "keep")
+    other = write_folder(tmp_path / "other", {"cat": 5}, seed=500)
+    shutil.copy(folder / "bee" / "012.png", other / "cat" / "900.png")
+    splits = open_source(folder, duplicates="drop", on_error="skip", test_source=str(other))
+    assert len(splits.test) == 6 and sum(sizes(splits)) == 65 and "pixel for pixel" not in splits.source
+
+
+def test_images_of_one_group_lie_in_one_split(
+    tmp_path: Path, write_folder: Callable[..., Path], write_parquet: Callable[..., Path]
+) -> None:
+    folder = write_folder(tmp_path / "zoo", THREE)
+    for number, file in enumerate(sorted(folder.rglob("*.png"))):
+        file.rename(file.with_name(f"patient{number % 12}-{file.name}"))
+
+    def groups(splits: ImageSplits, pattern: str) -> list[set[str]]:
+        parts = (splits.train.names, splits.validation.names, splits.test.names)
+        return [{re.search(pattern, name)[1] for name in names or ()} for names in parts]  # type: ignore[index]
+
+    found = groups(open_source(folder, group_by="patient[0-9]+"), "patient([0-9]+)-")
+    assert sum(map(len, found)) == len(set.union(*found)) == 12
+    found = groups(open_source(folder, group_by="patient[0-9]*([0-9])-"), "patient[0-9]*([0-9])-")
+    assert sum(map(len, found)) == len(set.union(*found)) == 10
+    file = write_parquet(tmp_path / "set.parquet", [0, 1] * 30, more={"video": [i // 5 for i in range(60)]})
+    found = groups(open_source(file, group_by="video"), "row ([0-9]+)")
+    videos = [{int(row) // 5 for row in part} for part in found]
+    assert sum(map(len, videos)) == len(set.union(*videos)) == 12
+    for source, group_by, words in (
+        (folder, "patient[", r"--data.group-by 'patient\[' is no regular expression"),
+        (folder, "film[0-9]", "finds nothing in the name 'ant/patient0-000.png': it must match all of them"),
+        (file, "film", "has no column 'film', only img, label, video"),
+    ):
+        with pytest.raises(UserError, match=words):
+            open_source(source, group_by=group_by)
+
+
+def test_small_classes_can_be_left_out(tmp_path: Path, write_folder: Callable[..., Path]) -> None:
+    folder = write_folder(tmp_path / "zoo" / "train", THREE | {"dog": 2, "elk": 1, "": 0})
+    write_folder(tmp_path / "zoo" / "test", {"ant": 3, "dog": 4}, seed=900)
+    (folder / "elk" / "000.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"class 'elk' has 1 images, too few .*--data.min-per-class"):
+        open_source(folder)
+    splits = open_source(tmp_path / "zoo", min_per_class=3)
+    assert sizes(splits) == (48, 12, 3) and splits.test.classes == splits.train.classes == ("ant", "bee", "cat")
+    assert "2 classes of fewer than 3 training images left out (7 images)" in splits.source and not splits.skipped
+    for part in (splits.train, splits.validation):
+        check_rows(part, lambda n: (decoding.decode(folder / n, None, "rgb"), n.split("/")[0]))
+    with pytest.raises(UserError, match="has no image that can be used"):
+        open_source(tmp_path / "zoo", min_per_class=100)
 
 
 # -- sets --

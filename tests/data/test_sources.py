@@ -273,6 +273,72 @@ def test_parquet(tmp_path: Path, write_parquet: Callable[..., Path], options: di
         check_rows(part, row_of([names[label] for label in labels]))
 
 
+ARROW = ["binary", "large_binary", "binary_view", "binary[20]", "dictionary of binary"]
+
+
+def of_type(kind: str, cells: list[Any]) -> Any:
+    """Cells as an array of one of Arrow's types."""
+    import pyarrow as pa
+
+    name, size = kind.removeprefix("dictionary of "), max(map(len, cells))
+    if name.endswith("]"):
+        return pa.array([cell.ljust(size, b"\0") for cell in cells], pa.binary(size))
+    array = pa.array(cells, getattr(pa, name)())
+    return pa.DictionaryArray.from_arrays(pa.array(range(len(cells))), array) if kind != name else array
+
+
+@pytest.mark.parametrize("kind", ARROW)
+def test_images_in_every_type_that_arrow_has_for_bytes(tmp_path: Path, write_parquet: Callable[..., Path], kind: str) -> None:
+    labels = ["no", "yes"] * 10
+    cells = of_type(kind, [png(i) for i in range(20)])
+    splits = open_source(write_parquet(tmp_path / "set.parquet", labels, cells=cells))
+    for part in (splits.train, splits.validation, splits.test):
+        check_rows(part, row_of(labels))
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "classes"),
+    [
+        ([False, True] * 10, {}, ("False", "True")),
+        ([True] * 5 + [False] * 15, {"metadata": {"class_names": "no,yes"}}, ("no", "yes")),
+        ([False, True] * 10, {"kind": "dictionary"}, ("False", "True")),
+        (["no", "yes"] * 10, {"kind": "string_view"}, ("no", "yes")),
+        (["no", "yes"] * 10, {"kind": "dictionary"}, ("no", "yes")),
+        ([3.0, 4.0] * 10, {}, ("3", "4")),
+    ],
+)
+def test_labels_of_every_type(
+    tmp_path: Path, write_parquet: Callable[..., Path], labels: list[Any], options: dict[str, Any], classes: tuple[str, ...]
+) -> None:
+    import pyarrow as pa
+
+    kind, array = options.pop("kind", ""), pa.array(labels)
+    array = array.dictionary_encode() if kind == "dictionary" else array.cast(kind) if kind else array
+    splits = open_source(write_parquet(tmp_path / "set.parquet", array, **options))
+    named = [classes[sorted(set(labels)).index(label)] for label in labels]
+    assert splits.train.classes == classes
+    for part in (splits.train, splits.validation, splits.test):
+        check_rows(part, row_of(named))
+
+
+def test_columns_can_be_named(tmp_path: Path, write_parquet: Callable[..., Path]) -> None:
+    names = ["heron", "ibis"] * 10
+    wrong = [png(900 + i) for i in range(20)]
+    more = {"name": names, "image": [png(i) for i in range(20)]}
+    file = write_parquet(tmp_path / "set.parquet", [0, 1] * 10, cells=wrong, more=more)
+    for source in (file, f"hf:{tmp_path}"):
+        if source != file:
+            pytest.importorskip("datasets")
+        assert open_source(source).train.classes == ("0", "1")
+        splits = open_source(source, label_column="name", image_column="image")
+        assert splits.train.classes == ("heron", "ibis")
+        for part in (splits.train, splits.validation, splits.test):
+            check_rows(part, row_of(names))
+        for settings in ({"label_column": "nam"}, {"image_column": "nam"}):
+            with pytest.raises(UserError, match="has no column 'nam', only img, label, name, image: say which it is"):
+                open_source(source, **settings)
+
+
 def test_two_classes_of_one_name_stay_two(tmp_path: Path, write_parquet: Callable[..., Path]) -> None:
     labels = [0, 1, 2] * 10  # ImageNet's short names have two cranes, a bird and a machine
     splits = open_source(write_parquet(tmp_path / "set.parquet", labels, metadata={"class_names": "crane,crane,dog"}))

@@ -7,7 +7,7 @@ import pytest
 
 from crossalign.config import DataConfig, validate
 from crossalign.core.errors import UserError
-from crossalign.data.images.splits import split_rows, stratified_order
+from crossalign.data.images.splits import copies, joined, split_rows, stratified_order
 
 CLASSES = tuple("abcdefghij")
 
@@ -95,6 +95,41 @@ def test_rows_left_out_stay_out() -> None:
     labels, rows = np.arange(200) % 10, np.arange(100) * 2
     found = split_rows({"train": labels // 2 * 2}, CLASSES, DataConfig(), {"train": rows + 1})
     assert sorted(np.concatenate(list(found.values()))) == rows.tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_stay_in_one_split(seed: int) -> None:
+    sizes = rng(seed).integers(1, 8, 300)
+    groups = rng(seed + 9).permutation(np.repeat(np.arange(300), sizes))
+    labels = rng(1).integers(0, 3, 300)[groups]
+    found = split_rows({"train": labels}, CLASSES, DataConfig(split_seed=seed), groups=groups)
+    assert sorted(np.concatenate(list(found.values()))) == list(range(len(groups)))
+    parts = [set(groups[rows]) for rows in found.values()]
+    assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+    assert len(found["test"]) == pytest.approx(0.2 * len(groups), abs=8)
+    assert len(found["validation"]) == pytest.approx(0.16 * len(groups), abs=8)
+    whole = np.bincount(labels) / len(labels)
+    for rows in found.values():
+        assert np.abs(np.bincount(labels[rows]) / len(rows) - whole).max() < 0.12
+
+
+def test_groups_of_one_are_split_as_images_are() -> None:
+    labels = rng().integers(0, 10, 300)
+    found = split_rows({"train": labels}, CLASSES, DataConfig(), groups=rng().permutation(300))
+    assert {name: len(rows) for name, rows in found.items()} == {name: len(rows) for name, rows in split(labels).items()}
+
+
+def test_what_is_joined_by_way_of_others_has_one_number() -> None:
+    first, second = np.array([5, 5, 1, 2, 3, 9]), np.array([7, 8, 8, 4, 4, 6], dtype=np.uint64)
+    assert joined(first, second).tolist() == [0, 0, 0, 3, 3, 5] and joined(first, None).tolist() == [0, 0, 2, 3, 4, 5]
+    chain = np.arange(100)
+    assert set(joined(chain // 2, (chain + 1) // 2).tolist()) == {0}
+
+
+def test_of_equal_images_the_one_that_is_scored_stays() -> None:
+    hashes = {"train": [1, 2, 2, 3, 4, 0], "validation": [3, 5, 5], "test": [4, 6, 5]}
+    found = copies({name: np.array(values, dtype=np.uint64) for name, values in hashes.items()}, dict.fromkeys(hashes, ()))
+    assert {name: rows.tolist() for name, rows in found.items()} == {"test": [], "validation": [1, 2], "train": [2, 3, 4]}
 
 
 @pytest.mark.parametrize(

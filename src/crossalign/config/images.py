@@ -45,6 +45,12 @@ class DataConfig:
     """sklearn:digits, a folder of class folders, a .parquet file or folder, CIFAR-10's binary folder, or hf:ORG/NAME."""
     test_source: str = ""
     """Where the test images lie, if apart from `source`; empty: the source's own test split, else a part of it."""
+    image_column: str = ""
+    """Column of the image in a table; empty finds it."""
+    label_column: str = ""
+    """Column of the class in a table; empty finds it."""
+    min_per_class: Count = 1
+    """Leave out classes with fewer training images than this."""
     image_size: Side = None
     """Side in pixels that images are resized to; None keeps the source's own size."""
     channels: Literal["rgb", "gray"] = "rgb"
@@ -57,6 +63,11 @@ class DataConfig:
     """Share held out for testing where the source has no test split of its own."""
     split_seed: Seed = 0
     """Seed of the split, apart from the training seed, so that all seeds see one split."""
+    group_by: str = ""
+    """What images share that must lie in one split (a patient, a video, a burst): a column of the table, or a regular
+    expression for file names, such as 'patient[0-9]+', of which the first group counts."""
+    duplicates: Literal["keep", "together", "drop"] = "keep"
+    """Images equal pixel for pixel: keep counts those in two splits, together puts them into one, drop uses one alone."""
     limit_train: Limit = None
     """Train on a stratified subset of this many images."""
     limit_validation: Limit = None

@@ -3,7 +3,7 @@
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from crossalign.core.progress import announce
 from crossalign.core.reading import shown
 from crossalign.data.images.cached import Decoded, decode_listing, sizes_differ, write_npy_header
 from crossalign.data.images.sources import list_source
-from crossalign.data.images.splits import split_rows
+from crossalign.data.images.splits import copies, groups_of, joined, split_rows, without_small
 from crossalign.data.sources import ImageListing, Listings
 
 IN_MEMORY_BYTES = 1 << 30
@@ -73,7 +73,8 @@ def open_images(config: DataConfig) -> ImageSplits:
             announce(f"--data.{split}-fraction has no effect: the images come with {split} images of their own")
     classes = listings["train"].classes
     labels = {split: listing.labels for split, listing in listings.items()}
-    split_rows(labels, classes, config)  # raises now what would else be raised after the decoding
+    groups = groups_of(listings["train"], config.group_by)
+    split_rows(labels, classes, config, groups=groups)  # raises now what would else be raised after the decoding
     look = (config.image_size, config.channels, config.white_level)
     decoded = {split: decode_listing(listing, *look) for split, listing in listings.items()}
     shape = decoded["train"].pixels.shape[1:]
@@ -81,8 +82,15 @@ def open_images(config: DataConfig) -> ImageSplits:
         if part.pixels.shape[1:] != shape:
             raise sizes_differ(listings["train"].title, shape, listings[split].title, part.pixels.shape[1:])
     skipped, notes = _skipped(listings, decoded, config)
+    unusable: dict[str, Collection[int]] = {split: part.bad for split, part in decoded.items()}
+    if config.duplicates == "together":
+        groups = joined(_distinct(decoded["train"]), groups)
+    elif config.duplicates == "drop":
+        dropped = copies({split: part.hashes for split, part in decoded.items()}, unusable)
+        unusable = {split: [*rows, *dropped[split]] for split, rows in unusable.items()}
+        notes.append(f"{sum(map(len, dropped.values()))} copies of images left out")
     try:
-        rows = split_rows(labels, classes, config, {split: part.bad for split, part in decoded.items()})
+        rows = split_rows(labels, classes, config, unusable, groups)
     except UserError as error:
         if not skipped:
             raise
@@ -109,8 +117,9 @@ def _skipped(listings: Listings, decoded: Mapping[str, Decoded], config: DataCon
     of_classes: Counter[str] = Counter()
     for split, part in decoded.items():
         listing = listings[split]
-        skipped += [f"{shown(listing.names[row])} ({why})" for row, why in part.bad.items()]
-        of_classes.update(listing.classes[listing.labels[row]] for row in part.bad)
+        bad = {row: why for row, why in part.bad.items() if listing.labels[row] >= 0}
+        skipped += [f"{shown(listing.names[row])} ({why})" for row, why in bad.items()]
+        of_classes.update(listing.classes[listing.labels[row]] for row in bad)
     if skipped and config.on_error == "stop":
         more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
         raise UserError(f"cannot read image {skipped[0]}{more}; replace or remove, or go on without: --data.on-error skip")
@@ -142,17 +151,18 @@ def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float
 
 def _list(config: DataConfig) -> Listings:
     """The listings to split, with labels in terms of the training images' classes, matched by name."""
-    listings = list_source(config.source)
+    listings = list_source(config.source, config=config)
     train = listings.get("train")
     if train is None:
         raise UserError(f"'{config.source}' has no training images, only {', '.join(listings)}; name them train")
     if config.test_source:
-        given = list_source(config.test_source, alone=True)
+        given = list_source(config.test_source, alone=True, config=config)
         test = next(given[split] for split in ("test", "train", "validation") if split in given)
         if test.identity == train.identity or set(test.files) & set(train.files):
             raise UserError(f"--data.test-source '{config.test_source}' is the training data; leave it empty to split it")
         listings = listings | {"test": test}
-    return {split: _with_classes(listing, train.classes) for split, listing in listings.items()}
+    listings = {split: _with_classes(listing, train.classes) for split, listing in listings.items()}
+    return without_small(listings, config.min_per_class)
 
 
 def _with_classes(listing: ImageListing, classes: tuple[str, ...]) -> ImageListing:
@@ -183,6 +193,13 @@ def _image_set(listing: ImageListing, decoded: Decoded, rows: np.ndarray) -> Ima
             for start in range(0, len(rows), CHUNK):
                 file.write(decoded.pixels[rows[start : start + CHUNK]].tobytes())
     return ImageSet(np.load(path, mmap_mode="r"), labels, listing.classes, names)
+
+
+def _distinct(part: Decoded) -> np.ndarray:
+    """uint64 (N,): hashes that are equal for equal images alone, not for those that cannot be read."""
+    hashes = part.hashes.copy()
+    hashes[list(part.bad)] = np.arange(len(part.bad), dtype=np.uint64)
+    return hashes
 
 
 def _twins(hashes: Mapping[str, np.ndarray]) -> Iterator[str]:

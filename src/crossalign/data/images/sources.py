@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from crossalign.config import DataConfig
 from crossalign.core.errors import UserError, needed, some, unknown
 from crossalign.core.reading import shown, user_path
 from crossalign.core.refs import Ref
@@ -32,13 +33,18 @@ from crossalign.data.sources import (
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label", "class", "target")
 
 
-def list_source(source: str, alone: bool = False) -> Listings:
+def list_source(source: str, alone: bool = False, config: DataConfig | None = None) -> Listings:
     """The splits of ``source``, unread; with ``alone`` a parquet file is taken without its siblings.
+
+    ``config`` names the columns of a table, where they are not found by their usual names.
 
     Raises:
         UserError: no such source, nothing in it that can be read, or labels that are no labels.
     """
+    config = config or DataConfig()
     ref = Ref(source, ())
+    if ref.kind == "hf":
+        return _hub(ref.rest, config)
     if ref.kind != "path" and ref.kind in SOURCES:
         return SOURCES[ref.kind](ref.rest)
     path = user_path(source)
@@ -46,7 +52,7 @@ def list_source(source: str, alone: bool = False) -> Listings:
         if path.suffix != ".parquet":
             raise UserError(f"data source '{source}' is a file but not .parquet; give a folder of class folders")
         files = {"train": [path]} | ({} if alone else _siblings(path))
-        return {split: _listing(ParquetTable(paths)) for split, paths in files.items()}
+        return {split: _listing(ParquetTable(paths), config) for split, paths in files.items()}
     if not source or not path.is_dir():
         raise UserError(
             f"data source '{source}' does not exist; give a folder of class folders, a .parquet file, sklearn:digits "
@@ -71,7 +77,7 @@ def list_source(source: str, alone: bool = False) -> Listings:
         notes = (f"left out beside the files named train: {some([shown(file.name) for file in unnamed])}",)
     elif unnamed:
         files["train"] = unnamed
-    listings = {split: _listing(ParquetTable(paths)) for split, paths in files.items()}
+    listings = {split: _listing(ParquetTable(paths), config) for split, paths in files.items()}
     first = next(iter(listings))
     listings[first] = replace(listings[first], notes=notes, faults=_in_words(faults, path))
     return listings
@@ -91,7 +97,7 @@ def _siblings(path: Path) -> dict[str, list[Path]]:
     return splits
 
 
-def _hub(name: str) -> Listings:
+def _hub(name: str, config: DataConfig) -> Listings:
     """A set of the Hugging Face hub, or a local folder that ``datasets`` understands."""
     loaded = load_hub(f"hf:{name}")
     splits = {split_name(str(split)): str(split) for split in reversed(loaded)}
@@ -100,18 +106,28 @@ def _hub(name: str) -> Listings:
     tables = {ours: HubTable(loaded[split], f"hf:{name} {split}") for ours, split in splits.items() if ours}
     if not tables:
         raise UserError(f"hf:{name} has no split named train, only {', '.join(map(str, loaded))}")
-    return {split: _listing(table) for split, table in tables.items()}
+    return {split: _listing(table, config) for split, table in tables.items()}
 
 
-def _listing(table: RecordTable) -> ImageListing:
-    image, label = table.image_column(), table.find("label", LABEL_COLUMNS, "ClassLabel")
+def _listing(table: RecordTable, config: DataConfig) -> ImageListing:
+    image = table.image_column(config.image_column)
+    label = table.find("label", LABEL_COLUMNS, "ClassLabel", config.label_column)
     names = [table.row_name(row) for row in range(len(table))]
     labels, classes = _labels(table, label, names)
     title = table.title + (f" ({table.note})" if table.note else "")
     identity: list[Any] = [image, file_identity(table.files)]
     if isinstance(table, HubTable):
         identity += [table.title, len(table)]
-    return ImageListing(title, labels, classes, names, lambda: table.images(image), identity, table.files)
+    return ImageListing(
+        title,
+        labels,
+        classes,
+        names,
+        lambda: table.images(image),
+        identity,
+        table.files,
+        column=lambda name: table.column(table.find("group", (), given=name)),
+    )
 
 
 def _labels(table: RecordTable, column: str, names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -126,13 +142,16 @@ def _labels(table: RecordTable, column: str, names: Sequence[str]) -> tuple[np.n
     if not all(isinstance(value, str) for value in values):
         if not all(isinstance(value, int | float) and value == int(value) for value in values):
             raise UserError(f"column '{column}' of {title} holds {values[0]!r}; labels are whole numbers or names")
+        class_names = table.class_names(column)
+        if class_names is None and all(isinstance(value, bool) for value in values):
+            class_names = ("False", "True")
         values = [int(value) for value in values]
         if min(values) < 0:
             row = next(row for row, value in enumerate(values) if value < 0)
             raise UserError(
                 f"column '{column}' has the negative label {values[row]} at {names[row]}; remove rows without a label"
             )
-        if (class_names := table.class_names(column)) is not None:
+        if class_names is not None:
             if max(values) >= len(class_names):
                 raise UserError(f"column '{column}' of {title} has label {max(values)}, but {len(class_names)} class names")
             return np.array(values, dtype=np.int64), tuple(class_names)
@@ -154,7 +173,7 @@ def _sklearn(name: str) -> Listings:
 
 
 SOURCES: Registry[Callable[[str], Listings]] = Registry(
-    "kind of image source", {"sklearn": _sklearn, "hf": _hub}, group="crossalign.datasets"
+    "kind of image source", {"sklearn": _sklearn}, group="crossalign.datasets"
 )
 """What lists a source without decoding it, by the word before the colon; it is given what follows the colon."""
 
