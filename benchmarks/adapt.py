@@ -211,7 +211,7 @@ class PeerImages(torch.utils.data.Dataset[dict[str, Any]]):
     def __init__(self, images: ImageSet) -> None:
         from torchvision.transforms import v2
 
-        self.pixels, self.labels = np.ascontiguousarray(images.pixels.transpose(0, 2, 3, 1)), images.labels.tolist()
+        self.pixels, self.labels = np.ascontiguousarray(np.asarray(images.pixels).transpose(0, 2, 3, 1)), images.labels.tolist()
         crop, turn = v2.RandomCrop(SIDE, padding=AUGMENT.crop_padding), v2.RandomRotation(AUGMENT.rotation_degrees)
         to_float = (v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD))
         self.transform = v2.Compose([v2.RandomHorizontalFlip(AUGMENT.flip), crop, turn, *to_float])

@@ -209,16 +209,41 @@ def test_a_full_disk_is_one_sentence(
         open_source(folder)
 
 
-def test_large_splits_lie_in_files(tmp_path: Path, write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_folder(tmp_path, THREE)
-    small = open_source(folder)
-    monkeypatch.setattr(opening, "IN_MEMORY_BYTES", 100)
-    monkeypatch.setattr(opening, "CHUNK", 7)
-    for _ in range(2):
-        large = open_source(folder)
-        assert isinstance(large.train.pixels, np.memmap) and large.fingerprint == small.fingerprint
-        assert np.array_equal(large.train.pixels, small.train.pixels)
-        assert channel_statistics(large.train) == channel_statistics(small.train)
+def test_splits_and_limits_are_rows_of_one_map(
+    tmp_path: Path, write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CROSSALIGN_CACHE", str(tmp_path / "cache"))
+    folder = write_folder(tmp_path / "zoo", THREE)
+    for limit in (None, 20, 10):
+        splits = open_source(folder, limit_train=limit)
+        for part in (splits.train, splits.validation, splits.test):
+            check_rows(part, lambda n: (decoding.decode(folder / n, None, "rgb"), n.split("/")[0]))
+            assert np.asarray(part.pixels).shape == part.pixels.shape == (len(part), 3, 12, 12)
+            assert isinstance(part.pixels.store, np.memmap)  # type: ignore[union-attr]
+    assert len(list((tmp_path / "cache" / "images").glob("*.npy"))) == 2  # pixels and hashes
+    stored = sum(file.stat().st_size for file in (tmp_path / "cache" / "images").iterdir())
+    assert stored < 1.1 * 60 * 3 * 12 * 12 + 1000
+
+
+@pytest.mark.parametrize("size,needed", [(None, 60 * 432), (64, 60 * 3 * 64 * 64)])
+def test_room_for_pixels_is_asked_for_before_any_is_decoded(
+    tmp_path: Path, write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, size: int | None, needed: int
+) -> None:
+    monkeypatch.setenv("CROSSALIGN_CACHE", str(tmp_path / "cache"))
+    folder = write_folder(tmp_path / "zoo", THREE)
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(opening, "decode_listing", lambda *_: pytest.fail("decoded"))
+        words = (
+            rf"60 decoded images of zoo need {needed / 1e9:.2f} GB in .*/cache/images, where .* GB are free.*CROSSALIGN_CACHE"
+        )
+        with pytest.raises(UserError, match=words):
+            open_source(folder, image_size=size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    open_source(folder, image_size=size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    open_source(folder, image_size=size)  # they lie there already
 
 
 def test_copies_of_training_images_in_the_test_set_are_counted(tmp_path: Path, write_folder: Callable[..., Path]) -> None:

@@ -91,7 +91,7 @@ def test_a_fault_of_the_machine_fails_no_trial(tmp_path: Path, tiny: tuple[str, 
     assert jobs[-2:] == ["base", "base"]
     (tmp_path / "away").rename(mine)
     with monkeypatch.context() as patch:
-        patch.setattr("crossalign.training.checkpoint.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+        patch.setattr("crossalign.core.files.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
         with pytest.raises(Interrupted, match="are free"):
             tune(config)
     tune(config)

@@ -84,6 +84,11 @@ def is_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
 
 
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of a folder, which need not be there yet."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+
+
 def as_umask(path: Path) -> None:
     """Give a file, or all that lies in a folder, the mode that the umask says: some libraries let nobody else read."""
     umask = os.umask(0)

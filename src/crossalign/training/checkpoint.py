@@ -5,7 +5,6 @@ import io
 import os
 import random
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from crossalign.core.errors import UserError, first_line
-from crossalign.core.files import atomic_path, is_full, remove, remove_strays
+from crossalign.core.files import atomic_path, free_bytes, is_full, remove, remove_strays
 from crossalign.models.loading import read_tensors, write_tensors
 from crossalign.training.stops import DiskFull, NoRoom
 
@@ -167,8 +166,7 @@ def check_room(folder: Path, trained: Iterable[Tensor], extra_numel: int) -> Non
         NoRoom: names both figures.
     """
     needed = 4 * (2 * 3 * sum(tensor.numel() for tensor in trained) + extra_numel) + 50_000_000
-    existing = next(p for p in [folder, *folder.parents] if p.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     if free < needed:
         raise NoRoom(
             f"checkpoints in {folder} need up to {needed / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free: "

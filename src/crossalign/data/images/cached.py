@@ -2,7 +2,8 @@
 
 import errno
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,9 +11,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from crossalign.core.errors import UserError
-from crossalign.core.files import atomic_path, cache_dir, content_key, kept, write_json
+from crossalign.core.files import atomic_path, cache_dir, content_key, free_bytes, kept, write_json
 from crossalign.core.reading import read_json
-from crossalign.data.images.decode import WHITE, Channels, Depth, checked, decode, hash_of
+from crossalign.data.images.decode import WHITE, Channels, Depth, checked, decode, hash_of, picture
 from crossalign.data.sources import ImageListing, Raw
 
 VERSION = 1  # of the pixels in the cache; count up when they would come out otherwise
@@ -41,8 +42,7 @@ def decode_listing(listing: ImageListing, image_size: int | None, channels: Chan
     Raises:
         UserError: images differ in size while ``image_size`` is None; no image can be read; the cache's disk is full.
     """
-    level = {} if white == WHITE else {"white": white}
-    key = content_key(identity=listing.identity, image_size=image_size, channels=channels, version=VERSION, **level)
+    key = _key(listing, image_size, channels, white)
     pixels_file = cache_dir("images") / f"{key}.npy"
     size = None if image_size is None else (image_size, image_size)
     depth = Depth(white)
@@ -62,6 +62,40 @@ def decode_listing(listing: ImageListing, image_size: int | None, channels: Chan
     rows = range(len(listing.labels))
     hashes, bad, facts = cached_hashes("images", key, rows, write, check, lambda: {"largest": depth.largest})
     return Decoded(np.load(pixels_file, mmap_mode="r"), hashes, bad, int(facts.get("largest", -1)))
+
+
+def check_room(listings: Iterable[ImageListing], image_size: int | None, channels: Channels, white: int = WHITE) -> None:
+    """Fail before a long decoding whose pixels would not fit on the cache's disk.
+
+    Raises:
+        UserError: names what is needed, what is free, and what moves the cache.
+    """
+    folder = cache_dir("images")
+    new = [listing for listing in listings if not (folder / f"{_key(listing, image_size, channels, white)}.npy").is_file()]
+    planes = 3 if channels == "rgb" else 1
+    needed = sum(len(part.labels) * (planes * image_size**2 if image_size else _first_bytes(part, channels)) for part in new)
+    free = free_bytes(folder)
+    if needed > free:
+        count = sum(len(part.labels) for part in new)
+        raise UserError(
+            f"{count:,} decoded images of {new[0].title} need {needed / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are "
+            "free: free some space (crossalign cache), set CROSSALIGN_CACHE to a folder on another disk, or choose a smaller "
+            "--data.image-size"
+        )
+
+
+def _first_bytes(listing: ImageListing, channels: Channels) -> int:
+    """What the first image that can be read takes when it is decoded."""
+    for raw in listing.records():
+        with suppress(Exception):  # it is told, with all others, when they are decoded
+            image = picture(raw, channels)
+            return image.width * image.height * len(image.getbands())
+    return 0
+
+
+def _key(listing: ImageListing, image_size: int | None, channels: Channels, white: int) -> str:
+    level = {} if white == WHITE else {"white": white}
+    return content_key(identity=listing.identity, image_size=image_size, channels=channels, version=VERSION, **level)
 
 
 def cached_hashes(
@@ -135,7 +169,7 @@ def _write_pixels(file: BinaryIO, listing: ImageListing, make: Callable[[Raw], n
             continue
         if not shape:
             shape, first = result.shape, listing.names[row]
-            write_npy_header(file, (count, *shape))
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)})
             file.write(bytes(row * math.prod(shape)))
         elif result.shape != shape:
             raise sizes_differ(first, shape, listing.names[row], result.shape)
@@ -145,11 +179,6 @@ def _write_pixels(file: BinaryIO, listing: ImageListing, make: Callable[[Raw], n
     if not shape:
         raise UserError(f"none of the {count} images of {listing.title} can be read; {listing.names[0]}: {results[0]}")
     return results
-
-
-def write_npy_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
-    """Begin a .npy file of uint8 whose values are written after it, piece by piece."""
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def sizes_differ(name: str, shape: tuple[int, ...], other: str, other_shape: tuple[int, ...]) -> UserError:

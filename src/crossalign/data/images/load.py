@@ -12,16 +12,14 @@ import torch
 
 from crossalign.config import DataConfig, validate
 from crossalign.core.errors import UserError, some
-from crossalign.core.files import atomic_path, cache_dir, content_key
 from crossalign.core.progress import announce
 from crossalign.core.reading import shown
-from crossalign.data.images.cached import Decoded, decode_listing, sizes_differ, write_npy_header
+from crossalign.data.images.cached import Decoded, check_room, decode_listing, sizes_differ
+from crossalign.data.images.pixels import Pixels
 from crossalign.data.images.sources import list_source
 from crossalign.data.images.splits import copies, groups_of, joined, split_rows, without_small
 from crossalign.data.sources import ImageListing, Listings
 
-IN_MEMORY_BYTES = 1 << 30
-"""A split that is a part of its file is copied to memory up to this size, beyond it to a file of its own."""
 CHUNK = 1024  # images looked at together where a whole set is gone through
 
 
@@ -29,8 +27,8 @@ CHUNK = 1024  # images looked at together where a whole set is gone through
 class ImageSet:
     """N images of one size with their labels."""
 
-    pixels: np.ndarray
-    """uint8 (N, C, H, W); may be a read-only memory map."""
+    pixels: np.ndarray | Pixels
+    """uint8 (N, C, H, W); an array, or rows of a memory map that all splits share."""
     labels: torch.Tensor
     """int64 (N,)"""
     classes: tuple[str, ...]
@@ -76,6 +74,7 @@ def open_images(config: DataConfig) -> ImageSplits:
     groups = groups_of(listings["train"], config.group_by)
     split_rows(labels, classes, config, groups=groups)  # raises now what would else be raised after the decoding
     look = (config.image_size, config.channels, config.white_level)
+    check_room(listings.values(), *look)
     decoded = {split: decode_listing(listing, *look) for split, listing in listings.items()}
     shape = decoded["train"].pixels.shape[1:]
     for split, part in decoded.items():
@@ -180,19 +179,8 @@ def _with_classes(listing: ImageListing, classes: tuple[str, ...]) -> ImageListi
 
 
 def _image_set(listing: ImageListing, decoded: Decoded, rows: np.ndarray) -> ImageSet:
-    labels = torch.from_numpy(listing.labels[rows])
     names = tuple(listing.names[row] for row in rows)
-    shape = decoded.pixels.shape[1:]
-    if len(rows) * int(np.prod(shape)) <= IN_MEMORY_BYTES:
-        return ImageSet(decoded.pixels[rows], labels, listing.classes, names)
-    identity = hashlib.sha256(decoded.hashes[rows].tobytes()).hexdigest()
-    path = cache_dir("images") / f"{content_key(pixels=identity, shape=shape)}.part.npy"
-    if not path.is_file():
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            write_npy_header(file, (len(rows), *shape))
-            for start in range(0, len(rows), CHUNK):
-                file.write(decoded.pixels[rows[start : start + CHUNK]].tobytes())
-    return ImageSet(np.load(path, mmap_mode="r"), labels, listing.classes, names)
+    return ImageSet(Pixels(decoded.pixels, rows), torch.from_numpy(listing.labels[rows]), listing.classes, names)
 
 
 def _distinct(part: Decoded) -> np.ndarray:
