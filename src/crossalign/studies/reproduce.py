@@ -274,6 +274,8 @@ def _check_sources(configs: list[Config]) -> None:
     """Say once, before any run, what is wrong with data and models; no worker decodes the images again."""
     from crossalign.data.images.load import open_images
     from crossalign.models.language.model import open_language_model
+    from crossalign.training.text import check_text_run
+    from crossalign.verbs.adapt.job import check_settings
 
     images = [config for config in configs if isinstance(config, AdaptConfig)]
     for data in {repr(config.data): config.data for config in images}.values():
@@ -281,6 +283,7 @@ def _check_sources(configs: list[Config]) -> None:
     for ref in {config.backbone.ref for config in images}:
         open_language_model(ref, weights=False)
     for config in configs:
+        check_settings(config) if isinstance(config, AdaptConfig) else check_text_run(config)
         if isinstance(config, PretrainConfig) and not (config.prepared or config.corpus.source):
             raise UserError("the study has no text: give --set corpus.source=[novels.parquet], or prepared=FOLDER")
         if isinstance(config, FinetuneConfig) and not (config.model and config.data.source):

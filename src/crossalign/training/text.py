@@ -18,12 +18,13 @@ from crossalign.data.text.tokens import EvaluationBlocks, TextBatch, TokenFile
 from crossalign.features.regularizer import WEIGHT_PENALTIES
 from crossalign.models.language.causal import nll_sum, save_causal, total_nll
 from crossalign.models.loading import count_parameters, put_tensors, trained_state
+from crossalign.models.taps import resolve_layers
 from crossalign.runs.folder import resolved
 from crossalign.runs.names import RunFolder
 from crossalign.training import precision
 from crossalign.training.loop import Session, Stage
 from crossalign.training.sharding import put, reshard, whole
-from crossalign.training.term import Term, check_align
+from crossalign.training.term import Term, check_align, reads_captions
 
 C = TypeVar("C")
 OWN_SCORES = ("validation", "answers")
@@ -162,10 +163,28 @@ def check_text_run(config: PretrainConfig | FinetuneConfig) -> None:
     if loop.steps % loop.evaluate_every:
         near = max(d for d in range(1, loop.evaluate_every + 1) if loop.steps % d == 0)
         raise UserError(f"--loop.evaluate-every {loop.evaluate_every} does not divide --loop.steps {loop.steps}; {near} would")
-    if loop.shard and world_size() == 1:
-        raise UserError("--loop.shard needs several processes: start them with torchrun --nproc-per-node 2 -m crossalign.cli …")
     if loop.shard and config.align.metric in WEIGHT_PENALTIES:
         raise UserError(f"--align.metric {config.align.metric} looks at whole weights: leave --loop.shard out")
+    if loop.accumulation * world_size() > loop.batch_size:
+        raise UserError(f"--loop.batch-size {loop.batch_size} has fewer sequences than processes x --loop.accumulation")
     check_align(config.align)
     if loop.evaluate_blocks is not None and isinstance(config, FinetuneConfig):
         raise UserError("--loop.evaluate-blocks is for pre-training; here hold out less with --data.validation-fraction")
+
+
+def check_model(config: PretrainConfig | FinetuneConfig, model: Any) -> None:
+    """What a run asks of its model, on whatever device this is.
+
+    Raises:
+        UserError: more tokens than it sees, or a layer that it does not have.
+    """
+    resolve_layers(model, config.align.layers)
+    if isinstance(config, PretrainConfig):
+        if reads_captions(config.align) and config.align.max_length > config.block:
+            raise UserError(f"--align.max-length {config.align.max_length} is longer than --block {config.block}: lower it")
+        return
+    longest = getattr(model.config, "max_position_embeddings", None)
+    asked = {"--data.block": config.data.block, "--align.max-length": config.align.max_length}
+    too_long = [f"{name} {value}" for name, value in asked.items() if longest is not None and value > longest]
+    if too_long:
+        raise UserError(f"'{config.model}' sees {longest} tokens: lower {' and '.join(too_long)}")

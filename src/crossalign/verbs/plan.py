@@ -169,7 +169,9 @@ def _of_images(config: AdaptConfig, train_images: int, classes: int) -> Cost:
     """
     from crossalign.models.classifier.freezing import UNUSED
     from crossalign.models.classifier.model import ImageClassifier
+    from crossalign.verbs.adapt.job import check_settings
 
+    check_settings(config)
     model = ImageClassifier.from_backbone(
         config.backbone.ref,
         classes=[str(i) for i in range(classes)],
@@ -224,9 +226,12 @@ def _of_text(config: PretrainConfig | FinetuneConfig) -> Cost:
     """
     from crossalign.features.regularizer import WEIGHT_PENALTIES
     from crossalign.models.loading import count_parameters
+    from crossalign.training.text import check_model, check_text_run
     from crossalign.verbs.language_model import row_name
 
+    check_text_run(config)
     model = _language_model(config)
+    check_model(config, model)
     block = config.block if isinstance(config, PretrainConfig) else config.data.block
     hf, loop, align = model.config, config.loop, config.align
     layers, width, vocabulary = int(hf.num_hidden_layers), int(hf.hidden_size), int(hf.vocab_size)

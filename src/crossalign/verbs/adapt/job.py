@@ -48,6 +48,7 @@ def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False, until: 
         UserError: bad input, before any training. Interrupted, Diverged, DiskFull, and Paused where ``until`` is an
             epoch to pause after: see ``training.loop``.
     """
+    check_settings(config)
     with main_process_first(config.loop.device):  # the others then find the decoded images in the cache
         splits = open_images(config.data)
     config = _resolve(config, splits.train)
@@ -141,18 +142,27 @@ def _resolve(config: AdaptConfig, train: ImageSet) -> AdaptConfig:
     return dataclasses.replace(resolved(config, data=known), row=config.row or row_name(config))
 
 
+def check_settings(config: AdaptConfig) -> None:
+    """What the settings alone show to fail later fails here, before any image is opened.
+
+    Raises:
+        UserError: settings that do not go together.
+    """
+    if config.loop.accumulation * world_size() > config.loop.batch_size:
+        raise UserError(f"--loop.batch-size {config.loop.batch_size} has fewer images than processes x --loop.accumulation")
+    if config.align.metric != "none":
+        find_divergence(config)
+        if config.align.target == "corpus":
+            corpus_path(config.align)
+
+
 def _check_before_training(config: AdaptConfig, splits: ImageSplits, model: ImageClassifier) -> None:
-    """All that can be known to fail later fails here, before any long work."""
+    """All else that can be known to fail later fails here, before any long work."""
     loop, aligns = config.loop, config.align.metric != "none"
-    if loop.accumulation * world_size() > loop.batch_size:
-        raise UserError(f"--loop.batch-size {loop.batch_size} has fewer images than processes x --loop.accumulation")
     for name, size in {"loop": loop.batch_size, "align": config.align.batch_size if aligns else 0}.items():
         if size > len(splits.train):
             raise UserError(f"--{name}.batch-size {size} is larger than the {len(splits.train)} training images")
     if aligns:
-        find_divergence(config)
-        if config.align.target == "corpus":
-            corpus_path(config.align)
         model.backbone.text_embedding_table()
     trained = model.trained_state().values()
     best_and_saved = 2 * sum(tensor.numel() for tensor in trained)  # the best ones of all epochs, and the model folder

@@ -16,7 +16,7 @@ from torch import nn
 from crossalign.config import FinetuneConfig, PretrainConfig
 from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, write_json
-from crossalign.core.machine import is_main_process
+from crossalign.core.machine import is_main_process, world_size
 from crossalign.core.progress import followed
 from crossalign.core.refs import Ref
 from crossalign.data.batches import InOrder, Rows
@@ -29,15 +29,15 @@ from crossalign.models.language.causal import choose_trained, new_gpt2, perplexi
 from crossalign.models.language.inner import attend_without_mask, checkpoint_gradients
 from crossalign.models.language.model import LanguageModel, check_tokens, open_language_model
 from crossalign.models.loading import count_parameters, trained_state
-from crossalign.models.taps import resolve_layers
 from crossalign.results.outcomes import language_model_outcomes
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
 from crossalign.training.loop import Session, fit
 from crossalign.training.session import batches_of, in_folder, main_process_first, opened_run, run_result
-from crossalign.training.term import check_sources, open_held_out, open_term, reads_captions
+from crossalign.training.term import check_sources, open_held_out, open_term
 from crossalign.training.text import (
     blocks_of,
+    check_model,
     check_text_run,
     read_texts,
     resolve_speed,
@@ -107,6 +107,8 @@ def train(config: Any, recipe: str, quiet: bool = False, until: int | None = Non
     new = isinstance(config, PretrainConfig)
     verb, block = ("pretrain", config.block) if new else ("finetune", config.data.block)
     check_text_run(config)
+    if config.loop.shard and world_size() == 1:
+        raise UserError("--loop.shard needs several processes: start them with torchrun --nproc-per-node 2 -m crossalign.cli …")
     if new:
         _check_new_model(config)
     strings = read_texts(config.score)
@@ -169,10 +171,7 @@ def _check_new_model(config: PretrainConfig) -> None:
             "--corpus.source names no text: give text files, folders of them, hf:ORG/NAME, or python:topics, which needs no "
             "file; or a prepared corpus with --prepared"
         )
-    if reads_captions(config.align) and config.align.max_length > config.block:
-        raise UserError(f"--align.max-length {config.align.max_length} is longer than --block {config.block}: lower it")
-    model = new_gpt2(config.gpt, vocabulary=1, block=config.block, separator=0, seed=0, meta=True)
-    resolve_layers(model, config.align.layers)
+    check_model(config, new_gpt2(config.gpt, vocabulary=1, block=config.block, separator=0, seed=0, meta=True))
 
 
 def _corpus(config: PretrainConfig) -> Text:
@@ -217,7 +216,7 @@ def _instructions(config: FinetuneConfig) -> Text:
     loop = config.loop
     opened = _open_model(config)
     model, tokenizer = opened.model, opened.tokenizer
-    resolve_layers(model, config.align.layers)  # told before a teacher looks at images
+    check_model(config, model)  # told before a teacher looks at images
     peft = choose_trained(model, config.tune, config.seed)
     with main_process_first(loop.device):
         data = open_instructions(config.data, tokenizer)
@@ -269,11 +268,6 @@ def _open_model(config: FinetuneConfig) -> LanguageModel:
     model: Any = opened.model
     check_tokens(model, opened.tokenizer, config.model)
     model.config.use_cache = False
-    longest = getattr(model.config, "max_position_embeddings", None)
-    asked = {"--data.block": config.data.block, "--align.max-length": config.align.max_length}
-    too_long = [f"{name} {value}" for name, value in asked.items() if longest is not None and value > longest]
-    if too_long:
-        raise UserError(f"'{config.model}' sees {longest} tokens: lower {' and '.join(too_long)}")
     if config.data.padding == "right" and not config.data.packing:
         attend_without_mask(model)  # no real token sees what stands on its right
     if config.gradient_checkpointing:
