@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 
 from crossalign.config import AugmentConfig
 from crossalign.core.errors import UserError
-from crossalign.data.batches import IGNORED, Batches, InOrder
+from crossalign.data.batches import IGNORED, Batches, InOrder, ahead
 from crossalign.data.images.batches import ImageBatch, ImageRows, augment
 from crossalign.data.images.load import ImageSet
 from crossalign.verbs.adapt.scoring import score
@@ -176,3 +178,50 @@ def test_scores_of_several_processes_add_up_to_those_of_one() -> None:
         return np.stack([scores.predicted, scores.confidence, scores.losses.numpy()])
 
     np.testing.assert_allclose(sum(answers(rank, 3) for rank in range(3)), answers(0, 1), rtol=1e-5)
+
+
+def test_the_next_batch_is_made_while_one_is_in_use() -> None:
+    batches = Batches(ImageRows(numbered(60), AUGMENT), batch_size=8, seed=0)
+    for first in (0, 3):
+        found, expected = list(ahead(batches.epoch(1, first))), list(batches.epoch(1, first))
+        assert [step.step for step in found] == [step.step for step in expected] == list(range(first, 8))
+        for one, other in zip(found, expected, strict=True):
+            assert seen(one.micro_batches[0]).keys() == seen(other.micro_batches[0]).keys()
+            for place, image in seen(one.micro_batches[0]).items():
+                assert torch.equal(image, seen(other.micro_batches[0])[place])
+    begun = [threading.Event() for _ in range(3)]
+
+    def numbers() -> Iterator[int]:
+        for number, event in enumerate(begun):
+            event.set()
+            yield number
+
+    for number in ahead(numbers()):
+        assert all(event.wait(10) for event in begun[: number + 2])
+        assert not any(event.is_set() for event in begun[number + 2 :])
+
+
+def test_errors_come_in_their_place_and_no_thread_stays() -> None:
+    def broken() -> Iterator[int]:
+        yield 0
+        yield 1
+        raise UserError("the third cannot be made")
+
+    before = threading.active_count()
+    found = []
+    with pytest.raises(UserError, match="the third"):
+        for number in ahead(broken()):
+            found.append(number)
+    assert found == [0, 1] and threading.active_count() == before
+
+    def stopped() -> None:
+        for _ in ahead(iter(range(100))):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    given_up = ahead(iter(range(100)))
+    next(given_up)
+    given_up.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+    assert list(ahead(())) == []

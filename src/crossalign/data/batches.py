@@ -1,11 +1,12 @@
 """Which items make up which step on which process, from numbers alone, and the steps as tensors.
 
 The order of an epoch depends on (seed, epoch) alone, so that any step can be made without those before it, and its items are
-the same for any number of processes and micro-batches. No worker processes: what is gathered lies in memory or in a memory
-map, and gathering a batch costs less than handing it over from another process.
+the same for any number of processes and micro-batches. What is gathered lies in memory or in a memory map, so that a thread
+is enough to make the next batch beside the step.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -18,6 +19,7 @@ from crossalign.core.errors import UserError
 IGNORED = -100
 """A label that torch's cross-entropy passes over: no loss, no gradient, and never a correct answer."""
 
+T = TypeVar("T")
 B = TypeVar("B")
 """A batch: a dictionary of tensors."""
 B_co = TypeVar("B_co", covariant=True)
@@ -192,6 +194,20 @@ class InOrder(Generic[B]):
                 filler = self.gather(np.array([first]))
                 ignore(filler)
                 yield filler
+
+
+def ahead(batches: Iterable[T]) -> Iterator[T]:
+    """The same batches, each made by a thread while the one before it is in use.
+
+    An error in making one is raised in its place. Whoever goes on no further closes this or drops it: the thread then ends with
+    the batch that it has begun.
+    """
+    source = iter(batches)
+    with ThreadPoolExecutor(1, thread_name_prefix="next batch") as pool:
+        coming = pool.submit(next, source, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, source, None)
+            yield batch
 
 
 def ignore(batch: Any) -> None:

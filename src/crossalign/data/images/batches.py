@@ -19,6 +19,7 @@ from crossalign.config import AugmentConfig
 from crossalign.data.batches import Turn
 from crossalign.data.images.load import ImageSet
 
+CPU = torch.device("cpu")
 CHUNK_PIXELS = 1 << 18
 """Of one channel, that a processor moves together in augmentation."""
 
@@ -124,6 +125,8 @@ class ImageRows:
     images: ImageSet
     augment: AugmentConfig | None = None
     """Settings to draw augmentation for; None draws nothing."""
+    device: torch.device = CPU
+    """Where the batches go: to a GPU they are copied beside the step, from memory that it can read by itself."""
     title = ("training images", "an image")
 
     def __len__(self) -> int:
@@ -143,4 +146,8 @@ class ImageRows:
     def gather(self, rows: np.ndarray) -> ImageBatch:
         """Pixels and labels of some images, as they are."""
         index = torch.from_numpy(rows)
-        return {"images": torch.from_numpy(self.images.pixels[rows]), "labels": self.images.labels[index], "index": index}
+        images, labels = torch.from_numpy(self.images.pixels[rows]), self.images.labels[index]
+        if self.device.type == "cuda" and torch.cuda.is_available():
+            with torch.cuda.device(self.device):  # a thread begins with the first of all
+                images = images.pin_memory()
+        return {"images": images, "labels": labels, "index": index}

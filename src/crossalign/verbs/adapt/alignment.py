@@ -18,7 +18,7 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import write_json
 from crossalign.core.progress import announce
 from crossalign.core.reading import read_json
-from crossalign.data.batches import Batches, Step
+from crossalign.data.batches import Batches, Step, ahead
 from crossalign.data.images.batches import ImageRows, augment
 from crossalign.data.images.load import ImageSplits
 from crossalign.models.classifier.model import ImageClassifier
@@ -120,7 +120,7 @@ def _stage(
     measure: Callable[[nn.Module], dict[str, float]],
 ) -> Stage:
     device, settings, align = run.accelerator.device, config.data.augment, config.align
-    batches = Batches(ImageRows(splits.train, settings), batch_size=align.batch_size, seed=config.seed + 1_000_003)
+    batches = Batches(ImageRows(splits.train, settings, device), batch_size=align.batch_size, seed=config.seed + 1_000_003)
 
     def generator(epoch: int, step: int) -> torch.Generator:
         """Draws of one step, a function of its place, so that a resumed stage draws the same."""
@@ -128,13 +128,13 @@ def _stage(
         return torch.Generator().manual_seed(seed % 2**64)  # more a generator does not take
 
     def steps(epoch: int, first: int) -> Iterator[Step]:
-        for step in batches.epoch(epoch, first):
+        for step in ahead(batches.epoch(epoch, first)):
             yield Step([{**batch, "generator": generator(epoch, step.step)} for batch in step.micro_batches], step.count)
 
     def loss(_: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         if len(batch["images"]) < 2:  # what is left of an epoch: one image has no distribution
             return sum(p.sum() for p in model.embedding.parameters()) * 0.0, {"divergence": torch.zeros(())}  # type: ignore[return-value]
-        images = augment(batch["images"].to(device), batch["draw"], settings)
+        images = augment(batch["images"].to(device, non_blocking=True), batch["draw"], settings)
         x = _sample(model.embed(images), config, batch["generator"])
         value = objective(x, batch["labels"], batch["generator"])
         # The loop divides by the examples of the step; a divergence is one number a step.

@@ -17,7 +17,7 @@ from crossalign.config import AdaptConfig
 from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, content_key, write_json
 from crossalign.core.machine import is_main_process, world_size
-from crossalign.data.batches import InOrder
+from crossalign.data.batches import InOrder, ahead
 from crossalign.data.images.batches import ImageRows, augment
 from crossalign.data.images.load import ImageSet, ImageSplits, channel_statistics, open_images
 from crossalign.models.classifier.backbone import probe
@@ -182,7 +182,7 @@ def resolve_speed(config: AdaptConfig, model: ImageClassifier, train: ImageSet, 
 def training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run: Session) -> Stage:
     """Training proper (CMDA §3.1.3): cross-entropy on augmented images, validation after every epoch."""
     device, settings = run.accelerator.device, config.data.augment
-    batches = batches_of(config, ImageRows(splits.train, settings), run.accelerator.process_index, run.world)
+    batches = batches_of(config, ImageRows(splits.train, settings, device), run.accelerator.process_index, run.world)
 
     def loss(wrapped: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         labels = batch["labels"].to(device, non_blocking=True)
@@ -198,7 +198,7 @@ def training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSpl
         name="train",
         model=model,
         loss=loss,
-        steps=batches.epoch,
+        steps=lambda epoch, first: ahead(batches.epoch(epoch, first)),
         steps_per_epoch=len(batches),
         epochs=config.loop.epochs,
         optim=config.optim,
@@ -211,5 +211,5 @@ def training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSpl
 
 def _score(model: nn.Module, images: ImageSet, config: AdaptConfig, accelerator: Any) -> Scores:
     part = (accelerator.process_index, accelerator.num_processes)
-    batches = InOrder(len(images), ImageRows(images).gather, config.loop.eval_batch_size, *part)
-    return score(model, batches, images.labels, accelerator)
+    batches = InOrder(len(images), ImageRows(images, device=accelerator.device).gather, config.loop.eval_batch_size, *part)
+    return score(model, ahead(batches), images.labels, accelerator)
