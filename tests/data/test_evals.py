@@ -40,6 +40,15 @@ def test_rows_have_the_hub_s_schema(tmp_path: Path) -> None:
     assert local_rows("arc_challenge", "test", tmp_path) is None
 
 
+def test_files_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    for name, content in (("arc_easy_test.jsonl", json.dumps(ARC) + "\n"), ("wikitext2_test.txt", " = A = \n a b \n")):
+        (tmp_path / name).write_text(content)
+        plain = local_rows(name.split("_")[0].replace("2", "") + ("_easy" if "arc" in name else ""), "test", tmp_path)
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+        marked = local_rows(name.split("_")[0].replace("2", "") + ("_easy" if "arc" in name else ""), "test", tmp_path)
+        assert plain is not None and marked == plain
+
+
 def test_wikitext_is_cut_at_top_level_headings(tmp_path: Path) -> None:
     text = " \n = One = \n \n Text . \n = = Part = = \n More = text . \n = Two = \n \n End <unk> . \n"
     (tmp_path / "wikitext2_test.txt").write_text(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -227,11 +228,182 @@ def test_webdataset_shards(tmp_path: Path) -> None:
         assert check(found) == set(range(8)) and found.texts[0] == ("0 j",) and found.texts[4] == ("4 t",)
     assert len(opened(tmp_path / "train-0.tar")) == 4
     bad = shard(tmp_path / "bad.tar", {"a.png": png(0), "b.txt": b"b", "c.png": png(1), "c.json": b"{"})
-    with pytest.raises(UserError, match=r"faults in .*bad.tar': image of b: no image data; .*caption of"):
+    with pytest.raises(UserError, match=r"faults in .*bad.tar': image of b: no image data among .txt; .*caption of"):
         opened(bad, split_file=str(write_lines(tmp_path, "a", "b", "c")))
     (tmp_path / "cut.tar").write_bytes(b"x" * 700)
     with pytest.raises(UserError, match=r"cannot read '.*cut.tar' as a .tar shard"):
         opened(tmp_path / "cut.tar")
+
+
+def samples(*numbers: int, suffix: str = ".png", text: str = ".txt") -> dict[str, bytes]:
+    """Members of a shard: picture i with the text "i t"."""
+    return {f"{i}{end}": data for i in numbers for end, data in ((suffix, picture(i)), (text, f"{i} t".encode()))}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "numbers"),
+    [
+        ("s-{00000..00002}.tar", {0, 1, 2}),
+        ("s-{00001..00002}.tar", {1, 2}),
+        ("s-{00000,00002}.tar", {0, 2}),
+        ("s-0000{0..2}.tar", {0, 1, 2}),
+        ("s-{0000,1111}{0,2}.tar", {0, 2, 3, 4}),
+        ("{s,t}-*0.tar", {0, 3, 5}),
+        ("s-0000[01].tar", {0, 1}),
+        ("s-[0]*.tar", {0, 1, 2}),
+        ("*", {0, 1, 2, 3, 4, 5}),
+    ],
+)
+def test_shards_by_pattern(tmp_path: Path, pattern: str, numbers: set[int]) -> None:
+    names = ["s-00000", "s-00001", "s-00002", "s-11110", "s-11112", "t-00000"]
+    (tmp_path / "some{where").mkdir()
+    for number, name in enumerate(names):
+        shard(tmp_path / "some{where" / f"{name}.tar", samples(number))
+    source = tmp_path / "some{where" / (pattern if pattern != "*" else "")
+    found = opened(source, split_file=str(write_lines(tmp_path, *map(str, sorted(numbers)))))
+    assert check(found) == numbers and found.fingerprint
+
+
+def test_shards_that_a_pattern_names_must_all_be_there(tmp_path: Path) -> None:
+    shard(tmp_path / "train-0.tar", samples(0))
+    with pytest.raises(
+        UserError, match=r"train-1.tar' does not exist, which is one of '.*\{0..9999999999\}.tar': name those that do"
+    ):
+        opened(tmp_path / "train-{0..9999999999}.tar")
+    with pytest.raises(UserError, match="does not exist; give openmoji"):
+        opened(tmp_path / "none-*.tar")
+    for split in ("train", "test"):  # by folders within a pattern
+        (tmp_path / "sets" / split / "en").mkdir(parents=True)
+        shard(tmp_path / "sets" / split / "en" / "0.tar", samples(len(split)))
+    assert check(opened(tmp_path / "sets" / "*" / "en" / "*.tar", split="test")) == {4}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "says"),
+    [
+        (".input.png", ".outputs.txt", r"after which there is \.input\.png, \.outputs\.txt here"),
+        (".1.png", ".1.txt", r"KEY\.jpg and KEY\.txt \(\.txt, \.caption, \.json\), where KEY ends at the first dot"),
+        (".png", ".cls", r"no picture of set\.tar has a text: .* \.png, \.cls here"),
+        (".npy", ".txt", r"no picture of set\.tar has a text: .* \.npy, \.txt here"),
+        (".eps", ".txt", r"no picture of set\.tar has a text: .* \.eps, \.txt here"),
+    ],
+)
+def test_members_that_are_no_pairs_are_named(tmp_path: Path, suffix: str, text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        opened(shard(tmp_path / "set.tar", samples(*range(5), suffix=suffix, text=text)))
+
+
+def test_litter_in_shards_is_left(tmp_path: Path) -> None:
+    files = samples(*range(5)) | {"._0.png": b"x", "__MACOSX/1.png": b"x", ".hidden/2.txt": b"x", "3/._a.png": b"x"}
+    assert check(opened(shard(tmp_path / "train.tar", files))) == set(range(5))
+
+
+def sparse(path: Path, name: str, size: int, rest: dict[str, bytes]) -> Path:
+    """A shard with a member that says it is so large, and holds nothing."""
+    shard(path, rest)
+    head = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    head[156:157] = tarfile.GNUTYPE_SPARSE
+    head[483:495] = b"\x80" + size.to_bytes(11)
+    head[148:156] = b" " * 8
+    head[148:156] = f"{sum(head):06o}\0 ".encode()
+    path.write_bytes(bytes(head) + path.read_bytes())
+    return path
+
+
+@pytest.mark.parametrize("name", ["9.png", "9.txt", "9.json", "9.cls"])
+def test_a_sparse_member_is_not_spread_out(tmp_path: Path, name: str) -> None:
+    files = samples(*range(3)) | ({"9.txt": b"9 t"} if name == "9.png" else {"9.png": picture(9)})
+    path = sparse(tmp_path / "train.tar", name, 40 << 30, files)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"9\.\w+ has 42,949,672,960 bytes, more|a sparse member|caption of 9: empty"):
+        opened(path)
+    assert check(opened(path, on_error="skip")) == {0, 1, 2} and tracemalloc.get_traced_memory()[1] < 32 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_header_without_bound_is_refused(tmp_path: Path, kind: bytes) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, 40 << 30
+    path = shard(tmp_path / "train.tar", samples(1))
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + path.read_bytes())
+    with path.open("r+b") as file:
+        file.truncate(41 << 30)
+    with pytest.raises(UserError, match=r"cannot read '.*train.tar' as a .tar shard \(a header of 42,949,672,960 bytes\)"):
+        opened(path)
+
+
+def test_a_shard_that_is_cut_or_joined_is_told(tmp_path: Path) -> None:
+    path = shard(tmp_path / "train.tar", samples(*range(6)))
+    whole, told = path.read_bytes(), 0
+    assert len(opened(path)) == 6
+    for stop in range(512, 12 * 1024 + 512, 512):  # after each block
+        path.write_bytes(whole[:stop])
+        with pytest.raises(UserError, match="may be cut off") as caught:
+            opened(path)
+        told += "train.tar: it may be cut off, since it has no end mark: fetch it again" in str(caught.value)
+    assert told > 6
+    path.write_bytes(whole[: 4 * 1024])
+    assert check(opened(path, on_error="skip")) == {0, 1}
+    path.write_bytes(whole + shard(tmp_path / "other.tar", samples(7)).read_bytes())
+    with pytest.raises(UserError, match=r"train\.tar: it goes on after its end mark, as joined archives do"):
+        opened(path)
+
+
+@pytest.mark.parametrize(
+    ("cells", "texts", "says"),
+    [
+        ([b"a thing", b"\xef\xbb\xbfother"], ["a thing", "other"], ""),
+        ([b"\xff\xfe", b"b"], ["", "b"], "not UTF-8 text"),
+        ([float("nan"), 2.5], ["", ""], "empty"),
+        ([0, 1], ["", ""], "0 is no text"),
+        ([True, None], ["", ""], "True is no text"),
+        ([[" a ", None], ["b"]], ["a", "b"], "empty"),
+        ([{"caption": "a"}, {"caption": None}], ["a", ""], "empty"),
+        ([{"en": "a", "de": "b"}, {"en": "c", "de": "d"}], ["", ""], "it has en, de, none of raw, caption, text"),
+        ([[{"raw": ["a"]}], [{"raw": []}]], ["a", ""], "empty"),
+    ],
+)
+def test_captions_that_are_no_text_are_faults(tmp_path: Path, cells: list[Any], texts: list[str], says: str) -> None:
+    file = write(tmp_path / "train.parquet", 2, captions=cells)
+    if not says:
+        assert [text for (text,) in opened(file).texts] == texts
+        return
+    with pytest.raises(UserError, match=f"caption of .*: {says}"):
+        opened(file)
+    if any(texts):
+        assert [text for (text,) in opened(file, on_error="skip").texts] == list(filter(None, texts))
+    else:
+        with pytest.raises(UserError, match=f"no pair that can be used; the first fault: caption of 0.png: .*{says}"):
+            opened(file, on_error="skip")
+
+
+@pytest.mark.parametrize(
+    ("record", "column", "says"),
+    [
+        ({"title": "a", "words": "b"}, "", "1.json has title, words, none of captions, caption, texts"),
+        ({"caption": "a"}, "words", "1.json has caption, none of words"),
+        ({}, "", "1.json has nothing, none of"),
+        (5, "", "5 is no text"),
+    ],
+)
+def test_json_beside_pictures(tmp_path: Path, record: Any, column: str, says: str) -> None:
+    files = {"0.png": picture(0), "0.json": json.dumps({"words": "0 w", "caption": "0 c"}).encode()}
+    files |= {"1.png": picture(1), "1.json": json.dumps(record).encode(), "2.png": picture(2), "2.json": b"[" * 100_000}
+    files |= {"3.png": picture(3), "3.json": b'"' + b"x" * (1 << 20) + b'"'}
+    path = shard(tmp_path / "train.tar", files)
+    listed = str(write_lines(tmp_path, "0", "1", "2", "3"))
+    with pytest.raises(UserError) as caught:
+        opened(path, text_column=column, split_file=listed)
+    for words in (says, "2.json is not valid JSON (nested more than 100 deep)", "3.json has 1,048,578 bytes, more than the"):
+        assert words in str(caught.value)
+    assert opened(path, text_column=column, on_error="skip", split_file=listed).texts == (("0 w" if column else "0 c",),)
+
+
+def test_a_split_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    listing = tmp_path / "list.txt"
+    listing.write_bytes(b"\xef\xbb\xbf7.png\r\n2.png\r\n")
+    assert opened(write(tmp_path / "set.parquet"), split_file=str(listing)).ids == ("2.png", "7.png")
 
 
 def write_lines(folder: Path, *lines: str) -> Path:

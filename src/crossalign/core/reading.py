@@ -109,7 +109,10 @@ def read_bytes(path: Path, most: int = LARGEST, title: str = "") -> bytes:
     name = title or f"'{path}'"
     try:
         with open_regular(path) as file:
-            data = file.read(most + 1)
+            size = min(os.fstat(file.fileno()).st_size, most)
+            data = file.read(size + 1)  # asked for more, it would take room for all that
+            if len(data) > size:  # it grows, or says nothing of its size, as those of the system
+                data += file.read(most - size)
     except OSError as error:
         raise UserError(f"{name} cannot be read ({error.strerror}): name another file, or mend it") from error
     if len(data) > most:

@@ -24,6 +24,9 @@ VERSION = 1  # of what the check of images keeps in the cache
 SHARES = {"train": 0.8, "validation": 0.9, "test": 1.0}
 """Where a source without splits is cut, on a scale of 0 to 1 that each picture is hashed to."""
 
+CAPTION_KEYS = ("raw", "caption", "text")
+"""What the text is called in captions that are objects."""
+
 _REPEAT = re.compile(r"#\d+$")  # the further rows of one image
 
 
@@ -73,16 +76,17 @@ def open_pairs(config: PairsConfig) -> Pairs:
     if not len(listing.ids):
         raise UserError(f"'{config.source}' has no pairs")
     rows, bad = _split_rows(listing, is_split, config)
-    texts = {int(row): _captions(listing.texts[row]) for row in rows}
+    bad += listing.faults
+    captions = {int(row): _captions(listing.texts[row]) for row in rows}
     hashes, broken = _check_images(listing, rows)
     bad += [f"image of {listing.ids[row]}: {why}" for row, why in broken.items()]
-    bad += [f"caption of {listing.ids[row]}: empty" for row, captions in texts.items() if not captions or not all(captions)]
+    bad += [f"caption of {listing.ids[row]}: {why}" for row, (_, why) in captions.items() if why]
     if bad and config.on_error == "stop":
         some = "; ".join(bad[:3]) + (f"; and {len(bad) - 3} more" if len(bad) > 3 else "")
         count = f"{len(bad)} faults" if len(bad) > 1 else "1 fault"
         raise UserError(f"{count} in '{config.source}': {some}. Mend them, or go on without: --pairs.on-error skip")
-    # A pair goes on without its empty captions as long as it has another.
-    good = {row: tuple(filter(None, captions)) for row, captions in texts.items() if any(captions) and row not in broken}
+    # A pair goes on without captions that are none, as long as it has another.
+    good = {row: tuple(texts) for row, (texts, _) in captions.items() if texts and row not in broken}
     if not good:
         raise UserError(f"'{config.source}' has no pair that can be used; the first fault: {bad[0]}")
     keep = np.array(list(good), dtype=np.int64)
@@ -170,7 +174,9 @@ def _raws(listing: PairListing, rows: Iterable[int]) -> Iterator[Raw | str]:
         try:
             raw = listing.read(int(row))
             yield read_bytes(raw, MAX_BYTES) if isinstance(raw, Path) else raw
-        except (OSError, UserError) as error:
+        except UserError as error:
+            yield str(error)
+        except OSError as error:
             yield f"{type(error).__name__}: {error}"
 
 
@@ -183,14 +189,35 @@ def _hash_of_readable(raw: Raw) -> int:
     return hash_of(raw if isinstance(raw, bytes) else image.tobytes())
 
 
-def _captions(cell: Any) -> list[str]:
-    """A cell of a text column → its texts, stripped; "" for an empty one."""
-    if cell is None:
-        return []
-    values = cell if isinstance(cell, list | tuple) else [cell]
-    values = [next((v[k] for k in ("raw", "caption", "text") if k in v), "") if isinstance(v, dict) else v for v in values]
-    values = [text for value in values for text in (value if isinstance(value, list | tuple) else [value])]
-    return ["" if value is None else str(value).strip() for value in values]
+def _captions(cell: Any) -> tuple[list[str], str]:
+    """A cell of a text column → its texts, stripped; and what is wrong with what is none, "" if nothing is."""
+    texts: list[str] = []
+    faults: list[str] = []
+
+    def take(value: Any) -> None:
+        if isinstance(value, list | tuple):
+            for entry in value:
+                take(entry)
+        elif isinstance(value, dict):
+            name = next((name for name in CAPTION_KEYS if name in value), None)
+            if name is None:
+                faults.append(f"it has {', '.join(map(str, value)) or 'no keys'}, none of {', '.join(CAPTION_KEYS)}")
+            else:
+                take(value[name])
+        elif isinstance(value, bytes):
+            try:
+                take(value.decode("utf-8-sig"))
+            except UnicodeDecodeError:
+                faults.append("not UTF-8 text")
+        elif isinstance(value, str) and value.strip():
+            texts.append(value.strip())
+        elif value is None or isinstance(value, str) or value != value:
+            faults.append("empty")
+        else:
+            faults.append(str(value) if isinstance(value, UserError) else f"{value!r:.40} is no text")
+
+    take(cell)
+    return texts, faults[0] if faults else "" if texts else "empty"
 
 
 def _describe(listing: PairListing, config: PairsConfig, texts: list[tuple[str, ...]], left_out: int, is_split: bool) -> str:

@@ -5,24 +5,29 @@ source is one function in ``SOURCES``.
 """
 
 import glob
+import re
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from crossalign.config import PairsConfig
-from crossalign.core.errors import UserError
-from crossalign.core.reading import parse_json, user_path
+from crossalign.core.errors import UserError, some
+from crossalign.core.reading import open_regular, parse_json, shown, user_path
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
+from crossalign.data.images.decode import MAX_BYTES
 from crossalign.data.pairs.openmoji import openmoji_file
 from crossalign.data.records import HubTable, ParquetTable, RecordTable, load_hub
-from crossalign.data.sources import EXTENSIONS, Raw, by_split, file_identity, files_below, split_name, title_of
+from crossalign.data.sources import EXTENSIONS, Raw, by_split, file_identity, files_below, is_litter, split_name, title_of
 
 TEXT_COLUMNS = ("captions", "caption", "texts", "text", "sentences", "sentence", "alt_text")
 ID_COLUMNS = ("filename", "file_name", "image_id", "img_id", "id", "key", "__key__", "url")
 TEXT_FILES = (".txt", ".caption", ".json")
+LARGEST_TEXT = 1 << 20
+"""Bytes of a caption's file in an archive."""
 
 Parts = dict[str, list[Any]]
 """Files, or loaded splits of a hub set, by split; under "" where the source has no splits."""
@@ -36,13 +41,15 @@ class PairListing:
     """For messages."""
     ids: Sequence[str]
     texts: Sequence[Any]
-    """A cell for each image: a text, a list of texts, or None."""
+    """A cell for each image: a text or its bytes, a list of texts, None; a UserError says why it cannot be read."""
     read: Callable[[int], Raw]
     """The encoded image of a row."""
     identity: Any
     """JSON-able; changes when the pairs may have changed."""
     splits: Sequence[str] | None = None
     """The split of each row, where the source has a column of that name."""
+    faults: tuple[str, ...] = ()
+    """What else lies there and cannot be read, each with the reason."""
 
 
 def list_pairs(config: PairsConfig) -> tuple[PairListing, bool]:
@@ -79,7 +86,9 @@ def _reader(source: str) -> tuple[Parts, Callable[[list[Any], PairsConfig], Pair
     for suffix, make in READERS.items():
         files = _files(path, suffix) if source else []
         if files:
-            return by_split(path if path.is_dir() else path.parent, files), make
+            plain = takewhile(lambda part: not re.search(r"[*?\[{]", part), path.parts[:-1])
+            folder = path if path.is_dir() else path.parent if path.is_file() else Path(*plain)
+            return by_split(folder, files), make
     if not source or not (path.exists() or glob.glob(str(path))):
         raise UserError(
             f"pair source '{source}' does not exist; give openmoji, a .parquet file or folder, .tar shards or hf:ORG/NAME"
@@ -88,12 +97,30 @@ def _reader(source: str) -> tuple[Parts, Callable[[list[Any], PairsConfig], Pair
 
 
 def _files(path: Path, suffix: str) -> list[Path]:
-    """The file, those below a folder, or those of a pattern such as shards-*.tar, sorted."""
+    """The file, those below a folder, or those of a pattern such as shards-*.tar or {00..12}.tar, sorted."""
     if path.is_file():
         return [path] if path.suffix == suffix else []
     if path.is_dir():
         return files_below(path, {suffix})
-    return sorted(Path(name) for name in glob.glob(str(path)) if name.endswith(suffix))
+    files: list[str] = []
+    for name in _spelt_out(str(path)) if path.suffix == suffix else ():
+        matches = glob.glob(name)
+        if not matches and name != str(path):
+            raise UserError(f"'{name}' does not exist, which is one of '{path}': name those that do")
+        files += matches
+    return sorted(map(Path, files))
+
+
+def _spelt_out(pattern: str) -> Iterator[str]:
+    """Names that braces stand for, as in a shell: ``{00..12}`` and ``{a,b}``."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", pattern)
+    if not match:
+        yield pattern
+        return
+    first, last, several = match.groups()
+    words = several.split(",") if several else (f"{i:0{len(first)}}" for i in range(int(first), int(last) + 1))
+    for word in words:
+        yield from _spelt_out(pattern[: match.start()] + word + pattern[match.end() :])
 
 
 def _hub_parts(ref: str) -> Parts:
@@ -136,48 +163,94 @@ def _tar(files: list[Path], config: PairsConfig) -> PairListing:
     kinds = (".json",) if config.text_column else TEXT_FILES
     ids: list[str] = []
     texts: list[Any] = []
-    places: list[tuple[Path, int, int]] = []
+    images: list[tuple[Path, tarfile.TarInfo | None, str]] = []
+    faults: list[str] = []
     for file in files:
-        samples: dict[str, dict[str, tarfile.TarInfo]] = {}
         try:
-            with tarfile.open(file, "r:") as archive:
-                for member in archive:
-                    if member.isfile():
-                        folder, _, base = member.name.rpartition("/")
-                        stem, dot, rest = base.partition(".")
-                        samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[dot + rest.lower()] = member
-                for key, sample in samples.items():
+            with open_regular(file) as opened, tarfile.open(fileobj=opened, mode="r:", tarinfo=_Member) as archive:
+                for key, sample in _samples(archive).items():
                     image = next((info for kind, info in sample.items() if kind in EXTENSIONS), None)
                     text = next((info for kind in kinds if (info := sample.get(kind)) is not None), None)
                     ids.append(key)
                     texts.append(None if text is None else _tar_text(archive, text, config.text_column))
-                    places.append((file, image.offset_data, image.size) if image else (file, 0, 0))
+                    images.append((file, image, shown(some(list(sample)))))
+                if fault := _fault_at_end(archive):
+                    faults.append(f"{file.name}: {fault}")
         except (tarfile.TarError, OSError, EOFError) as error:
             raise UserError(f"cannot read '{file}' as a .tar shard ({error}); it may be cut off or compressed") from error
+    if ids and not faults and not any(image and text is not None for (_, image, _), text in zip(images, texts, strict=True)):
+        raise UserError(
+            f"no picture of {title_of(files)} has a text: name them KEY.jpg and KEY.txt ({', '.join(kinds)}), where KEY ends "
+            f"at the first dot, after which there is {images[0][2]} here"
+        )
 
     def read(row: int) -> Raw:
-        file, start, size = places[row]
-        with file.open("rb") as opened:
-            opened.seek(start)
-            return opened.read(size) if size else None
+        file, image, suffixes = images[row]
+        if image is None or image.issparse():
+            raise UserError("a sparse member" if image else f"no image data among {suffixes}")
+        if image.size > MAX_BYTES:
+            raise UserError(f"{image.size:,} bytes, more than the {MAX_BYTES:,} allowed")
+        with open_regular(file) as opened:
+            opened.seek(image.offset_data)
+            return opened.read(image.size)
 
-    return PairListing(title_of(files), unique(ids), texts, read, [config.text_column, file_identity(files)])
+    identity = [config.text_column, file_identity(files)]
+    return PairListing(title_of(files), unique(ids), texts, read, identity, faults=tuple(faults))
+
+
+class _Member(tarfile.TarInfo):
+    """A member of an archive of which headers, too, have bounds: a long name or extended header is read as a whole."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type not in (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE) and self.size > LARGEST_TEXT:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+
+
+def _samples(archive: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]]:
+    """Members by key and by what follows its dot; litter and what is no file are left out."""
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    for member in archive:
+        if member.isfile() and not is_litter(member.name):
+            folder, _, base = member.name.rpartition("/")
+            stem, dot, rest = base.partition(".")
+            samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[dot + rest.lower()] = member
+    return samples
+
+
+def _fault_at_end(archive: tarfile.TarFile) -> str:
+    """What is wrong with the end of an archive that has been gone through; "" if nothing is."""
+    file = archive.fileobj
+    assert file is not None
+    file.seek(archive.offset)
+    mark = file.read(tarfile.BLOCKSIZE)
+    if len(mark) < tarfile.BLOCKSIZE or any(mark):
+        return "it may be cut off, since it has no end mark: fetch it again"
+    while block := file.read(1 << 20):
+        if any(block):
+            return "it goes on after its end mark, as joined archives do: unpack and pack it again"
+    return ""
 
 
 def _tar_text(archive: tarfile.TarFile, member: tarfile.TarInfo, column: str) -> Any:
-    """A text file's text, or what a JSON file has under one of the usual names."""
+    """A text file's bytes, or what a JSON file has under one of the usual names; a UserError says why it cannot be read."""
+    base = shown(member.name.rpartition("/")[2])
+    if member.size > LARGEST_TEXT:
+        return UserError(f"{base} has {member.size:,} bytes, more than the {LARGEST_TEXT:,} allowed")
     opened = archive.extractfile(member)
     assert opened is not None  # it is a file
-    content = opened.read().decode("utf-8", "replace")
+    content = opened.read()
     if not member.name.lower().endswith(".json"):
         return content
     try:
-        record = parse_json(content, member.name, "mend it")
-    except UserError:
-        return None
+        record = parse_json(content, base, "mend it")
+    except UserError as error:
+        return error
     if not isinstance(record, dict):
-        return record if isinstance(record, str | list) else None
-    return next((record[name] for name in ((column,) if column else TEXT_COLUMNS) if name in record), None)
+        return record
+    names = (column,) if column else TEXT_COLUMNS
+    lacks = f"{base} has {shown(some(list(record))) or 'nothing'}, none of {', '.join(names)}"
+    return next((record[name] for name in names if name in record), UserError(lacks))
 
 
 def unique(ids: Sequence[Any]) -> list[str]:
