@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "measure": ("verbs.measure:MEASURE", "how aligned language and vision models are, layer by layer, against chance"),
     "report": ("verbs.report:REPORT", "tables, figures and one HTML page from runs"),
     "compare": ("verbs.compare:COMPARE", "which rows differ, by how much and how surely"),
+    "cache": ("verbs.cache:CACHE", "what lies in the cache, and how to be rid of it"),
     "reproduce": ("studies.commands:REPRODUCE", "run a whole table with seeds, a learning-rate sweep and controls"),
 }
 """Each verb by the words that call it: where it stands in this package, and its line in the overview."""

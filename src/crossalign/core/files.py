@@ -25,10 +25,14 @@ _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})\.(\d{1,8})\.[0-9a-f]{8}")
 _cleaned: set[Path] = set()
 
 
+def cache_root() -> Path:
+    """``$CROSSALIGN_CACHE`` or ``~/.cache/crossalign``."""
+    return user_path(os.environ.get("CROSSALIGN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "crossalign")
+
+
 def cache_dir(kind: str) -> Path:
-    """The folder for one kind of cached file, made if need be: ``$CROSSALIGN_CACHE`` or ``~/.cache/crossalign``."""
-    root = os.environ.get("CROSSALIGN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "crossalign"
-    folder = user_path(root) / kind
+    """The folder for one kind of cached file, made if need be."""
+    folder = cache_root() / kind
     folder.mkdir(parents=True, exist_ok=True)
     if folder not in _cleaned:
         _cleaned.add(folder)

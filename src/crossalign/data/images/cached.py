@@ -59,8 +59,8 @@ def decode_listing(listing: ImageListing, image_size: int | None, channels: Chan
             if hashes[row] and hash_of(pixels[row].tobytes()) != int(hashes[row]):
                 raise ValueError(row)
 
-    rows = range(len(listing.labels))
-    hashes, bad, facts = cached_hashes("images", key, rows, write, check, lambda: {"largest": depth.largest})
+    rows, notes = range(len(listing.labels)), {"title": listing.title}
+    hashes, bad, facts = cached_hashes("images", key, rows, write, check, lambda: notes | {"largest": depth.largest})
     return Decoded(np.load(pixels_file, mmap_mode="r"), hashes, bad, int(facts.get("largest", -1)))
 
 
