@@ -52,7 +52,7 @@ class DataConfig:
     min_per_class: Count = 1
     """Leave out classes with fewer training images than this."""
     image_size: Side = None
-    """Side in pixels that images are resized to; None keeps the source's own size."""
+    """Side in pixels that images are resized to; None keeps the source's own size, where that makes at most 256 tokens."""
     channels: Literal["rgb", "gray"] = "rgb"
     """Colour channels that the model sees."""
     white_level: Annotated[int, between(1, 2**31 - 1)] = 65_535
@@ -106,8 +106,8 @@ class EmbedderConfig:
 
     kind: str = "linear"
     """linear: one projection of each patch (CMDA §3.1.2); conv: a convolutional stem (§4.2's deeper projection)."""
-    patch: Size = 4
-    """Side of a square patch in pixels; it must divide the image size."""
+    patch: Size | None = None
+    """Side of a square patch in pixels; it must divide the image size. None takes 4, or what makes 256 tokens of an image."""
     match_scale: bool = True
     """Start the new embeddings at the RMS of the backbone's text embeddings, positions as strong as patches."""
 

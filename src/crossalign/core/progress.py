@@ -6,7 +6,9 @@ import contextlib
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TextIO, TypeVar
 
 from tqdm import tqdm
@@ -15,6 +17,8 @@ from crossalign.core.machine import is_main_process
 
 T = TypeVar("T")
 QUIET_SECONDS = 2.0
+STEP_SECONDS = 1.0
+"""How long work without a bar goes on before it is named."""
 _silent = False
 LINE_SECONDS = 30.0
 
@@ -40,7 +44,7 @@ def progress(
         delay=QUIET_SECONDS,
         leave=leave,
         position=0 if plain else line,  # lines of a file need no cursor that goes up and down
-        disable=stream is None or _silent or not description or not is_main_process() or (plain and line is not None),
+        disable=not _shows(stream) or not description or (plain and line is not None),
         file=None if stream is None else _Lines(stream) if plain else _Stream(stream),
         mininterval=LINE_SECONDS if plain else 0.2,
         miniters=1,
@@ -51,8 +55,72 @@ def progress(
 
 def announce(sentence: str) -> None:
     """Say on stderr what goes on, where bars are shown as well."""
-    if not _silent and is_main_process():
-        print(f"crossalign: {sentence}", file=sys.stderr, flush=True)
+    say(f"crossalign: {sentence}")
+
+
+def say(line: str) -> None:
+    """A line on stderr, above the bars; none in a process that shows no bars."""
+    stream = sys.stderr
+    if not _shows(stream):
+        return
+    with tqdm.get_lock():
+        bars = [bar for bar in getattr(tqdm, "_instances", ()) if stream.isatty() and bar.last_print_t > bar.start_t]
+        for bar in bars:
+            bar.clear(nolock=True)
+        _Stream(stream).write(f"{line}\n")
+        _Stream(stream).flush()
+        for bar in bars:
+            bar.refresh(nolock=True)
+
+
+@contextmanager
+def doing(sentence: str) -> Iterator[None]:
+    """Work without a bar: what it is stands on stderr as soon as it has taken a second, and on a terminal grows by a dot every
+    two seconds."""
+    stream, done = sys.stderr, threading.Event()
+    if not _shows(stream):
+        yield
+        return
+
+    def tell() -> None:
+        if done.wait(STEP_SECONDS):
+            return
+        if not stream.isatty():
+            say(f"crossalign: {sentence}")
+            return
+        text = f"crossalign: {sentence} "
+        while True:
+            _Stream(stream).write(text)
+            _Stream(stream).flush()
+            if done.wait(QUIET_SECONDS):
+                break
+            text = "."
+        _Stream(stream).write("\n")
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+
+
+@contextmanager
+def paused(bar: tqdm[NoReturn]) -> Iterator[None]:
+    """Leave what is done meanwhile out of a bar's rate and of its times."""
+    began = time.time()
+    try:
+        yield
+    finally:
+        if not bar.disable:
+            spent = time.time() - began
+            bar.start_t += spent
+            bar.last_print_t += spent
+
+
+def _shows(stream: TextIO | None) -> bool:
+    return stream is not None and not _silent and is_main_process()
 
 
 def silence() -> None:

@@ -22,7 +22,16 @@ from crossalign.runs.schema import ENVIRONMENT, read_shaped
 
 C = TypeVar("C")
 NOT_COMPARED = ("output", "overwrite", "tracking")
-MEASURED = ("row", "data.mean", "data.std", "loop.device", "loop.precision", "loop.compile")  # left open, a run fills them in
+MEASURED = (
+    "row",
+    "data.image_size",
+    "embedder.patch",
+    "data.mean",
+    "data.std",
+    "loop.device",
+    "loop.precision",
+    "loop.compile",
+)  # left open, a run fills them in
 
 
 class InUse(UserError):

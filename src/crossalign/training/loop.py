@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from crossalign.config import BaseLoopConfig, OptimConfig
 from crossalign.config.common import Watched
-from crossalign.core.progress import announce, progress
+from crossalign.core.progress import announce, paused, progress, say
 from crossalign.data.batches import Step
 from crossalign.models.loading import write_tensors
 from crossalign.runs.names import RunFolder
 from crossalign.training import checkpoint as ckpt
-from crossalign.training.meters import Meter
+from crossalign.training.meters import Meter, shown
 from crossalign.training.optim import average, build_optimizer, gradients_of, lr_factor
 from crossalign.training.sharding import load_optimizer_state, optimizer_state, reshard, shard, whole
 from crossalign.training.stops import Diverged, Interrupted, Paused, StageResult, catch_signals
@@ -58,6 +58,8 @@ class Stage:
 
     Its gradient is added once, whatever the accumulation and the number of processes; each process gives its own share, as
     for DDP, which averages them."""
+    unit: str = "images"
+    """What examples are, in words."""
     keep: Callable[[int], None] = lambda done: None
     """Called with the number of steps done, before the first and after each, on all processes."""
     replicated: bool = False
@@ -75,6 +77,8 @@ class Session:
     identity: str
     """Hash of the data and the weights that the run began with; a checkpoint of others is not resumed."""
     resume: ckpt.Checkpoint | None = None
+    quiet: bool = False
+    """Print no line an epoch."""
     until: int | None = None
     """Pause the stage "train" when this many of its epochs are done; None trains it to its end, 0 trains no stage at all."""
 
@@ -117,6 +121,8 @@ class _Fit:
         self.epoch_meter, self.interval_meter = Meter(run.accelerator, shared), Meter(run.accelerator, shared)
         self.extra_rows: list[tuple[int, dict[str, Tensor]]] = []
         self.warned = False
+        self.epoch_began = (0, 0.0)  # examples and seconds then
+        self.bar = progress(0, "")
         if run.resume is not None and run.resume.stage == stage.name:
             with ckpt.reading(run.resume.path):
                 self._restore(run.resume)
@@ -135,15 +141,16 @@ class _Fit:
         self.saved_at, self.since = time.monotonic(), time.perf_counter()
         if not done:
             stage.keep(0)
-        with catch_signals() as stopped, progress(total, stage.name, initial=done) as bar:
+        with catch_signals() as stopped, progress(total, stage.name, initial=done) as self.bar:
             while self.epoch < (stage.epochs if until is None else min(until, stage.epochs)):
+                self.epoch_began = (self.result.examples, self.result.seconds)
                 stage.model.train()
                 for step in stage.steps(self.epoch, self.step):
                     self.since = time.perf_counter()
                     self._train_step(step, total)
                     self._count_time()
                     stage.keep(self.epoch * stage.steps_per_epoch + self.step)
-                    bar.update(1)
+                    self.bar.update(1)
                     if self._in_any_process(stopped.is_set()):
                         self._save()
                         self.run.log.status = "KILLED"
@@ -151,8 +158,9 @@ class _Fit:
                     late = time.monotonic() - self.saved_at > 60 * self.loop.checkpoint_minutes
                     if self.step < stage.steps_per_epoch and self._in_any_process(late):
                         self._save()
-                self._end_epoch()
-                self._save()
+                with paused(self.bar):
+                    self._end_epoch()
+                    self._save()
         if until is not None:
             self.run.log.status = "SCHEDULED"
             raise Paused(self.result)
@@ -251,6 +259,7 @@ class _Fit:
             return
         self.interval_meter.sums = {}
         self._check_finite(means)
+        self.bar.set_postfix_str(shown(means), refresh=False)
         speed = self.result.examples / max(self.result.seconds, 1e-9)
         self._log("train_step", means | {"lr": self.optimizer.param_groups[0]["lr"], "examples_per_second": speed})
 
@@ -266,7 +275,8 @@ class _Fit:
     def _end_epoch(self) -> None:
         stage, result = self.stage, self.result
         self._flush_interval()
-        self._log("train", self.epoch_meter.means())
+        means, numbers = self.epoch_meter.means(), dict[str, float]()
+        self._log("train", means)
         self.epoch_meter.sums = {}
         self.epoch, self.step = self.epoch + 1, 0
         if stage.evaluate is not None:
@@ -278,7 +288,18 @@ class _Fit:
                 result.best_epoch, result.best = self.epoch, numbers
                 if stage.select is not None:
                     self._keep_best()
+        if not self.run.quiet:
+            say(self._epoch_line(means, numbers))
         self.run.log.flush()
+
+    def _epoch_line(self, means: dict[str, float], numbers: dict[str, float]) -> str:
+        stage, result = self.stage, self.result
+        where = f"epoch {self.epoch} of {stage.epochs}"
+        if stage.unit == "tokens":  # whose epochs are the intervals between evaluations
+            where = f"step {self.epoch * stage.steps_per_epoch:,} of {stage.epochs * stage.steps_per_epoch:,}"
+        examples, seconds = result.examples - self.epoch_began[0], result.seconds - self.epoch_began[1]
+        speed = f"{examples / max(seconds, 1e-9):,.0f} {stage.unit}/s"
+        return f"{stage.name}, {where}: {'; '.join(filter(None, (shown(means), shown(numbers, 'validation '), speed)))}"
 
     def _keep_best(self) -> None:
         self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.stage.state().items()}

@@ -77,7 +77,7 @@ class Unchanged(Exception):
 
 
 @contextmanager
-def opened_run(config: Any, identity: str, made_of: str, until: int | None = None) -> Iterator[Session]:
+def opened_run(config: Any, identity: str, made_of: str, until: int | None = None, quiet: bool = False) -> Iterator[Session]:
     """A run with its settings resolved: facts written down, checkpoint found, log open, random state as the seed says.
 
     Args:
@@ -85,6 +85,7 @@ def opened_run(config: Any, identity: str, made_of: str, until: int | None = Non
         identity: hash of the data and the weights that it begins with.
         made_of: what ``identity`` hashes, in words, for the message.
         until: pause the stage "train" after so many epochs.
+        quiet: print no line an epoch.
 
     Raises:
         UserError: the checkpoint there was trained on something else.
@@ -115,7 +116,7 @@ def opened_run(config: Any, identity: str, made_of: str, until: int | None = Non
     torch.use_deterministic_algorithms(config.loop.deterministic)
     reset_peak_memory(config.loop.device)
     with RunLog(config.output, config.tracking, f"{config.row}, seed {config.seed}", flatten(to_dict(config)), rows) as log:
-        run = Session(config.output, make_accelerator(config.loop), config.loop, log, identity, resume, until)
+        run = Session(config.output, make_accelerator(config.loop), config.loop, log, identity, resume, quiet, until)
         set_seed(config.seed)
         yield run
         run.accelerator.wait_for_everyone()

@@ -71,6 +71,7 @@ def text_stage(
         load=load,
         evaluate=evaluate,
         extra=term.extra if term else None,
+        unit="tokens",
         keep=keep,
     )
 

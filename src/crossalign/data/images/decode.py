@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from crossalign.config import DataConfig
 from crossalign.core.errors import BadArgument, UserError
@@ -110,6 +110,18 @@ def picture(raw: Raw, channels: Channels, depth: Depth | None = None) -> Image.I
     is_deep = any(";16" in str(part[3]) for part in getattr(image, "tile", ()))  # known until it is loaded
     ImageOps.exif_transpose(image, in_place=True)
     return _to_mode(image, "L" if channels == "gray" else "RGB", depth or Depth(), is_deep)
+
+
+def header_size(raw: Raw) -> tuple[int, int] | None:
+    """Width and height of an image, upright, from its first bytes alone; None where they do not tell."""
+    if raw is None or isinstance(raw, np.ndarray):
+        return None if raw is None else (raw.shape[1], raw.shape[0])
+    try:
+        with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw, formats=FORMATS) as image:  # type: ignore[arg-type]
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            return (image.height, image.width) if turned else image.size
+    except Exception:  # a damaged file can raise anything inside an image library; the decoding will say what it is
+        return raw.size if isinstance(raw, Image.Image) else None
 
 
 def _to_mode(image: Image.Image, mode: str, depth: Depth, is_deep: bool) -> Image.Image:

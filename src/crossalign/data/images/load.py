@@ -54,17 +54,20 @@ class ImageSplits:
     """Hash of all pixels, labels and class names in their splits: equal wherever the same data lies."""
 
 
-def open_images(config: DataConfig) -> ImageSplits:
+def open_images(config: DataConfig, listings: Listings | None = None) -> ImageSplits:
     """Open, check and split the images of ``config.source``; see :class:`DataConfig` for what it can be.
 
     Every image is decoded once and kept in the cache as uint8; later calls map that file. Processes that share a cache
     may call this at once: each does the whole work, and the results are the same.
 
+    Args:
+        config: what to open, and how.
+        listings: what :func:`list_images` gives of it, where that has been asked already.
+
     Raises:
         UserError: one sentence for whatever stands in the way; what needs no decoding is checked before any.
     """
-    validate(config, "data.")
-    listings = _list(config)
+    listings = list_images(config) if listings is None else listings
     for split in ("validation", "test"):
         share = getattr(config, f"{split}_fraction")
         if split in listings and share != getattr(DataConfig(), f"{split}_fraction"):
@@ -148,8 +151,13 @@ def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _list(config: DataConfig) -> Listings:
-    """The listings to split, with labels in terms of the training images' classes, matched by name."""
+def list_images(config: DataConfig) -> Listings:
+    """The listings to split, unread, with labels in terms of the training images' classes, matched by name.
+
+    Raises:
+        UserError: no such source, or one without training images.
+    """
+    validate(config, "data.")
     listings = list_source(config.source, config=config)
     train = listings.get("train")
     if train is None:

@@ -4,7 +4,7 @@ Shapes: B batch, C channels, H and W image sides, S samples of a series, P patch
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, cast
@@ -21,6 +21,8 @@ EMBEDDERS: Registry[Builder] = Registry("--embedder.kind", group="crossalign.bac
 """``build(config, input_shape, width)`` by the value of ``--embedder.kind``: a module that maps inputs (B, \\*input_shape) to
 token vectors (B, tokens, D), and says how many ``tokens`` there are."""
 
+MOST_TOKENS = 256
+"""Of an image, where its size or its patches are chosen for it."""
 LOWEST, HIGHEST = -0.5, 1.5  # of pixels on a scale of 0 to 1, which a resize may overshoot
 
 
@@ -41,6 +43,20 @@ def _grid(shape: tuple[int, ...], patch: int, axes: int) -> tuple[int, ...]:
             f"take one of {', '.join(map(str, near))} or change --data.image-size"
         )
     return tuple(side // patch for side in shape[1:])
+
+
+def fitting_patch(kind: str, sides: Sequence[int], most: int = MOST_TOKENS) -> int | None:
+    """The smallest patch of 4 pixels or more, at least two a side, that makes at most so many tokens; None where none does."""
+    if not sides:
+        return None
+    most_pixels = max(4, math.gcd(*sides) // 2)
+    patches = [1 << power for power in range(2, 16)] if kind == "conv" else range(4, 1 + most_pixels)
+    patches = [patch for patch in patches if patch <= most_pixels and not any(side % patch for side in sides)]
+    return next((patch for patch in patches if math.prod(side // patch for side in sides) <= most), None)
+
+
+def _patch(config: EmbedderConfig, shape: tuple[int, ...]) -> int:
+    return config.patch or fitting_patch(config.kind, shape[1:]) or 4
 
 
 class PatchEmbedding(nn.Module):
@@ -87,7 +103,7 @@ class ConvStem(nn.Module):
 
 
 for _name, _class in {"linear": PatchEmbedding, "conv": ConvStem, "series": partial(PatchEmbedding, axes=1)}.items():
-    EMBEDDERS.register(_name, lambda config, shape, width, build=_class: build(shape, config.patch, width))
+    EMBEDDERS.register(_name, lambda config, shape, width, build=_class: build(shape, _patch(config, shape), width))
 
 
 class InputEmbedding(nn.Module):

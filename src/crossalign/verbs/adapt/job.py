@@ -17,9 +17,10 @@ from crossalign.config import AdaptConfig
 from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, content_key, write_json
 from crossalign.core.machine import is_main_process, world_size
+from crossalign.core.progress import doing, followed
 from crossalign.data.batches import InOrder, ahead
 from crossalign.data.images.batches import ImageRows, augment
-from crossalign.data.images.load import ImageSet, ImageSplits, channel_statistics, open_images
+from crossalign.data.images.load import ImageSet, ImageSplits, channel_statistics, list_images, open_images
 from crossalign.models.classifier.backbone import probe
 from crossalign.models.classifier.model import ImageClassifier
 from crossalign.models.classifier.targets import corpus_path
@@ -34,7 +35,9 @@ from crossalign.training.tracking import summary
 from crossalign.verbs.adapt import row_name
 from crossalign.verbs.adapt.alignment import align, find_divergence
 from crossalign.verbs.adapt.scoring import Scores, score, write_predictions, write_samples
+from crossalign.verbs.adapt.sizes import outline, sized
 
+EVAL_TOKENS = 1 << 15  # of the images that are scored together
 MATCH_BATCH = 256  # training images on which the input scale is measured
 
 
@@ -49,23 +52,32 @@ def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False, until: 
             epoch to pause after: see ``training.loop``.
     """
     check_settings(config)
+    with doing(f"listing the images of {config.data.source}"):
+        listings = list_images(config.data)
+        config = sized(config, listings)
+        before = outline(config, listings)
+    if is_main_process() and not quiet:
+        print(before, flush=True)
     with main_process_first(config.loop.device):  # the others then find the decoded images in the cache
-        splits = open_images(config.data)
+        splits = open_images(config.data, listings)
     config = _resolve(config, splits.train)
-    model = build_model(config, splits.train)
+    with doing(f"opening {config.backbone.ref}"):
+        model = build_model(config, splits.train)
     _check_before_training(config, splits, model)
     config = resolve_speed(config, model, splits.train, quiet)
     if is_main_process() and not quiet:
-        print(f"{splits.source}\n{model.plan}")
+        print(splits.source, flush=True)
     identity = content_key(data=splits.fingerprint, backbone=model.language_model.fingerprint)
-    with opened_run(config, identity, f"images at '{config.data.source}' or weights of '{config.backbone.ref}'", until) as run:
+    with opened_run(
+        config, identity, f"images at '{config.data.source}' or weights of '{config.backbone.ref}'", until, quiet
+    ) as run:
         model.to(run.accelerator.device)
         alignment = align(config, model, splits, run)
         own_seed = config.seed + 1 + 1_000_003 * run.accelerator.process_index  # each process drops its own units
         set_seed(own_seed % 2**32)
         trained = fit(training_stage(config, model, splits, run), run)
         with run.accelerator.autocast():
-            scores = _score(model, splits.test, config, run.accelerator) if config.score_test else None
+            scores = _score(model, splits.test, config, run.accelerator, model.embedding.tokens) if config.score_test else None
         kind, plan, classes = model.language_model.kind, model.plan, list(splits.test.classes)
         facts = {
             "method": config.tune.method if kind not in ("none", "vit") else kind,
@@ -134,7 +146,8 @@ def _resolve(config: AdaptConfig, train: ImageSet) -> AdaptConfig:
     """Put in what was left to the data and the machine."""
     known = {"mean": config.data.mean, "std": config.data.std}
     if None in known.values():
-        known = {name: known[name] or value for name, value in zip(known, channel_statistics(train), strict=True)}
+        with doing("taking mean and deviation of the training images"):
+            known = {name: known[name] or value for name, value in zip(known, channel_statistics(train), strict=True)}
     channels = train.pixels.shape[1]
     for name, values in known.items():
         if values is not None and len(values) != channels:
@@ -192,7 +205,7 @@ def training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSpl
         return F.cross_entropy(logits, labels, reduction="sum"), {"accuracy": correct}
 
     def evaluate(wrapped: nn.Module) -> dict[str, float]:
-        return _score(wrapped, splits.validation, config, run.accelerator).summary()
+        return _score(wrapped, splits.validation, config, run.accelerator, model.embedding.tokens).summary()
 
     return Stage(
         name="train",
@@ -209,7 +222,8 @@ def training_stage(config: AdaptConfig, model: ImageClassifier, splits: ImageSpl
     )
 
 
-def _score(model: nn.Module, images: ImageSet, config: AdaptConfig, accelerator: Any) -> Scores:
+def _score(model: nn.Module, images: ImageSet, config: AdaptConfig, accelerator: Any, tokens: int) -> Scores:
     part = (accelerator.process_index, accelerator.num_processes)
-    batches = InOrder(len(images), ImageRows(images, device=accelerator.device).gather, config.loop.eval_batch_size, *part)
-    return score(model, ahead(batches), images.labels, accelerator)
+    size = max(1, min(config.loop.eval_batch_size, EVAL_TOKENS // tokens))
+    batches = InOrder(len(images), ImageRows(images, device=accelerator.device).gather, size, *part)
+    return score(model, followed(ahead(batches), len(batches), "scoring images", "batch"), images.labels, accelerator)

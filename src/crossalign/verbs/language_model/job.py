@@ -133,7 +133,7 @@ def train(config: Any, recipe: str, quiet: bool = False, until: int | None = Non
         share = "{total:,} parameters" if new else "{trainable:,} of {total:,} parameters train"
         print(f"{text.amount}; {share.format(**parameters)}")
     identity = content_key(**text.identity, term=term.fingerprint if term else "")
-    with opened_run(config, identity, f"{text.made_of}, captions or teacher's features", until) as run:
+    with opened_run(config, identity, f"{text.made_of}, captions or teacher's features", until, quiet) as run:
 
         def evaluate(wrapped: nn.Module) -> dict[str, float]:
             return text.evaluate(wrapped, run) | (held_out(wrapped, run.accelerator) if held_out else {})
