@@ -25,7 +25,8 @@ from crossalign.recipes import RECIPES, Recipe, get_recipe
 from crossalign.recipes.cmar import TEACHERS
 from crossalign.results import outcomes
 from crossalign.runs.folder import alone
-from crossalign.studies.reproduce import QUICKSTART, STUDIES, StudyRun, configured, quickstart
+from crossalign.studies.quickstart import QUICKSTART, quickstart
+from crossalign.studies.reproduce import STUDIES, StudyRun, configured
 from crossalign.training.precision import timed
 from crossalign.training.stops import Diverged
 from crossalign.verbs.language_model import row_name

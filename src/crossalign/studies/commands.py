@@ -27,8 +27,8 @@ def run_reproduce(args: ReproduceArgs, _: str) -> int:
 
 
 def run_quickstart(args: QuickstartArgs, _: str) -> int:
-    """Run both jobs; see :func:`crossalign.studies.reproduce.quickstart`."""
-    from crossalign.studies.reproduce import quickstart
+    """Run both jobs; see :func:`crossalign.studies.quickstart.quickstart`."""
+    from crossalign.studies.quickstart import quickstart
 
     return quickstart(args.output)
 
