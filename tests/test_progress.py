@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -96,3 +97,36 @@ def test_a_bar_over_items_changes_none(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_other_processes_show_nothing() -> None:
     assert run_plain(0.015, RANK="1") == ""
+
+
+STEPS = """
+import sys, time
+from crossalign.core import progress as module
+module.STEP_SECONDS, module.QUIET_SECONDS, module.LINE_SECONDS = 0.1, 0.2, 0.1
+with module.doing("opening the model"):
+    time.sleep({pause})
+with module.progress(8, "train") as bar:
+    for step in range(4):
+        time.sleep(0.15)
+        bar.update(1)
+    with module.paused(bar):
+        time.sleep(2)
+    module.say("epoch 1: loss 0.5")
+    for step in range(4):
+        time.sleep(0.15)
+        bar.update(1)
+"""
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.9])
+def test_long_work_is_named_once_and_lines_stand_above_bars(pause: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "SCRIPT", STEPS)
+    lines = run_plain(pause).splitlines()
+    assert lines.count("crossalign: opening the model") == (pause > 0)
+    assert "epoch 1: loss 0.5" in lines and all(line.startswith(("crossalign: ", "train: ", "epoch 1")) for line in lines)
+    rate = re.search(r"([\d.]+)s?(step/s|s/step)", lines[-1])
+    assert rate and "8/8" in lines[-1], lines
+    assert 0.1 < (1 / float(rate[1]) if rate[2] == "step/s" else float(rate[1])) < 0.3, "without the two seconds of the pause"
+    shown = run_on_terminal(pause)
+    assert ("opening the model ..." in shown) == (pause > 0)
+    assert re.search(r"(^|[\r\n])epoch 1: loss 0.5\r?\n", shown)

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -79,7 +80,11 @@ def test_a_study_sweeps_then_runs_seeds_at_the_best_rate(
     assert all(r["learning_rate"] == best[r["row"]] for r in results)
     searched = [json.loads(f.read_text()) for f in tmp_path.glob("sweep/*/*/result.json")]
     assert all(r["test"] is None for r in searched)
-    assert "FPT + alignment (MMD)" in capsys.readouterr().out and (tmp_path / "report.html").stat().st_size > 10_000
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if re.match(r"\[\d+/6\] ", line)]
+    assert len(lines) == 12 and all(re.fullmatch(r"\[\d/6\] sweep/\S+: validation .* %, epoch \d, \d+ s", x) for x in lines[:6])
+    assert all(re.fullmatch(r"\[\d/6\] \S+: test [\d.]+ % \(validation [\d.]+ %, epoch \d\), \d+ s", x) for x in lines[6:])
+    assert "FPT + alignment (MMD)" in said.out and (tmp_path / "report.html").stat().st_size > 10_000
 
     stamps = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("result.json")}
     assert cli.main(args) == 0
@@ -107,10 +112,10 @@ def test_a_sweep_that_failed_in_part_chooses_nothing_unless_training_diverged(
 ) -> None:
     run_job = reproduce_module._run_job
 
-    def failing(job: StudyRun) -> None:
+    def failing(job: StudyRun) -> float:
         if job.name == "sweep/fpt/lr-0.01":
             raise why
-        run_job(job)
+        return float(run_job(job))
 
     monkeypatch.setattr(reproduce_module, "_run_job", failing)
     lrs = ("--lrs", "1e-4", "1e-2", "1e30") if isinstance(why, Diverged) else ("--lrs", "1e-4", "1e-2")

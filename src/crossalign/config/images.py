@@ -106,7 +106,7 @@ class EmbedderConfig:
 
     kind: str = "linear"
     """linear: one projection of each patch (CMDA §3.1.2); conv: a convolutional stem (§4.2's deeper projection)."""
-    patch: Size | None = None
+    patch: Annotated[int | None, at_least(1, 2**20)] = None
     """Side of a square patch in pixels; it must divide the image size. None takes 4, or what makes 256 tokens of an image."""
     match_scale: bool = True
     """Start the new embeddings at the RMS of the backbone's text embeddings, positions as strong as patches."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from crossalign.config import SearchConfig
 from crossalign.config.studies import ReproduceArgs
+from crossalign.core.progress import doing
 from crossalign.runs.names import SearchFolder
 from crossalign.training.stops import Interrupted
 from crossalign.verbs import Verb
@@ -21,14 +22,16 @@ class QuickstartArgs:
 
 def run_reproduce(args: ReproduceArgs, _: str) -> int:
     """Run the table; see :func:`crossalign.studies.reproduce.reproduce`."""
-    from crossalign.studies.reproduce import reproduce
+    with doing("loading PyTorch"):
+        from crossalign.studies.reproduce import reproduce
 
     return reproduce(args)
 
 
 def run_quickstart(args: QuickstartArgs, _: str) -> int:
     """Run both jobs; see :func:`crossalign.studies.quickstart.quickstart`."""
-    from crossalign.studies.quickstart import quickstart
+    with doing("loading PyTorch"):
+        from crossalign.studies.quickstart import quickstart
 
     return quickstart(args.output)
 
@@ -36,7 +39,9 @@ def run_quickstart(args: QuickstartArgs, _: str) -> int:
 def run_tune(config: SearchConfig, recipe: str) -> int:
     """Search, and print the table, what failed, and where the page is; a search that is stopped prints what it has."""
     from crossalign.report import report, summary_table
-    from crossalign.studies.tune import tune
+
+    with doing("loading PyTorch"):
+        from crossalign.studies.tune import tune
 
     config.recipe = recipe or config.recipe
     try:

@@ -6,6 +6,7 @@ Every run is a run folder of its own, so a study that was stopped goes on where 
 import dataclasses
 import math
 import sys
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import partial
@@ -18,7 +19,7 @@ from crossalign.config.studies import ReproduceArgs
 from crossalign.core.errors import UserError, some, unknown
 from crossalign.core.files import write_json
 from crossalign.core.machine import command_line
-from crossalign.core.progress import announce, progress
+from crossalign.core.progress import announce, progress, say
 from crossalign.core.reading import parse_yaml
 from crossalign.core.refs import Ref
 from crossalign.core.registry import Registry
@@ -28,6 +29,7 @@ from crossalign.recipes.cmda import CONTROLS, METHODS, METRICS
 from crossalign.runs.folder import alone, differences, saved_config
 from crossalign.runs.names import RunFolder, StudyFolder
 from crossalign.runs.records import read_study, read_sweep
+from crossalign.runs.schema import read_result
 from crossalign.studies.workers import hand_out, process_pool, run_verb
 from crossalign.training.stops import Diverged, Interrupted
 
@@ -231,9 +233,11 @@ def _check_sources(configs: list[Config]) -> None:
     from crossalign.models.language.model import open_language_model
     from crossalign.training.text import check_text_run
     from crossalign.verbs.adapt.job import check_settings
+    from crossalign.verbs.adapt.sizes import sized
 
     images = [config for config in configs if isinstance(config, AdaptConfig)]
-    for data in {repr(config.data): config.data for config in images}.values():
+    as_run = [sized(config) for config in {repr((config.data, config.embedder)): config for config in images}.values()]
+    for data in {repr(config.data): config.data for config in as_run}.values():
         open_images(data)
     for ref in {config.backbone.ref for config in images}:
         open_language_model(ref, weights=False)
@@ -302,8 +306,9 @@ def _run_all(jobs: list[StudyRun], workers: int) -> tuple[list[str], dict[str, E
     with closing(_results(jobs, workers)) as results, progress(len(jobs), "runs" if len(jobs) > 1 else "", unit="run") as bar:
         for job, result in results:
             try:
-                result()
+                seconds = result()
                 done.append(job.name)
+                say(f"[{len(done) + len(failed)}/{len(jobs)}] {job.name}: {_scored(job)}, {seconds:.0f} s")
             except (Interrupted, KeyboardInterrupt):
                 raise
             except Exception as error:
@@ -323,8 +328,20 @@ def _results(jobs: list[StudyRun], workers: int) -> Generator[tuple[StudyRun, Ca
             yield job, future.result
 
 
-def _run_job(job: StudyRun) -> None:
+def _run_job(job: StudyRun) -> float:
+    """Run it; how many seconds it took."""
+    began = time.monotonic()
     run_verb(job.config, job.recipe)
+    return time.monotonic() - began
+
+
+def _scored(job: StudyRun) -> str:
+    """What a run has come to, in a few words."""
+    result = read_result(RunFolder(job.config.output).result)
+    if not isinstance(job.config, AdaptConfig):
+        return ", ".join(f"{text} perplexity {scores['perplexity']:.2f}" for text, scores in result["scores"].items())
+    validation = f"validation {100 * result['validation']['accuracy']:.2f} %, epoch {result['best_epoch']}"
+    return f"test {100 * result['test']['accuracy']:.2f} % ({validation})" if result["test"] else validation
 
 
 def _write_study(output: Path, title: str, titles: list[str], settings: tuple[str, ...]) -> None:

@@ -54,20 +54,20 @@ class ImageSplits:
     """Hash of all pixels, labels and class names in their splits: equal wherever the same data lies."""
 
 
-def open_images(config: DataConfig, listings: Listings | None = None) -> ImageSplits:
+def open_images(config: DataConfig) -> ImageSplits:
     """Open, check and split the images of ``config.source``; see :class:`DataConfig` for what it can be.
 
     Every image is decoded once and kept in the cache as uint8; later calls map that file. Processes that share a cache
     may call this at once: each does the whole work, and the results are the same.
 
-    Args:
-        config: what to open, and how.
-        listings: what :func:`list_images` gives of it, where that has been asked already.
-
     Raises:
         UserError: one sentence for whatever stands in the way; what needs no decoding is checked before any.
     """
-    listings = list_images(config) if listings is None else listings
+    return decode_images(config, list_images(config))
+
+
+def decode_images(config: DataConfig, listings: Listings) -> ImageSplits:
+    """:func:`open_images` of what :func:`list_images` gave."""
     for split in ("validation", "test"):
         share = getattr(config, f"{split}_fraction")
         if split in listings and share != getattr(DataConfig(), f"{split}_fraction"):

@@ -1,6 +1,7 @@
 """``adapt``: a language model becomes an image classifier; and ``predict``, which uses one."""
 
 from crossalign.config import AdaptConfig
+from crossalign.core.progress import doing
 from crossalign.core.refs import Ref
 from crossalign.recipes import get_recipe
 from crossalign.verbs import Verb
@@ -8,7 +9,8 @@ from crossalign.verbs import Verb
 
 def run(config: AdaptConfig, recipe: str) -> str:
     """Train, and tell the accuracy in a line."""
-    from crossalign.verbs.adapt.job import adapt
+    with doing("loading PyTorch"):
+        from crossalign.verbs.adapt.job import adapt
 
     preset = get_recipe(recipe).make() if recipe else config
     if config.row == preset.row and row_name(config) != row_name(preset):

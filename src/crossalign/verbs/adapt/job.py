@@ -20,7 +20,7 @@ from crossalign.core.machine import is_main_process, world_size
 from crossalign.core.progress import doing, followed
 from crossalign.data.batches import InOrder, ahead
 from crossalign.data.images.batches import ImageRows, augment
-from crossalign.data.images.load import ImageSet, ImageSplits, channel_statistics, list_images, open_images
+from crossalign.data.images.load import ImageSet, ImageSplits, channel_statistics, decode_images, list_images
 from crossalign.models.classifier.backbone import probe
 from crossalign.models.classifier.model import ImageClassifier
 from crossalign.models.classifier.targets import corpus_path
@@ -59,7 +59,7 @@ def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False, until: 
     if is_main_process() and not quiet:
         print(before, flush=True)
     with main_process_first(config.loop.device):  # the others then find the decoded images in the cache
-        splits = open_images(config.data, listings)
+        splits = decode_images(config.data, listings)
     config = _resolve(config, splits.train)
     with doing(f"opening {config.backbone.ref}"):
         model = build_model(config, splits.train)

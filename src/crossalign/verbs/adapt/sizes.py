@@ -4,6 +4,7 @@ from collections import Counter
 
 from crossalign.config import AdaptConfig
 from crossalign.core.progress import announce
+from crossalign.data.images.load import list_images
 from crossalign.data.images.sizes import image_sizes
 from crossalign.data.sources import Listings
 from crossalign.models.classifier.embedding import MOST_TOKENS, fitting_patch
@@ -16,7 +17,7 @@ MANY_TOKENS = 1024
 GRID = int(MOST_TOKENS**0.5)
 
 
-def sized(config: AdaptConfig, listings: Listings) -> AdaptConfig:
+def sized(config: AdaptConfig, listings: Listings | None = None) -> AdaptConfig:
     """``config`` with the size of images and patches that was left open, by what the headers of the pictures say.
 
     Pictures that are all of one size keep it where patches divide it and make at most 256 tokens; others become squares, as
@@ -24,6 +25,7 @@ def sized(config: AdaptConfig, listings: Listings) -> AdaptConfig:
     """
     side, patch, kind = config.data.image_size, config.embedder.patch, config.embedder.kind
     if side is None:
+        listings = list_images(config.data) if listings is None else listings
         sizes = sum(map(image_sizes, listings.values()), Counter[tuple[int, int]]())
         own = next(iter(sizes)) if len(sizes) == 1 else None
         if not sizes or (own and _fits(own, patch, kind)):
@@ -39,7 +41,7 @@ def _fits(size: tuple[int, int], patch: int | None, kind: str) -> bool:
     """Whether pictures of this size can stay as they are."""
     if patch is None:
         return max(size) <= LARGEST and fitting_patch(kind, size) is not None
-    return not (size[0] % patch or size[1] % patch) and size[0] * size[1] // patch**2 <= MOST_TOKENS
+    return size[0] * size[1] // patch**2 <= MOST_TOKENS  # one that does not divide them is the user's to mend
 
 
 def outline(config: AdaptConfig, listings: Listings) -> str:

@@ -2,13 +2,15 @@
 
 from crossalign.config import FinetuneConfig, PretrainConfig, RegularizeConfig, TeacherConfig, flatten, to_dict
 from crossalign.config.effect import reason
+from crossalign.core.progress import doing
 from crossalign.core.refs import Ref
 from crossalign.verbs import Verb
 
 
 def run(config: PretrainConfig | FinetuneConfig, recipe: str) -> str:
     """Train, and tell the scores in a line."""
-    from crossalign.verbs.language_model.job import train
+    with doing("loading PyTorch"):
+        from crossalign.verbs.language_model.job import train
 
     result = train(config, recipe)
     parts = [f"{text} perplexity {scores['perplexity']:.2f}" for text, scores in result["scores"].items()]

@@ -17,7 +17,7 @@ from crossalign.config import FinetuneConfig, PretrainConfig
 from crossalign.core.errors import UserError
 from crossalign.core.files import content_key, write_json
 from crossalign.core.machine import is_main_process, world_size
-from crossalign.core.progress import followed
+from crossalign.core.progress import doing, followed
 from crossalign.core.refs import Ref
 from crossalign.data.batches import InOrder, Rows
 from crossalign.data.text.corpus import prepare
@@ -128,7 +128,8 @@ def train(config: Any, recipe: str, quiet: bool = False, until: int | None = Non
     ckpt.check_room(config.output, trained_state(model).values(), extra_numel=models * parameters["total"])
     config = resolve_speed(config, model, block, quiet)
     if term:
-        term.check(model)
+        with doing("computing the alignment term once"):
+            term.check(model)
     if is_main_process() and not quiet:
         share = "{total:,} parameters" if new else "{trainable:,} of {total:,} parameters train"
         print(f"{text.amount}; {share.format(**parameters)}")
@@ -214,7 +215,8 @@ def _corpus(config: PretrainConfig) -> Text:
 def _instructions(config: FinetuneConfig) -> Text:
     """Instructions with their answers, and a model to learn them."""
     loop = config.loop
-    opened = _open_model(config)
+    with doing(f"opening {config.model}"):
+        opened = _open_model(config)
     model, tokenizer = opened.model, opened.tokenizer
     check_model(config, model)  # told before a teacher looks at images
     peft = choose_trained(model, config.tune, config.seed)
