@@ -230,7 +230,7 @@ class _Fit:
         """Norm of gradients, in the loss's own scale."""
         norm = whole(torch.nn.utils.get_total_norm(gradients))
         scaler = self.run.accelerator.scaler
-        return norm / scaler.get_scale() if scaler is not None else norm
+        return norm / scaler.scale(torch.ones_like(norm)) if scaler is not None else norm  # its number would be waited for
 
     def _clip(self) -> Tensor:
         parameters = self.parameters

@@ -61,7 +61,8 @@ class CaptionExposure:
         inputs = _as_text(self.pairs.batch(self._step // self.every, rank=rank, world=world))
         model = unwrapped(model)
         nll = nll_sum(model, inputs, next(model.parameters()).device)
-        sums = torch.stack([nll.detach(), (inputs["targets"] != IGNORED).sum().to(nll)])
+        count = (inputs["targets"] != IGNORED).sum()
+        sums = torch.stack([nll.detach(), count.to(nll.device, nll.dtype, non_blocking=True)])
         if world > 1:
             torch.distributed.all_reduce(sums)
         self.numbers = {"caption_loss": sums[0] / sums[1]}

@@ -74,9 +74,9 @@ def _moved(images_u8: Tensor, drawn: Draw, config: AugmentConfig) -> Tensor:
     device, border = images_u8.device, config.crop_padding + 1
     padded = F.pad(images_u8, (border,) * 4, value=config.fill)  # so its pixel 0 is always the border's
     wide = width + 2 * border
-    rows = drawn.top.to(device).view(-1, 1) + torch.arange(1, height + 1, device=device)
-    columns = drawn.left.to(device).view(-1, 1) + torch.arange(1, width + 1, device=device)
-    columns = torch.where(drawn.flip.to(device).view(-1, 1), wide - 1 - columns, columns)
+    rows = drawn.top.to(device, non_blocking=True).view(-1, 1) + torch.arange(1, height + 1, device=device)
+    columns = drawn.left.to(device, non_blocking=True).view(-1, 1) + torch.arange(1, width + 1, device=device)
+    columns = torch.where(drawn.flip.to(device, non_blocking=True).view(-1, 1), wide - 1 - columns, columns)
     index = (rows * wide).unsqueeze(2) + columns.unsqueeze(1)
     if config.rotation_degrees > 0:
         places = _rotation_places(drawn.angle, height, width, device)
@@ -94,7 +94,7 @@ def _rotation_places(angles: Tensor, height: int, width: int, device: torch.devi
     """
     turn = [math.radians(-angle) for angle in angles.tolist()]
     theta = torch.tensor([[[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)], [0.0, 0.0]] for a in turn])
-    theta = (theta / torch.tensor([0.5 * width, 0.5 * height])).to(device)
+    theta = (theta / torch.tensor([0.5 * width, 0.5 * height])).to(device, non_blocking=True)
     grid = torch.ones(height, width, 3, device=device)
     grid[..., 0] = torch.linspace((1.0 - width) * 0.5, (width - 1.0) * 0.5, width, device=device)
     grid[..., 1] = torch.linspace((1.0 - height) * 0.5, (height - 1.0) * 0.5, height, device=device).view(-1, 1)

@@ -58,14 +58,14 @@ class TextTargets:
         Returns:
             vectors (n, L, D), zero on padding; mask (n, L); labels (n,), or None where the targets have none.
         """
-        rows = torch.randint(len(self), (n,), generator=generator).to(self.ids.device)
+        rows = torch.randint(len(self), (n,), generator=generator).to(self.ids.device, non_blocking=True)
         mask = self.mask[rows]
         vectors = F.embedding(self.ids[rows], self.table) * mask.unsqueeze(-1)
         return vectors, mask, None if self.labels is None else self.labels[rows]
 
     def tokens(self, n: int, generator: torch.Generator) -> Tensor:
         """(n, D): vectors of real tokens, each token of each sequence equally likely, drawn with replacement."""
-        drawn = torch.randint(self._total, (n,), generator=generator).to(self._ends.device)
+        drawn = torch.randint(self._total, (n,), generator=generator).to(self._ends.device, non_blocking=True)
         rows = torch.searchsorted(self._ends, drawn, right=True)
         columns = drawn - self._ends[rows] + self.mask[rows].sum(1)
         return F.embedding(self.ids[rows, columns], self.table)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from crossalign.config import TuneConfig
 from crossalign.models.language.families import family_of
 
-UNMASKED = "crossalign_unmasked"
+UNMASKED, MASKED = "crossalign_unmasked", "crossalign_masked"
 
 
 def attend_without_mask(model: Any) -> None:
@@ -32,6 +32,26 @@ def attend_without_mask(model: Any) -> None:
 
     AttentionInterface.register(UNMASKED, attend)
     model.set_attn_implementation(UNMASKED)
+
+
+def attend_with_mask(model: Any) -> None:
+    """Torch's fast kernels with a mask that is always made on a GPU.
+
+    transformers' own "sdpa" would look in each forward pass whether the mask is needed, which reads a value back.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def mask(*args: Any, allow_is_causal_skip: bool = True, **kwargs: Any) -> Tensor | None:
+        given = kwargs.get("attention_mask")
+        skips = allow_is_causal_skip and (given is None or given.device.type == "cpu")
+        return sdpa_mask(*args, allow_is_causal_skip=skips, **kwargs)  # type: ignore[no-any-return]
+
+    AttentionInterface.register(MASKED, sdpa_attention_forward)
+    AttentionMaskInterface.register(MASKED, mask)
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(MASKED)
 
 
 def checkpoint_gradients(model: Any) -> None:

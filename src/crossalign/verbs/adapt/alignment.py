@@ -43,7 +43,7 @@ def align(config: AdaptConfig, model: ImageClassifier, splits: ImageSplits, run:
     if run.resume is not None and run.resume.stage == "train":  # the run is past it
         return dict(read_json(file, dict, "restore it, or delete the checkpoint to start over"))
     divergence = find_divergence(config)
-    table = model.backbone.text_embedding_table()
+    table = model.backbone.text_embedding_table().cpu()  # as sequences are before they are kept; labels are made of both
     targets = text_targets(model.language_model, table, config.align, labels=divergence.needs_labels, seed=config.seed)
     targets = targets.to(run.accelerator.device)
     held_out = torch.from_numpy(splits.validation.pixels[:HELD_OUT].copy()).to(run.accelerator.device)
@@ -169,7 +169,8 @@ def _sample(x_BTD: Tensor, config: AdaptConfig, generator: torch.Generator) -> T
     if config.align.level == "sequence":
         return x_BTD.mean(1)
     tokens = x_BTD.flatten(0, 1)
-    return tokens[torch.randperm(len(tokens), generator=generator)[: config.align.max_tokens].to(tokens.device)]
+    rows = torch.randperm(len(tokens), generator=generator)[: config.align.max_tokens]
+    return tokens[rows.to(tokens.device, non_blocking=True)]
 
 
 def _text(targets: TextTargets, n: int, config: AdaptConfig, generator: torch.Generator) -> Tensor:

@@ -26,7 +26,7 @@ from crossalign.data.text.prepared import open_corpus
 from crossalign.data.text.tokenizer import separator
 from crossalign.data.text.tokens import TextBatch, TokenFile, TokenRows, as_stream
 from crossalign.models.language.causal import choose_trained, new_gpt2, perplexity, save_causal, total_nll
-from crossalign.models.language.inner import attend_without_mask, checkpoint_gradients
+from crossalign.models.language.inner import attend_with_mask, attend_without_mask, checkpoint_gradients
 from crossalign.models.language.model import LanguageModel, check_tokens, open_language_model
 from crossalign.models.loading import count_parameters, trained_state
 from crossalign.results.outcomes import language_model_outcomes
@@ -272,6 +272,8 @@ def _open_model(config: FinetuneConfig) -> LanguageModel:
     model.config.use_cache = False
     if config.data.padding == "right" and not config.data.packing:
         attend_without_mask(model)  # no real token sees what stands on its right
+    else:
+        attend_with_mask(model)
     if config.gradient_checkpointing:
         checkpoint_gradients(model)
     return opened
