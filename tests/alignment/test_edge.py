@@ -25,6 +25,7 @@ from crossalign.alignment import (
     l1,
     l2,
     mmd,
+    mse,
     mutual_knn,
     otdd,
     participation_ratio,
@@ -189,6 +190,41 @@ def test_counts_that_are_not_whole_are_refused_by_name(setting: str, value: Any)
 def test_names_are_text(registry: Callable[[Any], Any], name: Any) -> None:
     with pytest.raises(ValueError, match="give its name"):
         registry(name)
+
+
+ROWS = torch.randn(12, 4, generator=torch.Generator().manual_seed(5))
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "an empty batch": (lambda: sinkhorn(ROWS[:0, None], ROWS[:0, None]), "must not be empty"),
+    "batches of two sizes": (lambda: mmd(ROWS.expand(2, -1, -1), ROWS.expand(3, -1, -1)), "must agree, or be 1 on one side"),
+    "a tiny scale": (lambda: sinkhorn(ROWS, ROWS + 1, scale=1e-30), "blur times scale"),
+    "a tiny blur": (lambda: otdd(ROWS, LABELS[:12], ROWS + 1, LABELS[:12], blur=1e-30), "blur times scale"),
+    "a huge scale": (lambda: mmd(ROWS, ROWS, scale=1e30), "the square of scale"),
+    "a gradient beyond the type": (lambda: mse((ROWS * 1e26).requires_grad_(), ROWS * 1e26), "beyond the range"),
+    "an array without a dimension": (lambda: l2(np.float32(1) + np.zeros(())), "must be a tensor"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_has_no_number_is_refused_in_a_sentence(case: str) -> None:
+    call, words = REFUSED[case]
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_no_number_is_never_scored(value: float) -> None:
+    rows = ROWS.clone()
+    rows[3, 0] = value
+    assert koleo(rows[3:4]).isnan() and mutual_knn(rows, rows, k=1).isnan()
+
+
+def test_ranks_are_0_for_rows_that_agree_and_have_slopes_where_columns_are_empty() -> None:
+    equal = ROWS[:1].expand(40, -1) * 3
+    assert effective_rank(equal) == participation_ratio(equal) == 0
+    empty = ROWS.clone()
+    empty[:, 0] = 0
+    effective_rank(empty.requires_grad_()).backward()
+    assert empty.grad is not None and empty.grad.isfinite().all()
 
 
 def test_labels_weights_are_numbers_from_0() -> None:

@@ -32,14 +32,18 @@ def full_precision(x: Tensor, y: Tensor, *, paired: bool = False) -> Iterator[tu
         raise ValueError(f"row i of x and row i of y are a pair: as many rows of both; got {x.shape[-2]} and {y.shape[-2]}")
     if not paired and x.shape[-1] != y.shape[-1]:
         raise ValueError(f"samples must have one width; got {x.shape[-1]} and {y.shape[-1]}")
-    if 0 in (*x.shape[-2:], *y.shape[-2:]):
+    if 0 in (*x.shape, *y.shape):
         raise ValueError(f"samples must not be empty; got {tuple(x.shape)} and {tuple(y.shape)}")
     if not (x.is_floating_point() and y.is_floating_point()):
         raise ValueError(f"samples must be floating point; got {x.dtype} and {y.dtype}")
     dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
     x, y = x.to(dtype), y.to(dtype)
     if x.shape[:-2] != y.shape[:-2]:
-        lead = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        try:
+            lead = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        except RuntimeError as error:
+            shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+            raise ValueError(f"the dimensions before the rows must agree, or be 1 on one side; got {shapes}") from error
         x, y = x.expand(*lead, -1, -1), y.expand(*lead, -1, -1)
     off = torch.autocast(x.device.type, enabled=False) if torch.is_autocast_enabled(x.device.type) else nullcontext()
     with off:
@@ -76,14 +80,15 @@ def _of_usual_size(x: Tensor) -> bool:
 def in_units(value: Tensor, unit: Tensor | float, power: int) -> Tensor:
     """The value (...) of data divided by ``unit`` (...), times that to a power, as the data's own unit has it.
 
-    Raises ValueError, where it can be read, if the type holds no such number.
+    Raises ValueError, where it can be read, if the type holds no such number, or none by which its gradient grows.
     """
     if isinstance(unit, float):
         return value
-    result = value
+    result, slope = value, torch.ones_like(unit)
     for _ in range(power):
-        result = result * unit
+        result, slope = result * unit, slope * unit
     bad = value.isfinite() & (value != 0) & ~(result.isfinite() & (result != 0))
+    bad = bad | slope.isinf() if wants_gradient(result) else bad
     refuse(bad, f"the value lies beyond the range of {value.dtype}: give the features in another unit, or as float64")
     return result
 

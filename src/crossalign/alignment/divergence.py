@@ -24,6 +24,7 @@ from ._common import (
     wants_gradient,
     with_gradient,
 )
+from ._features import refuse
 from .registry import register_divergence
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -118,7 +119,9 @@ def _squared_scale(
 ) -> Tensor:
     if not isinstance(scale, str):
         positive(scale=scale)
-        return (torch.as_tensor(scale, dtype=across.dtype, device=across.device).detach() / unit) ** 2
+        squared = (torch.as_tensor(scale, dtype=across.dtype, device=across.device).detach() / unit) ** 2
+        refuse(~((squared > 0) & squared.isfinite()), f"the square of scale lies beyond the range of {across.dtype}")
+        return squared
     if scale not in ("median", "mean"):
         raise ValueError(f"unknown scale '{scale}' for mmd: use 'median', 'mean' or a number")
     n, m = across.shape[-2:]

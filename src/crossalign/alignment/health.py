@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._common import full_precision, in_a_unit, in_units, need_points, one_if_zero
-from ._features import centre
+from ._features import ROUNDINGS, centre
 from .divergence import mmd
 
 # Rows of each sample that the ranks are taken from.
@@ -25,14 +25,15 @@ def effective_rank(x: Tensor) -> Tensor:
     where a value is not finite. Compare equal n only. Roy and Vetterli 2007, "The effective rank", definition 1.
     """
     with full_precision(x, x) as (x, _):
+        x, _ = in_a_unit(x)
         centred = centre(x)
         # The solver refuses what is not finite.
         finite = centred.isfinite().all(-1).all(-1)
         values = torch.linalg.svdvals(torch.where(finite[..., None, None], centred, 0.0))
-        total = values.sum(-1, keepdim=True)
-        share = values / one_if_zero(total)
-        rank = torch.exp(-torch.xlogy(share, share).sum(-1)) * (total.squeeze(-1) > 0)
-        return torch.where(finite, rank, torch.nan)
+        share = values / one_if_zero(values.sum(-1, keepdim=True))
+        share = torch.where(share > 0, share, 1.0)  # adds as little, and has a slope
+        rank = torch.exp(-torch.xlogy(share, share).sum(-1))
+        return torch.where(finite, torch.where(_varies(x, centred), rank, 0.0), torch.nan)
 
 
 def participation_ratio(x: Tensor) -> Tensor:
@@ -41,10 +42,21 @@ def participation_ratio(x: Tensor) -> Tensor:
     Cheaper than `effective_rank` and stricter on small directions; 0 for identical points.
     """
     with full_precision(x, x) as (x, _):
-        centred = centre(in_a_unit(x)[0])
+        x, _ = in_a_unit(x)
+        centred = centre(x)
         gram = centred @ centred.mT if x.shape[-2] < x.shape[-1] else centred.mT @ centred
         trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-        return trace.square() / one_if_zero(gram.square().sum((-2, -1)))
+        number = trace.square() / one_if_zero(gram.square().sum((-2, -1)))
+        return torch.where(_varies(x, centred), number, 0.0)
+
+
+@torch.no_grad()
+def _varies(x: Tensor, centred: Tensor) -> Tensor:
+    """Whether the rows of x (..., n, d) differ by more than the rounding of their mean; -> (...); not where they are NaN."""
+    first = torch.linalg.vector_norm(x[..., 0, :], dim=-1)
+    least = x.shape[-2] ** 0.5 * ROUNDINGS * torch.finfo(x.dtype).eps * first
+    varies: Tensor = ~(torch.linalg.vector_norm(centred, dim=(-2, -1)) <= least)
+    return varies
 
 
 @torch.no_grad()

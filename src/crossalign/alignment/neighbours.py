@@ -37,7 +37,7 @@ def mutual_knn(x: Tensor, y: Tensor, k: int = 10, distance: str = "cosine") -> T
     with torch.no_grad(), full_precision(x, y, paired=True) as (x, y):
         _check(x, k, 1, distance)
         distances, mean = _apart((_points(x, distance), _points(y, distance)))
-        return _shared(distances, mean, k).mean(-1) / k
+        return _shared(distances, mean, k).mean(-1) / k + 0 * mean.sum(0).squeeze((-2, -1))  # NaN where a distance is
 
 
 @register_similarity("soft-mutual-knn", ranks_rows=True)

@@ -33,7 +33,7 @@ def l2(values: Tensor | Iterable[Tensor]) -> Tensor:
 
 
 def _mean(values: Tensor | Iterable[Tensor], of: Callable[[Tensor], Tensor]) -> Tensor:
-    if not isinstance(values, Iterable):
+    if not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:  # an array of no dimension is none to go through
         need_tensor("values", values)
     tensors = [values] if isinstance(values, Tensor) else list(values)
     for tensor in tensors:
@@ -76,7 +76,7 @@ def _crowding(points: Tensor) -> tuple[Tensor, Tensor]:
     """The value of `koleo` for points (n, p) of length 1, and its gradient."""
     n = len(points)
     if n == 1:
-        return points.new_zeros(()), torch.zeros_like(points)
+        return 0 * points.sum(), torch.zeros_like(points)
     distances = squared_distances(points, points)
     distances.fill_diagonal_(torch.inf)
     nearest = distances.argmin(-1)

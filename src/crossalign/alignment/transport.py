@@ -17,6 +17,7 @@ from ._common import (
     wants_gradient,
     with_gradient,
 )
+from ._features import refuse
 from .registry import register_divergence
 
 # Steps from the mean cost down to the final temperature; then come the steps at that temperature, over-relaxed.
@@ -117,6 +118,16 @@ def length_scale(x: Tensor, y: Tensor, scale: float | Tensor | None, unit: Tenso
     return torch.as_tensor(scale, dtype=x.dtype, device=x.device).detach() / unit
 
 
+def _check_temperature(cost: Tensor, temperature: Tensor) -> None:
+    """Raise ValueError, where it can be read, for a temperature (...) by which a cost (..., n, m) cannot be divided."""
+    largest = cost.amax((-2, -1))
+    beyond = (temperature == 0) | temperature.isinf() | (largest / temperature).isinf()
+    refuse(
+        largest.isfinite() & beyond,
+        f"blur times scale is so far from the distances of the points that {cost.dtype} cannot hold both: use the usual ones",
+    )
+
+
 def solve(cost: Tensor, temperature: Tensor, iterations: int) -> Transport:
     """Entropic transport between uniform weights: min <plan, cost> + temperature KL(plan | product of the marginals).
 
@@ -124,6 +135,7 @@ def solve(cost: Tensor, temperature: Tensor, iterations: int) -> Transport:
     final temperature it is over-relaxed (Thibault et al. 2021, "Overrelaxed Sinkhorn-Knopp"), which reaches in 80 steps
     what takes plain steps several hundred.
     """
+    _check_temperature(cost, temperature)
     final = temperature[..., None]
     warmth = (cost.mean((-2, -1))[..., None] / final).clamp_min(1)
     # One buffer for all steps: a fresh one of this size costs more than the arithmetic in it.
@@ -160,6 +172,7 @@ def solve_self(cost: Tensor, temperature: Tensor) -> Transport:
     since the kernel is positive definite, averaging each step with the last (Feydy et al. 2019, section 3) halves the
     error at least, whence neither annealing nor many steps.
     """
+    _check_temperature(cost, temperature)
     n = cost.shape[-1]
     kernel = (cost / -temperature[..., None, None]).clamp_min_(LEAST_EXPONENT).exp_()
     u = torch.ones_like(cost[..., :1])

@@ -136,7 +136,15 @@ class InputEmbedding(nn.Module):
         projection is rescaled, and the positions with it. Returns the factor.
 
         inputs: (B, \*input_shape); target: (V, D), the text embedding table.
+
+        Raises:
+            BadArgument: inputs that are no finite numbers, or whose embeddings are all zero.
         """
+        size = float(_rms(self.embedder(inputs)))
+        if not 0 < size < math.inf:
+            raise BadArgument(
+                f"inputs must be finite, and not all 0 in the model's scale; their embeddings have the size {size}"
+            )
         if self.positions is not None:
             self.positions.mul_(_rms(self.embedder(inputs)) / _rms(self.positions))
         factor: float = (_rms(target) / _rms(self(inputs))).item()
@@ -160,7 +168,7 @@ def check_inputs(inputs: Any, shape: tuple[int, ...]) -> None:
     is_read = inputs.device.type == "cpu" and not torch.compiler.is_compiling()
     if len(shape) == 3 and is_read:  # a series has any scale
         low, high = (float(value) for value in inputs.detach().aminmax())
-        if low < LOWEST or high > HIGHEST:
+        if not (low >= LOWEST and high <= HIGHEST):  # nan is neither
             raise BadArgument(
                 f"inputs must be floats on a scale of 0 to 1, not normalised; got {low:g} to {high:g}: give pixels of 0 to 255 "
                 "as uint8, or divide by 255"
