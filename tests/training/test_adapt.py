@@ -89,6 +89,19 @@ def test_a_run_killed_at_any_step_resumes_to_the_same_bits(tiny_run: Make, recip
     assert_same_run(whole.output, killed.output)
 
 
+def test_images_kept_as_files_give_the_same_run_and_resume(tiny_run: Make) -> None:
+    whole = tiny_run("small-fpt-mmd", "loop.checkpoint_minutes=0", output="whole")
+    adapt(whole, quiet=True)
+    kept = tiny_run("small-fpt-mmd", "loop.checkpoint_minutes=0", "data.cache=encoded", output="kept")
+    child = in_child(kept)
+    wait_for_rows(kept.output, 4, child)
+    os.kill(child.pid, signal.SIGKILL)  # type: ignore[arg-type]
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    adapt(kept, quiet=True)
+    assert_same_run(whole.output, kept.output)
+
+
 def test_a_signal_saves_and_the_same_command_goes_on(tiny_run: Make) -> None:
     whole = tiny_run("small-full", output="whole")
     adapt(whole, quiet=True)

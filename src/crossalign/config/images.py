@@ -55,6 +55,11 @@ class DataConfig:
     """Side in pixels that images are resized to; None keeps the source's own size, where that makes at most 256 tokens."""
     channels: Literal["rgb", "gray"] = "rgb"
     """Colour channels that the model sees."""
+    resize: Literal["crop", "squash", "pad"] = "crop"
+    """How an image gets its size: crop covers it and keeps the middle, squash gives up proportions, pad adds black borders."""
+    cache: Literal["auto", "decoded", "encoded"] = "auto"
+    """What is kept of the images: their pixels, or their files, which are decoded anew in each epoch; auto: the pixels, unless
+    they take more than 16 GB and more than the files."""
     white_level: Annotated[int, between(1, 2**31 - 1)] = 65_535
     """Value that is white in grey images of more than 8 bits, such as 4095 where they have 12."""
     validation_fraction: Fraction = 0.2

@@ -104,6 +104,8 @@ def _words(entry: Entry) -> str:
 
     if ".part." in entry.name:
         return "a copy of a part, of an earlier version; no longer used"
+    if any(file.suffix == ".bytes" for file in entry.files):
+        return "files of images"
     with suppress(UserError):
         notes: Any = next((read_json(file) for file in entry.files if file.suffix == ".json"), {})
         if isinstance(title := notes.get("title"), str):

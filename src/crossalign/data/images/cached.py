@@ -2,8 +2,8 @@
 
 import errno
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,7 +13,8 @@ import numpy as np
 from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key, free_bytes, kept, write_json
 from crossalign.core.reading import read_json
-from crossalign.data.images.decode import WHITE, Channels, Depth, checked, decode, hash_of, picture
+from crossalign.data.images.decode import WHITE, Channels, Depth, Resize, checked, decode, hash_of, header_size
+from crossalign.data.images.pixels import Store
 from crossalign.data.sources import ImageListing, Raw
 
 VERSION = 1  # of the pixels in the cache; count up when they would come out otherwise
@@ -23,8 +24,8 @@ VERSION = 1  # of the pixels in the cache; count up when they would come out oth
 class Decoded:
     """The images of one listing, as far as they could be read."""
 
-    pixels: np.ndarray
-    """uint8 (N, C, H, W), a read-only memory map; rows of unreadable images are zero."""
+    pixels: Store
+    """uint8 (N, C, H, W), a read-only memory map, or what decodes rows of it; those of unreadable images are not to be used."""
     hashes: np.ndarray
     """uint64 (N,): a hash of each image's pixels."""
     bad: dict[int, str]
@@ -33,23 +34,25 @@ class Decoded:
     """The largest value in images of more than 8 bits; -1 where there are none, or where 0.1.0 wrote the cache."""
 
 
-def decode_listing(listing: ImageListing, image_size: int | None, channels: Channels, white: int = WHITE) -> Decoded:
+def decode_listing(
+    listing: ImageListing, image_size: int | None, channels: Channels, white: int = WHITE, resize: Resize = "crop"
+) -> Decoded:
     """Decode and check every image of ``listing``, or find them in the cache.
 
-    The cache knows a listing by its files (path, size, time of change), the size, channels and white level asked for.
-    Unreadable images are noted there too, so that the check is made once.
+    The cache knows a listing by its files (path, size, time of change), and the size, channels, white level and way to resize
+    that are asked for. Unreadable images are noted there too, so that the check is made once.
 
     Raises:
         UserError: images differ in size while ``image_size`` is None; no image can be read; the cache's disk is full.
     """
-    key = _key(listing, image_size, channels, white)
+    key = key_of(listing, image_size, channels, white, resize)
     pixels_file = cache_dir("images") / f"{key}.npy"
     size = None if image_size is None else (image_size, image_size)
     depth = Depth(white)
 
     def write() -> list[int | str]:
         with atomic_path(pixels_file) as temporary, temporary.open("wb") as file:
-            return _write_pixels(file, listing, lambda raw: decode(raw, size, channels, depth))
+            return write_pixels(file, listing, lambda raw: decode(raw, size, channels, depth, resize))
 
     def check(hashes: np.ndarray) -> None:
         pixels = np.load(pixels_file, mmap_mode="r")
@@ -64,38 +67,52 @@ def decode_listing(listing: ImageListing, image_size: int | None, channels: Chan
     return Decoded(np.load(pixels_file, mmap_mode="r"), hashes, bad, int(facts.get("largest", -1)))
 
 
-def check_room(listings: Iterable[ImageListing], image_size: int | None, channels: Channels, white: int = WHITE) -> None:
-    """Fail before a long decoding whose pixels would not fit on the cache's disk.
+def decoded_bytes(listing: ImageListing, image_size: int | None, channels: Channels) -> int:
+    """What the pixels of a listing take; without a size, as the first image says whose header tells."""
+    planes = 3 if channels == "rgb" else 1
+    if image_size is not None:
+        return len(listing.labels) * planes * image_size**2
+    for raw in listing.records():
+        if size := header_size(raw):
+            return len(listing.labels) * planes * size[0] * size[1]
+    return 0
+
+
+def check_room(needed: int, words: str) -> None:
+    """Fail before long work whose result would not fit on the cache's disk.
 
     Raises:
         UserError: names what is needed, what is free, and what moves the cache.
     """
     folder = cache_dir("images")
-    new = [listing for listing in listings if not (folder / f"{_key(listing, image_size, channels, white)}.npy").is_file()]
-    planes = 3 if channels == "rgb" else 1
-    needed = sum(len(part.labels) * (planes * image_size**2 if image_size else _first_bytes(part, channels)) for part in new)
     free = free_bytes(folder)
     if needed > free:
-        count = sum(len(part.labels) for part in new)
         raise UserError(
-            f"{count:,} decoded images of {new[0].title} need {needed / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are "
-            "free: free some space (crossalign cache), set CROSSALIGN_CACHE to a folder on another disk, or choose a smaller "
-            "--data.image-size"
+            f"{words} need {needed / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are free: free some space (crossalign "
+            "cache), set CROSSALIGN_CACHE to a folder on another disk, or take a smaller --data.image-size"
         )
 
 
-def _first_bytes(listing: ImageListing, channels: Channels) -> int:
-    """What the first image that can be read takes when it is decoded."""
-    for raw in listing.records():
-        with suppress(Exception):  # it is told, with all others, when they are decoded
-            image = picture(raw, channels)
-            return image.width * image.height * len(image.getbands())
-    return 0
+def key_of(
+    listing: ImageListing, image_size: int | None, channels: Channels, white: int, resize: Resize, **more: object
+) -> str:
+    """What the entry of a listing is called; settings as they always were are left out, so that older entries stay."""
+    if white != WHITE:
+        more["white"] = white
+    if resize != "crop":
+        more["resize"] = resize
+    return content_key(identity=listing.identity, image_size=image_size, channels=channels, version=VERSION, **more)
 
 
-def _key(listing: ImageListing, image_size: int | None, channels: Channels, white: int) -> str:
-    level = {} if white == WHITE else {"white": white}
-    return content_key(identity=listing.identity, image_size=image_size, channels=channels, version=VERSION, **level)
+@contextmanager
+def telling_if_full(folder: Path) -> Iterator[None]:
+    """Say in a sentence that the cache's disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(f"no room left for images in {folder}: free some space or set CROSSALIGN_CACHE") from error
 
 
 def cached_hashes(
@@ -136,16 +153,12 @@ def cached_hashes(
 
     def make() -> None:
         done_file.unlink(missing_ok=True)
-        try:
+        with telling_if_full(folder):
             results = compute()
             hashes = [0 if isinstance(result, str) else result for result in results]
             save_array(hashes_file, np.array(hashes, dtype=np.uint64))
             bad = {int(row): why for row, why in zip(rows, results, strict=True) if isinstance(why, str)}
             write_json(done_file, {"bad": bad} | facts())  # last: it says that the others are whole
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise UserError(f"no room left for images in {folder}: free some space or set CROSSALIGN_CACHE") from error
 
     return kept(read, make)
 
@@ -156,7 +169,7 @@ def save_array(path: Path, values: np.ndarray) -> None:
         np.save(file, values)
 
 
-def _write_pixels(file: BinaryIO, listing: ImageListing, make: Callable[[Raw], np.ndarray]) -> list[int | str]:
+def write_pixels(file: BinaryIO, listing: ImageListing, make: Callable[[Raw], np.ndarray]) -> list[int | str]:
     """Write the images one after the other as one .npy array, whose shape the first readable one tells; those that cannot be
     read are zero. Return a hash of each, or why it cannot be read."""
     count = len(listing.labels)

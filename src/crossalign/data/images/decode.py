@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from crossalign.config import DataConfig
@@ -21,6 +20,7 @@ from crossalign.core.reading import read_bytes, user_path
 from crossalign.data.sources import Raw
 
 Channels: TypeAlias = Literal["rgb", "gray"]
+Resize: TypeAlias = Literal["crop", "squash", "pad"]
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -29,6 +29,8 @@ MAX_BYTES = 1 << 30  # of an encoded one: so many pixels of three colours of 16 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """What is opened, by content: Pillow knows more, of which some start other programs (EPS) or hold no picture."""
 WHITE = DataConfig.white_level
+DRAFT = 2
+"""How many times larger than asked for a JPEG stays that is read smaller, so that resizing hides the difference."""
 THREADS = min(8, os.cpu_count() or 1)
 BLOCK = 32  # images a thread decodes at a time: small ones cost less than handing them over one by one
 
@@ -77,22 +79,34 @@ def hash_of(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def decode(raw: Raw, size: tuple[int, int] | None, channels: Channels, depth: Depth | None = None) -> np.ndarray:
+def decode(
+    raw: Raw,
+    size: tuple[int, int] | None,
+    channels: Channels,
+    depth: Depth | None = None,
+    resize: Resize = "crop",
+    draft: bool = False,
+) -> np.ndarray:
     """One image as uint8 (C, H, W): turned upright by EXIF, in 8 bits, on white where it is transparent.
 
-    With ``size`` (width, height) it is resized to cover that (bilinear, antialiased) and the middle is kept.
+    With ``size`` (width, height) it is resized (bilinear, antialiased): "crop" covers that and keeps the middle, "squash" gives
+    up its proportions, "pad" puts the whole of it on black. With ``draft`` a large JPEG is read smaller, see :func:`picture`.
     """
-    image = picture(raw, channels, depth)
+    image = picture(raw, channels, depth, (DRAFT * size[0], DRAFT * size[1]) if draft and size else None)
     if size is not None and image.size != size:
-        image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+        if resize == "squash":
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        else:
+            image = (ImageOps.fit if resize == "crop" else ImageOps.pad)(image, size, Image.Resampling.BILINEAR)
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def picture(raw: Raw, channels: Channels, depth: Depth | None = None) -> Image.Image:
+def picture(raw: Raw, channels: Channels, depth: Depth | None = None, at_least: tuple[int, int] | None = None) -> Image.Image:
     """One image in its own size: turned upright by EXIF, in 8 bits, on white where it is transparent.
 
-    Every picture of every verb is opened here.
+    Every picture of every verb is opened here. With ``at_least`` (width, height) a JPEG is read at a half, a quarter or an
+    eighth of its size, as long as it is no smaller than that: several times as fast.
     """
     if raw is None:
         raise _BadImage("no image data")
@@ -107,6 +121,8 @@ def picture(raw: Raw, channels: Channels, depth: Depth | None = None) -> Image.I
             raise _BadImage(f"empty, damaged or of an unknown image format; {', '.join(FORMATS)} are read") from error
     if image.width * image.height > MAX_PIXELS:
         raise _BadImage(f"{image.width}x{image.height} pixels, more than the {MAX_PIXELS:,} allowed")
+    if at_least is not None and image.format == "JPEG":
+        image.draft(None, at_least)
     is_deep = any(";16" in str(part[3]) for part in getattr(image, "tile", ()))  # known until it is loaded
     ImageOps.exif_transpose(image, in_place=True)
     return _to_mode(image, "L" if channels == "gray" else "RGB", depth or Depth(), is_deep)
@@ -148,19 +164,21 @@ def _to_mode(image: Image.Image, mode: str, depth: Depth, is_deep: bool) -> Imag
     return image if image.mode == mode else image.convert(mode)
 
 
-def to_pixels(images: Any, shape: tuple[int, ...], white: int = WHITE) -> np.ndarray:
+def to_pixels(images: Any, shape: tuple[int, ...], white: int = WHITE, resize: Resize = "crop") -> np.ndarray:
     """Any images as a uint8 batch (B, C, H, W) of ``shape`` (C, H, W), as training would have seen them.
 
     Args:
         images: one image or many: paths, encoded bytes, PIL images, arrays or tensors (H, W), (H, W, C) or (C, H, W), or a
             batch (B, C, H, W); arrays hold uint8, or floats from 0 to 1, which are rounded to uint8.
-        shape: what comes out; C is 3 (RGB) or 1 (gray). An image of another size is cut to the middle and resized.
-        white: the value that becomes 255 in images of more than 8 bits.
+        shape: what comes out; C is 3 (RGB) or 1 (gray). An image of another size is resized.
+        white: the value that becomes 255 in images of more than 8 bits. resize: how, see :func:`decode`.
 
     Raises:
         UserError: an image that cannot be read, named by its path or place. BadArgument: no images, or an array of another
             shape or other values.
     """
+    import torch  # not at the top: processes that only decode do without it
+
     channels, height, width = shape
     is_any = isinstance(images, os.PathLike | Image.Image) or hasattr(images, "__iter__")
     if not is_any or getattr(images, "ndim", 2) not in (2, 3, 4):
@@ -179,7 +197,7 @@ def to_pixels(images: Any, shape: tuple[int, ...], white: int = WHITE) -> np.nda
                 raw = np.moveaxis(raw, 0, -1)
             raw = np.ascontiguousarray(raw[..., 0] if raw.ndim == 3 and raw.shape[-1] == 1 else raw)
         try:
-            rows.append(decode(raw, (width, height), "gray" if channels == 1 else "rgb", Depth(white)))
+            rows.append(decode(raw, (width, height), "gray" if channels == 1 else "rgb", Depth(white), resize))
         except Exception as error:  # a damaged file can raise anything inside an image library
             raise UserError(f"cannot read {name} as an image ({error})") from error
     if not rows:
@@ -188,7 +206,7 @@ def to_pixels(images: Any, shape: tuple[int, ...], white: int = WHITE) -> np.nda
 
 
 def _to_array(images: Any, name: str) -> np.ndarray:
-    array = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
+    array = images.cpu().numpy() if hasattr(images, "cpu") else np.asarray(images)
     if array.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 1:
         array = np.rint(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:

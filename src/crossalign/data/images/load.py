@@ -1,6 +1,7 @@
 """Labelled images, opened once and split three ways: train, validation (selects), test (scored once)."""
 
 import hashlib
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,15 +13,19 @@ import torch
 
 from crossalign.config import DataConfig, validate
 from crossalign.core.errors import UserError, some
+from crossalign.core.files import cache_dir, content_key, kept
 from crossalign.core.progress import announce
 from crossalign.core.reading import shown
-from crossalign.data.images.cached import Decoded, check_room, decode_listing, sizes_differ
+from crossalign.data.images.cached import Decoded, check_room, decode_listing, decoded_bytes, key_of, save_array, sizes_differ
+from crossalign.data.images.encoded import EncodedImages, bytes_file, bytes_key, encode_listing
 from crossalign.data.images.pixels import Pixels
 from crossalign.data.images.sources import list_source
 from crossalign.data.images.splits import copies, groups_of, joined, split_rows, without_small
 from crossalign.data.sources import ImageListing, Listings
 
-CHUNK = 1024  # images looked at together where a whole set is gone through
+CHUNK_BYTES = 1 << 26  # of pixels looked at together where a whole set is gone through
+LARGE = 16e9
+"""Bytes of pixels beyond which ``data.cache = auto`` keeps the files instead."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,7 @@ def decode_images(config: DataConfig, listings: Listings) -> ImageSplits:
     labels = {split: listing.labels for split, listing in listings.items()}
     groups = groups_of(listings["train"], config.group_by)
     split_rows(labels, classes, config, groups=groups)  # raises now what would else be raised after the decoding
-    look = (config.image_size, config.channels, config.white_level)
-    check_room(listings.values(), *look)
-    decoded = {split: decode_listing(listing, *look) for split, listing in listings.items()}
+    decoded = _open(listings, config)
     shape = decoded["train"].pixels.shape[1:]
     for split, part in decoded.items():
         if part.pixels.shape[1:] != shape:
@@ -109,6 +112,32 @@ def decode_images(config: DataConfig, listings: Listings) -> ImageSplits:
     return ImageSplits(sets["train"], sets["validation"], sets["test"], source, skipped, digest.hexdigest()[:20])
 
 
+def _open(listings: Listings, config: DataConfig) -> dict[str, Decoded]:
+    """The images of each listing, kept as ``config.cache`` says.
+
+    Raises:
+        UserError: no room for what is not there yet.
+    """
+    look = (config.image_size, config.channels, config.white_level, config.resize)
+    pixels = {split: decoded_bytes(listing, *look[:2]) for split, listing in listings.items()}
+    files = {split: sum(file.stat().st_size for file in part.files) or pixels[split] for split, part in listings.items()}
+    size, size_of_files = sum(pixels.values()), sum(files.values())
+    encoded = config.cache == "encoded" or (config.cache == "auto" and size > max(LARGE, size_of_files))
+    if encoded and config.cache == "auto":
+        announce(
+            f"images are kept as their files, {size_of_files / 1e9:.1f} GB, and decoded anew in each epoch: their pixels would "
+            f"take {size / 1e9:.1f} GB (--data.cache decoded keeps those)"
+        )
+    folder, needed, count = cache_dir("images"), 0, 0
+    for split, listing in listings.items():
+        file = bytes_file(bytes_key(listing)) if encoded else folder / f"{key_of(listing, *look)}.npy"
+        if not file.is_file():
+            needed, count = needed + (files if encoded else pixels)[split], count + len(listing.labels)
+    check_room(needed, f"{count:,} {'files' if encoded else 'decoded images'} of {listings['train'].title}")
+    open_listing = encode_listing if encoded else decode_listing
+    return {split: open_listing(listing, *look) for split, listing in listings.items()}
+
+
 def _skipped(listings: Listings, decoded: Mapping[str, Decoded], config: DataConfig) -> tuple[tuple[str, ...], list[str]]:
     """What cannot be read, each with the reason, and a note that says how much of which class.
 
@@ -137,11 +166,7 @@ def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float
         UserError: a channel has the same value everywhere, so that there is nothing to divide by.
     """
     channels = images.pixels.shape[1]
-    counts = np.zeros((channels, 256), dtype=np.int64)
-    for start in range(0, len(images), CHUNK):
-        chunk = images.pixels[start : start + CHUNK]
-        for channel in range(channels):
-            counts[channel] += np.bincount(chunk[:, channel].ravel(), minlength=256)
+    counts = _counts(images.pixels, channels)
     values = np.arange(256) / 255
     share = counts / counts.sum(1, keepdims=True)
     mean = share @ values
@@ -149,6 +174,32 @@ def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float
     if not std.all():
         raise UserError(f"channel {int(np.argmin(std))} has one value in all training pixels: give --data.std")
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _counts(pixels: np.ndarray | Pixels, channels: int) -> np.ndarray:
+    """int64 (C, 256): how often each channel has each value; kept where pixels are decoded anew each time."""
+    if isinstance(pixels, Pixels) and isinstance(pixels.store, EncodedImages):
+        key = content_key(key=pixels.store.key, rows=hashlib.sha256(pixels.rows.tobytes()).hexdigest(), counts=1)
+        path = cache_dir("images") / f"{key}.counts.npy"
+
+        def read() -> np.ndarray:
+            counts: np.ndarray = np.load(path)
+            if counts.shape != (channels, 256) or counts.sum() != math.prod(pixels.shape):
+                raise ValueError(counts.shape)
+            return counts
+
+        return kept(read, lambda: save_array(path, _counted(pixels, channels)))
+    return _counted(pixels, channels)
+
+
+def _counted(pixels: np.ndarray | Pixels, channels: int) -> np.ndarray:
+    counts = np.zeros((channels, 256), dtype=np.int64)
+    step = max(1, CHUNK_BYTES // math.prod(pixels.shape[1:]))
+    for start in range(0, len(pixels), step):
+        chunk = pixels[start : start + step]
+        for channel in range(channels):
+            counts[channel] += np.bincount(chunk[:, channel].ravel(), minlength=256)
+    return counts
 
 
 def list_images(config: DataConfig) -> Listings:

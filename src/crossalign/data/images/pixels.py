@@ -15,7 +15,7 @@ class Store(Protocol):
 
 
 class Pixels:
-    """uint8 (n, C, H, W), indexed by its first axis alone: some rows of a store, which every split shares."""
+    """uint8 (n, C, H, W): some rows of a store, which every split shares; what is asked for is copied."""
 
     dtype = np.dtype(np.uint8)
 
@@ -36,7 +36,9 @@ class Pixels:
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        return np.array(self.store[self.rows[index]])
+        first, *others = index if isinstance(index, tuple) else (index,)
+        rows = self.rows[first]
+        return np.array(self.store[rows])[(*[slice(None)] * rows.ndim, *others)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)

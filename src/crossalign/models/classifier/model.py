@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,6 +48,8 @@ class InputSpec:
     """Channel standard deviations to divide by."""
     white_level: int = DataConfig.white_level
     """The value that is white in images of more than 8 bits."""
+    resize: Literal["crop", "squash", "pad"] = DataConfig.resize
+    """How an image of another size gets this one."""
 
     def __post_init__(self) -> None:
         """Raise BadArgument for a value out of its range."""
@@ -60,6 +62,8 @@ class InputSpec:
             raise BadArgument(f"classes must differ, and '{twins[0]}' stands there twice: give each its own name")
         if not isinstance(self.white_level, Integral) or not 0 < int(self.white_level) < 1 << 31:
             raise BadArgument(f"white_level must be a whole number above 0; got {self.white_level!r}")
+        if self.resize not in ("crop", "squash", "pad"):
+            raise BadArgument(f"resize must be crop, squash or pad; got {self.resize!r}")
         for name, values, least in (("mean", self.mean, -math.inf), ("std", self.std, 0.0)):
             if len(values) != self.shape[0] or not all(isinstance(v, Real) and least < v < math.inf for v in values):
                 above = "finite numbers" if name == "mean" else "numbers above 0"
@@ -118,6 +122,7 @@ class ImageClassifier(nn.Module):
         std: Sequence[float] | None = None,
         input_shape: tuple[int, ...] | None = None,
         white_level: int = DataConfig.white_level,
+        resize: Literal["crop", "squash", "pad"] = DataConfig.resize,
         backbone: BackboneConfig | None = None,
         embedder: EmbedderConfig | None = None,
         tune: TuneConfig | None = None,
@@ -131,7 +136,7 @@ class ImageClassifier(nn.Module):
             ref: any model reference, such as ``package:minilm``, a folder, ``hf:ORG/NAME``, ``random:REF``.
             classes: class names. image_size, channels: of the images; ``input_shape`` overrides both (series, spectra).
             mean, std: per channel, on a scale of 0 to 1; 0.5 and 0.25 unless given.
-            white_level: the value that is white in images of more than 8 bits.
+            white_level: the value that is white in images of more than 8 bits. resize: how an image gets its size.
             backbone, embedder, tune, head: settings; see ``crossalign.config``.
             weights: False builds the model on the meta device: no memory, no weights at hand, for counting.
             seed: of the new parts, and of a ``random:`` or ``shuffled:`` backbone.
@@ -144,7 +149,8 @@ class ImageClassifier(nn.Module):
         shape = input_shape or (channels, image_size, image_size)
         mean = (0.5,) * shape[0] if mean is None else tuple(mean)
         std = (0.25,) * shape[0] if std is None else tuple(std)
-        spec = InputSpec(tuple(shape), tuple(classes) if not isinstance(classes, str) else (), mean, std, white_level)
+        names = tuple(classes) if not isinstance(classes, str) else ()
+        spec = InputSpec(tuple(shape), names, mean, std, white_level, resize)
         settings = ModelSettings(backbone, embedder or EmbedderConfig(), tune or TuneConfig(), head or HeadConfig())
         language_model = open_language_model(ref, weights=weights, seed=seed)
         return built(lambda: cls(language_model, spec, settings), seed, meta=not weights)
@@ -203,8 +209,9 @@ class ImageClassifier(nn.Module):
         if self.settings.tune.method == "full":
             self.language_model.config.save_pretrained(folder / "backbone")
         described = dataclasses.asdict(self.spec)
-        if self.spec.white_level == DataConfig.white_level:  # as every model of 0.1.0 has it
-            del described["white_level"]
+        for name in ("white_level", "resize"):
+            if described[name] == getattr(DataConfig, name):  # as every model of 0.1.0 has it
+                del described[name]
         write_json(
             folder / "config.json",
             {
@@ -300,11 +307,11 @@ class ImageClassifier(nn.Module):
                 raise BadArgument(f"{name} must be a whole number, at least 1; got {value!r}")
         from crossalign.data.images.decode import to_pixels
 
-        pixels = torch.from_numpy(np.ascontiguousarray(to_pixels(images, self.spec.shape, self.spec.white_level)))
+        pixels = to_pixels(images, self.spec.shape, self.spec.white_level, self.spec.resize)
         was_training, device = self.training, self.head.weight.device
         self.eval()
         try:
-            batches: Iterable[Tensor] = pixels.split(batch_size)
+            batches: Iterable[Tensor] = torch.from_numpy(np.ascontiguousarray(pixels)).split(batch_size)
             scores_BK = torch.cat([self(batch.to(device)).float().softmax(-1).cpu() for batch in batches])
         finally:
             self.train(was_training)
@@ -346,7 +353,8 @@ def read_saved(folder: Path) -> SavedClassifier:
         settings = update(ModelSettings(), {name: saved[name] for name in sections})
         validate(settings)
         shape, names, mean, std = (tuple(saved["input"].get(name)) for name in ("shape", "classes", "mean", "std"))
-        spec = InputSpec(shape, tuple(map(shown, names)), mean, std, saved["input"].get("white_level", DataConfig.white_level))
+        white, resize = (saved["input"].get(name, getattr(DataConfig, name)) for name in ("white_level", "resize"))
+        spec = InputSpec(shape, tuple(map(shown, names)), mean, std, white, resize)
         return SavedClassifier(settings, spec, str(saved["fingerprint"]), int(saved["seed"]))
     except (UserError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{file} is damaged ({first_line(error)}): copy the model again") from error

@@ -129,6 +129,7 @@ def build_model(config: AdaptConfig, train: ImageSet) -> ImageClassifier:
         mean=config.data.mean,
         std=config.data.std,
         white_level=config.data.white_level,
+        resize=config.data.resize,
         backbone=config.backbone,
         embedder=config.embedder,
         tune=config.tune,
