@@ -14,7 +14,7 @@ import pytest
 
 from crossalign.core import files
 from crossalign.core.errors import UserError
-from crossalign.core.files import atomic_path, cache_dir, open_lock, remove, remove_strays
+from crossalign.core.files import atomic_path, cache_dir, kept, open_lock, remove, remove_strays
 
 
 def fill(path: Path, folder: bool) -> None:
@@ -120,6 +120,26 @@ def test_what_is_removed_is_gone(tmp_path: Path, make: Callable[[Path], None]) -
     remove(tmp_path / "a")
     remove(tmp_path / "a")
     assert not (tmp_path / "a").is_symlink() and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("error", [ValueError, SyntaxError, ZeroDivisionError, UserError])
+def test_a_cache_that_cannot_be_read_is_made_again(error: type[Exception]) -> None:
+    held: list[int] = []
+
+    def read() -> int:
+        if not held:
+            raise error("damaged")
+        return held[0]
+
+    assert kept(read, lambda: held.append(5)) == 5
+    with pytest.raises(error):
+        kept(lambda: int(held.clear() or read()), lambda: None)
+
+
+def test_a_lock_is_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(UserError, match=r"\.lock' is no regular file"):
+        open_lock(tmp_path / ".lock")
 
 
 def test_a_lock_is_no_link(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def _check(value: Any, hint: Any, option: str, whole: Any, subject: str) -> None
             raise UserError(f"{option} has {len(value)} values; it must have {len(options)}")
         for entry, kind in zip(value, [options[0]] * len(value) if several else options, strict=True):
             _check(entry, kind, option, whole, "each")
-    elif isinstance(value, Path):
+    elif isinstance(value, Path) and hint is Path:
         user_path(value)  # says what can be no path
     elif isinstance(value, str) and hint is str and re.search("[\0\ud800-\udfff]", value):
         raise UserError(f"{option} is {value!r}; {subject} must be text that a file can hold")

@@ -10,6 +10,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ def cache_dir(kind: str) -> Path:
 
 def kept(read: Callable[[], T], make: Callable[[], object]) -> T:
     """What ``read`` gives of a cache; where nothing lies there, or nothing whole, ``make`` writes it first."""
-    with contextlib.suppress(UserError, OSError, ValueError, TypeError, AttributeError, LookupError, EOFError):
+    with contextlib.suppress(Exception):  # each format has errors of its own; one that is not the file's comes again below
         return read()
     make()
     return read()
@@ -125,14 +126,18 @@ def open_lock(path: Path) -> TextIO:
     """A file to be locked with ``fcntl.flock``, made if need be, not emptied and through no link.
 
     Raises:
-        UserError: it is a link.
+        UserError: it is a link, or no regular file.
     """
     try:
-        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+")
+        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UserError(f"'{path}' is a symbolic link, through which nothing is written: remove it") from error
         raise
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise UserError(f"'{path}' is no regular file, which a lock must be: remove it")
+    return os.fdopen(number, "r+")
 
 
 def _beside(path: Path) -> Path:

@@ -111,14 +111,13 @@ class Results:
         return self._scores[run].get(outcome) or Score(self.outcome[outcome], math.nan, (), str)
 
     def answers(self, run: str, outcome: str) -> Answers | str:
-        """What a run did on each item of an outcome, or a sentence on why that is not known (empty where it never is).
-
-        Raises:
-            UserError: a damaged file of answers.
-        """
+        """What a run did on each item of an outcome, or a sentence on why that is not known (empty where it never is)."""
         key = run, outcome
         if key not in self._answers:
-            self._answers[key] = self._scores[run][outcome].answers()
+            try:
+                self._answers[key] = self._scores[run][outcome].answers()
+            except UserError as error:  # damaged: the scores stand all the same
+                self._answers[key] = str(error)
         return self._answers[key]
 
     def mean(self, row: str, outcome: str) -> Mean:

@@ -86,7 +86,7 @@ class Evaluation:
         ids = np.asarray(columns["doc_id"]).astype(str)
         try:
             numbers = [np.asarray(columns[name], np.float64) for name in names]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path} has other values than numbers in its columns {', '.join(names)}; {again}") from error
         if len(np.unique(ids)) < len(ids):
             raise UserError(f"{path} holds a doc_id twice; {again}")

@@ -114,7 +114,7 @@ class Run:
         try:
             index, label, predicted = (np.asarray(columns[key], np.int64) for key in ("index", "label", "predicted"))
             confidence = np.asarray(columns.get("confidence", np.full(len(index), np.nan)), np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             self.notes.append(f"{RunFolder(self.folder).predictions} has other values than numbers and is left out")
             return None
         order = np.argsort(index, kind="stable")

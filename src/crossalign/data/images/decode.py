@@ -58,7 +58,7 @@ def checked(raws: Iterator[T | str], make: Callable[[T], R], total: int, title: 
     def decoded(raw: T | str) -> R | str:
         try:
             return raw if isinstance(raw, str) else make(raw)
-        except _BadImage as error:
+        except (_BadImage, UserError) as error:
             return str(error)
         except Exception as error:  # a damaged file can raise anything inside an image library
             return f"{type(error).__name__}: {error}"

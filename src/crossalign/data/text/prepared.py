@@ -51,10 +51,20 @@ class Corpus:
         """The token at the head of each stream and after each document."""
         return int(self.meta["tokenizer"]["separator"])
 
+    @property
+    def names(self) -> list[str]:
+        """Of what the text was read from."""
+        return source_names(self.meta)
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that made the tokens."""
         return tok.open_tokenizer(str(self.folder / "tokenizer"))
+
+
+def source_names(meta: dict[str, Any]) -> list[str]:
+    """What a corpus was read from, by its meta.json; raises KeyError, TypeError or ValueError where that is damaged."""
+    return [str(name) for name, _ in meta["settings"]["source"]]
 
 
 def open_corpus(folder: str | Path) -> Corpus:
@@ -74,6 +84,7 @@ def open_corpus(folder: str | Path) -> Corpus:
     streams = {}
     try:
         entries, separator, _ = int(meta["tokenizer"]["entries"]), int(meta["tokenizer"]["separator"]), str(meta["fingerprint"])
+        source_names(meta)
         dtype = {"uint16": np.uint16, "uint32": np.uint32}[meta["dtype"]]
         sizes = {side: [int(meta[side][name]) for name in ("tokens", "documents", "bytes")] for side in SIDES}
     except (KeyError, TypeError, ValueError) as error:

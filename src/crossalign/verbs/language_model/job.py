@@ -187,7 +187,6 @@ def _corpus(config: PretrainConfig) -> Text:
 
     rows = TokenRows(corpus.train.tokens, config.block)
     batches_of(config, rows)  # refuses what cannot be
-    names = [name for name, _ in corpus.meta["settings"]["source"]]
     gpt = new_gpt2(config.gpt, vocabulary=corpus.vocabulary, block=config.block, separator=corpus.separator, seed=config.seed)
     return Text(
         model=gpt,
@@ -205,7 +204,7 @@ def _corpus(config: PretrainConfig) -> Text:
             "method": "pretrain",
             "weights": "random",
             "backbone": f"gpt2-{config.gpt.layers}x{config.gpt.width}",
-            "data": f"{', '.join(names[:3])} ({len(corpus.train):,} training tokens)",
+            "data": f"{', '.join(corpus.names[:3])} ({len(corpus.train):,} training tokens)",
             "data_fingerprint": corpus.fingerprint,
             "test": None,
         },
