@@ -61,7 +61,7 @@ class Ending:
             return str(self.code)
         if self.code != 2:
             return "" if self.code in (0, "began") else f"exit code {self.code}"
-        if self.errors.lstrip().startswith(("╭", "usage")):  # the parser's own message, of what is no value of an option
+        if "For full helptext, see" in self.errors:  # the parser's own message, of what is no value of an option
             return ""
         return fault_of(self.sentence)
 
@@ -77,7 +77,7 @@ def fault_of(sentence: str) -> str:
     return f"too long: {sentence[:200]!r}…" if len(sentence) > 1000 else ""
 
 
-def call(*arguments: str) -> Ending:
+def call(*arguments: str, seconds: float = SECONDS) -> Ending:
     """``crossalign ARGUMENTS`` in this process."""
     COUNTS["calls"] += 1
     COUNTS[f"verb {arguments[0]}"] += 1
@@ -85,7 +85,7 @@ def call(*arguments: str) -> Ending:
     code: int | str
     sys.argv = ["crossalign", *arguments]
     try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), alarm():
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), alarm(seconds):
             code = cli.main(list(arguments))
     except Began:
         code = "began"
