@@ -255,6 +255,13 @@ def test_long_questions_are_cut_and_counted_where_that_is_asked_for(make: Make) 
         evaluate(make("arc_easy", max_length=2, too_long="cut"))
 
 
+@pytest.mark.parametrize("name", ["../../escaped", "/abs/deep", "a b", ""])
+def test_a_task_file_s_name_leads_nowhere(make: Make, tmp_path: Path, name: str) -> None:
+    (tmp_path / "own.yaml").write_text(f"task: '{name}'\noutput_type: loglikelihood\n")
+    with pytest.raises(UserError, match=f"names its task '{name}': use letters, digits"):
+        evaluate(make(str(tmp_path / "own.yaml"), data_dir=tmp_path))
+
+
 def test_an_empty_text_is_told(make: Make, tmp_path: Path) -> None:
     (tmp_path / "own_test.jsonl").write_text('{"q": "the cat", "a": " sat"}\n{"q": "a dog", "a": ""}\n')
     (tmp_path / "own.yaml").write_text(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossalign.core.errors import UserError
 from crossalign.models.language.families import FAMILIES
@@ -179,3 +180,33 @@ def test_hooks_are_gone_after_the_pass(tiny_folder: Folder) -> None:
     model = causal_model(tiny_folder("gpt2"))
     Taps(["all", "transformer.h.0"])(model, *texts())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def nested(kind: str) -> nn.Module:
+    """A model of language and images, small; its vision part has as many blocks as its language model."""
+    import transformers
+
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    if kind == "t5":
+        return transformers.T5ForConditionalGeneration(
+            transformers.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2)
+        )
+    if kind == "gemma3":
+        text = {**small, "vocab_size": 50, "head_dim": 8, "num_key_value_heads": 1}
+        vision = {**small, "image_size": 28, "patch_size": 14}
+        config: Any = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+        return transformers.Gemma3ForConditionalGeneration(config)
+    text = {**small, "vocab_size": 50, "num_key_value_heads": 1, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
+    config = transformers.Qwen2VLConfig(text_config=text, vision_config={"depth": 2, "embed_dim": 16, "num_heads": 2})
+    return transformers.Qwen2VLForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "qwen2-vl"])
+def test_the_layers_of_a_model_of_images_too_are_those_of_its_language_model(kind: str) -> None:
+    names = block_names(nested(kind))
+    assert len(names) == 2 and all("language_model" in name for name in names)
+
+
+def test_an_encoder_decoder_is_refused_in_a_sentence() -> None:
+    with pytest.raises(UserError, match="the model is an encoder-decoder, which has two stacks of layers: name a decoder"):
+        Taps("last")(nested("t5"), torch.ones(1, 2, dtype=torch.int64), torch.ones(1, 2, dtype=torch.int64))

@@ -25,12 +25,20 @@ Layer = int | str
 
 
 def block_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the blocks, or stages: the one list of modules that is as long as the configuration says; () without one."""
-    config = getattr(model, "config", None)
-    depths = getattr(config, "depths", None)
-    count = len(depths) if depths else getattr(config, "num_hidden_layers", None)
+    """Names of the blocks, or stages: the one list of modules that is as long as the configuration says; () without one.
+
+    Of a model that also looks at images those of its language model.
+    """
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    depths = getattr(text, "depths", None)
+    count: Any = len(depths) if depths else getattr(text, "num_hidden_layers", None)
+    part: Any = model
+    if text is not config and hasattr(model, "get_decoder"):
+        part = part.get_decoder()
+    lists = {id(module) for module in part.modules() if isinstance(module, nn.ModuleList) and len(module) == count}
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+        if id(module) in lists:
             return tuple(f"{name}.{i}" for i in range(count))
     return ()
 
@@ -172,6 +180,10 @@ def resolve_layers(model: nn.Module, layers: Sequence[Layer]) -> tuple[Layer, ..
     Raises:
         UserError: a layer that the model does not have; those that it has are listed.
     """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise UserError(
+            "the model is an encoder-decoder, which has two stacks of layers: name a decoder, such as GPT-2 or Llama"
+        )
     blocks = block_names(model)
     every = range(len(blocks) + 1) if blocks else ()
     aliases = {"penultimate": every[-2:-1], "last": every[-1:], "all": every}

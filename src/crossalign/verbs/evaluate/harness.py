@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -149,6 +150,8 @@ def _read_task(path: Path) -> dict[str, Any]:
         config.pop(key, None)
     if not isinstance(config.get("task"), str):
         raise UserError(f"'{path}' names no task, or several: give the task files one by one")
+    if not re.fullmatch(r"[\w.-]+", config["task"]):  # results are kept under it
+        raise UserError(f"'{path}' names its task '{config['task']}': use letters, digits, '_', '-' and '.' alone")
     return config
 
 
