@@ -64,7 +64,7 @@ def test_no_number_is_without_a_bound(kind: type, name: str, hint: Any) -> None:
 
 
 @pytest.mark.parametrize("kind,name,hint", FIELDS, ids=lambda value: getattr(value, "__name__", str(value))[:50])
-@pytest.mark.parametrize("value", [NAN, INF, -INF, -1, -0.5, "3", True, 10**40], ids=str)
+@pytest.mark.parametrize("value", [NAN, INF, -INF, -1, -0.5, "3", True, 10**40, Path("1")], ids=str)
 def test_what_is_no_number_for_a_field_is_refused_by_name(kind: type, name: str, hint: Any, value: Any) -> None:
     config = make(kind)
     *sections, last = name.split(".")

@@ -198,6 +198,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "batches of two sizes": (lambda: mmd(ROWS.expand(2, -1, -1), ROWS.expand(3, -1, -1)), "must agree, or be 1 on one side"),
     "a tiny scale": (lambda: sinkhorn(ROWS, ROWS + 1, scale=1e-30), "blur times scale"),
     "a tiny blur": (lambda: otdd(ROWS, LABELS[:12], ROWS + 1, LABELS[:12], blur=1e-30), "blur times scale"),
+    "a tiny bandwidth": (lambda: cka(ROWS * 1e24, ROWS, kernel="rbf", bandwidth=1e-30), "the square of a bandwidth"),
     "a huge scale": (lambda: mmd(ROWS, ROWS, scale=1e30), "the square of scale"),
     "a gradient beyond the type": (lambda: mse((ROWS * 1e26).requires_grad_(), ROWS * 1e26), "beyond the range"),
     "an array without a dimension": (lambda: l2(np.float32(1) + np.zeros(())), "must be a tensor"),  # type: ignore[arg-type]

@@ -250,6 +250,7 @@ def _rbf(x: Tensor, y: Tensor, debiased: bool, bandwidth: str | float | Tensor, 
             width = torch.as_tensor(bandwidth, dtype=size.dtype, device=size.device).detach()
             scale = torch.stack([torch.as_tensor(unit, dtype=size.dtype).expand(size.shape[1:]) for unit in units])
             squared_width = (width / scale.to(size.device)).square() + 0 * size  # NaN where constant features were not refused
+            refuse(squared_width == 0, f"the square of a bandwidth of {bandwidth}, in the features' unit, is 0 in {x.dtype}")
         rate = 1 / (2 * squared_width)[..., None, None]
         kernels.mul_(-rate).exp_()
         plain = [kernel.clone() if want else None for kernel, want in zip(kernels, wanted, strict=True)]
