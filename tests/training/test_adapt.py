@@ -307,6 +307,22 @@ def test_a_full_disk_keeps_the_last_checkpoint_whole(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["train-0000-0000001"]
 
 
+def test_a_default_batch_larger_than_the_set_is_the_set(
+    tiny_run: Make, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, file in enumerate(sorted(pictures.rglob("*.png"))[::4][:26]):
+        (tmp_path / "few" / file.parent.name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "few" / file.parent.name / f"{number}.png").write_bytes(file.read_bytes())
+    settings = [f"data.source={tmp_path / 'few'}", "loop.epochs=2", "loop.batch_size=64", "align.metric=mse"]
+    for _ in range(2):  # the second time it is finished
+        result = adapt(tiny_run("small-fpt", *settings, "align.batch_size=32"))
+    assert "one batch of 17 images, where --loop.batch-size is 64 by default" in capsys.readouterr().out
+    assert result["epochs"] == 2 and "17 train" in result["data"]
+    for key in ("loop", "align"):
+        with pytest.raises(UserError, match=f"--{key}.batch-size 40 is larger than the 17 training images"):
+            adapt(tiny_run("small-fpt", *settings, f"{key}.batch_size=40", output=key))
+
+
 def test_too_little_disk_is_said_before_training(tiny_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 

@@ -63,15 +63,18 @@ def adapt(config: AdaptConfig, *, recipe: str = "", quiet: bool = False, until: 
     config = _resolve(config, splits.train)
     with doing(f"opening {config.backbone.ref}"):
         model = build_model(config, splits.train)
-    _check_before_training(config, splits, model)
+    _check_before_training(_fitted(config, len(splits.train)), splits, model)
     config = resolve_speed(config, model, splits.train, quiet)
     if is_main_process() and not quiet:
         print(splits.source, flush=True)
+        if config.loop.batch_size > len(splits.train):
+            print(f"one batch of {len(splits.train)} images, where --loop.batch-size is {config.loop.batch_size} by default")
     identity = content_key(data=splits.fingerprint, backbone=model.language_model.fingerprint)
     with opened_run(
         config, identity, f"images at '{config.data.source}' or weights of '{config.backbone.ref}'", until, quiet
     ) as run:
         model.to(run.accelerator.device)
+        config = _fitted(config, len(splits.train))  # after the settings are written down, which a later call must meet
         alignment = align(config, model, splits, run)
         own_seed = config.seed + 1 + 1_000_003 * run.accelerator.process_index  # each process drops its own units
         set_seed(own_seed % 2**32)
@@ -154,6 +157,13 @@ def _resolve(config: AdaptConfig, train: ImageSet) -> AdaptConfig:
         if values is not None and len(values) != channels:
             raise UserError(f"--data.{name} has {len(values)} values, but the images have {channels} channels")
     return dataclasses.replace(resolved(config, data=known), row=config.row or row_name(config))
+
+
+def _fitted(config: AdaptConfig, images: int) -> AdaptConfig:
+    """Batch sizes that are left at their default and larger than the training set, as large as that."""
+    sections = {"loop": config.loop, "align": config.align}
+    large = {name: part.batch_size for name, part in sections.items() if part.batch_size == type(part).batch_size > images}
+    return resolved(config, **{name: {"batch_size": images} for name in large})
 
 
 def check_settings(config: AdaptConfig) -> None:
