@@ -161,7 +161,7 @@ def _resolve(config: AdaptConfig, train: ImageSet) -> AdaptConfig:
 
 def _fitted(config: AdaptConfig, images: int) -> AdaptConfig:
     """Batch sizes that are left at their default and larger than the training set, as large as that."""
-    sections = {"loop": config.loop, "align": config.align}
+    sections: dict[str, Any] = {"loop": config.loop, "align": config.align}
     large = {name: part.batch_size for name, part in sections.items() if part.batch_size == type(part).batch_size > images}
     return resolved(config, **{name: {"batch_size": images} for name in large})
 
