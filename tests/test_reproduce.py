@@ -294,6 +294,7 @@ def test_the_quickstart_ends_with_what_was_shown_where_and_what_is_next(
     )
     assert all(str(tmp_path / "a" / name / "report.html") in pages for name in ("digits", "text"))
     assert "crossalign adapt --data.source" in following
+    assert any(re.fullmatch(r"[\d.]+ seconds went into timing steps to choose number formats", line) for line in lines)
     assert sum(bool(re.fullmatch(r"(digits|text): \d+ seconds", line)) for line in lines) == 2
     failed = 1
     assert quickstart(tmp_path / "b") == 1 and "shown:" not in capsys.readouterr().out

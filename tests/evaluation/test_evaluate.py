@@ -255,7 +255,7 @@ def test_long_questions_are_cut_and_counted_where_that_is_asked_for(make: Make) 
         evaluate(make("arc_easy", max_length=2, too_long="cut"))
 
 
-@pytest.mark.parametrize("name", ["../../escaped", "/abs/deep", "a b", ""])
+@pytest.mark.parametrize("name", ["../../escaped", "/abs/deep", "..", ".", "-x", "a b", ""])
 def test_a_task_file_s_name_leads_nowhere(make: Make, tmp_path: Path, name: str) -> None:
     (tmp_path / "own.yaml").write_text(f"task: '{name}'\noutput_type: loglikelihood\n")
     with pytest.raises(UserError, match=f"names its task '{name}': use letters, digits"):

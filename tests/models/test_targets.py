@@ -254,7 +254,7 @@ def test_corpus_faults(spoken: tuple[LanguageModel, Tensor], mute: tuple[Languag
 
 
 def test_settings_that_give_no_text_or_no_classes(mute: tuple[LanguageModel, Tensor]) -> None:
-    with pytest.raises(UserError, match=r"--align\.sequences is 0; it must be at least 1"):
+    with pytest.raises(UserError, match=r"--align\.sequences is 0; it must be at least 2"):
         text_targets(*mute, config(sequences=0))
     with pytest.raises(UserError, match=r"--align\.otdd-classes is 1; it must be at least 2"):
         text_targets(*mute, config(otdd_classes=1), labels=True)

@@ -47,13 +47,16 @@ def quickstart(output: Path) -> int:
     Language → vision: MiniLM and its twin of random weights on digits. Vision → language: a small GPT on Python's own
     documentation, whose features of emoji names are pulled, or not, towards those of the pictures.
     """
-    codes, seconds = [], {}
+    from crossalign.training.precision import timed
+
+    codes, seconds, before = [], {}, timed["seconds"]
     for study, (folder, settings, title) in QUICKSTART.items():
         started = time.monotonic()
         print(title, flush=True)
         codes.append(reproduce(ReproduceArgs(study, output / folder, seeds=SEEDS, set=settings)))
         seconds[folder] = time.monotonic() - started
         print(f"{folder}: {seconds[folder]:.0f} seconds\n", flush=True)
+    print(f"{timed['seconds'] - before:.1f} seconds went into timing steps to choose number formats\n")
     if not any(codes):
         print(f"shown: {_shown(output)}")
     pages = " and ".join(str(output / folder / "report.html") for folder in seconds)

@@ -150,8 +150,10 @@ def _read_task(path: Path) -> dict[str, Any]:
         config.pop(key, None)
     if not isinstance(config.get("task"), str):
         raise UserError(f"'{path}' names no task, or several: give the task files one by one")
-    if not re.fullmatch(r"[\w.-]+", config["task"]):  # results are kept under it
-        raise UserError(f"'{path}' names its task '{config['task']}': use letters, digits, '_', '-' and '.' alone")
+    if not re.fullmatch(r"\w[\w.-]*", config["task"]):  # results are kept under it
+        raise UserError(
+            f"'{path}' names its task '{config['task']}': use letters, digits, '_', '-' and '.' alone, a letter or digit first"
+        )
     return config
 
 
