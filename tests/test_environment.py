@@ -118,3 +118,22 @@ def test_the_main_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bf16_is_asked_of_the_processor(features: list[str], answer: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "cpu_features", lambda: features)
     assert module.computes_bf16() is answer
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads"),
+    [({}, 8), ({"OMP_NUM_THREADS": "2"}, 2), ({"SLURM_CPUS_PER_TASK": "3"}, 3), ({"OMP_NUM_THREADS": "x"}, 8),
+     ({"OMP_NUM_THREADS": "64"}, 8)],
+)  # fmt: skip
+def test_threads_are_those_that_this_process_is_allowed(
+    variables: dict[str, str], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "usable_cores", lambda: 8)
+    monkeypatch.setattr(module.Path, "read_text", lambda *args, **kwargs: "max 100000")
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert module.usable_threads() == threads
+    monkeypatch.setattr(module.Path, "read_text", lambda *args, **kwargs: "150000 100000")
+    assert module.usable_threads() == min(threads, 2)

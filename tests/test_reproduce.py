@@ -220,7 +220,7 @@ def test_a_recipe_that_gives_one_object_each_time_keeps_it(tmp_path: Path, monke
     ours = PretrainConfig()
     recipe = Recipe("small-pretrain-baseline", lambda: ours, "")
     monkeypatch.setattr(RECIPES, "_entries", {**RECIPES._entries, recipe.name: recipe})
-    monkeypatch.setattr("crossalign.studies.reproduce._run_all", lambda jobs, workers: ([], {}))
+    monkeypatch.setattr("crossalign.studies.reproduce._run_all", lambda jobs, *_: ([], {}))
     options = ["--rows", "baseline", "--set", "corpus.source=[a.txt]"]
     assert cli.main(["reproduce", "cmar-pretrain", *options, "--output", str(tmp_path)]) == 0
     configured(recipe.name, ())
@@ -242,7 +242,7 @@ def test_rows_and_seeds_of_either_scale(
     """Table 3 is a baseline and seven teachers, five runs each; a row that has a recipe can be asked for."""
     ran: list[tuple[str, int, str]] = []
 
-    def run_all(jobs: list[StudyRun], workers: int) -> tuple[list[str], dict[str, str]]:
+    def run_all(jobs: list[StudyRun], workers: int, threads: int) -> tuple[list[str], dict[str, str]]:
         ran.extend((job.recipe, job.config.seed, job.config.row) for job in jobs)
         return [], {}
 

@@ -113,3 +113,27 @@ def test_files_that_leave_no_rows_or_a_doubt_are_told(tmp_path: Path) -> None:
         local_rows("wikitext", "test", tmp_path)
     with pytest.raises(UserError, match="is no folder"):
         local_rows("copa", "validation", tmp_path / "nowhere")
+
+
+LISTED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "arc_challenge": ("test", {"question": "Why?", "choices": ["a", "b"], "label": 1}, {**ARC, "choices": ["a", "b"]}),
+    "commonsense_qa": ("validation", {"question": "Where?", "choices": list("vwxyz"), "answer": 2}, CSQA),
+    "copa": ("validation", {"premise": "It rained.", "question": "cause", "choices": ["A.", "B."], "answer": 0}, COPA),
+    "swag": ("validation", {"startphrase": "He", "endings": [f"did {i}" for i in range(4)], "label": 3}, SWAG),
+    "hellaswag": ("validation", {**{k: HELLA[k] for k in HELLA if k != "endings"}, "choices": list("abcd")}, HELLA),
+}
+
+
+@pytest.mark.parametrize("task", LISTED)
+def test_processed_files_have_a_list_of_choices_and_an_index(task: str, tmp_path: Path) -> None:
+    split, listed, plain = LISTED[task]
+    folders = [tmp_path / "listed", tmp_path / "plain"]
+    for folder, row in zip(folders, (listed, plain), strict=True):
+        folder.mkdir()
+        write(folder, expected_file(task, split), row)
+    found = [local_rows(task, split, folder) for folder in folders]
+    assert found[0] is not None and found[1] is not None and found[0].rows == found[1].rows
+    index = "answer" if "answer" in listed else "label"
+    write(folders[0], expected_file(task, split), listed, listed | {index: 7})
+    with pytest.raises(UserError, match=rf"{expected_file(task, split)}' line 2: field '{index}' holds 7, but a number"):
+        local_rows(task, split, folders[0])

@@ -378,3 +378,32 @@ def test_two_processes_give_what_one_gives(make: Make, evals: Path, tiny: Path, 
             .equals(pq.read_table(tmp_path / f"out/samples/{name}.parquet").column("doc_id"))
         )
     assert done.stdout.count("ARC-Easy") == 1
+
+
+def test_documents_that_are_too_long_are_left_out_and_counted(make: Make, evals: Path) -> None:
+    whole = evaluate(make("arc_easy"))["tasks"]["arc_easy"]
+    file = evals / "arc_easy_test.jsonl"
+    before = file.read_text()
+    long = json.loads(before.splitlines()[0])
+    long["choices"][0] = " ".join(["cat"] * 400)  # one answer alone is more than the model sees
+    lines = before.splitlines()
+    file.write_text("\n".join([*lines[:3], json.dumps(long), *lines[3:]]) + "\n")
+    try:
+        with pytest.raises(UserError, match="--too-long skip"):
+            evaluate(make("arc_easy", too_long="cut"))
+        found = evaluate(make("arc_easy", too_long="skip"))["tasks"]["arc_easy"]
+    finally:
+        file.write_text(before)
+    assert (found["n"], found["skipped"], found["cut"]) == (whole["n"], 1, 0)
+    assert found["metrics"] == whole["metrics"]
+
+
+def test_a_task_of_the_harness_is_found_by_name_and_a_group_by_its_tasks(make: Make, tmp_path: Path) -> None:
+    rows = [{"goal": f"sit on mat {i}", "sol1": "a cat", "sol2": "the dog ran", "label": i % 2} for i in range(6)]
+    (tmp_path / "piqa_validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = evaluate(make("piqa", data_dir=tmp_path))["tasks"]
+    assert found["piqa"]["n"] == 6 and set(found["piqa"]["metrics"]) == {"acc", "acc_norm"}
+    from crossalign.verbs.evaluate.harness import task_files
+
+    assert [Path(file).name for file in task_files("piqa")] == ["piqa.yaml"] and task_files("copa") == ["copa"]
+    assert len(task_files("blimp")) == 67 and len(set(task_files("mmlu"))) == 57

@@ -280,6 +280,28 @@ def test_gguf_file_opens_dequantized_and_trainable(tiny_config: Folder, tmp_path
         _ = opened.tokenizer
 
 
+def test_a_gguf_file_is_dequantised_once_and_without_a_bar(
+    tiny_config: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from crossalign.models import loading
+
+    path = tmp_path / "tiny.gguf"
+    write_gguf(open_language_model(f"random:{tiny_config('llama')}"), path)
+    dequantise, calls = loading._from_gguf, list[str]()
+    monkeypatch.setattr(loading, "_from_gguf", lambda *args: calls.append("once") or dequantise(*args))
+    monkeypatch.setenv("CROSSALIGN_CACHE", str(tmp_path / "cache"))
+    first, second = open_language_model(str(path)), open_language_model(str(path))
+    assert calls == ["once"] and "GGUF tensors" not in capfd.readouterr().err
+    assert all(torch.equal(tensors(first)[name], parameter) for name, parameter in tensors(second).items())
+    (file,) = (tmp_path / "cache" / "gguf").glob("*/model.safetensors")
+    whole = file.read_bytes()
+    file.unlink()  # open models read from it
+    file.write_bytes(whole[:100])  # damaged: made again
+    third = open_language_model(str(path))
+    assert calls == ["once"] * 2 and third.fingerprint == first.fingerprint
+    assert all(torch.equal(tensors(first)[name], parameter) for name, parameter in tensors(third).items())
+
+
 def test_gguf_package_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

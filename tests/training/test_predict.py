@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 
 from crossalign import cli
@@ -17,7 +19,11 @@ from crossalign.verbs.adapt.predict import _files
 
 
 def test_predict(
-    tiny_run: Callable[..., AdaptConfig], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: Callable[..., AdaptConfig],
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = tiny_run("small-fpt", "loop.epochs=1")
     adapt(config, quiet=True)
@@ -41,6 +47,24 @@ def test_predict(
     assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1, abs=1e-5)
     assert best["classes"][0]["label"] == lines["0.png"]["label"]
     assert best["classes"][0]["score"] == pytest.approx(lines["0.png"]["score"], abs=1e-5)  # other batches, other rounding
+    from crossalign.models.classifier.model import ImageClassifier
+
+    passes = []
+    forward = ImageClassifier.forward
+    monkeypatch.setattr(ImageClassifier, "forward", lambda self, images: passes.append(len(images)) or forward(self, images))
+    for name, top in (("answers.csv", "2"), ("answers.parquet", "1")):
+        file = tmp_path / name
+        assert cli.main(["predict", str(config.output), str(images), "--top-k", top, "--output", str(file)]) == 0
+        table = (pyarrow.csv.read_csv if name.endswith("csv") else pyarrow.parquet.read_table)(file)
+        more = ["label_2", "score_2"] if top == "2" else []
+        assert table.column_names == ["file", "label", "score", *more, "error"]
+        rows = {Path(row["file"]).name: row for row in table.to_pylist()}
+        assert rows.keys() == lines.keys() and "no picture" not in rows["0.png"]["label"]
+        assert rows["0.png"]["label"] == lines["0.png"]["label"] and rows["broken.png"]["error"]
+    assert passes == [3, 3], "a file that cannot be read costs the others no pass of their own"
+    assert not capsys.readouterr().out
+    assert cli.main(["predict", str(config.output), str(images), "--output", "answers.xlsx"]) == 2
+    assert "--output answers.xlsx is neither a .csv nor a .parquet file" in capsys.readouterr().err
 
 
 def test_a_folder_gives_the_pictures_that_adapt_would_take(tmp_path: Path, pictures: Path) -> None:

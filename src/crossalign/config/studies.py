@@ -20,7 +20,8 @@ class EvaluateConfig:
     """A run folder, its model/ folder, package:NAME, a local folder, a .gguf file or hf:ORG/NAME. For a run of `adapt`,
     what its backbone still knows of language."""
     tasks: tuple[str, ...] = PAPER_TASKS
-    """Names, with commas or spaces between them, and .yaml task files of lm-evaluation-harness of your own."""
+    """Names, with commas or spaces between them: of our tasks, of lm-evaluation-harness's tasks, groups and tags, and .yaml
+    task files of your own."""
     data_dir: Path | None = None
     """Folder of local data, such as arc_easy_test.jsonl, for all tasks; without it each set is opened from the hub."""
     output: Path | None = None
@@ -31,8 +32,9 @@ class EvaluateConfig:
     """Only the first documents of each task."""
     max_length: Annotated[int | None, at_least(2, 2**20)] = None
     """Tokens the model sees at most; None takes all that it can."""
-    too_long: Literal["stop", "cut"] = "stop"
-    """Questions longer than that: stop before scoring, or cut their beginning off and count them. Texts are read in pieces."""
+    too_long: Literal["stop", "cut", "skip"] = "stop"
+    """Questions longer than that: stop before scoring, cut their beginning off, or leave them out; what was cut or left out is
+    counted. Texts are read in pieces."""
     bos: Literal["auto", "yes", "no"] = "auto"
     """Whether each text starts with the BOS token; auto: as the model's family was trained."""
     batch_size: Annotated[int, at_least(0, 2**20)] = 0
@@ -159,7 +161,9 @@ class ReproduceArgs:
     sweep_epochs: Whole = 0
     """Epochs of a sweep run; 0 takes the recipe's."""
     workers: Annotated[int, at_least(1, 1024)] = 1
-    """Processes side by side, each with an equal share of the cores."""
+    """Processes side by side."""
+    threads: Annotated[int, at_least(0, 1024)] = 0
+    """Threads each worker computes with; 0 shares out those that this process may use."""
     set: tuple[str, ...] = ()
     """Settings for every row, as key=value, such as data.source=FOLDER or loop.epochs=5."""
     rows: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
 """What a run ran on: versions, hardware, command, commit; nothing that names a person."""
 
+import contextlib
 import functools
 import os
 import platform
@@ -129,6 +130,17 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def usable_threads() -> int:
+    """Threads that this process may compute with: as many as cores, or what OMP_NUM_THREADS, SLURM or a container allows."""
+    allowed = [usable_cores()]
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+        allowed += [int(os.environ[name])] if os.environ.get(name, "").isdigit() else []
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+        allowed.append(-(-int(quota) // int(period)))
+    return max(1, min(allowed))
 
 
 def free_memory() -> int | None:

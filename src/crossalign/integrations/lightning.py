@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from crossalign.core.errors import UserError, missing_extra
+from crossalign.core.errors import UserError
 from crossalign.features.regularizer import NAME, AlignmentRegularizer, check_name
 from crossalign.training.optim import average, gradients_of, laid_aside, norm_of
 
 try:
     import lightning.pytorch as pl
 except ImportError as error:
-    raise missing_extra("lightning", "lightning", "crossalign.integrations.lightning") from error
+    raise UserError("crossalign.integrations.lightning needs the package 'lightning': pip install lightning") from error
 
 
 class LightningAlignmentCallback(pl.Callback):

@@ -1,5 +1,6 @@
 """The one loader of weights: files to tensors, tensors into a model, and one sentence for those that do not fit."""
 
+import copy
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.core.errors import UserError, first_line, some
-from crossalign.core.files import atomic_path
+from crossalign.core.files import atomic_path, cache_dir, content_key, file_hash, kept
 from crossalign.core.reading import check_whole
 from crossalign.data.model_files import Source, quiet, weight_files
 
@@ -64,18 +65,24 @@ def load_pretrained(model_class: Any, source: Source, config: Any, heads: re.Pat
     Raises:
         UserError: weights that cannot be read, hold more than tensors, or do not fit.
     """
-    import transformers
-
     files = weight_files(source)
     for file in files:
         check_whole(file)
-    if not source.gguf:
-        arguments["use_safetensors"] = files[0].suffix == ".safetensors"
-    else:
-        arguments["gguf_file"] = source.gguf
-        if hasattr(transformers, "GgufConfig"):  # newer releases keep the blocks packed, which cannot train, unless told
-            arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with building(f"'{source.ref}'"), _reading(f"of '{source.ref}'", files[0]), quiet():
+    if source.gguf:  # it takes half a minute to dequantise: once
+        folder = cache_dir("gguf") / content_key(file=file_hash(files[0]), model=model_class.__name__, arguments=arguments)
+
+        def dequantise() -> None:
+            model = _from_gguf(model_class, source, config, heads, arguments)
+            with quiet(), atomic_path(folder) as temporary:
+                model.save_pretrained(temporary)
+
+        return kept(lambda: load_pretrained(model_class, Source(source.ref, folder), config, heads, **arguments), dequantise)
+    return _loaded(model_class, source, config, heads, arguments | {"use_safetensors": files[0].suffix == ".safetensors"})
+
+
+def _loaded(model_class: Any, source: Source, config: Any, heads: re.Pattern[str], arguments: dict[str, Any]) -> Any:
+    """What ``from_pretrained`` gives, in fp32 and checked."""
+    with building(f"'{source.ref}'"), _reading(f"of '{source.ref}'", weight_files(source)[0]), quiet():
         model, info = model_class.from_pretrained(
             source.folder,
             config=config,
@@ -91,6 +98,21 @@ def load_pretrained(model_class: Any, source: Source, config: Any, heads: re.Pat
     _refuse(f"'{source.ref}'", info["missing_keys"], unexpected, info["mismatched_keys"])
     _check_numbers(f"'{source.ref}'", dict(model.named_parameters()))
     return model
+
+
+def _from_gguf(model_class: Any, source: Source, config: Any, heads: re.Pattern[str], arguments: dict[str, Any]) -> Any:
+    """The model of a llama.cpp file, dequantised, without a bar for its tensors."""
+    import transformers
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    given = {"gguf_file": source.gguf} | arguments
+    if hasattr(transformers, "GgufConfig"):  # newer releases keep the blocks packed, which cannot train, unless told
+        given["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    bar, reader.tqdm = reader.tqdm, lambda items, **_: items
+    try:
+        return _loaded(model_class, source, copy.deepcopy(config), heads, given)
+    finally:
+        reader.tqdm = bar
 
 
 def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:

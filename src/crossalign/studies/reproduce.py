@@ -159,7 +159,7 @@ def _run_study(
     most = max(map(len, rates.values()))
     pairs = [(row, listed[place]) for place in range(most) for row, listed in rates.items() if place < len(listed)]
     sweep = [run(f"sweep/{row}/lr-{lr:g}", row, lr, **short[row]) for row, lr in pairs]
-    _, failed = _run_all(sweep, args.workers)
+    _, failed = _run_all(sweep, args.workers, args.threads)
     best = _choose(sweep, failed, earlier, output)
     finals = []
     for seed in range(seeds):
@@ -167,7 +167,7 @@ def _run_study(
             job = run(f"{row}/seed-{seed}", row, best.get(row, base[row].optim.lr), seed=seed)
             job.config.overwrite = bool(args.lrs) and _differs_in_rate_alone(job.config)
             finals.append(job)
-    done, failed_finals = _run_all(finals, args.workers)
+    done, failed_finals = _run_all(finals, args.workers, args.threads)
     for name, error in (failed | failed_finals).items():
         print(f"failed: {name}: {type(error).__name__}: {error}", file=sys.stderr)
     if done:
@@ -296,11 +296,14 @@ def _rates(config: Config, folders: Iterable[Path]) -> Iterator[float]:
             yield rate
 
 
-def _run_all(jobs: list[StudyRun], workers: int) -> tuple[list[str], dict[str, Exception]]:
+def _run_all(jobs: list[StudyRun], workers: int, threads: int = 0) -> tuple[list[str], dict[str, Exception]]:
     """Run every job; the names of those that are done, and why others failed. A failed run costs no other."""
     done: list[str] = []
     failed: dict[str, Exception] = {}
-    with closing(_results(jobs, workers)) as results, progress(len(jobs), "runs" if len(jobs) > 1 else "", unit="run") as bar:
+    with (
+        closing(_results(jobs, workers, threads)) as results,
+        progress(len(jobs), "runs" if len(jobs) > 1 else "", unit="run") as bar,
+    ):
         for job, result in results:
             try:
                 seconds = result()
@@ -314,13 +317,13 @@ def _run_all(jobs: list[StudyRun], workers: int) -> tuple[list[str], dict[str, E
     return done, failed
 
 
-def _results(jobs: list[StudyRun], workers: int) -> Generator[tuple[StudyRun, Callable[[], Any]]]:
+def _results(jobs: list[StudyRun], workers: int, threads: int) -> Generator[tuple[StudyRun, Callable[[], Any]]]:
     """Each job with what raises as it did: itself, to be run here, or its result from a worker."""
     if workers == 1 or not jobs:
         yield from ((job, partial(_run_job, job)) for job in jobs)
         return
     waiting = iter(jobs)
-    with process_pool(workers) as pool, closing(hand_out(pool, _run_job, lambda flying: next(waiting, None))) as done:
+    with process_pool(workers, threads) as pool, closing(hand_out(pool, _run_job, lambda flying: next(waiting, None))) as done:
         for job, future in done:
             yield job, future.result
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from crossalign.core.machine import usable_cores
+from crossalign.core.machine import usable_threads
 from crossalign.core.progress import silence
 from crossalign.training.stops import Interrupted, catch_signals
 
@@ -72,11 +72,11 @@ class WorkerPool:
 
 @contextmanager
 def process_pool(count: int, threads: int = 0) -> Iterator[WorkerPool]:
-    """``count`` processes here that compute with ``threads`` each, or with an equal share of the cores.
+    """``count`` processes here that compute with ``threads`` each, or with an equal share of this process's threads.
 
     They are told to save and end when the block ends by an exception.
     """
-    workers = Workers(count, threads or max(1, usable_cores() // count))
+    workers = Workers(count, threads or max(1, usable_threads() // count))
     try:
         yield WorkerPool(workers, lambda: count)
     except BaseException:

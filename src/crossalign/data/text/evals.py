@@ -53,8 +53,29 @@ def _index(row: Row, name: str, choices: int) -> int:
     return int(value)
 
 
+def _answer(row: Row, choices: int) -> int:
+    """The index of the right choice, under either of its names."""
+    return _index(row, "answer" if "answer" in row else "label", choices)
+
+
+def _spread(row: Row, names: tuple[str, ...]) -> Row:
+    """A processed row, whose choices are one list, with them under the hub's ``names``; any other as it is."""
+    listed = next((key for key in ("choices", "endings") if key in row), None)
+    if listed is None or any(name in row for name in names):
+        return row
+    texts = _texts(row, listed, len(names))
+    if len(texts) > len(names):
+        raise _Wrong(f"field '{listed}' has {len(texts)} entries, but {len(names)} are expected")
+    return row | dict(zip(names, texts, strict=True)) | {"label": _answer(row, len(names))}
+
+
 def _lettered(row: Row, least: int) -> Row:
-    """A question with lettered choices in the hub's form."""
+    """A question with lettered choices in the hub's form; processed, its choices are a list, and its answer an index."""
+    if isinstance(row.get("choices"), list):
+        texts = _texts(row, "choices", least)
+        labels = [chr(ord("A") + i) for i in range(len(texts))]
+        answer = labels[_answer(row, len(texts))]
+        return {"question": _text(row, "question"), "choices": {"text": texts, "label": labels}, "answerKey": answer}
     choices = _of_type(row, "choices", dict, 'an object such as {"label": […], "text": […]}')
     texts, labels = _texts(choices, "text", least), _texts(choices, "label", least)
     if len(texts) != len(labels):
@@ -66,12 +87,7 @@ def _lettered(row: Row, least: int) -> Row:
 
 
 def _arc(row: Row) -> Row:
-    if not isinstance(row.get("choices"), list):
-        return _lettered(row, 2)
-    texts = _texts(row, "choices")
-    labels = [chr(ord("A") + i) for i in range(len(texts))]
-    answer = labels[_index(row, "answer", len(texts))]
-    return {"question": _text(row, "question"), "choices": {"text": texts, "label": labels}, "answerKey": answer}
+    return _lettered(row, 2)
 
 
 def _commonsense_qa(row: Row) -> Row:
@@ -84,6 +100,7 @@ def _commonsense_qa(row: Row) -> Row:
 def _copa(row: Row) -> Row | None:
     if row.get("mirrored"):  # Balanced COPA's second half: the same question turned round, which COPA does not have
         return None
+    row = _spread(row, ("choice1", "choice2"))
     question = _text(row, "question")
     if question not in ("cause", "effect"):
         raise _Wrong(f"field 'question' holds {question!r:.60}, but cause or effect is expected")
@@ -99,14 +116,15 @@ def _lambada(row: Row) -> Row:
 
 
 def _swag(row: Row) -> Row:
+    row = _spread(row, ("ending0", "ending1", "ending2", "ending3"))
     names = ("startphrase", "ending0", "ending1", "ending2", "ending3")
     return {**{name: _text(row, name) for name in names}, "label": _index(row, "label", 4)}
 
 
 def _hellaswag(row: Row) -> Row:
     texts = {name: _text(row, name, empty=name == "ctx_b") for name in ("activity_label", "ctx_a", "ctx_b")}
-    endings = _texts(row, "endings", 4)
-    return {**texts, "endings": endings, "label": str(_index(row, "label", len(endings)))}
+    endings = _texts(row, "endings" if "endings" in row else "choices", 4)
+    return {**texts, "endings": endings, "label": str(_answer(row, len(endings)))}
 
 
 def _like_the_first() -> Callable[[Row], Row]:

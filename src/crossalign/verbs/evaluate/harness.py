@@ -4,6 +4,7 @@ It is imported where a verb needs it: importing it takes seconds.
 """
 
 import contextlib
+import functools
 import inspect
 import io
 import json
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,11 @@ class EvalTask:
     few_shot: int
     limit: int | None
     seed: int
+    skipped: frozenset[int] = frozenset()
+    """Places of documents that are left out."""
 
     def documents(self) -> list[dict[str, Any]]:
-        """The documents that are scored."""
+        """The documents that are scored, with those that are left out of them."""
         return list(self.task.eval_docs)[: self.limit]
 
     @property
@@ -75,14 +79,22 @@ class EvalTask:
 
     def __post_init__(self) -> None:
         self.task.build_all_requests = self.build  # what the harness calls
+        self.task.doc_iterator = self.numbered
 
     def build(self, rank: int = 0, world_size: int = 1, **_: Any) -> list[Any]:
         """This process's requests. Examples are drawn for all documents in order, so that no number of processes and no
         earlier call changes them."""
         self.task.set_fewshot_seed(self.seed)
         ConfigurableTask.build_all_requests(self.task, limit=self.limit)
-        self.task._instances = [request for request in self.task._instances if request.doc_id % world_size == rank]
+        keeps = (request.doc_id % world_size == rank and request.doc_id not in self.skipped for request in self.task._instances)
+        self.task._instances = list(compress(self.task._instances, keeps))
         return list(self.task._instances)
+
+    def numbered(self, *, rank: int = 0, world_size: int = 1, **_: Any) -> Iterator[tuple[int, Any]]:
+        """This process's documents, each with its place."""
+        for place, document in enumerate(self.documents()):
+            if place % world_size == rank and place not in self.skipped:
+                yield place, document
 
 
 def _source(value: Any) -> str:
@@ -93,6 +105,37 @@ def _source(value: Any) -> str:
         return inspect.getsource(value) + inspect.getsource(inspect.getmodule(value) or value)
     except (OSError, TypeError):
         return str(getattr(value, "__qualname__", repr(type(value))))
+
+
+@functools.cache
+def _of_harness() -> dict[tuple[str, str], list[Path]]:
+    """The harness's task files by what each says that it is: ("task" | "group" | "tag", name).
+
+    Its own index reads each file as YAML, and takes 25 seconds.
+    """
+    said = re.compile(r"^\"?(task|group|tag)\"?:[ \t]*(.*(?:\n[ \t]*-[ \t].*)*)", flags=re.MULTILINE)
+    found: dict[tuple[str, str], list[Path]] = {}
+    for file in sorted((Path(lm_eval.__file__).parent / "tasks").rglob("*.yaml")):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        for kind, names in said.findall(text):
+            listed = kind == "task" and re.search(r"^group:", text, flags=re.MULTILINE)
+            for name in [] if listed else re.findall(r"[\w.+-]*\w", names.split(" #")[0]):
+                found.setdefault((kind, name), []).append(file)
+    return found
+
+
+def task_files(name: str) -> list[str]:
+    """What :func:`open_task` takes for ``name``: itself, or the harness's file of that task, or those of its group or tag."""
+    if Path(name).suffix in (".yaml", ".yml") or name in TASKS:
+        return [name]
+    files = _of_harness()
+    if ("task", name) in files:
+        return [str(files["task", name][0])]
+    if ("group", name) in files:
+        members = load_yaml(files["group", name][0]).get("task") or []
+        names = [member if isinstance(member, str) else member.get("group") or member.get("task") for member in members]
+        return list(dict.fromkeys(file for member in names if isinstance(member, str) for file in task_files(member)))
+    return list(map(str, files.get(("tag", name)) or [TASKS[name]]))
 
 
 def open_task(name: str, data: Path | None, few_shot: int = 0, limit: int | None = None, seed: int = 1234) -> EvalTask:
@@ -203,12 +246,13 @@ def quietly(title: str) -> Iterator[None]:
             module.tqdm = of_harness
 
 
-def check_requests(opened: EvalTask, scorer: Scorer, cut: bool) -> int:
-    """Count the documents of a task that are longer than the model sees; before anything is scored.
+def check_requests(opened: EvalTask, scorer: Scorer, too_long: str) -> int:
+    """Count the documents of a task that are longer than the model sees; before anything is scored. With "skip" they are left
+    out of it from now on.
 
     Raises:
-        UserError: there are some and ``cut`` is not asked for; an answer alone is longer; a question or an answer is empty;
-            or the task's own file cannot make a prompt of a document.
+        UserError: there are some and ``too_long`` is "stop", or no other; with "cut" an answer alone is longer; a question or
+            an answer is empty; or the task's own file cannot make a prompt of a document.
     """
     with quietly(opened.name):
         try:
@@ -221,16 +265,25 @@ def check_requests(opened: EvalTask, scorer: Scorer, cut: bool) -> int:
         where = f"{opened.name}, document {document + 1}"
         if not question or not answer:
             raise UserError(f"{where}: its text is empty, or its answer, so there is nothing to score")
-        if cut and answer > scorer.max_length:
-            raise UserError(f"{where}: its answer alone takes {answer} tokens, and the model sees {scorer.max_length}")
+        if too_long == "cut" and answer > scorer.max_length:
+            raise UserError(
+                f"{where}: its answer alone takes {answer} tokens, and the model sees {scorer.max_length}: leave such "
+                "documents out with --too-long skip"
+            )
         if question + answer - 1 > scorer.max_length:
             long[document] = max(question + answer - 1, long.get(document, 0))
-    if long and not cut:
+    if long and too_long == "skip":
+        opened.skipped = frozenset(long)
+        if len(long) == len(opened.documents()):
+            raise UserError(
+                f"all documents of {opened.name} are longer than the {scorer.max_length} tokens that the model sees"
+            )
+    elif long and too_long == "stop":
         first, examples = min(long), "leave examples out (--few-shot), or " if opened.few_shot else ""
         raise UserError(
             f"{len(long)} of {len(opened.documents())} documents of {opened.name} have more than the {scorer.max_length} "
             f"tokens that the model sees (document {first + 1}: {long[first]}): {examples}cut their "
-            "beginning off with --too-long cut"
+            "beginning off with --too-long cut, or leave them out with --too-long skip"
         )
     return len(long)
 

@@ -45,12 +45,16 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
         raise UserError("--tasks names no task: give some, such as arc_easy,copa")
     if importlib.util.find_spec("lm_eval") is None:
         raise missing_extra("lm-eval", "eval", "crossalign evaluate")
-    from crossalign.verbs.evaluate.harness import open_task
+    from crossalign.verbs.evaluate.harness import open_task, task_files
     from crossalign.verbs.evaluate.model import open_scored
 
     device: Any = resolve_device(config.device, "--device")
     config = dataclasses.replace(config, device=device)
-    tasks = [open_task(name, config.data_dir, config.few_shot, config.limit, config.seed) for name in names]
+    tasks = [
+        open_task(name, config.data_dir, config.few_shot, config.limit, config.seed)
+        for given in names
+        for name in task_files(given)
+    ]
     if len({task.name for task in tasks}) < len(tasks):
         raise UserError("--tasks names two task files of one task: results are kept by task, so give them in two calls")
     opened = open_scored(config.model, config.bos)
@@ -93,7 +97,7 @@ def _score(
     for task in waiting:  # all of them, before the first is scored
         if len(task.documents()) < scorer.world_size:
             raise UserError(f"{task.name} has fewer documents than there are processes: start fewer, or raise --limit")
-    cut = {task.name: check_requests(task, scorer, config.too_long == "cut") for task in waiting}
+    cut = {task.name: check_requests(task, scorer, config.too_long) for task in waiting}
     facts = {"model": opened.ref, "fingerprint": opened.fingerprint, "harness": f"lm-eval {VERSION}"}
     for task in tasks:
         started = time.monotonic()
@@ -107,7 +111,8 @@ def _score(
                 "documents": len(task.task.eval_docs),
                 "few_shot": task.few_shot,
                 **summary,
-                "cut": cut[task.name],
+                "cut": 0 if task.skipped else cut[task.name],
+                **({"skipped": len(task.skipped)} if task.skipped else {}),
                 **seen,
                 "seconds": round(time.monotonic() - started, 3),
                 "device": device_name(config.device),
@@ -228,4 +233,5 @@ def describe(entry: dict[str, Any]) -> str:
     ]
     shots = f", {entry['few_shot']}-shot" if entry["few_shot"] else ""
     cut = f", {entry['cut']} cut at their beginning" if entry["cut"] else ""
+    cut += f", {entry['skipped']} too long and left out" if entry.get("skipped") else ""
     return f"{entry['label']} ({entry['n']:,} documents{shots}{cut}): {', '.join(scores)}; {entry['seconds']:.0f} s"
