@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -267,3 +268,14 @@ def test_one_of_several_processes_ends_without_pythons_own_end(tmp_path: Path) -
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, "exit function ran False\n"), done.stderr
+
+
+def test_what_the_output_cannot_show_is_replaced(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "crossalign.cli", "adapt", "--list"]
+    done = subprocess.run(command, capture_output=True, env=environment, check=True)
+    assert b"small-fpt" in done.stdout and done.stdout.isascii()
+    done = subprocess.run(
+        [*command[:3], "adapt", "--data.source", "caf\u00e9"], capture_output=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 2 and b"Traceback" not in done.stderr and done.stderr.isascii()

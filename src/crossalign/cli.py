@@ -4,6 +4,7 @@ import atexit
 import dataclasses
 import difflib
 import errno
+import io
 import os
 import signal
 import sys
@@ -68,6 +69,9 @@ def leave_group(code: int) -> None:
 
 def _run(args: list[str]) -> int:
     """The verb's exit code, or that of its error, which is told; errors that nobody foresaw stay tracebacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":  # what a terminal cannot show stops no result
+            stream.reconfigure(errors="replace")
     try:
         return _dispatch(args) or 0
     except BrokenPipeError:  # the reader of our output has seen enough, as `head` does

@@ -407,3 +407,4 @@ def test_a_task_of_the_harness_is_found_by_name_and_a_group_by_its_tasks(make: M
 
     assert [Path(file).name for file in task_files("piqa")] == ["piqa.yaml"] and task_files("copa") == ["copa"]
     assert len(task_files("blimp")) == 67 and len(set(task_files("mmlu"))) == 57
+    assert {Path(file).name for file in task_files("ai2_arc")} == {"arc_easy.yaml", "arc_challenge.yaml"}

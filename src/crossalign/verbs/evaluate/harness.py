@@ -117,7 +117,12 @@ def _of_harness() -> dict[tuple[str, str], list[Path]]:
     found: dict[tuple[str, str], list[Path]] = {}
     for file in sorted((Path(lm_eval.__file__).parent / "tasks").rglob("*.yaml")):
         text = file.read_text(encoding="utf-8", errors="replace")
-        for kind, names in said.findall(text):
+        parts = said.findall(text)
+        included = re.search(r"^\"?include\"?:[ \t]*[\"']?([^\s\"']+)", text, flags=re.MULTILINE)
+        if included and "tag" not in dict(parts) and (base := file.parent / included[1]).is_file():  # a tag is taken over
+            inherited = said.findall(base.read_text(encoding="utf-8", errors="replace"))
+            parts += [part for part in inherited if part[0] == "tag"]
+        for kind, names in parts:
             listed = kind == "task" and re.search(r"^group:", text, flags=re.MULTILINE)
             for name in [] if listed else re.findall(r"[\w.+-]*\w", names.split(" #")[0]):
                 found.setdefault((kind, name), []).append(file)
