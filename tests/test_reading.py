@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -141,3 +142,16 @@ def test_a_damaged_hash_is_found_anew(content: bytes, tmp_path: Path, monkeypatc
     (entry,) = (tmp_path / "cache" / "hashes").iterdir()
     entry.write_bytes(content)
     assert files.file_hash(tmp_path / "file") == value == entry.read_text()
+
+
+@pytest.mark.parametrize("read", [check_whole, read_bytes, read_json, read_yaml], ids=lambda read: read.__name__)
+def test_a_file_without_permission_is_told_as_such(read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as one that is missing."""
+    (tmp_path / "model.safetensors").touch()
+
+    def refused(*_: object) -> int:  # the superuser would be let in
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(UserError, match=r"model.safetensors' cannot be read \(Permission denied\)"):
+        read(tmp_path / "model.safetensors")
