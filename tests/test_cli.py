@@ -47,7 +47,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
         (["plan", "--utilization", "0"], "--utilization is 0.0"),
         (["plan", "--classes", "-1"], "--classes is -1"),
         (["plan", "--embedder.kind", "foo"], "unknown --embedder.kind 'foo'"),
-        (["plan", "--data.image-size", "33"], "--embedder.patch 4 does not divide"),
+        (["plan", "--data.image-size", "33", "--embedder.patch", "4"], "--embedder.patch 4 does not divide"),
         (["plan", "small-pretrain", "--align.metric", "foo"], "unknown metric 'foo'"),
         (["plan", "small-pretrain", "--align.layers", "77"], "77"),
         (["plan", "small-pretrain", "--gpt.heads", "5"], "--gpt.heads 5"),
