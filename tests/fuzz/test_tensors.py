@@ -249,7 +249,7 @@ def pictures(draw: st.DrawFn) -> Any:
 @amounts(short=100, share=0.1)
 def test_any_picture_is_classified_or_refused(classifier: ImageClassifier, amount: int) -> None:
     doors: dict[str, Callable[..., Any]] = {
-        "predict": lambda images: [entry["score"] for entry in classifier.predict(images)],
+        "predict": lambda images: [classes[0]["score"] for classes in classifier.predict(images)],
         "forward": classifier,
         "embed": classifier.embed,
         "match_input_scale": classifier.match_input_scale,

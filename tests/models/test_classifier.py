@@ -384,6 +384,8 @@ def test_predict_takes_floats_and_refuses_what_is_no_image(tiny_folder: Folder) 
     for images in (IMAGES, IMAGES.numpy(), IMAGES[0], IMAGES[0].movedim(0, -1)):
         floats = images / 255 if isinstance(images, torch.Tensor) else images.astype("float32") / 255
         assert model.predict(floats) == model.predict(images)
+    assert len(model.predict((IMAGES / 255).bfloat16())) == len(IMAGES), "numpy has no such numbers"
+    assert torch.allclose(model((IMAGES / 255).double()), model(IMAGES / 255), atol=1e-5)
     for wrong in (IMAGES[0, 0, 0], IMAGES[0, 0, 0].numpy(), IMAGES.numpy()[None], 5, None):
         with pytest.raises(ValueError, match="images must be paths, pictures or arrays"):
             model.predict(wrong)

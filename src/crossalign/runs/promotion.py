@@ -29,7 +29,7 @@ def resources(most: int, rungs: int = 4, factor: int = 2) -> list[int]:
     if len(set(ends)) < rungs:
         raise UserError(
             f"{most} epochs (evaluations, of a text run) cannot be cut into {rungs} rungs, each {factor} times the one before: "
-            f"they would end at {', '.join(map(str, ends))}; train longer, or lower --rungs"
+            f"they would end at {', '.join(map(str, ends))}; train longer, or lower --rungs or --factor"
         )
     return ends
 

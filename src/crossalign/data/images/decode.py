@@ -206,7 +206,10 @@ def to_pixels(images: Any, shape: tuple[int, ...], white: int = WHITE, resize: R
 
 
 def _to_array(images: Any, name: str) -> np.ndarray:
-    array = images.cpu().numpy() if hasattr(images, "cpu") else np.asarray(images)
+    if hasattr(images, "detach"):  # a tensor; numpy has no bfloat16
+        images = images.detach().cpu()
+        images = images.float() if images.is_floating_point() and images.element_size() < 4 else images
+    array = np.asarray(images)
     if array.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 1:
         array = np.rint(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:

@@ -157,7 +157,7 @@ class ImageClassifier(nn.Module):
 
     def normalize(self, inputs: Tensor) -> Tensor:
         """uint8 or 0-to-1 floats (B, \\*shape) → floats of mean 0 and variance 1 over the training set."""
-        x = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
+        x = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.to(self.mean.dtype)  # type: ignore[arg-type]
         return (x - self.mean) / self.std  # type: ignore[operator]
 
     def embed(self, inputs: Tensor) -> Tensor:
