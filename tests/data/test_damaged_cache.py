@@ -61,12 +61,18 @@ def hashes(folder: Path) -> object:
     return file_hash(path)
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 HARM: dict[str, Callable[[Path], object]] = {
     "emptied": lambda path: path.write_bytes(b""),
     "halved": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "garbage": lambda path: path.write_bytes(b"\x80garbage" * 200),
     "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "gone": Path.unlink,
+    "pipe": pipe,
 }
 
 

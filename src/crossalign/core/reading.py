@@ -120,6 +120,18 @@ def read_bytes(path: Path, most: int = LARGEST, title: str = "") -> bytes:
     return data
 
 
+def read_array(path: Path, mapped: bool = False) -> Any:
+    """The numpy array of a .npy file, ``mapped`` or read; no pickle is ever opened.
+
+    Raises:
+        OSError: it is not there, or no regular file, at which ``np.load`` would wait. ValueError, EOFError: it is damaged.
+    """
+    import numpy as np  # not at the top: what only reads settings does without it
+
+    with open_regular(path) as file:
+        return np.load(path, mmap_mode="r", allow_pickle=False) if mapped else np.load(file, allow_pickle=False)
+
+
 def read_json(path: Path, kind: type = dict, remedy: str = "restore or delete it", most: int = LARGEST, title: str = "") -> Any:
     """What a JSON file holds, UTF-8 with or without a byte order mark.
 

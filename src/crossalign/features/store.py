@@ -23,7 +23,7 @@ from crossalign.core.device import resolve_device
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import cache_dir, content_key, file_hash
 from crossalign.core.progress import progress
-from crossalign.core.reading import parse_json
+from crossalign.core.reading import parse_json, read_array
 from crossalign.core.refs import Ref
 from crossalign.data.pairs.sources import ID_COLUMNS, unique
 from crossalign.models.loading import read_tensors, write_tensors
@@ -292,7 +292,7 @@ def read_features_file(path: Path, ids: Sequence[str]) -> Tensor:
 
 
 def _npy(path: Path) -> tuple[np.ndarray, None]:
-    return np.load(path, mmap_mode="r", allow_pickle=False), None
+    return read_array(path, mapped=True), None
 
 
 def _safetensors(path: Path) -> tuple[np.ndarray, None]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key, free_bytes, kept, write_json
-from crossalign.core.reading import read_json
+from crossalign.core.reading import read_array, read_json
 from crossalign.data.images.decode import WHITE, Channels, Depth, Resize, checked, decode, hash_of, header_size
 from crossalign.data.images.pixels import Store
 from crossalign.data.sources import ImageListing, Raw
@@ -55,7 +55,7 @@ def decode_listing(
             return write_pixels(file, listing, lambda raw: decode(raw, size, channels, depth, resize))
 
     def check(hashes: np.ndarray) -> None:
-        pixels = np.load(pixels_file, mmap_mode="r")
+        pixels = read_array(pixels_file, mapped=True)
         if pixels.ndim != 4 or len(pixels) != len(hashes):
             raise ValueError(pixels.shape)
         for row in {0, len(hashes) // 2, len(hashes) - 1}:
@@ -64,7 +64,7 @@ def decode_listing(
 
     rows, notes = range(len(listing.labels)), {"title": listing.title}
     hashes, bad, facts = cached_hashes("images", key, rows, write, check, lambda: notes | {"largest": depth.largest})
-    return Decoded(np.load(pixels_file, mmap_mode="r"), hashes, bad, int(facts.get("largest", -1)))
+    return Decoded(read_array(pixels_file, mapped=True), hashes, bad, int(facts.get("largest", -1)))
 
 
 def decoded_bytes(listing: ImageListing, image_size: int | None, channels: Channels) -> int:
@@ -145,7 +145,7 @@ def cached_hashes(
     def read() -> tuple[np.ndarray, dict[int, str], dict[str, Any]]:
         notes = read_json(done_file)
         bad = notes.get("bad", notes)  # 0.1.0 wrote it bare for pairs
-        hashes: np.ndarray = np.load(hashes_file)
+        hashes: np.ndarray = read_array(hashes_file)
         if hashes.shape != (len(rows),) or hashes.dtype != np.uint64:
             raise ValueError(hashes.shape)
         check(hashes)

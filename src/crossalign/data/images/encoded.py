@@ -24,7 +24,7 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key, kept
 from crossalign.core.machine import usable_cores
 from crossalign.core.progress import followed
-from crossalign.core.reading import parse_json, read_bytes
+from crossalign.core.reading import parse_json, read_array, read_bytes
 from crossalign.data.images.cached import Decoded, cached_hashes, key_of, save_array, telling_if_full, write_pixels
 from crossalign.data.images.decode import MAX_BYTES, WHITE, Channels, Depth, Resize, decode, hash_of
 from crossalign.data.sources import ImageListing, Raw
@@ -148,7 +148,7 @@ def _offsets(file: Path) -> np.ndarray:
     Raises:
         ValueError: they are not those of the file.
     """
-    ends: np.ndarray = np.load(file.with_suffix(".ends.npy"))
+    ends: np.ndarray = read_array(file.with_suffix(".ends.npy"))
     if ends.ndim != 1 or ends.dtype != np.int64 or ends[-1] != file.stat().st_size:
         raise ValueError(file)
     return ends

@@ -15,7 +15,7 @@ from crossalign.config import DataConfig, validate
 from crossalign.core.errors import UserError, some
 from crossalign.core.files import cache_dir, content_key, kept
 from crossalign.core.progress import announce
-from crossalign.core.reading import shown
+from crossalign.core.reading import read_array, shown
 from crossalign.data.images.cached import Decoded, check_room, decode_listing, decoded_bytes, key_of, save_array, sizes_differ
 from crossalign.data.images.encoded import EncodedImages, bytes_file, bytes_key, encode_listing
 from crossalign.data.images.pixels import Pixels
@@ -183,7 +183,7 @@ def _counts(pixels: np.ndarray | Pixels, channels: int) -> np.ndarray:
         path = cache_dir("images") / f"{key}.counts.npy"
 
         def read() -> np.ndarray:
-            counts: np.ndarray = np.load(path)
+            counts: np.ndarray = read_array(path)
             if counts.shape != (channels, 256) or counts.sum() != math.prod(pixels.shape):
                 raise ValueError(counts.shape)
             return counts

@@ -13,7 +13,7 @@ from PIL import Image
 from crossalign.config import PairsConfig, validate
 from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir, content_key, kept
-from crossalign.core.reading import read_bytes, user_path
+from crossalign.core.reading import read_array, read_bytes, user_path
 from crossalign.data.images.cached import cached_hashes, save_array
 from crossalign.data.images.decode import MAX_BYTES, checked, hash_of, picture
 from crossalign.data.pairs.sources import PairListing, list_pairs
@@ -145,7 +145,7 @@ def _places(listing: PairListing) -> np.ndarray:
     path = cache_dir("pairs") / f"{content_key(identity=listing.identity, places=VERSION)}.places.npy"
 
     def read() -> np.ndarray:
-        hashes: np.ndarray = np.load(path)
+        hashes: np.ndarray = read_array(path)
         if hashes.shape != (len(listing.ids),) or hashes.dtype != np.uint64:
             raise ValueError(hashes.shape)
         return hashes / 2.0**64
