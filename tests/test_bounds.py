@@ -7,10 +7,10 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
+from fields import numbers
 
 from crossalign.cli import VERBS, load_verb, main
 from crossalign.config import AdaptConfig, update, validate
@@ -28,25 +28,6 @@ def make(kind: type) -> Any:
     empty = (dataclasses.MISSING, dataclasses.MISSING)
     needed = [f.name for f in dataclasses.fields(kind) if (f.default, f.default_factory) == empty]
     return kind(**{name: {"runs": [Path("r")], "images": [Path("i")]}.get(name, "m") for name in needed})
-
-
-def numbers(kind: type, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Each numeric field with its type, sections opened."""
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        if dataclasses.is_dataclass(hint):
-            yield from numbers(hint, f"{place}{name}.")
-        elif {int, float} & set(leaves(hint)):
-            yield place + name, hint
-
-
-def leaves(hint: Any) -> Iterator[Any]:
-    if get_origin(hint) is Annotated:
-        yield from leaves(get_args(hint)[0])
-    elif get_origin(hint) in (Union, UnionType, tuple):
-        for option in get_args(hint):
-            yield from leaves(option)
-    else:
-        yield hint
 
 
 def has_bound(hint: Any) -> bool:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import pytest
+from fields import numbers
 from fuzzing import COUNTS, Began, alarm, amounts, call, explore, fault_of
 from hypothesis import strategies as st
 from material import (
@@ -90,25 +89,6 @@ GIVEN: tuple[Any, ...] = (
 )
 SMALL = ("0", "1", "2", "0.5", "1e-5")
 """Values with which a call may truly run."""
-
-
-def numbers(kind: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Each numeric field with its type, sections opened."""
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        if dataclasses.is_dataclass(hint):
-            yield from numbers(hint, f"{place}{name}.")
-        elif {int, float} & set(leaves(hint)):
-            yield place + name, hint
-
-
-def leaves(hint: Any) -> Iterator[Any]:
-    if get_origin(hint) is Annotated:
-        yield from leaves(get_args(hint)[0])
-    elif get_origin(hint) in (Union, UnionType, tuple):
-        for option in get_args(hint):
-            yield from leaves(option)
-    else:
-        yield hint
 
 
 def settings_of(verb: str) -> list[str]:

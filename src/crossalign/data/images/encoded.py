@@ -22,7 +22,7 @@ from PIL import Image
 
 from crossalign.core.errors import UserError
 from crossalign.core.files import atomic_path, cache_dir, content_key, kept
-from crossalign.core.machine import usable_cores
+from crossalign.core.machine import usable_threads
 from crossalign.core.progress import followed
 from crossalign.core.reading import parse_json, read_array, read_bytes
 from crossalign.data.images.cached import Decoded, cached_hashes, key_of, save_array, telling_if_full, write_pixels
@@ -177,7 +177,7 @@ class _Decoders:
             subprocess.Popen(  # a session of its own: Ctrl-C is for the run, which saves first
                 [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
             )
-            for _ in range(max(1, min(WORKERS, usable_cores() // share)))
+            for _ in range(max(1, min(WORKERS, usable_threads() // share)))
         ]
 
     def decode(self, request: dict[str, Any], rows: np.ndarray, pixels: np.ndarray) -> None:
