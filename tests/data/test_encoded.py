@@ -160,9 +160,13 @@ def test_what_is_interrupted_is_not_mistaken_for_the_next(
             splits.train.pixels[:4]
     assert all(worker.poll() is not None for worker in workers)
     assert np.array_equal(splits.train.pixels[:5], expected[:5])
-    encoding._decoders().workers[0].kill()  # as for want of memory
-    with pytest.raises(UserError, match="a process that decodes ended"):
-        splits.train.pixels[:4]
+    for wait in (False, True):  # for its pipe to be broken when it is asked
+        victim = encoding._decoders().workers[0]
+        victim.kill()  # as for want of memory
+        if wait:
+            victim.wait()
+        with pytest.raises(UserError, match="a process that decodes ended"):
+            splits.train.pixels[:4]
     assert np.array_equal(splits.train.pixels[3], expected[3])
 
 

@@ -31,6 +31,7 @@ from crossalign.data.sources import ImageListing, Raw
 
 WORKERS = 16
 """Processes that decode, at most."""
+ENDED = "a process that decodes ended"
 
 
 class EncodedImages:
@@ -165,6 +166,10 @@ def _decoded(raw: Raw, look: Any, depth: Depth) -> np.ndarray:
     return decode(raw, side and (side, side), channels, depth, resize, draft=True)
 
 
+def _failed(why: str) -> UserError:
+    return UserError(f"images in the cache cannot be decoded ({why}): run it again")
+
+
 class _Decoders:
     """Processes that decode images of the cache. Each reads a request as a line of JSON and answers with a line and the pixels;
     it ends with the pipe, so that none outlives this process, however that ends."""
@@ -194,8 +199,10 @@ class _Decoders:
                     answer = worker.stdout.readline().strip()
                     view = pixels[part[0] : part[-1] + 1].data.cast("B")
                     if answer != b"ok" or worker.stdout.readinto(view) != len(view):  # type: ignore[attr-defined]
-                        why = answer.decode() or "a process that decodes ended"
-                        raise UserError(f"images in the cache cannot be decoded ({why}): run it again")
+                        raise _failed(answer.decode() or ENDED)
+            except BrokenPipeError as error:  # which elsewhere says that nobody reads our output any more
+                self.close()
+                raise _failed(ENDED) from error
             except BaseException:  # what is under way belongs to nobody now
                 self.close()
                 raise
