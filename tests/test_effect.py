@@ -36,6 +36,7 @@ from crossalign.verbs.language_model import row_name
         ("plan small-fpt --embedder.no-match-scale --tune.method lora --tune.lora-rank 4", ""),
         ("plan small-pretrain-baseline --align.held-out 64 --pairs.limit 99 --align.layers last --teacher.pool mean", ""),
         ("plan small-pretrain --align.queue 4 --align.mode unpaired", ""),
+        ("plan small-fpt --data.resize pad", ""),  # photographs get a size where none is given
     ],
 )
 def test_what_has_no_effect_is_told_in_a_line(call: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:

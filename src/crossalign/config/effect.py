@@ -54,7 +54,6 @@ _RULES: dict[str, tuple[str, ...]] = STAGE | {
     "teacher.weights": ("teacher.combine == sum",),
     "pairs": (MEASURED,),
     "pairs.split": ("pairs.split_file == empty",),
-    "data.resize": ("data.image_size != None",),
     "tune.lora_rank": ("tune.method == lora",),
     "tune.lora_alpha": ("tune.method == lora",),
     "tune.lora_dropout": ("tune.method == lora",),

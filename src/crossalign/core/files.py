@@ -89,6 +89,17 @@ def is_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
 
 
+@contextmanager
+def naming_full_disk(error: Exception) -> Iterator[None]:
+    """Raise ``error`` where something within fails for want of room."""
+    try:
+        yield
+    except Exception as cause:
+        if is_full(cause):
+            raise error from cause
+        raise
+
+
 def free_bytes(folder: Path) -> int:
     """Room on the disk of a folder, which need not be there yet."""
     return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from crossalign.core.errors import UserError, first_line
-from crossalign.core.files import atomic_path, free_bytes, is_full, remove, remove_strays
+from crossalign.core.files import atomic_path, free_bytes, naming_full_disk, remove, remove_strays
 from crossalign.models.loading import read_tensors, write_tensors
 from crossalign.training.stops import DiskFull, NoRoom
 
@@ -82,7 +82,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, rank: int = 0) -> Path:
     if target.exists():  # the same step of the same run: the same content
         return target
     with (
-        telling_if_full(f"no room left to write {target}; the checkpoint before it is whole"),
+        naming_full_disk(DiskFull(f"no room left to write {target}; the checkpoint before it is whole")),
         atomic_path(target) as temporary,
     ):
         write_tensors(temporary / TENSORS, checkpoint.model)
@@ -186,14 +186,3 @@ def _write_torch(path: Path, value: Any) -> None:
 def _all(folder: Path) -> list[Path]:
     """Folders named STAGE-EPOCH-STEP; temporary ones start with a dot."""
     return [p for p in folder.glob("*") if p.is_dir() and re.fullmatch(r"[a-z]\w*-\d{4,}-\d{7,}", p.name)]
-
-
-@contextmanager
-def telling_if_full(sentence: str) -> Iterator[None]:
-    """Raise DiskFull with that sentence where something within fails for want of room."""
-    try:
-        yield
-    except Exception as error:
-        if is_full(error):
-            raise DiskFull(sentence) from error
-        raise

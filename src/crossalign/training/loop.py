@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from crossalign.config import BaseLoopConfig, OptimConfig
 from crossalign.config.common import Watched
+from crossalign.core.files import naming_full_disk
 from crossalign.core.progress import announce, paused, progress, say
 from crossalign.data.batches import Step
 from crossalign.models.loading import write_tensors
@@ -25,7 +26,7 @@ from crossalign.training import checkpoint as ckpt
 from crossalign.training.meters import Meter, shown
 from crossalign.training.optim import average, build_optimizer, gradients_of, lr_factor
 from crossalign.training.sharding import load_optimizer_state, optimizer_state, reshard, shard, whole
-from crossalign.training.stops import Diverged, Interrupted, Paused, StageResult, catch_signals
+from crossalign.training.stops import DiskFull, Diverged, Interrupted, Paused, StageResult, catch_signals
 from crossalign.training.tracking import RunLog
 
 Batch = Mapping[str, Any]
@@ -305,7 +306,7 @@ class _Fit:
         self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.stage.state().items()}
         if self.run.accelerator.is_main_process:
             file = ckpt.best_file(RunFolder(self.run.folder).checkpoints, self.stage.name, self.epoch)
-            with ckpt.telling_if_full(f"no room left to write {file}"):
+            with naming_full_disk(DiskFull(f"no room left to write {file}")):
                 write_tensors(file, self.best_state)
 
     def _log(self, split: str, numbers: dict[str, float], step: int | None = None) -> None:

@@ -8,13 +8,13 @@ from torch import Tensor
 SAME = ("steps", "grad_norm")
 """Sums that are the same in every process; the others are shares, to be summed over the processes."""
 
-TOLD = {"loss": "{:.3f}", "divergence": "{:.4g}", "heldout_mmd": "{:.4g}", "accuracy": "{:.1%}", "perplexity": "{:.2f}"}
-"""Numbers that are said while training goes on, and how."""
+PRINTED = {"loss": "{:.3f}", "divergence": "{:.4g}", "heldout_mmd": "{:.4g}", "accuracy": "{:.1%}", "perplexity": "{:.2f}"}
+"""Numbers that are printed while training goes on, and how."""
 
 
 def shown(means: dict[str, float], title: str = "") -> str:
-    """The numbers that are said, in a row after ``title``; nothing where there are none."""
-    numbers = ", ".join(f"{name} {form.format(means[name])}" for name, form in TOLD.items() if name in means)
+    """The numbers that are printed, in a row after ``title``; nothing where there are none."""
+    numbers = ", ".join(f"{name} {form.format(means[name])}" for name, form in PRINTED.items() if name in means)
     return numbers and title + numbers
 
 

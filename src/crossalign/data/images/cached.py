@@ -1,9 +1,7 @@
 """Decoded images in the cache: made once, checked, and memory-mapped."""
 
-import errno
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from crossalign.core.errors import UserError
-from crossalign.core.files import atomic_path, cache_dir, content_key, free_bytes, kept, write_json
+from crossalign.core.files import atomic_path, cache_dir, content_key, free_bytes, kept, naming_full_disk, write_json
 from crossalign.core.reading import read_array, read_json
 from crossalign.data.images.decode import WHITE, Channels, Depth, Resize, checked, decode, hash_of, header_size
 from crossalign.data.images.pixels import Store
@@ -104,15 +102,9 @@ def key_of(
     return content_key(identity=listing.identity, image_size=image_size, channels=channels, version=VERSION, **more)
 
 
-@contextmanager
-def telling_if_full(folder: Path) -> Iterator[None]:
-    """Say in a sentence that the cache's disk is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise UserError(f"no room left for images in {folder}: free some space or set CROSSALIGN_CACHE") from error
+def full_cache(folder: Path) -> UserError:
+    """What to say when the cache's disk is full."""
+    return UserError(f"no room left for images in {folder}: free some space or set CROSSALIGN_CACHE")
 
 
 def cached_hashes(
@@ -153,7 +145,7 @@ def cached_hashes(
 
     def make() -> None:
         done_file.unlink(missing_ok=True)
-        with telling_if_full(folder):
+        with naming_full_disk(full_cache(folder)):
             results = compute()
             hashes = [0 if isinstance(result, str) else result for result in results]
             save_array(hashes_file, np.array(hashes, dtype=np.uint64))

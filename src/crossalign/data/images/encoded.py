@@ -21,11 +21,11 @@ import numpy as np
 from PIL import Image
 
 from crossalign.core.errors import UserError
-from crossalign.core.files import atomic_path, cache_dir, content_key, kept
+from crossalign.core.files import atomic_path, cache_dir, content_key, kept, naming_full_disk
 from crossalign.core.machine import usable_threads
 from crossalign.core.progress import followed
 from crossalign.core.reading import parse_json, read_array, read_bytes
-from crossalign.data.images.cached import Decoded, cached_hashes, key_of, save_array, telling_if_full, write_pixels
+from crossalign.data.images.cached import Decoded, cached_hashes, full_cache, key_of, save_array, write_pixels
 from crossalign.data.images.decode import MAX_BYTES, WHITE, Channels, Depth, Resize, decode, hash_of
 from crossalign.data.sources import ImageListing, Raw
 
@@ -123,7 +123,7 @@ def encode_listing(
 def _copy(listing: ImageListing, key: str) -> None:
     """Write the files of a listing into one, and where each ends."""
     file, ends = bytes_file(key), [0]
-    with telling_if_full(file.parent):
+    with naming_full_disk(full_cache(file.parent)):
         with atomic_path(file) as temporary, temporary.open("wb") as stream:
             for raw in followed(listing.records(), len(listing.labels), f"copying {listing.title}", "image"):
                 ends.append(ends[-1] + stream.write(_bytes(raw)))
