@@ -3,16 +3,18 @@
 Shapes: B batch, C channels, H and W image sides, S samples of a series, P patch side, T tokens, D backbone width.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, cast
+from numbers import Integral, Real
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from crossalign.config import EmbedderConfig
+from crossalign.config import DataConfig, EmbedderConfig
 from crossalign.core.errors import BadArgument, UserError
 from crossalign.core.registry import Registry
 
@@ -153,6 +155,42 @@ class InputEmbedding(nn.Module):
             if parameter is not None:
                 parameter.mul_(factor)
         return factor
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """What goes in and what comes out: enough to prepare a stranger's image and to name the answer."""
+
+    shape: tuple[int, ...]
+    """Channels first: (C, H, W) for images, (C, S) for series."""
+    classes: tuple[str, ...]
+    """Class names, in the order of the scores."""
+    mean: tuple[float, ...]
+    """Channel means to subtract, on a scale of 0 to 1 for images."""
+    std: tuple[float, ...]
+    """Channel standard deviations to divide by."""
+    white_level: int = DataConfig.white_level
+    """The value that is white in images of more than 8 bits."""
+    resize: Literal["crop", "squash", "pad"] = DataConfig.resize
+    """How an image of another size gets this one."""
+
+    def __post_init__(self) -> None:
+        """Raise BadArgument for a value out of its range."""
+        sides = all(isinstance(side, Integral) and 0 < int(side) <= 1 << 16 for side in self.shape)
+        if not sides or len(self.shape) not in (2, 3) or math.prod(self.shape) > 1 << 28:
+            raise BadArgument(f"the input's shape must be channels and sides, whole numbers from 1 to 65536; got {self.shape}")
+        if not self.classes or not all(isinstance(name, str) and name for name in self.classes):
+            raise BadArgument(f"classes must be names, at least one; got {self.classes}")
+        if twins := sorted({name for name in self.classes if self.classes.count(name) > 1}):
+            raise BadArgument(f"classes must differ, and '{twins[0]}' stands there twice: give each its own name")
+        if not isinstance(self.white_level, Integral) or not 0 < int(self.white_level) < 1 << 31:
+            raise BadArgument(f"white_level must be a whole number above 0; got {self.white_level!r}")
+        if self.resize not in ("crop", "squash", "pad"):
+            raise BadArgument(f"resize must be crop, squash or pad; got {self.resize!r}")
+        for name, values, least in (("mean", self.mean, -math.inf), ("std", self.std, 0.0)):
+            if len(values) != self.shape[0] or not all(isinstance(v, Real) and least < v < math.inf for v in values):
+                above = "finite numbers" if name == "mean" else "numbers above 0"
+                raise BadArgument(f"{name} must be {above}, one for each of {self.shape[0]} channels; got {values}")
 
 
 def check_inputs(inputs: Any, shape: tuple[int, ...]) -> None:

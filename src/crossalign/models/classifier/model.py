@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import math
 import re
 from collections.abc import Iterable, Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,49 +24,13 @@ from crossalign.core.reading import shown, user_path
 from crossalign.core.refs import Ref
 from crossalign.data.model_files import absolute, fetch_page, model_folder, read_config
 from crossalign.models.classifier.backbone import Backbone
-from crossalign.models.classifier.embedding import InputEmbedding, check_inputs
+from crossalign.models.classifier.embedding import InputEmbedding, InputSpec, check_inputs
 from crossalign.models.classifier.freezing import apply_freeze_plan
 from crossalign.models.language.inner import add_lora
 from crossalign.models.language.model import LanguageModel, open_language_model
 from crossalign.models.loading import building, built, put_tensors, read_tensors, trained_state, write_tensors
 
 FORMAT = "crossalign.ImageClassifier/1"
-
-
-@dataclasses.dataclass(frozen=True)
-class InputSpec:
-    """What goes in and what comes out: enough to prepare a stranger's image and to name the answer."""
-
-    shape: tuple[int, ...]
-    """Channels first: (C, H, W) for images, (C, S) for series."""
-    classes: tuple[str, ...]
-    """Class names, in the order of the scores."""
-    mean: tuple[float, ...]
-    """Channel means to subtract, on a scale of 0 to 1 for images."""
-    std: tuple[float, ...]
-    """Channel standard deviations to divide by."""
-    white_level: int = DataConfig.white_level
-    """The value that is white in images of more than 8 bits."""
-    resize: Literal["crop", "squash", "pad"] = DataConfig.resize
-    """How an image of another size gets this one."""
-
-    def __post_init__(self) -> None:
-        """Raise BadArgument for a value out of its range."""
-        sides = all(isinstance(side, Integral) and 0 < int(side) <= 1 << 16 for side in self.shape)
-        if not sides or len(self.shape) not in (2, 3) or math.prod(self.shape) > 1 << 28:
-            raise BadArgument(f"the input's shape must be channels and sides, whole numbers from 1 to 65536; got {self.shape}")
-        if not self.classes or not all(isinstance(name, str) and name for name in self.classes):
-            raise BadArgument(f"classes must be names, at least one; got {self.classes}")
-        if twins := sorted({name for name in self.classes if self.classes.count(name) > 1}):
-            raise BadArgument(f"classes must differ, and '{twins[0]}' stands there twice: give each its own name")
-        if not isinstance(self.white_level, Integral) or not 0 < int(self.white_level) < 1 << 31:
-            raise BadArgument(f"white_level must be a whole number above 0; got {self.white_level!r}")
-        if self.resize not in ("crop", "squash", "pad"):
-            raise BadArgument(f"resize must be crop, squash or pad; got {self.resize!r}")
-        for name, values, least in (("mean", self.mean, -math.inf), ("std", self.std, 0.0)):
-            if len(values) != self.shape[0] or not all(isinstance(v, Real) and least < v < math.inf for v in values):
-                above = "finite numbers" if name == "mean" else "numbers above 0"
-                raise BadArgument(f"{name} must be {above}, one for each of {self.shape[0]} channels; got {values}")
 
 
 @dataclasses.dataclass
