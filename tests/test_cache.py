@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+import crossalign
 from crossalign.cli import main
 from crossalign.config import DataConfig
 from crossalign.data.images.load import open_images
+from crossalign.verbs.cache import Kind
 
 KEY = "0123456789abcdef0123"
 
@@ -91,3 +95,9 @@ def test_deletion_is_asked_for(cache: Path, capsys: pytest.CaptureFixture[str], 
     for answer, words in (("", "nothing is deleted"), ("n", "nothing is deleted"), ("y", "deleted 1 entries")):
         monkeypatch.setattr("builtins.input", lambda question, answer=answer: answer)
         assert words in lines("--prune", "--kind", "corpora", capsys=capsys)[-1]
+
+
+def test_every_kind_of_entry_is_listed() -> None:
+    source = Path(crossalign.__file__).parent
+    kinds = {kind for file in source.rglob("*.py") for kind in re.findall(r'cache_dir\("(\w+)"\)', file.read_text())}
+    assert kinds - {"search"} == set(get_args(Kind)), "copies of a search's trials go with it"

@@ -8,12 +8,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from crossalign import cli
 from crossalign.config import AdaptConfig
+from crossalign.data.images.decode import to_pixels
+from crossalign.models.classifier.model import ImageClassifier
 from crossalign.verbs.adapt.job import adapt
 from crossalign.verbs.adapt.predict import _files
 
@@ -65,6 +69,23 @@ def test_predict(
     assert not capsys.readouterr().out
     assert cli.main(["predict", str(config.output), str(images), "--output", "answers.xlsx"]) == 2
     assert "--output answers.xlsx is neither a .csv nor a .parquet file" in capsys.readouterr().err
+
+
+def test_predict_sees_images_as_training_did(
+    tiny_run: Callable[..., AdaptConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_run("small-fpt", "loop.epochs=1", "data.image_size=8", "data.resize=pad")
+    adapt(config, quiet=True)
+    wide = np.zeros((8, 40, 3), np.uint8)
+    wide[:, :16], wide[:, 24:] = 255, 90
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    model = ImageClassifier.from_pretrained(config.output / "model")
+    capsys.readouterr()
+    assert cli.main(["predict", str(config.output), str(tmp_path / "wide.png"), "--device", "cpu"]) == 0
+    answer = json.loads(capsys.readouterr().out)["score"]
+    assert answer == pytest.approx(model.predict(tmp_path / "wide.png")[0][0]["score"], rel=1e-6)
+    cut = model.predict(to_pixels(tmp_path / "wide.png", (3, 8, 8)))[0][0]["score"]
+    assert answer != pytest.approx(cut, rel=1e-4), "the picture shows the difference"
 
 
 def test_a_folder_gives_the_pictures_that_adapt_would_take(tmp_path: Path, pictures: Path) -> None:

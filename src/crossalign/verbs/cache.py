@@ -15,7 +15,7 @@ from crossalign.core.errors import UserError
 from crossalign.core.files import cache_root, remove
 from crossalign.verbs import Verb
 
-Kind = Literal["images", "pairs", "features", "corpora", "targets", "hashes", "precision", "quality"]
+Kind = Literal["images", "pairs", "features", "corpora", "targets", "hashes", "precision", "quality", "gguf"]
 DAY = 86_400.0
 _ENTRY = re.compile(r"(?:openmoji-)?[0-9a-f]{20}(?=\.|$)")  # a folder of the user's own may lie there too
 
@@ -119,6 +119,7 @@ def _words(entry: Entry) -> str:
         "hashes": "the hash of a file",
         "precision": "timings of number formats",
         "quality": "a language model's quality",
+        "gguf": "a .gguf file's weights, dequantised",
     }[entry.kind]
 
 

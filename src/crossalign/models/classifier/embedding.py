@@ -11,6 +11,7 @@ from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -191,6 +192,12 @@ class InputSpec:
             if len(values) != self.shape[0] or not all(isinstance(v, Real) and least < v < math.inf for v in values):
                 above = "finite numbers" if name == "mean" else "numbers above 0"
                 raise BadArgument(f"{name} must be {above}, one for each of {self.shape[0]} channels; got {values}")
+
+    def pixels(self, images: Any) -> np.ndarray:
+        """Any images as uint8 (B, C, H, W), as training saw them: see ``data.images.decode.to_pixels``, and what it raises."""
+        from crossalign.data.images.decode import to_pixels
+
+        return to_pixels(images, self.shape, self.white_level, self.resize)
 
 
 def check_inputs(inputs: Any, shape: tuple[int, ...]) -> None:

@@ -268,9 +268,7 @@ class ImageClassifier(nn.Module):
         for name, value in (("batch_size", batch_size), ("top_k", top_k)):
             if not isinstance(value, Integral) or value < 1:
                 raise BadArgument(f"{name} must be a whole number, at least 1; got {value!r}")
-        from crossalign.data.images.decode import to_pixels
-
-        pixels = to_pixels(images, self.spec.shape, self.spec.white_level, self.spec.resize)
+        pixels = self.spec.pixels(images)
         was_training, device = self.training, self.head.weight.device
         self.eval()
         try:

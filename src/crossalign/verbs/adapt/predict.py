@@ -84,13 +84,11 @@ def _answers(classifier: ImageClassifier, files: list[Path], top_k: int) -> list
     """The answers for one batch in one pass; a file that cannot be read has its error."""
     import numpy as np
 
-    from crossalign.data.images.decode import to_pixels
-
     answers: dict[Path, dict[str, object]] = {}
     pixels = []
     for file in files:
         try:
-            pixels.append(to_pixels(file, classifier.spec.shape, classifier.spec.white_level))
+            pixels.append(classifier.spec.pixels(file))
         except UserError as error:
             answers[file] = {"error": str(error)}
     good = [file for file in files if file not in answers]

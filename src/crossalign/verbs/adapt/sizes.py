@@ -69,8 +69,8 @@ def outline(config: AdaptConfig, listings: Listings) -> str:
     if tokens > limit:
         patch = fitting_patch(config.embedder.kind, shape, limit)
         announce(
-            f"{tokens:,} tokens an image are more than the {limit:,} that '{config.backbone.ref}' was trained on or a machine "
-            f"likes: {f'--embedder.patch {patch} would do' if patch else 'change --data.image-size'}"
+            f"{tokens:,} tokens an image are more than {limit:,}, which '{config.backbone.ref}' was trained on or a step takes "
+            f"long for: {f'--embedder.patch {patch} would do' if patch else 'change --data.image-size'}"
         )
     count = sum(len(listing.labels) for listing in listings.values())
     return (
