@@ -52,7 +52,9 @@ def decode_listing(
         with atomic_path(pixels_file) as temporary, temporary.open("wb") as file:
             return write_pixels(file, listing, lambda raw: decode(raw, size, channels, depth, resize))
 
-    def check(hashes: np.ndarray) -> None:
+    def check(hashes: np.ndarray, noted: dict[str, Any]) -> None:
+        if not isinstance(noted.get("largest", -1), int):
+            raise ValueError(noted)
         pixels = read_array(pixels_file, mapped=True)
         if pixels.ndim != 4 or len(pixels) != len(hashes):
             raise ValueError(pixels.shape)
@@ -62,7 +64,7 @@ def decode_listing(
 
     rows, notes = range(len(listing.labels)), {"title": listing.title}
     hashes, bad, facts = cached_hashes("images", key, rows, write, check, lambda: notes | {"largest": depth.largest})
-    return Decoded(read_array(pixels_file, mapped=True), hashes, bad, int(facts.get("largest", -1)))
+    return Decoded(read_array(pixels_file, mapped=True), hashes, bad, facts.get("largest", -1))
 
 
 def decoded_bytes(listing: ImageListing, image_size: int | None, channels: Channels) -> int:
@@ -112,7 +114,7 @@ def cached_hashes(
     key: str,
     rows: Sequence[int] | np.ndarray,
     compute: Callable[[], list[int | str]],
-    check: Callable[[np.ndarray], object] = len,
+    check: Callable[[np.ndarray, dict[str, Any]], object] = lambda hashes, notes: None,
     facts: Callable[[], dict[str, Any]] = dict,
 ) -> tuple[np.ndarray, dict[int, str], dict[str, Any]]:
     """Hashes of images, computed once and kept in the cache.
@@ -122,7 +124,7 @@ def cached_hashes(
         key: what the entry is called.
         rows: the places of the images in their listing.
         compute: gives the hash of each, or why it cannot be read.
-        check: looks at what else it writes; raises ValueError or OSError where that is not whole.
+        check: looks at what else it writes and notes; raises where that is not whole.
         facts: gives what else to note once all is computed.
 
     Returns:
@@ -140,8 +142,11 @@ def cached_hashes(
         hashes: np.ndarray = read_array(hashes_file)
         if hashes.shape != (len(rows),) or hashes.dtype != np.uint64:
             raise ValueError(hashes.shape)
-        check(hashes)
-        return hashes, {int(row): str(why) for row, why in bad.items()}, notes
+        bad = {int(row): str(why) for row, why in bad.items()}
+        if bad.keys() != set(np.asarray(rows)[hashes == 0].tolist()):
+            raise ValueError(f"{done_file} does not fit {hashes_file}")
+        check(hashes, notes)
+        return hashes, bad, notes
 
     def make() -> None:
         done_file.unlink(missing_ok=True)

@@ -95,12 +95,14 @@ def encode_listing(
         shapes.append(pixels.shape)
         return pixels
 
-    def check(hashes: np.ndarray) -> None:
+    def check(hashes: np.ndarray, noted: dict[str, Any]) -> None:
         ends, data = offsets(), np.memmap(bytes_file(source), np.uint8, "r")
         for row in {0, len(hashes) // 2, len(hashes) - 1}:
             if hashes[row] and hash_or_0(data[ends[row] : ends[row + 1]].tobytes()) != int(hashes[row]):
                 _ends_file(source).unlink()  # so that the files are copied again
                 raise ValueError(row)
+        if not isinstance(noted.get("largest", -1), int) or shapes[:1] not in ([], [tuple(noted["shape"])]):
+            raise ValueError(noted)
 
     def hash_or_0(file: bytes) -> int:
         with suppress(Exception):  # a damaged file can raise anything inside an image library
@@ -117,7 +119,7 @@ def encode_listing(
     facts = lambda: notes | {"largest": depth.largest, "shape": shapes[0]}  # noqa: E731
     hashes, bad, noted = cached_hashes("images", key, rows, compute, check, facts)
     pixels = EncodedImages(key, (len(rows), *noted["shape"]), look, source)
-    return Decoded(pixels, hashes, bad, int(noted.get("largest", -1)))
+    return Decoded(pixels, hashes, bad, noted.get("largest", -1))
 
 
 def _copy(listing: ImageListing, key: str) -> None:
