@@ -67,6 +67,18 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def cause(error: BaseException) -> str:
+    """An exception of another's code as a user may read it: its first line, and its name where that says more.
+
+    >>> cause(TypeError("int() argument must be a number")), cause(KeyError("width")), cause(OSError("no route"))
+    ('int() argument must be a number', "no entry 'width'", 'OSError: no route')
+    """
+    text = first_line(error)
+    if isinstance(error, LookupError):
+        return f"no entry {text}" if isinstance(error, KeyError) else text
+    return text if isinstance(error, UserError | TypeError | AttributeError) else f"{type(error).__name__}: {text}"
+
+
 def some(names: Sequence[str]) -> str:
     """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -176,9 +176,9 @@ def _runs(process: int) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of text, whole or not at all."""
+    """Write a file of text, whole or not at all; a lone surrogate, as damaged files hold, is written as JSON escapes it."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

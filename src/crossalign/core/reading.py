@@ -120,6 +120,15 @@ def read_bytes(path: Path, most: int = LARGEST, title: str = "") -> bytes:
     return data
 
 
+def read_word(path: Path) -> str:
+    """The identifier that is all that a small file holds; where it is damaged, another.
+
+    Raises:
+        UserError: it cannot be read, or is larger.
+    """
+    return read_bytes(path, most=1000).decode(errors="replace").strip()
+
+
 def read_array(path: Path, mapped: bool = False) -> Any:
     """The numpy array of a .npy file, ``mapped`` or read; no pickle is ever opened.
 

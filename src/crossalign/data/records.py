@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from crossalign.core.errors import UserError, first_line, needed
+from crossalign.core.errors import UserError, cause, first_line, needed
 from crossalign.core.reading import open_regular, parse_json, read_json, user_path
 from crossalign.core.refs import Ref
 from crossalign.data.sources import Raw, title_of
@@ -279,8 +279,7 @@ def load_hub(ref: str) -> Any:
         return datasets.load_dataset(path, configuration or None, revision=(not is_local and parts.revision) or None)
     except Exception as error:  # the hub, the network and each set's own files fail in many ways
         raise UserError(
-            f"cannot open {ref} ({type(error).__name__}: {first_line(error)}); check the name and the network, or give a "
-            "local file or folder"
+            f"cannot open {ref} ({cause(error)}); check the name and the network, or give a local file or folder"
         ) from error
 
 

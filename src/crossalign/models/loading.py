@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from crossalign.core.errors import UserError, first_line, some
+from crossalign.core.errors import UserError, cause, first_line, some
 from crossalign.core.files import atomic_path, cache_dir, content_key, file_hash, kept
 from crossalign.core.reading import check_whole
 from crossalign.data.model_files import Source, quiet, weight_files
@@ -46,7 +46,7 @@ def building(owner: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # each architecture of each library raises its own
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = cause(error)
         raise UserError(
             f"the configuration of {owner} describes no model that can be built ({reason}): copy it again"
         ) from error

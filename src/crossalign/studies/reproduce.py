@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from crossalign.config import AdaptConfig, FinetuneConfig, PretrainConfig, flatten, update, validate
 from crossalign.config.effect import announce_unused
 from crossalign.config.studies import ReproduceArgs
-from crossalign.core.errors import UserError, some, unknown
+from crossalign.core.errors import UserError, cause, some, unknown
 from crossalign.core.files import write_json
 from crossalign.core.machine import command_line
 from crossalign.core.progress import announce, doing, progress, say
@@ -169,7 +169,7 @@ def _run_study(
             finals.append(job)
     done, failed_finals = _run_all(finals, args.workers, args.threads)
     for name, error in (failed | failed_finals).items():
-        print(f"failed: {name}: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"failed: {name}: {cause(error)}", file=sys.stderr)
     if done:
         from crossalign.report import report, summary_table
 

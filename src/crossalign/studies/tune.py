@@ -23,7 +23,7 @@ from crossalign.config.effect import announce_unused
 from crossalign.core.errors import UserError, missing_extra
 from crossalign.core.files import remove, write_text
 from crossalign.core.progress import progress
-from crossalign.core.reading import read_yaml
+from crossalign.core.reading import read_word, read_yaml
 from crossalign.recipes.space import Config, Space, open_space
 from crossalign.runs.folder import differences, locked, read_into, saved_config, write_config
 from crossalign.runs.names import RunFolder, SearchFolder
@@ -204,7 +204,7 @@ def _token(folder: Path) -> str:
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, secrets.token_hex(8))
-    return file.read_text(encoding="utf-8")
+    return read_word(file)
 
 
 def _resolve(base: Config, recipe: str, home: Path, token: str, pool: WorkerPool) -> dict[str, Any]:

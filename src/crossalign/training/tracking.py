@@ -24,7 +24,7 @@ from crossalign.config import TrackingConfig
 from crossalign.core.errors import first_line
 from crossalign.core.files import write_text
 from crossalign.core.machine import command_line, git_state, is_main_process
-from crossalign.core.reading import without_login
+from crossalign.core.reading import read_word, without_login
 from crossalign.results.outcomes import VALIDATION
 from crossalign.runs.metrics import Row, keep_rows, now, plain, rows_after
 from crossalign.runs.names import RunFolder
@@ -272,7 +272,7 @@ def _open_run(
 
     id_file = RunFolder(folder).mlflow_run
     if id_file.exists():
-        run_id = id_file.read_text(encoding="utf-8").strip()
+        run_id = read_word(id_file)
         try:
             run = client.get_run(run_id)
             if run.info.lifecycle_stage == "active":  # it was not deleted

@@ -29,6 +29,7 @@ from crossalign.config import TeacherConfig
 from crossalign.core.errors import UserError, unknown
 from crossalign.core.files import content_key
 from crossalign.core.refs import UNTRAINED, Ref
+from crossalign.models.loading import building
 from crossalign.models.taps import Layer, choose_layers, watching
 from crossalign.models.vision.body import Request, VisionBody, pool_places
 from crossalign.models.vision.sources import OPENERS, open_local
@@ -79,7 +80,8 @@ class Teacher(nn.Module):
         self.eval()
         pixels = body.preprocess([Image.new("RGB", (64, 64))]).to("meta")
         state = {name: t.to("meta") for name, t in (*self.taps.named_parameters(), *self.taps.named_buffers())}
-        with torch.no_grad():  # a pass without values: it finds what a layer cannot give before any long work
+        # A pass without values: it finds what a layer cannot give, and pictures that do not fit, before any long work.
+        with torch.no_grad(), building(f"'{ref}'"):
             parts = functional_call(self.taps, state, (pixels,))
         self.widths: tuple[int, ...] = tuple(part.shape[-1] for part in parts)
         """Width of each layer: ``features.split(teacher.widths, dim=1)`` takes a concatenation apart."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from crossalign.core.errors import UserError, needed
 from crossalign.core.files import cache_dir
+from crossalign.core.reading import read_word
 from crossalign.runs.names import SearchFolder
 from crossalign.studies.workers import STOP_SECONDS, WorkerPool
 from crossalign.training.stops import Interrupted, stopped_by
@@ -82,7 +83,7 @@ def cluster_pool(address: str, most: int, home: Path) -> Iterator[WorkerPool]:
 def _tokens(home: Path) -> set[str]:
     """The tokens of the search in the folder ``home``, and of those of its methods below it."""
     token = SearchFolder.token.name
-    return {file.read_text(encoding="utf-8") for file in (*home.glob(token), *home.glob(f"*/{token}"))} - {""}
+    return {read_word(file) for file in (*home.glob(token), *home.glob(f"*/{token}"))} - {""}
 
 
 def halt(tokens: set[str]) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 from crossalign.core.errors import UserError
 from crossalign.core.files import cache_dir, is_full, write_text
 from crossalign.core.progress import silence
+from crossalign.core.reading import read_word
 from crossalign.recipes.space import Config
 from crossalign.runs.folder import InUse, locked
 from crossalign.runs.names import RunFolder, SearchFolder
@@ -175,8 +176,8 @@ def unpack(files: bytes, folder: Path) -> None:
 def _shares(work: Work) -> bool:
     """Whether this process sees the very folder of the search, not another host's of the same name."""
     try:
-        return SearchFolder(work.home).token.read_text(encoding="utf-8") == work.token
-    except OSError:
+        return read_word(SearchFolder(work.home).token) == work.token
+    except UserError:
         return False
 
 

@@ -31,7 +31,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks._yaml_loader import load_yaml
 from pyarrow import ArrowException
 
-from crossalign.core.errors import UserError, first_line
+from crossalign.core.errors import UserError, cause, first_line
 from crossalign.core.files import content_key
 from crossalign.core.progress import progress
 from crossalign.core.reading import user_path
@@ -170,7 +170,7 @@ def open_task(name: str, data: Path | None, few_shot: int = 0, limit: int | None
         if config.get("custom_dataset"):  # the rows are here, so it is the first prompt that failed
             raise _no_prompts(config["task"], error) from error
         raise UserError(
-            f"cannot open the data of {config['task']} ({type(error).__name__}: {first_line(error)}): check the network, or "
+            f"cannot open the data of {config['task']} ({cause(error)}): check the network, or "
             "name a folder of local data with --data-dir"
         ) from error
     if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
@@ -183,7 +183,7 @@ def open_task(name: str, data: Path | None, few_shot: int = 0, limit: int | None
 
 
 def _no_prompts(name: str, error: Exception) -> UserError:
-    reason = f"{type(error).__name__}: {first_line(error)}"
+    reason = cause(error)
     return UserError(f"the prompts of {name} cannot be made ({reason}): mend its task file or its data")
 
 
