@@ -30,6 +30,9 @@ COUNTS: Counter[str] = Counter()
 NOTES = re.compile(r"crossalign: (\d+ of \d+ images could not be read$|warning: )")
 """Lines for the user beside which the verb goes on."""
 
+FAILED = re.compile(r"^(?:failed: \S+|seed \d+ of the winner failed): (.*)$", re.MULTILINE)
+"""What a study says of one of its runs, while the others finish."""
+
 
 class Hang(BaseException):
     """A call took longer than ``SECONDS``."""
@@ -59,6 +62,8 @@ class Ending:
         """Why this is no good end; empty where it is one."""
         if self.code in ("hang", "traceback"):
             return str(self.code)
+        if self.code == 1 and (told := re.findall(FAILED, self.errors)):
+            return "".join(map(fault_of, told))
         if self.code != 2:
             return "" if self.code in (0, "began") else f"exit code {self.code}"
         if "For full helptext, see" in self.errors:  # the parser's own message, of what is no value of an option

@@ -32,6 +32,7 @@ def going_on(verb: str, folder: str) -> Reading:
 
 
 NEW = ("--output", "new")
+UNFINISHED = "unfinished/pretrain"
 FPT, MODEL, ADAPTER, WHOLE, CUT = "runs/fpt", "runs/pretrain/model", "runs/finetune", "searches/whole", "searches/cut"
 COMPARED = ("--resamples", "200", "--json", "new/numbers.json", "--markdown", "new/page.md")
 REPORTED = ("--html", "new/page.html", "--markdown", "new/page.md")
@@ -58,7 +59,11 @@ CALLS = {
     "finetune, unfinished": going_on("finetune", "unfinished/finetune"),
     "finetune of a model": Reading((*FINETUNE, "--model", MODEL), (MODEL, "tasks.jsonl", "cache")),
     "finetune of an adapter": Reading((*FINETUNE, "--model", ADAPTER), (f"{ADAPTER}/model", MODEL)),
+    "plan of a language model": Reading(
+        ("plan", "small-pretrain", "--config", f"{UNFINISHED}/config.yaml"), (f"{UNFINISHED}/config.yaml", "cache")
+    ),
     "plan": Reading(("plan", "--config", f"{FPT}/config.yaml"), (f"{FPT}/config.yaml", "llama")),
+    "cache": Reading(("cache",), ("cache",)),
     "compare": Reading(("compare", FPT, "runs/lora", *COMPARED), (FPT,)),
     "compare of language models": Reading(("compare", "runs/pretrain", ADAPTER, *COMPARED), ("runs/pretrain", ADAPTER)),
     "compare of a study": Reading(("compare", "study", *COMPARED), ("study",)),

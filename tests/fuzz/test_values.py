@@ -199,6 +199,44 @@ def test_a_finished_run_outlives_any_value_with_overwrite(work: Material, amount
     explore(check, strategy, amount)
 
 
+def as_yaml(name: str, values: tuple[str, ...]) -> str:
+    """A setting with its sections, as one writes it."""
+    parts = name.split(".")
+    sections = [f"{'  ' * depth}{part}:" for depth, part in enumerate(parts)]
+    return "\n".join(sections) + " " + (values[0] if len(values) == 1 else f"[{', '.join(values)}]") + "\n"
+
+
+@amounts(short=40, share=0.3)
+def test_any_value_in_a_file_or_after_set_begins_the_work_or_is_named(
+    work: Material, amount: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = work.work.parent / "given.yaml"
+
+    def check(example: tuple[str, int, list[str]]) -> None:
+        verb, place, drawn = example
+        fields = FIELDS.get(verb) if verb in TRAINED else FIELDS["adapt"]
+        name = fields[place % len(fields)]
+        values = tuple(drawn[: how_many(verb, name)])
+        if verb in TRAINED:
+            file.write_text(as_yaml(name, values))
+            arguments = (*BASE[verb], "--config", str(file))
+        else:
+            put = f"{name}={values[0] if len(values) == 1 else list(values)}"
+            at = BASE[verb].index("--output") if verb == "tune" else len(BASE[verb])  # where what follows --set ends
+            arguments = (*BASE[verb][:at], put, *BASE[verb][at:])
+        with stopping_where_work_begins(monkeypatch):
+            ending = call(*arguments)
+        COUNTS["values in files"] += 1
+        fault = ending.fault or (left(work) if ending.code == 2 else "")
+        if ending.code == 2 and not fault and not named(ending.errors, name, values):
+            fault = f"the setting is not named: {ending.errors}"
+        work.reset(keep=("cache",))
+        assert not fault, f"{' '.join(arguments)}, {name} {values}: {fault}\n{ending.errors[-3000:]}"
+
+    verbs, values = st.sampled_from([*TRAINED, "tune", "reproduce"]), st.sampled_from(WRITTEN)
+    explore(check, st.tuples(verbs, st.integers(0, 200), st.lists(values, min_size=2, max_size=2)), amount)
+
+
 @amounts(short=60, share=0.15)
 def test_any_object_in_a_configuration_begins_the_work_or_is_named(
     work: Material, amount: int, monkeypatch: pytest.MonkeyPatch
