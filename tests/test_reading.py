@@ -13,7 +13,16 @@ import pytest
 
 from crossalign.core import files
 from crossalign.core.errors import UserError
-from crossalign.core.reading import LARGEST_YAML, check_whole, open_regular, read_bytes, read_json, read_yaml, user_path
+from crossalign.core.reading import (
+    LARGEST_YAML,
+    check_whole,
+    open_regular,
+    read_bytes,
+    read_json,
+    read_word,
+    read_yaml,
+    user_path,
+)
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -84,6 +93,15 @@ def test_a_file_that_cannot_be_used_is_one_sentence_with_its_path(
 def test_utf8_is_read_with_and_without_a_byte_order_mark(mark: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(mark + '{"é": [1, {"b": null}]}'.encode())
     assert read_json(tmp_path / "file") == read_yaml(tmp_path / "file") == {"é": [1, {"b": None}]}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xe6a1", b"../../other", b"a/b", b"a b", b"a\nb", "a\u0661".encode()])
+def test_an_identifier_leads_nowhere_else(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "id"
+    file.write_bytes(b"0a_F\n")
+    assert read_word(file) == "0a_F"
+    file.write_bytes(content)
+    assert read_word(file) == ""
 
 
 def test_what_is_larger_than_is_asked_for_is_not_read(tmp_path: Path) -> None:

@@ -110,8 +110,9 @@ def test_copies_are_deleted_at_the_end_of_a_search(scheduler: Any, long: Work) -
     ours, other = cache_dir("search") / "token" / "trials", cache_dir("search") / "other"
     ours.mkdir(parents=True)
     other.mkdir()
-    (long.home / "method").mkdir()
-    SearchFolder(long.home / "method").token.write_text("")  # it must not name the whole folder
+    for name, token in {"method": "", "damaged": "../search/other"}.items():  # neither may name what is not a search's
+        (long.home / name).mkdir()
+        SearchFolder(long.home / name).token.write_text(token)
     with pytest.raises(RuntimeError), cluster_pool(scheduler.scheduler_address, 0, long.home):
         raise RuntimeError
     assert ours.is_dir()

@@ -215,6 +215,16 @@ def test_mlflow_holds_settings_metrics_results_and_origin(store: Path, monkeypat
     assert run.info.run_id == child and run.data.tags["mlflow.parentRunId"] == "abc123" and run.data.metrics == {"rung": 2.0}
 
 
+@pytest.mark.parametrize("content", [b"", b"\xe6\xff", b"../up"])
+def test_a_damaged_run_id_begins_a_new_run(store: Path, content: bytes) -> None:
+    folder = store / f"damaged-{content.hex()}"
+    folder.mkdir()
+    (folder / "mlflow_run.txt").write_bytes(content)
+    with RunLog(folder, TrackingConfig(), folder.name, {}) as log:
+        log.log(row(0))
+    assert history(store, folder.name, "train/train/loss") == [(0, 1.0)]
+
+
 def test_a_killed_run_goes_on_in_the_same_mlflow_run_with_every_row_once(store: Path) -> None:
     killed = RunLog(store / "killed", TrackingConfig(), "killed", {})
     for step in range(6):

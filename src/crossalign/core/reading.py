@@ -121,12 +121,14 @@ def read_bytes(path: Path, most: int = LARGEST, title: str = "") -> bytes:
 
 
 def read_word(path: Path) -> str:
-    """The identifier that is all that a small file holds; where it is damaged, another.
+    """The identifier that is all that a small file holds: ASCII letters, digits and "_", so that it can name a folder or a run
+    and lead nowhere else. Empty where the file holds anything else.
 
     Raises:
-        UserError: it cannot be read, or is larger.
+        UserError: it cannot be read, or is larger than an identifier.
     """
-    return read_bytes(path, most=1000).decode(errors="replace").strip()
+    text = read_bytes(path, most=1000).strip()
+    return text.decode("ascii") if re.fullmatch(rb"\w+", text) else ""
 
 
 def read_array(path: Path, mapped: bool = False) -> Any:

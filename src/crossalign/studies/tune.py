@@ -201,7 +201,7 @@ def _open(
 def _token(folder: Path) -> str:
     """What tells this search's folder from another host's of the same name."""
     file = SearchFolder(folder).token
-    if not file.is_file():
+    if not file.is_file() or not read_word(file):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, secrets.token_hex(8))
     return read_word(file)

@@ -271,8 +271,7 @@ def _open_run(
     from mlflow.exceptions import MlflowException
 
     id_file = RunFolder(folder).mlflow_run
-    if id_file.exists():
-        run_id = read_word(id_file)
+    if id_file.exists() and (run_id := read_word(id_file)):
         try:
             run = client.get_run(run_id)
             if run.info.lifecycle_stage == "active":  # it was not deleted
