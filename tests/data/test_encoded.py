@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -141,6 +142,21 @@ def test_a_damaged_cache_is_made_again(
     again = open_source(folder, cache="encoded")
     assert again.fingerprint == first.fingerprint and channel_statistics(again.train) == numbers
     assert np.array_equal(again.train.pixels, open_source(folder).train.pixels)
+
+
+@pytest.mark.parametrize(
+    "note",
+    [{"largest": None}, {"shape": None}, {"shape": "x"}, {"shape": [3, 9]}, {"shape": [3, 9, None]}, {"shape": [3, 1, 1]}],
+)
+def test_damaged_notes_are_made_again(
+    tmp_path: Path, write_folder: Callable[..., Path], cache: Path, note: dict[str, object]
+) -> None:
+    folder = write_folder(tmp_path / "zoo", THREE)
+    first = open_source(folder, cache="encoded")
+    (file,) = cache.glob("*[0-9a-f].json")
+    whole = file.read_text()
+    file.write_text(json.dumps(json.loads(whole) | note))
+    assert same(open_source(folder, cache="encoded"), first) and json.loads(file.read_text()) == json.loads(whole)
 
 
 def test_what_is_interrupted_is_not_mistaken_for_the_next(

@@ -101,7 +101,9 @@ def encode_listing(
             if hashes[row] and hash_or_0(data[ends[row] : ends[row + 1]].tobytes()) != int(hashes[row]):
                 _ends_file(source).unlink()  # so that the files are copied again
                 raise ValueError(row)
-        if not isinstance(noted.get("largest", -1), int) or shapes[:1] not in ([], [tuple(noted["shape"])]):
+        shape = noted["shape"]
+        whole = len(shape) == 3 and all(isinstance(side, int) and side > 0 for side in shape)
+        if not whole or (shapes and tuple(shape) != shapes[0]) or not isinstance(noted.get("largest", -1), int):
             raise ValueError(noted)
 
     def hash_or_0(file: bytes) -> int:
