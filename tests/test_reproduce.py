@@ -95,7 +95,10 @@ def test_a_run_that_fails_costs_itself_only(tiny: tuple[str, ...], tmp_path: Pat
     (tmp_path / "fpt" / "seed-0").mkdir(parents=True)
     (tmp_path / "fpt" / "seed-0" / "notes.txt").write_text("not a run")
     assert cli.main(study(tmp_path, tiny, "--rows", "fpt", "none", "--seeds", "1")) == 1
-    assert "failed: fpt/seed-0: " in capsys.readouterr().err
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+    assert (
+        line.startswith("failed: fpt/seed-0: ") and "is not empty and not a run folder" in line and "UserError" not in line
+    ), line
     assert (tmp_path / "none" / "seed-0" / "result.json").exists()
 
 

@@ -46,9 +46,8 @@ def building(owner: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # each architecture of each library raises its own
-        reason = cause(error)
         raise UserError(
-            f"the configuration of {owner} describes no model that can be built ({reason}): copy it again"
+            f"the configuration of {owner} describes no model that can be built ({cause(error)}): copy it again"
         ) from error
 
 

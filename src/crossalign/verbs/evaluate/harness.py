@@ -183,8 +183,7 @@ def open_task(name: str, data: Path | None, few_shot: int = 0, limit: int | None
 
 
 def _no_prompts(name: str, error: Exception) -> UserError:
-    reason = cause(error)
-    return UserError(f"the prompts of {name} cannot be made ({reason}): mend its task file or its data")
+    return UserError(f"the prompts of {name} cannot be made ({cause(error)}): mend its task file or its data")
 
 
 def _read_task(path: Path) -> dict[str, Any]:
