@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 
 from crossalign.config import AugmentConfig, validate
 from crossalign.core.errors import UserError
+from crossalign.data.images import batches
 from crossalign.data.images.batches import Draw, augment, draw
 from crossalign.models.classifier.model import ImageClassifier
 from crossalign.recipes import get_recipe
@@ -62,6 +64,27 @@ def test_equals_torchvision_bit_for_bit(height: int, width: int, config: Augment
     before = images.clone()
     assert torch.equal(augment(images, drawn, config), one_by_one(images, drawn, config))
     assert torch.equal(images, before)
+
+
+SPECIAL = [0.0, 90.0, -90.0, 180.0, 45.0, -45.0, 30.0, 60.0]
+
+
+@pytest.mark.parametrize("side", [*range(31, 66, 2), 96, 224, 255, 256])
+def test_a_sum_gives_the_places_of_torchvisions_product(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pictures(16, 1, side, side + 1, seed=side)
+    config = AugmentConfig(rotation_degrees=180)
+    drawn = dataclasses.replace(draw(16, config, generator(side)), angle=torch.rand(16, dtype=torch.float64) * 360 - 180)
+    drawn.angle[: len(SPECIAL)] = torch.tensor(SPECIAL)
+    expected = one_by_one(images, drawn, config)
+    assert torch.equal(augment(images, drawn, config), expected)
+    monkeypatch.setattr(batches, "_sum_is_product", lambda height, width: False)
+    assert torch.equal(augment(images, drawn, config), expected)
+
+
+def test_a_sum_that_rounds_otherwise_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_sum = batches._places_by_sum
+    monkeypatch.setattr(batches, "_places_by_sum", lambda *sizes: by_sum(*sizes).nextafter(torch.tensor(9.0)))
+    assert not batches._sum_is_product.__wrapped__(32, 32)
 
 
 def test_each_image_has_its_own_draw() -> None:

@@ -6,6 +6,7 @@ The order of changes is CMDA's: flip, crop out of a padded image, rotate. All th
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
@@ -64,11 +65,14 @@ def augment(images_u8: Tensor, drawn: Draw | None, config: AugmentConfig) -> Ten
         return images_u8
     # On a processor a few images at a time, so that what is computed of them stays in its cache.
     size = max(1, CHUNK_PIXELS // images_u8[0, 0].numel()) if images_u8.device.type == "cpu" else len(images_u8)
-    parts = (slice(start, start + size) for start in range(0, len(images_u8), size))
-    return torch.cat([_moved(images_u8[part], drawn.rows(part), config) for part in parts])
+    moved_u8 = torch.empty_like(images_u8, memory_format=torch.contiguous_format)
+    for start in range(0, len(images_u8), size):
+        part = slice(start, start + size)
+        _move(images_u8[part], drawn.rows(part), config, moved_u8[part])
+    return moved_u8
 
 
-def _moved(images_u8: Tensor, drawn: Draw, config: AugmentConfig) -> Tensor:
+def _move(images_u8: Tensor, drawn: Draw, config: AugmentConfig, moved_u8: Tensor) -> None:
     """The changes of :func:`augment` as one gather: where each pixel comes from is found once for all channels."""
     batch, channels, height, width = images_u8.shape
     device, border = images_u8.device, config.crop_padding + 1
@@ -77,28 +81,58 @@ def _moved(images_u8: Tensor, drawn: Draw, config: AugmentConfig) -> Tensor:
     rows = drawn.top.to(device, non_blocking=True).view(-1, 1) + torch.arange(1, height + 1, device=device)
     columns = drawn.left.to(device, non_blocking=True).view(-1, 1) + torch.arange(1, width + 1, device=device)
     columns = torch.where(drawn.flip.to(device, non_blocking=True).view(-1, 1), wide - 1 - columns, columns)
-    index = (rows * wide).unsqueeze(2) + columns.unsqueeze(1)
-    if config.rotation_degrees > 0:
-        places = _rotation_places(drawn.angle, height, width, device)
-        kind = torch.float32 if padded[0, 0].numel() < 1 << 24 else torch.float64  # whole numbers must stay exact
-        index = F.grid_sample(
-            index.unsqueeze(1).to(kind), places.to(kind), mode="nearest", padding_mode="zeros", align_corners=False
-        ).long()  # 0, a pixel of the border, outside the picture
-    return padded.flatten(2).gather(2, index.view(batch, 1, -1).expand(-1, channels, -1)).view_as(images_u8)
+    turned, kind = config.rotation_degrees > 0, torch.int64
+    if turned:  # the sampler takes fractions, in which whole numbers must stay exact
+        kind = torch.float32 if padded[0, 0].numel() < 1 << 24 else torch.float64
+    index = (rows * wide).to(kind).unsqueeze(2) + columns.to(kind).unsqueeze(1)
+    if turned:
+        places = _rotation_places(drawn.angle, height, width, device).to(kind)
+        index = F.grid_sample(index.unsqueeze(1), places, mode="nearest", padding_mode="zeros", align_corners=False)
+        index = index.long()  # 0, a pixel of the border, outside the picture
+    torch.gather(
+        padded.flatten(2), 2, index.view(batch, 1, -1).expand(-1, channels, -1), out=moved_u8.view(batch, channels, -1)
+    )
 
 
 def _rotation_places(angles: Tensor, height: int, width: int, device: torch.device) -> Tensor:
     """float32 (B, H, W, 2): where in the picture, on the sampler's scale of -1 to 1, each rotated pixel comes from.
 
-    The same arithmetic as torchvision's, so that the rounding at pixel borders is the same too.
+    The same arithmetic as torchvision's, so that the rounding at pixel borders is the same too: a product of matrices,
+    which a sum of a row and a column replaces where it gives the same bits, as it takes a tenth of the time.
     """
     turn = [math.radians(-angle) for angle in angles.tolist()]
-    theta = torch.tensor([[[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)], [0.0, 0.0]] for a in turn])
+    theta = torch.tensor([[[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]] for a in turn])
     theta = (theta / torch.tensor([0.5 * width, 0.5 * height])).to(device, non_blocking=True)
-    grid = torch.ones(height, width, 3, device=device)
-    grid[..., 0] = torch.linspace((1.0 - width) * 0.5, (width - 1.0) * 0.5, width, device=device)
-    grid[..., 1] = torch.linspace((1.0 - height) * 0.5, (height - 1.0) * 0.5, height, device=device).view(-1, 1)
-    return grid.view(1, -1, 3).expand(len(turn), -1, -1).bmm(theta).view(-1, height, width, 2)
+    if device.type == "cpu" and _sum_is_product(height, width):
+        return _places_by_sum(theta, height, width)
+    return _places_by_product(theta, height, width)
+
+
+def _places_by_product(theta: Tensor, height: int, width: int) -> Tensor:
+    columns, rows = _centred(width, theta.device), _centred(height, theta.device)
+    grid = torch.ones(height, width, 3, device=theta.device)
+    grid[..., 0], grid[..., 1] = columns, rows.view(-1, 1)
+    return grid.view(1, -1, 3).expand(len(theta), -1, -1).bmm(F.pad(theta, (0, 0, 0, 1))).view(-1, height, width, 2)
+
+
+def _places_by_sum(theta: Tensor, height: int, width: int) -> Tensor:
+    """Both coordinates one after the other in memory, as the sampler reads them fastest."""
+    by_column = theta[:, 0].view(-1, 2, 1, 1) * _centred(width, theta.device)
+    by_row = theta[:, 1].view(-1, 2, 1, 1) * _centred(height, theta.device).view(-1, 1)
+    return (by_column + by_row).permute(0, 2, 3, 1)
+
+
+def _centred(side: int, device: torch.device) -> Tensor:
+    return torch.linspace((1.0 - side) * 0.5, (side - 1.0) * 0.5, side, device=device)
+
+
+@functools.lru_cache
+def _sum_is_product(height: int, width: int) -> bool:
+    """Whether this machine's product of matrices rounds each product before it adds; some processors do both in one step."""
+    turned = torch.tensor([[[0.8, -0.6], [0.6, 0.8]], [[-0.28, 0.96], [-0.96, -0.28]]]) / torch.tensor(
+        [0.5 * width, 0.5 * height]
+    )
+    return torch.equal(_places_by_sum(turned, height, width), _places_by_product(turned, height, width))
 
 
 class ImageBatch(TypedDict):
