@@ -3,7 +3,7 @@
     python benchmarks/reading.py [--threads 2] [--seconds 10] [--batch 64] [--out FILE.md] [--quick]
 
 Photographs are drawn at random and written as JPEG files; those of 1,024 pixels are read at 224. All contestants flip, crop and
-rotate alike, on as many cores and threads, one after the other in one run:
+rotate alike, on as many cores and threads, and take turns in one run:
 
 decoded     ours, from the cache of pixels: rows of the map, changed together.
 encoded     ours, from the cache of files (``data.cache = encoded``): decoded by worker processes, large JPEGs at a lower
@@ -19,9 +19,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ from crossalign.verbs.adapt.job import build_model, training_stage
 AUGMENT = settings.AugmentConfig(flip=0.5, crop_padding=4, rotation_degrees=20.0)
 SIDES = {32: 2048, 224: 512, 1024: 192}
 """Side of the files → how many."""
-WARM_UP = 2  # steps
+WARM_UP = 2  # steps of training
+ROUNDS = 5
 
 
 def photographs(folder: Path, side: int, count: int) -> Path:
@@ -68,17 +70,20 @@ def opened(folder: Path, side: int, cache: Any) -> ImageSplits:
     return open_images(data)
 
 
+def rates(contestants: Sequence[Callable[[], Iterable[Any]]], seconds: float) -> list[float]:
+    """The median rate of each over rounds in which all take their turn, as a machine is not as fast at any time."""
+    for contestant in contestants:
+        rate(contestant, 0.1)  # processes start, files come into memory
+    rounds = [[rate(contestant, seconds / ROUNDS) for contestant in contestants] for _ in range(ROUNDS)]
+    return [statistics.median(turns) for turns in zip(*rounds, strict=True)]
+
+
 def rate(batches: Callable[[], Iterable[Any]], seconds: float) -> float:
-    """Images a second, over epochs until the time is over."""
-    count, steps, start = 0, -WARM_UP, 0.0
-    while True:
-        for images in batches():
-            steps += 1
-            count += len(images) if steps > 0 else 0
-            if steps == 0:
-                start = time.perf_counter()
-            elif steps > 0 and time.perf_counter() - start > seconds:
-                return count / (time.perf_counter() - start)
+    """Images a second, over whole epochs until the time is over: none begins or leaves work that another turn counts."""
+    count, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        count += sum(len(images) for images in batches())
+    return count / elapsed
 
 
 def ours(splits: ImageSplits, batch: int) -> Callable[[], Iterator[torch.Tensor]]:
@@ -180,11 +185,13 @@ def main() -> None:
             folder = photographs(Path(temporary) / str(side), side, count // 8 if options.quick else count)
             size, splits = min(side, 224), {cache: opened(folder, side, cache) for cache in ("decoded", "encoded")}
             memory = [Image.fromarray(np.moveaxis(pixels, 0, -1)) for pixels in splits["decoded"].train.pixels[:]]
-            cells = [rate(ours(splits[cache], options.batch), options.seconds) for cache in ("decoded", "encoded")]
-            cells.append(rate(theirs(Files(memory, size), options.batch, 0), options.seconds))
-            cells.append(
-                rate(theirs(Files(sorted(folder.rglob("*.jpg")), size), options.batch, options.threads), options.seconds)
-            )
+            contestants = [
+                ours(splits["decoded"], options.batch),
+                ours(splits["encoded"], options.batch),
+                theirs(Files(memory, size), options.batch, 0),
+                theirs(Files(sorted(folder.rglob("*.jpg")), size), options.batch, options.threads),
+            ]
+            cells = rates(contestants, options.seconds)
             lines.append(f"| {side} → {size} | {' | '.join(f'{cell:,.0f}' for cell in cells)} |")
             print(lines[-1], flush=True)
             if side >= 224:

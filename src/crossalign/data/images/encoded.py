@@ -4,10 +4,13 @@ import atexit
 import io
 import itertools
 import json
+import math
+import mmap
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -49,9 +52,7 @@ class EncodedImages:
         self._request = {"file": str(bytes_file(bytes_key)), "look": look, "shape": shape[1:]}
 
     def __getitem__(self, rows: Any, /) -> np.ndarray:
-        wanted = np.atleast_1d(rows)
-        pixels = np.empty((len(wanted), *self.shape[1:]), dtype=np.uint8)
-        _decoders().decode(self._request, wanted, pixels)
+        pixels = _decoders().decode(self._request, np.atleast_1d(rows))
         return pixels if np.ndim(rows) else pixels[0]
 
 
@@ -174,36 +175,73 @@ def _failed(why: str) -> UserError:
     return UserError(f"images in the cache cannot be decoded ({why}): run it again")
 
 
+def _memory_file() -> int:
+    """A file without a name that the processes that decode write pixels to; in memory where the system has that."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("pixels")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+class _Shared:
+    """The memory that lies behind a file which several processes map."""
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+        self._map: mmap.mmap | None = None
+
+    def make_room(self, size: int) -> None:
+        """Let the file hold so many bytes at least, before others are asked to write them."""
+        if size > os.fstat(self.file).st_size:
+            os.truncate(self.file, size)
+
+    def pixels(self, shape: tuple[int, ...]) -> np.ndarray:
+        """uint8 of ``shape``, from the start of the file."""
+        if self._map is None or len(self._map) < math.prod(shape):
+            self._map = mmap.mmap(self.file, 0)  # the whole of it; arrays over an earlier one keep that
+        return np.frombuffer(self._map, np.uint8, math.prod(shape)).reshape(shape)
+
+
 class _Decoders:
-    """Processes that decode images of the cache. Each reads a request as a line of JSON and answers with a line and the pixels;
-    it ends with the pipe, so that none outlives this process, however that ends."""
+    """Processes that decode images of the cache into memory that they share with this one. Each reads a request as a line of
+    JSON and answers with a line; it ends with the pipe, so that none outlives this process, however that ends."""
 
     def __init__(self) -> None:
         share = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # the processes of a run on this machine
-        code = f"import sys; sys.path[:] = {sys.path!r}; from crossalign.data.images.encoded import serve; serve()"
         self.process, self.lock = os.getpid(), threading.Lock()
+        self.shared = _Shared(_memory_file())
+        number = self.shared.file
+        code = f"import sys; sys.path[:] = {sys.path!r}; from crossalign.data.images.encoded import serve; serve({number})"
+        kept_blocks = {"PILLOW_BLOCKS_MAX": "8"}  # memory that an image has left is the next one's: two thirds of the time
         self.workers = [
             subprocess.Popen(  # a session of its own: Ctrl-C is for the run, which saves first
-                [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+                [sys.executable, "-c", code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+                pass_fds=[number],
+                env=kept_blocks | os.environ,
             )
             for _ in range(max(1, min(WORKERS, usable_threads() // share)))
         ]
 
-    def decode(self, request: dict[str, Any], rows: np.ndarray, pixels: np.ndarray) -> None:
-        """Put the images at ``rows`` into ``pixels``, uint8 (n, C, H, W)."""
+    def decode(self, request: dict[str, Any], rows: np.ndarray) -> np.ndarray:
+        """uint8 (n, C, H, W): the images at ``rows``."""
+        shape = (len(rows), *request["shape"])
         parts = [part for part in np.array_split(np.arange(len(rows)), len(self.workers)) if len(part)]
         with self.lock:
             try:
+                self.shared.make_room(math.prod(shape))
                 for worker, part in zip(self.workers, parts, strict=False):
                     assert worker.stdin is not None
-                    worker.stdin.write(json.dumps(request | {"rows": rows[part].tolist()}).encode() + b"\n")
+                    asked = {"rows": rows[part].tolist(), "first": int(part[0]), "batch": len(rows)}
+                    worker.stdin.write(json.dumps(request | asked).encode() + b"\n")
                     worker.stdin.flush()
-                for worker, part in zip(self.workers, parts, strict=False):
+                for worker, _ in zip(self.workers, parts, strict=False):
                     assert worker.stdout is not None
-                    answer = worker.stdout.readline().strip()
-                    view = pixels[part[0] : part[-1] + 1].data.cast("B")
-                    if answer != b"ok" or worker.stdout.readinto(view) != len(view):  # type: ignore[attr-defined]
+                    if (answer := worker.stdout.readline().strip()) != b"ok":
                         raise _failed(answer.decode() or ENDED)
+                return self.shared.pixels(shape).copy()
             except BrokenPipeError as error:  # which elsewhere says that nobody reads our output any more
                 self.close()
                 raise _failed(ENDED) from error
@@ -220,6 +258,8 @@ class _Decoders:
                 with suppress(OSError):  # what was not written yet
                     pipe.close()  # type: ignore[union-attr]
             worker.wait()
+        if workers:
+            os.close(self.shared.file)
 
 
 @lru_cache(maxsize=1)
@@ -247,8 +287,9 @@ def _opened(file: str, changed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.memmap(file, np.uint8, "r"), _offsets(Path(file))
 
 
-def serve() -> None:
-    """What a worker process does: answer requests until there are no more."""
+def serve(file: int) -> None:
+    """What a worker process does: answer requests until there are no more; pixels go to the ``file`` with that number."""
+    shared = _Shared(file)
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the run that asks saves first
@@ -258,13 +299,13 @@ def serve() -> None:
         try:
             request = parse_json(line, "a request", "ask again", dict)
             data, ends = _opened(request["file"], os.stat(request["file"]).st_mtime_ns)
-            depth, parts = Depth(request["look"][2]), []
-            for row in request["rows"]:
+            depth, batch = Depth(request["look"][2]), shared.pixels((request["batch"], *request["shape"]))
+            for place, row in enumerate(request["rows"], request["first"]):
                 pixels = _decoded(data[ends[row] : ends[row + 1]].tobytes() or None, request["look"], depth)
-                if list(pixels.shape) != request["shape"]:
+                if pixels.shape != batch[place].shape:
                     raise ValueError(f"image {row} has another size than it had")
-                parts.append(pixels.tobytes())
-            answers.write(b"ok\n" + b"".join(parts))
+                batch[place] = pixels
+            answers.write(b"ok\n")
         except Exception as error:
             answers.write(" ".join(f"{type(error).__name__}: {error}".split()).encode() + b"\n")
         answers.flush()

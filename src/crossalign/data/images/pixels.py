@@ -38,7 +38,8 @@ class Pixels:
     def __getitem__(self, index: Any) -> np.ndarray:
         first, *others = index if isinstance(index, tuple) else (index,)
         rows = self.rows[first]
-        return np.array(self.store[rows])[(*[slice(None)] * rows.ndim, *others)]
+        pixels = np.asarray(self.store[np.atleast_1d(rows)])  # a copy, as always of numbered rows
+        return (pixels if np.ndim(rows) else pixels[0])[(*[slice(None)] * np.ndim(rows), *others)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
